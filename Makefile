@@ -1,0 +1,51 @@
+# `make help` lists the targets. A fresh machine needs Python >= 3.11 with pip, make, and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+JOBS ?= 2
+ARGS ?=
+
+# Compiled programs are kept between runs.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+
+EXTRAS_demo := train,convert,eval
+EXTRAS_test := $(EXTRAS_demo),test
+EXTRAS_lint := dev
+
+PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint clean
+
+help: ## Lists the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1  /' | expand -t 18
+
+demo: $(VENV)/.installed-demo ## Aligns a small real model; the report is runs/demo/report/index.html.
+	$(VENV)/bin/python -m experiments.demo --config=configs/demo.py --workdir=runs/demo $(ARGS)
+
+test: $(VENV)/.installed-test ## Runs every test but those marked slow.
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.installed-test ## Runs every test.
+	$(PYTEST)
+
+lint: $(VENV)/.installed-lint ## Checks the code's style.
+	$(VENV)/bin/ruff check .
+
+clean: ## Removes what make, pip and Python made, except runs/.
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps keep a second call from installing again; changed metadata makes them stale.
+$(VENV)/.installed-%: setup.py pyproject.toml | $(VENV)/bin/python
+	@echo "Installing qempo_jax[$(EXTRAS_$*)] into $(VENV) (a minute or two) ..."
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS_$*)]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.11 or newer." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "qempo_jax needs Python 3.11 or newer, and $(PYTHON) is older:" \
+	    "name another, as in make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) could not make $(VENV): install its venv module (on Debian, python3-venv)." >&2; exit 1; }

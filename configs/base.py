@@ -1,0 +1,85 @@
+"""Every key of an experiment, once, with its default. Other configs start from this one and change values."""
+
+from ml_collections import ConfigDict
+from ml_collections import config_dict
+
+
+def get_config() -> ConfigDict:
+  """The defaults: QEMPO-KL on open-list tasks."""
+  config = ConfigDict()
+  config.seed = 0
+  config.steps = 40  # updates of the policy
+
+  config.model = ConfigDict()
+  config.model.source = "demo"  # "demo" (SmolLM2-135M-Instruct), a .gguf file, a model folder or a Hugging Face id
+
+  config.data = ConfigDict()
+  config.data.source = "open_list"  # "open_list", or "jsonl:PATH" with a "prompt" in every row
+  config.data.sets = ()  # open_list: names of the answer sets; () for all that may be trained on
+  config.data.wordings = ()  # open_list: positions of the training wordings; () for all
+  config.data.prompts_per_step = 4
+  config.data.max_prompt_length = 64  # tokens; longer prompts are dropped and counted
+
+  config.reward = ConfigDict()
+  config.reward.function = "qempo_jax.rewards.open_list.open_list_reward"  # dotted path, TRL's shape
+  config.reward.max = 1.0  # the largest reward there is, for the feasibility check; none if unknown
+
+  config.sampling = ConfigDict()
+  config.sampling.group_size = 32  # samples a prompt
+  config.sampling.max_response_length = 6  # tokens; part of the problem's statement, since entropy grows with length
+  config.sampling.temperature = 1.0  # of the sampler and of the scorer alike
+
+  config.replay = ConfigDict()
+  config.replay.size = 0  # good responses found earlier, added to each group by trajectory balance; 0 for none
+  config.replay.weight = 1.0  # of a replayed response beside a fresh one's 1
+  config.replay.min_reward = 1.0  # what is good enough to be replayed
+  config.replay.key = "prompt"  # the column whose value shares its finds, such as "set_name"
+
+  config.objective = ConfigDict()
+  config.objective.method = "qempo_kl"  # a label: names the run in reports
+  config.objective.entropy_weight = 1.0  # 1: maximise entropy (QEMPO, QEMPO-KL); 0: minimise KL (RLHF, GRPO)
+  config.objective.min_reward = config_dict.placeholder(float)  # quality floor R; none: lambda stays as it starts
+  config.objective.max_kl = config_dict.placeholder(float)  # KL budget K in nats; none: mu stays as it starts
+  config.objective.entropy_gradient = "score_function"  # or "rao_blackwell"
+  config.objective.baseline = "leave_one_out"  # or "group_mean", or "std_normalised" (GRPO's; moves the optimum)
+  config.objective.min_std = 1e-3  # floor of the spread that "std_normalised" divides by
+  config.objective.averaging = 0.9  # decay of the measured averages
+
+  config.duals = ConfigDict()
+  config.duals.parametrisation = "log"  # what is stored: "linear", "log" or "softplus"
+  config.duals.quality_multiplier = 10.0  # initial lambda, nats per unit of reward
+  config.duals.kl_multiplier = 1.0  # initial mu
+  config.duals.quality_proportional_gain = 0.0
+  config.duals.quality_integral_gain = 0.1
+  config.duals.kl_proportional_gain = 0.0
+  config.duals.kl_integral_gain = 0.0
+  config.duals.smoothing = 0.7  # decay of the proportional part's moving average
+  config.duals.delay = 0  # first updates that leave the multipliers alone
+  config.duals.cap = 1000.0  # largest multiplier
+
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 5e-6
+  config.optimizer.warmup_steps = 0
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.95
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.max_grad_norm = 1.0
+
+  config.compute = ConfigDict()
+  config.compute.chunk_size = 256  # tokens whose logits exist at once
+  config.compute.bucket = 64  # packed rows are rounded up to a multiple of it, so that few shapes are compiled
+  config.compute.mesh = (-1, 1, 1)  # devices along (data, fsdp, tensor); -1 takes what is left
+
+  config.alarms = ConfigDict()
+  config.alarms.max_entropy_per_token = 6.0  # nats; the run stops above it: entropy has exploded
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every = 0  # updates between checkpoints; 0 for only the last state; -1 for none
+  config.checkpoint.keep = 1
+
+  config.evaluation = ConfigDict()
+  config.evaluation.samples_per_prompt = 32
+  config.evaluation.prompts_per_batch = 8
+  config.evaluation.max_prompts = 24  # of each split
+  config.evaluation.seed = 10_000  # of the fresh samples; the same for every policy
+  return config

@@ -1,0 +1,20 @@
+"""The demo: a real 135M-parameter model aligned four ways on open-list tasks, compared at one quality floor.
+
+  make demo
+  python -m experiments.demo --config=configs/demo.py --workdir=runs/demo
+"""
+
+from ml_collections import ConfigDict
+
+from configs import online_grpo
+from configs import online_qempo
+from configs import online_qempo_kl
+
+
+def get_config() -> ConfigDict:
+  """One config a method; everything but the objective, its duals and its replay is shared."""
+  config = ConfigDict()
+  config.grpo = online_grpo.get_config()
+  config.qempo = online_qempo.get_config()
+  config.qempo_kl = online_qempo_kl.get_config()
+  return config

@@ -1,0 +1,151 @@
+"""The command line every program here shares: --config, --workdir, --dry_run and --config.KEY=VALUE."""
+
+import argparse
+import difflib
+import importlib.util
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from ml_collections.config_dict import ConfigDict
+
+from experiments import overrides
+from qempo_jax.errors import InputError
+
+Main = Callable[[ConfigDict, pathlib.Path, bool], None]
+
+_OVERRIDE = re.compile(r"--config\.(?P<key>[\w.]+)=(?P<value>.*)", re.DOTALL)
+
+
+def run(main: Main, *, description: str, example: str, argv: Sequence[str] | None = None) -> None:
+  """Parses the command line and calls `main(config, workdir, dry_run)`.
+
+  A mistake of the user's (`InputError`) ends in one line on stderr and exit code 2, an interrupt in exit code
+  130. Any other exception keeps its traceback.
+
+  Args:
+    main: The program. It gets a complete, locked config.
+    description: What the program does, for --help.
+    example: A whole command line to copy, for --help.
+    argv: The arguments, without the program's name; None means those of this process.
+  """
+  workdir = None
+  try:
+    arguments, extra = _parser(description, example).parse_known_args(argv)
+    workdir = arguments.workdir
+    config = load_config(arguments.config)
+    for argument in extra:
+      overrides.apply_override(config, *_split_override(argument))
+    overrides.require_complete(config)
+    config.lock()
+    main(config, workdir, arguments.dry_run)
+  except InputError as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    kept = f"; what it has written is in {workdir}" if workdir and workdir.exists() else ""
+    print(f"\nInterrupted{kept}.", file=sys.stderr)
+    sys.exit(130)
+
+
+def load_config(path: pathlib.Path) -> ConfigDict:
+  """Runs `get_config()` of a config file.
+
+  Args:
+    path: A Python file that defines `get_config() -> ConfigDict`.
+
+  Returns:
+    The config.
+
+  Raises:
+    InputError: The file is absent or broken, or misuses a key; names the line.
+  """
+  if not path.is_file():
+    siblings = [str(file) for file in sorted(path.parent.glob("*.py")) if file.stem != "__init__"]
+    close = difflib.get_close_matches(str(path), siblings, n=1)
+    hint = (
+      f"did you mean {close[0]}?" if close else "name a file, such as --config=configs/demo.py."
+    )
+    raise InputError(f"There is no config file {path}: {hint}")
+  spec = importlib.util.spec_from_file_location(f"config_file_{path.stem}", path)
+  if spec is None or spec.loader is None:
+    raise InputError(f"The config file {path} is not a Python file (.py).")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config()
+  except InputError:
+    raise
+  except (
+    Exception
+  ) as error:  # A config is a program of the user's: say where it fails, whatever it raises.
+    raise InputError(_config_failure(path, error)) from error
+  if not isinstance(config, ConfigDict):
+    raise InputError(
+      f"get_config() of {path} returns {type(config).__name__}: it must return a ConfigDict."
+    )
+  return config
+
+
+class _Parser(argparse.ArgumentParser):
+  """Raises InputError where argparse would print its usage and exit."""
+
+  def error(self, message: str) -> NoReturn:
+    raise InputError(f"{message}; --help shows an example.")
+
+
+def _parser(description: str, example: str) -> argparse.ArgumentParser:
+  parser = _Parser(
+    description=description,
+    epilog=f"example:\n  {example}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    usage="%(prog)s --config=FILE --workdir=DIR [--dry_run] [--config.KEY=VALUE ...]",
+    allow_abbrev=False,
+  )
+  for flag, metavar, text in (
+    ("--config", "FILE", "config file, in configs/"),
+    ("--workdir", "DIR", "where everything is written"),
+  ):
+    parser.add_argument(flag, type=_path, required=True, metavar=metavar, help=text)
+  parser.add_argument(
+    "--dry_run", action="store_true", help="check the inputs, then stop before the work"
+  )
+  parser.add_argument_group(
+    "overrides", "--config.KEY=VALUE sets one key; dots lead into groups: a.b=1"
+  )
+  return parser
+
+
+def _path(text: str) -> pathlib.Path:
+  return pathlib.Path(text).expanduser()
+
+
+def _split_override(argument: str) -> tuple[str, str]:
+  if match := _OVERRIDE.fullmatch(argument):
+    return match["key"], match["value"]
+  if argument.startswith("--config."):
+    raise InputError(f"{argument} has no value: write {argument.split('=')[0]}=VALUE.")
+  flags = ["--config", "--workdir", "--dry_run", "--help"]
+  close = overrides.nearest(argument.split("=")[0], flags)
+  hint = f"did you mean {close}?" if close else "--help lists the arguments."
+  raise InputError(f"Unknown argument {argument}: {hint}")
+
+
+def _config_failure(path: pathlib.Path, error: Exception) -> str:
+  """Says in one line where and why a config file failed."""
+  if isinstance(error, SyntaxError) and error.filename == str(path):
+    return f"{path}, line {error.lineno}: {error.msg}; correct the config file."
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+  reason = str(error.args[0]) if error.args else type(error).__name__
+  if missing := re.search(r'Key "(.+?)" does not exist', reason):
+    close = re.search(r'Did you mean "(.+?)" instead', reason)
+    reason = f"there is no config key {missing[1]!r}" + (
+      f", did you mean {close[1]}?" if close else ""
+    )
+  where = f"{path}, line {lines[-1]}" if lines else str(path)
+  reason = reason.splitlines()[0] if reason else ""
+  return f"{where}: {type(error).__name__}: {reason}; correct the config file."

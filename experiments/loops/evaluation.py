@@ -1,0 +1,90 @@
+"""Fresh samples of a policy on given rows, as evaluation rows."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from experiments import builders
+from experiments.loops import sampling
+from qempo_jax import packing
+from qempo_jax import scoring
+from qempo_jax.data.prompts import Row
+from qempo_jax.rewards import open_list
+
+
+class Evaluator:
+  """Samples policies on the same rows with the same random numbers, and scores them under the reference."""
+
+  def __init__(self, config, policy: builders.Policy, rows: Sequence[Row], reward: Callable):
+    """Prepares for these rows.
+
+    Args:
+      config: a run's config.
+      policy: the reference.
+      rows: the prompts with their columns.
+      reward: the reward function.
+    """
+    self._config, self._policy, self._reward = config, policy, reward
+    self._sample = sampling.GroupSampler(policy, config, rows)
+    self._score = jax.jit(scoring.score_groups, static_argnames=_STATIC)
+
+  def __call__(self, params, *, method: str, seed: int) -> list[dict]:
+    """One dict a sample: see `evaluation.summary` for the fields.
+
+    Args:
+      params: the policy.
+      method: its label.
+      seed: the training seed that made it.
+    """
+    config = self._config.evaluation
+    found = []
+    for start in range(0, len(self._sample.rows), config.prompts_per_batch):
+      rows = list(self._sample.rows[start : start + config.prompts_per_batch])
+      missing = config.prompts_per_batch - len(rows)
+      rng = jax.random.fold_in(jax.random.key(config.seed), start)
+      samples = self._sample(params, rows + rows[:1] * missing, rng, config.samples_per_prompt)
+      rewards = sampling.group_rewards(self._reward, samples)
+      ref_log_probs = self._reference(samples)
+      for index in range(len(rows)):
+        found += _rows_of(samples, index, rewards, ref_log_probs, {"method": method, "seed": seed})
+    return found
+
+  def _reference(self, samples) -> np.ndarray:
+    """Log-probability of every response under the reference: [P, G] nats."""
+    packed = packing.pack_groups(samples.prompts, samples.responses, bucket=self._config.compute.bucket)
+    stats = self._score(
+        self._policy.params,
+        self._policy.config,
+        packed,
+        group_size=len(samples.responses[0]),
+        max_length=self._config.sampling.max_response_length,
+        temperature=self._config.sampling.temperature,
+        chunk_size=self._config.compute.chunk_size,
+    )
+    return np.asarray(stats.log_prob.sum(-1))
+
+
+_STATIC = ("config", "group_size", "max_length", "chunk_size")
+
+
+def _rows_of(samples, index, rewards, ref_log_probs, labels):
+  row, rollout = samples.rows[index], samples.rollout
+  for sample, text in enumerate(samples.texts[index]):
+    at = (index, sample)
+    set_name = row.get("set_name", "")
+    yield labels | {
+        "split": row["split"],
+        "set_name": set_name,
+        "prompt": row["prompt"],
+        "sample": sample,
+        "completion": text,
+        "answer": open_list.parse_answer(text, set_name) if set_name else None,
+        "reward": float(rewards[at]),
+        "log_prob": float(rollout.log_probs[at].sum()),
+        "ref_log_prob": float(ref_log_probs[at]),
+        "entropy": float(rollout.entropies[at].sum()),
+        "num_tokens": int(rollout.mask[at].sum()),
+        "truncated": bool(rollout.truncated[at]),
+    }

@@ -1,0 +1,101 @@
+"""From rows to samples and rewards: the host's side of generation."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import builders
+from qempo_jax import packing
+from qempo_jax import sharding
+from qempo_jax.data import tokenization
+from qempo_jax.data.prompts import Row
+from qempo_jax.errors import InputError
+from qempo_jax.rewards import checked
+from qempo_jax.sampling import sampler
+from qempo_jax.types import PromptBatch
+from qempo_jax.types import Rollout
+
+
+class Samples(NamedTuple):
+  """A group of responses to each row.
+
+  Attributes:
+    rows: P rows.
+    prompts: P prompts as token ids.
+    responses: [P][G] token ids, the ending token included.
+    texts: [P][G] responses as text, without special tokens.
+    rollout: the same as arrays, on the host.
+  """
+
+  rows: Sequence[Row]
+  prompts: list[list[int]]
+  responses: list[list[np.ndarray]]
+  texts: list[list[str]]
+  rollout: Rollout
+
+
+class GroupSampler:
+  """Samples groups from a policy; prompts are padded to one length, so one shape is compiled."""
+
+  def __init__(self, policy: builders.Policy, config, rows: Sequence[Row]):
+    """Prepares to sample for these rows.
+
+    Args:
+      policy: the model and tokenizer.
+      config: the run's config.
+      rows: every row that may be asked for.
+    """
+    self._policy = policy
+    self._settings = config.sampling
+    limit = config.data.max_prompt_length
+    encoded = {row["prompt"]: tokenization.encode_chat(policy.tokenizer, row["prompt"]) for row in rows}
+    self._encoded = {prompt: ids for prompt, ids in encoded.items() if len(ids) <= limit}
+    self.rows = [row for row in rows if row["prompt"] in self._encoded]
+    self.dropped = len(rows) - len(self.rows)
+    if not self.rows:
+      raise InputError(
+          f"every prompt is longer than data.max_prompt_length={limit} tokens; raise it, or shorten the prompts"
+      )
+    self._width = packing.round_up(max(map(len, self._encoded.values())), 16)
+
+  def __call__(self, params, rows: Sequence[Row], rng, group_size: int) -> Samples:
+    """Samples a group for each row."""
+    prompts = [self._encoded[row["prompt"]] for row in rows]
+    batch = jax.device_put(self._pad(prompts), sharding.replicated(self._policy.mesh))
+    rollout = sampler.sample_groups(
+        params,
+        self._policy.config,
+        batch,
+        rng,
+        group_size=group_size,
+        max_length=self._settings.max_response_length,
+        temperature=self._settings.temperature,
+        stop_tokens=self._policy.stop_tokens,
+    )
+    rollout = jax.device_get(rollout)
+    responses = [
+        [tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)
+    ]
+    decode = lambda ids: self._policy.tokenizer.decode(ids, skip_special_tokens=True)
+    texts = [[decode(ids) for ids in group] for group in responses]
+    return Samples(rows, prompts, responses, texts, rollout)
+
+  def _pad(self, prompts) -> PromptBatch:
+    tokens = np.zeros((len(prompts), self._width), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for row, prompt in enumerate(prompts):
+      tokens[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
+    return PromptBatch(tokens, mask)
+
+
+def group_rewards(function, samples: Samples) -> np.ndarray:
+  """Scores every sample: [P, G]."""
+  group_size = len(samples.texts[0])
+  repeated = [row for row in samples.rows for _ in range(group_size)]
+  names = [name for name in samples.rows[0] if name != "prompt"]
+  columns = {name: [row.get(name) for row in repeated] for name in names}
+  completions = [text for group in samples.texts for text in group]
+  scores = checked.scores(function, [row["prompt"] for row in repeated], completions, columns)
+  return scores.reshape(len(samples.rows), group_size)

@@ -1,0 +1,29 @@
+"""Aligns language models while keeping their outputs diverse: entropy under a quality floor, in JAX.
+
+The mathematics is here (`family`, `exact`, `duals`, `losses`, `advantages`, `estimators`, `token_stats`,
+`testing`), light and composable; what needs heavier packages (models, data, evaluation) is imported by its
+own module name.
+"""
+
+from qempo_jax import advantages
+from qempo_jax import duals
+from qempo_jax import errors
+from qempo_jax import estimators
+from qempo_jax import exact
+from qempo_jax import family
+from qempo_jax import losses
+from qempo_jax import testing
+from qempo_jax import token_stats
+
+__version__ = "0.1.0"
+__all__ = [
+    "advantages",
+    "duals",
+    "errors",
+    "estimators",
+    "exact",
+    "family",
+    "losses",
+    "testing",
+    "token_stats",
+]

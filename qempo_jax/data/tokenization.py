@@ -1,0 +1,227 @@
+"""Tokenizers, and prompts as the token ids a chat model was trained to continue.
+
+A GGUF file carries its own vocabulary, merges, special tokens and chat template; `gguf_tokenizer` builds a fast
+tokenizer from these alone. Everything else goes through transformers. Heavy packages are imported on first use.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qempo_jax.errors import InputError
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+Message = Mapping[str, str]
+
+# Files of which a tokenizer folder holds at least one.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+# How chat models end a turn; a model's own `eos` often names the end of a document instead.
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+# Values of `tokenizer.ggml.token_type`.
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+  """Loads the tokenizer that belongs to a model.
+
+  Args:
+    path_or_id: A .gguf file, a local folder with tokenizer files, or a Hugging Face id.
+
+  Returns:
+    A transformers tokenizer.
+
+  Raises:
+    InputError: There is no tokenizer there, or it can't be read; names the place and the remedy.
+  """
+  name = os.fspath(path_or_id)
+  path = pathlib.Path(name).expanduser()
+  if path.suffix == ".gguf":
+    return gguf_tokenizer(path)
+  if path.is_file():
+    raise InputError(
+      f"{path} is a file, not a model: name its folder, a .gguf file or a Hugging Face id."
+    )
+  if path.is_dir():
+    if not any((path / file).is_file() for file in TOKENIZER_FILES):
+      raise InputError(
+        f"No tokenizer in the folder {path}: copy the model's tokenizer.json and tokenizer_config.json into it."
+      )
+    return _from_transformers(
+      str(path), f"Can't read the tokenizer in the folder {path}", "copy its files again"
+    )
+  if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    raise InputError(
+      f"No such model folder: {path}; check the path, or give a Hugging Face id such as org/name."
+    )
+  return _from_transformers(
+    name,
+    f"{name!r} is neither a local folder nor a Hugging Face model whose tokenizer can be loaded",
+    "check the spelling, the network and access rights, or give a local folder",
+  )
+
+
+def gguf_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
+  """Builds a byte-level BPE tokenizer from the `tokenizer.*` fields of a GGUF file.
+
+  Bytes the vocabulary lacks (they don't occur in valid text, or hardly ever) are dropped, as the model's own
+  tokenizer does.
+
+  Args:
+    path: A GGUF file.
+
+  Returns:
+    A fast tokenizer with the file's special tokens, chat template and context length; it pads on the left.
+
+  Raises:
+    InputError: The file is absent or damaged, or its tokenizer is of a kind not known here.
+  """
+  fields = _gguf_fields(pathlib.Path(path))
+  tokens = fields["tokenizer.ggml.tokens"]
+  special = {
+    role: tokens[fields[key]]
+    for role, key in (
+      ("bos_token", "tokenizer.ggml.bos_token_id"),
+      ("eos_token", "tokenizer.ggml.eos_token_id"),
+      ("unk_token", "tokenizer.ggml.unknown_token_id"),
+      ("pad_token", "tokenizer.ggml.padding_token_id"),
+    )
+    if key in fields
+  }
+  context = {key: value for key, value in fields.items() if key.endswith(".context_length")}
+  tokenizer = _transformers().PreTrainedTokenizerFast(
+    tokenizer_object=_byte_level_bpe(fields, special.get("bos_token")),
+    clean_up_tokenization_spaces=False,
+    padding_side="left",
+    **({"model_max_length": next(iter(context.values()))} if context else {}),
+    **special,
+  )
+  tokenizer.chat_template = fields.get("tokenizer.chat_template")
+  return tokenizer
+
+
+def encode_chat(
+  tokenizer: PreTrainedTokenizerBase, messages_or_prompt: Sequence[Message] | str
+) -> list[int]:
+  """Encodes a conversation up to and including the header of the assistant's next turn.
+
+  The chat template is applied once, and what it leaves out (such as a BOS) is not added again. A model without
+  a template gets a plain prompt as the tokenizer encodes it.
+
+  Args:
+    tokenizer: The model's tokenizer.
+    messages_or_prompt: Messages with "role" and "content", or one user message as a string.
+
+  Returns:
+    Token ids of the prompt.
+
+  Raises:
+    InputError: Messages were given and the tokenizer has no chat template, or the template refuses them.
+  """
+  is_prompt = isinstance(messages_or_prompt, str)
+  if not tokenizer.chat_template:
+    if is_prompt:
+      return list(tokenizer.encode(messages_or_prompt))
+    raise InputError(
+      "The tokenizer has no chat template: give plain prompts, or use an instruction-tuned model."
+    )
+  messages = (
+    [{"role": "user", "content": messages_or_prompt}] if is_prompt else list(messages_or_prompt)
+  )
+  import jinja2
+
+  try:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+  except jinja2.TemplateError as error:
+    raise InputError(
+      f"The chat template refuses the messages ({error}): check their roles and contents."
+    ) from error
+  return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+  """Returns the ids that end a response, ascending: the tokenizer's EOS and any end-of-turn token it knows."""
+  vocabulary = tokenizer.get_vocab()
+  ids = {vocabulary[token] for token in END_OF_TURN if token in vocabulary}
+  if tokenizer.eos_token_id is not None:
+    ids.add(tokenizer.eos_token_id)
+  return tuple(sorted(ids))
+
+
+def _transformers() -> Any:
+  """Imports transformers without its advice to install PyTorch, which nothing here needs."""
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  import transformers
+
+  return transformers
+
+
+def _from_transformers(name: str, problem: str, remedy: str) -> PreTrainedTokenizerBase:
+  try:
+    return _transformers().AutoTokenizer.from_pretrained(name)
+  except Exception as error:  # The tokenizers package raises bare Exception for a malformed file.
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    raise InputError(f"{problem} ({reason}): {remedy}.") from error
+
+
+def _gguf_fields(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the fields of a GGUF file that concern the tokenizer, and checks their kind."""
+  import gguf
+
+  if not path.is_file():
+    raise InputError(f"No such model file: {path}; check the path.")
+  try:
+    reader = gguf.GGUFReader(path)
+    wanted = {
+      k: f
+      for k, f in reader.fields.items()
+      if k.startswith("tokenizer.") or k.endswith(".context_length")
+    }
+    fields = {key: field.contents() for key, field in wanted.items()}
+  except Exception as error:  # A damaged file surfaces as whatever NumPy or the decoder trips over.
+    raise InputError(f"Can't read {path} as a GGUF file ({error}): download it again.") from error
+  if missing := {"tokenizer.ggml.tokens", "tokenizer.ggml.merges"} - fields.keys():
+    raise InputError(
+      f"No BPE tokenizer in {path} (no {min(missing)}): use a folder with a tokenizer.json instead."
+    )
+  kind = (fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre"))
+  if kind[0] != "gpt2" or kind[1] not in ("smollm", "gpt-2"):
+    raise InputError(
+      f"The tokenizer in {path} is of the kind {kind[0]}/{kind[1]}, and only gpt2/smollm and gpt2/gpt-2 are read "
+      "from GGUF files: use a folder with the model's tokenizer.json instead."
+    )
+  return fields
+
+
+def _byte_level_bpe(fields: Mapping[str, Any], bos_token: str | None) -> Any:
+  """Builds the `tokenizers` pipeline: split, map bytes to characters, merge, and the way back."""
+  from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+  tokens = fields["tokenizer.ggml.tokens"]
+  merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+  tokenizer = Tokenizer(
+    models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+  )
+  splits = [
+    pre_tokenizers.ByteLevel(add_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix")))
+  ]
+  if fields["tokenizer.ggml.pre"] == "smollm":
+    splits.insert(0, pre_tokenizers.Digits(individual_digits=True))
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+  tokenizer.decoder = decoders.ByteLevel()
+  for kind, is_special in ((_CONTROL, True), (_USER_DEFINED, False)):
+    types = fields.get("tokenizer.ggml.token_type", ())
+    added = [token for token, token_type in zip(tokens, types, strict=False) if token_type == kind]
+    tokenizer.add_tokens(
+      [AddedToken(token, special=is_special, normalized=False) for token in added]
+    )
+  if fields.get("tokenizer.ggml.add_bos_token") and bos_token is not None:
+    bos = (bos_token, tokenizer.token_to_id(bos_token))
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single=f"{bos[0]} $0", special_tokens=[bos]
+    )
+  return tokenizer

@@ -1,0 +1,210 @@
+"""Lagrange multipliers as learned parameters: constraints, the two halves of the Lagrangian, controllers.
+
+A constraint is feasible iff value <= bound. The multipliers live in the train state as a small pytree,
+`{name: {leaf: scalar}}`, whose leaf says what is stored: `multiplier`, `log_multiplier` or
+`softplus_multiplier`. They have an optimizer of their own, usually `pi_controller`:
+
+    terms = lagrangian_terms(dual_params, {"quality": at_least(mean_reward, 0.9), "kl": at_most(kl, 5.0)})
+    loss = (objective + terms.penalty) / step_divisor(dual_params, constraints) + terms.dual_loss
+
+The policy sees only `penalty`, the multipliers only `dual_loss`; `stop_gradient` keeps the two apart.
+Every controller here acts on the stored leaf and is driven by the violation itself (see `lagrangian_terms`).
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qempo_jax.dual_controllers import (
+  PIControllerState,
+  augmented_lagrangian,
+  pi_controller,
+  plain_ascent,
+  project_multipliers,
+)
+from qempo_jax.dual_parametrisation import DualParams, init_dual_params, items, multipliers
+from qempo_jax.errors import InputError
+
+__all__ = [
+  "AtLeast",
+  "Constraint",
+  "DualParams",
+  "LagrangianTerms",
+  "PIControllerState",
+  "at_least",
+  "at_most",
+  "augmented_lagrangian",
+  "dual_metrics",
+  "init_dual_params",
+  "lagrangian_terms",
+  "multipliers",
+  "pi_controller",
+  "plain_ascent",
+  "project_multipliers",
+  "resolve_floor",
+  "step_divisor",
+]
+
+
+class Constraint(NamedTuple):
+  """One measured constraint, feasible iff value <= bound; both scalars in the same unit."""
+
+  value: chex.Numeric
+  bound: chex.Numeric
+
+  @property
+  def violation(self) -> chex.Numeric:
+    """value - bound: positive where the constraint is violated."""
+    return self.value - self.bound
+
+
+class AtLeast(Constraint):
+  """A lower bound, stored with both signs turned; its type remembers that, for the metrics."""
+
+  __slots__ = ()
+
+
+def at_most(value: chex.Numeric, bound: chex.Numeric) -> Constraint:
+  """Returns the constraint value <= bound, such as a KL budget in nats."""
+  return Constraint(value, bound)
+
+
+def at_least(value: chex.Numeric, bound: chex.Numeric) -> Constraint:
+  """Returns the constraint value >= bound, such as a quality floor, as -value <= -bound."""
+  return AtLeast(-value, -bound)
+
+
+class LagrangianTerms(NamedTuple):
+  """The two halves of the Lagrangian: one trains the policy, the other the multipliers."""
+
+  penalty: jax.Array
+  dual_loss: jax.Array
+
+
+def lagrangian_terms(
+  dual_params: DualParams, constraints: Mapping[str, Constraint]
+) -> LagrangianTerms:
+  """Returns the penalty that trains the policy and the loss that trains the multipliers.
+
+      penalty   =  sum_i sg(m_i) (value_i - bound_i)
+      dual_loss = -sum_i m_i sg(value_i - bound_i)
+
+  The gradient of `dual_loss` with respect to a stored leaf is minus the violation under *every* parametrisation:
+  m_i enters through a straight-through estimate whose derivative in the leaf is 1. For a linear leaf that is the
+  plain gradient; for a log leaf it is mirror ascent (d log m = gain * violation), which does not stall near 0 as
+  the chain rule's extra factor m would.
+
+  Source: Lagrangian duality; the split as in "Responsive Safety in Reinforcement Learning by PID Lagrangian
+  Methods" (Stooke et al., arXiv 2007.03964).
+
+  Args:
+    dual_params: from `init_dual_params`. One without a constraint here gets exactly zero gradient.
+    constraints: measured constraints by name, scalars averaged over prompts and hosts.
+
+  Returns:
+    The two scalars, in units of the objective.
+
+  Raises:
+    InputError: a constraint without dual parameters.
+  """
+  values = _enforced(dual_params, constraints)
+  leaves = {name: stored for name, _, stored in items(dual_params)}
+  penalty = dual_loss = jnp.zeros(())
+  for name, constraint in constraints.items():
+    violation = jnp.asarray(constraint.violation)
+    chex.assert_rank(violation, 0)
+    multiplier = jax.lax.stop_gradient(values[name])
+    straight_through = multiplier + leaves[name] - jax.lax.stop_gradient(leaves[name])
+    penalty += multiplier * violation
+    dual_loss -= straight_through * jax.lax.stop_gradient(violation)
+  return LagrangianTerms(penalty, dual_loss)
+
+
+def _enforced(
+  dual_params: DualParams, constraints: Mapping[str, Constraint]
+) -> dict[str, jax.Array]:
+  missing = sorted(set(constraints) - set(dual_params))
+  if missing:
+    raise InputError(
+      f"no dual parameters for constraint {missing[0]!r}: they name {', '.join(sorted(dual_params))}"
+    )
+  return {name: value for name, value in multipliers(dual_params).items() if name in constraints}
+
+
+def step_divisor(dual_params: DualParams, constraints: Mapping[str, Constraint]) -> jax.Array:
+  """Returns 1 + the sum of the enforced multipliers, detached: divides the policy's loss to bound its step."""
+  return 1.0 + sum(
+    jax.lax.stop_gradient(value) for value in _enforced(dual_params, constraints).values()
+  )
+
+
+def dual_metrics(
+  dual_params: DualParams, constraints: Mapping[str, Constraint]
+) -> dict[str, jax.Array]:
+  """Returns `dual/<name>/{multiplier,value,bound,violation}` for the enforced constraints.
+
+  Value and bound carry the user's own sign (those of `at_least` are turned back); the violation is positive where
+  the constraint is violated, whichever its direction.
+  """
+  metrics = {}
+  for name, multiplier in _enforced(dual_params, constraints).items():
+    constraint = constraints[name]
+    sign = -1 if isinstance(constraint, AtLeast) else 1
+    metrics[f"dual/{name}/multiplier"] = multiplier
+    metrics[f"dual/{name}/value"] = sign * jnp.asarray(constraint.value)
+    metrics[f"dual/{name}/bound"] = sign * jnp.asarray(constraint.bound)
+    metrics[f"dual/{name}/violation"] = jnp.asarray(constraint.violation)
+  return metrics
+
+
+def resolve_floor(spec, ref_rewards: chex.Array, *, max_reward: float | None = None) -> float:
+  """Returns the quality floor that a specification means, in units of the reward; runs on the host.
+
+      0.9                          that very value
+      ("quantile", 0.8)            quantile of the reference policy's rewards
+      ("reference_minus", 0.05)    their mean, minus delta
+
+  Args:
+    spec: one of the above.
+    ref_rewards: rewards of the reference policy's samples, [samples] or [prompts, group].
+    max_reward: the largest reward there is, where it is known; otherwise the largest expected reward that choosing
+      the best sample of each prompt reaches.
+
+  Returns:
+    The floor, a Python float.
+
+  Raises:
+    InputError: an unknown specification, or a floor above what can be reached, with the numbers.
+  """
+  rewards = np.asarray(ref_rewards, np.float64)
+  if rewards.size == 0 or not np.isfinite(rewards).all():
+    raise InputError(
+      f"the reference's rewards must be finite and at least one; got {rewards.size} of them"
+    )
+  floor = _floor_value(spec, rewards)
+  best = float(rewards.max(axis=-1).mean()) if max_reward is None else float(max_reward)
+  if not floor <= best + 1e-9 * max(1.0, abs(best)):
+    raise InputError(
+      f"quality floor {floor:.6g} is out of reach: the reference's rewards have mean {rewards.mean():.6g} and the "
+      f"best of them reach {best:.6g}; choose a floor of at most {best:.6g}"
+    )
+  return floor
+
+
+def _floor_value(spec, rewards) -> float:
+  if isinstance(spec, (int, float)):
+    return float(spec)
+  if isinstance(spec, (tuple, list)) and len(spec) == 2:
+    kind, amount = spec
+    if kind == "quantile" and 0 <= amount <= 1:
+      return float(np.quantile(rewards, amount))
+    if kind == "reference_minus":
+      return float(rewards.mean() - amount)
+  raise InputError(
+    f'quality floor {spec!r} is not understood: give a number, ("quantile", q) with q in [0, 1], '
+    'or ("reference_minus", delta)'
+  )

@@ -1,0 +1,94 @@
+"""What looks wrong in a run, in words, each with advice: collapse, explosion, truncation, a floor not met."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from qempo_jax.evaluation.rows import METHOD_LABELS, SPLIT_LABELS
+
+TRUNCATION_LIMIT = 0.2
+FEW_PROMPTS = 15
+
+
+def evaluation_warnings(results: Mapping) -> list[dict]:
+  """Warnings about results under construction: a list of {kind, method, split, message, advice}."""
+  warnings, seen = [], set()
+  for method, entry in results["methods"].items():
+    for split, figures in entry["splits"].items():
+      where = SPLIT_LABELS.get(split, split)
+      base = results["methods"].get("base", {}).get("splits", {}).get(split)
+      for kind, message in _of_method(figures, base, method):
+        warnings.append(_warning(kind, method, split, f"{METHOD_LABELS.get(method, method)} on {where}: {message}"))
+      for kind, message in _of_samples(figures):
+        if (kind, split) not in seen:
+          seen.add((kind, split))
+          warnings.append(_warning(kind, None, split, f"{where[0].upper()}{where[1:]}: {message}"))
+  return warnings
+
+
+def training_warnings(metrics: Mapping[str, Sequence[Mapping]]) -> list[dict]:
+  """Warnings about training: truncation above the limit over the last tenth of the steps."""
+  warnings = []
+  for method, steps in metrics.items():
+    late = [row["truncation"] for row in steps[-max(1, len(steps) // 10) :] if row.get("truncation") is not None]
+    if late and sum(late) / len(late) > TRUNCATION_LIMIT:
+      message = f"{METHOD_LABELS.get(method, method)} in training: {sum(late) / len(late):.0%} of responses were cut."
+      warnings.append(_warning("truncation", method, None, message))
+  return warnings
+
+
+_ADVICE = {
+  "truncation": "Raise the response length, or make stopping part of the reward.",
+  "kl": "Sampler and scorer disagree: use one temperature, no top-p or top-k, and count the ending EOS in both.",
+  "floor": "Train longer, lower the floor, or approach it more slowly (smaller dual step).",
+  "undecided": "Sample more prompts; the certificate says about how many.",
+  "collapse": "Approach the floor from the diverse side: start with a larger entropy weight, or raise the KL budget.",
+  "explosion": "Entropy is being spent on unacceptable text: add a KL budget, raise the floor, or shorten responses.",
+  "few_prompts": "Use more prompts: samples of the same prompt cannot replace them.",
+  "unequal_samples": "Draw equally many samples of every prompt with every method.",
+  "no_answer": "These prompts count as 0 answers; look at their completions.",
+}
+
+
+def _warning(kind, method, split, message):
+  return {"kind": kind, "method": method, "split": split, "message": message, "advice": _ADVICE[kind]}
+
+
+def _of_samples(figures) -> Iterable[tuple[str, str]]:
+  """What concerns a split whatever the method."""
+  if figures["num_prompts"] < FEW_PROMPTS:
+    yield "few_prompts", f"only {figures['num_prompts']} prompts; intervals over so few are rough."
+  if figures["samples_left_out"]:
+    kept = figures["samples_per_prompt"]
+    yield "unequal_samples", f"only the first {kept} samples of each prompt were used, as many as every method has."
+
+
+def _of_method(figures, base, method) -> Iterable[tuple[str, str]]:
+  trained = method != "base"
+  floor = figures["certificates"][0]
+  if trained and floor["verdict"] == "NOT MET":
+    yield "floor", f"the reward floor {floor['bound']:.3g} is not met (estimate {floor['estimate']:.3f})."
+  if trained and floor["verdict"] == "UNDECIDED":
+    yield "undecided", f"the samples cannot tell whether the reward floor {floor['bound']:.3g} is met."
+  if figures["truncation"]["mean"] > TRUNCATION_LIMIT:
+    yield "truncation", f"{figures['truncation']['mean']:.0%} of responses were cut at the length limit."
+  if trained and base and _collapsed(figures, base):
+    effective, before = figures["effective_answers"]["mean"], base["effective_answers"]["mean"]
+    yield "collapse", f"{effective:.1f} effective answers are left of the base model's {before:.1f}."
+  if trained and base and _exploded(figures, base):
+    entropy, before = figures["entropy"]["mean"], base["entropy"]["mean"]
+    yield "explosion", f"entropy rose from {before:.1f} to {entropy:.1f} nats while the reward is below the floor."
+  if figures["kl"]["high"] < 0:
+    yield "kl", f"the estimated KL to the reference is negative ({figures['kl']['mean']:.3f} nats)."
+  if trained and figures["prompts_without_answer"] > 0:
+    yield "no_answer", f"{figures['prompts_without_answer']:.0%} of prompts have no acceptable answer."
+
+
+def _collapsed(figures, base):
+  effective = figures["effective_answers"]["mean"]
+  return effective < 2 and effective < 0.5 * base["effective_answers"]["mean"]
+
+
+def _exploded(figures, base):
+  return (
+    figures["entropy"]["mean"] > 2 * base["entropy"]["mean"]
+    and figures["reward"]["mean"] < figures["certificates"][0]["bound"]
+  )

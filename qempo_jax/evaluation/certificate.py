@@ -1,0 +1,154 @@
+"""A certificate says whether a measured constraint holds, and admits it when the samples cannot tell."""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from qempo_jax.evaluation import intervals
+
+Direction = Literal["at least", "at most"]
+Verdict = Literal["MET", "NOT MET", "UNDECIDED"]
+
+
+class Certificate(NamedTuple):
+  """The verdict on one constraint and what it rests on.
+
+  Attributes:
+    constraint: name, such as "reward" or "kl".
+    direction: "at least" for a floor, "at most" for a budget.
+    bound: the floor or budget, in the constraint's own units.
+    estimate: mean over prompts.
+    one_sided_bound: of the estimate, toward the bound: the lower one for a floor, the upper one for a budget.
+    opposite_bound: the other one-sided bound, which decides NOT MET.
+    level: confidence of each one-sided bound.
+    verdict: MET iff `one_sided_bound` is on the right side, NOT MET iff `opposite_bound` is on the wrong side.
+    num_prompts: clusters that the bounds rest on.
+    num_samples: over all prompts.
+    further_prompts: when UNDECIDED, about how many more prompts would decide it if the estimate stayed; None when
+      decided, or when the estimate is too close to the bound for a number to mean anything.
+    further_samples: the same in samples, at as many samples a prompt as now.
+  """
+
+  constraint: str
+  direction: Direction
+  bound: float
+  estimate: float
+  one_sided_bound: float
+  opposite_bound: float
+  level: float
+  verdict: Verdict
+  num_prompts: int
+  num_samples: int
+  further_prompts: int | None
+  further_samples: int | None
+
+
+def certify(
+  values: np.ndarray,
+  *,
+  constraint: str,
+  bound: float,
+  direction: Direction,
+  value_range: tuple[float, float] | None = None,
+  level: float = 0.95,
+  num_draws: int = 10_000,
+  seed: int = 0,
+) -> Certificate:
+  """Certifies mean(values) >= bound or <= bound with one-sided bounds from a bootstrap over prompts.
+
+  The claim is about prompts like these, not these prompts alone. When the range of the values is known, a MET
+  verdict at the bound itself is wrong in at most (1 - level) of cases (see `intervals.bounded_lower_bound`); with
+  percentile bounds (no range) in about so many. One look at one set of
+  samples is what the level covers: sampling on until the verdict is MET is not.
+
+  Args:
+    values: [prompts, samples] figures of every sample.
+    constraint: its name.
+    bound: the floor or budget.
+    direction: "at least" or "at most".
+    value_range: the least and greatest possible value, such as (0, 1) for a reward; None where there is none, as for
+      the KL divergence.
+    level: confidence of each one-sided bound.
+    num_draws: bootstrap draws.
+    seed: of the bootstrap.
+
+  Returns:
+    Certificate.
+  """
+  values = np.asarray(values, float)
+  if values.ndim != 2:
+    raise ValueError(f"A certificate needs values as [prompts, samples], got shape {values.shape}.")
+  if direction not in ("at least", "at most"):
+    raise ValueError(f"Direction is 'at least' or 'at most', not {direction!r}.")
+  settings = {"level": level, "num_draws": num_draws, "seed": seed}
+  if value_range is None:
+    low, high = intervals.lower_bound(values, **settings), intervals.upper_bound(values, **settings)
+  else:
+    low = intervals.bounded_lower_bound(values, lowest=value_range[0], **settings)
+    high = intervals.bounded_upper_bound(values, highest=value_range[1], **settings)
+  estimate = float(values.mean())
+  toward, opposite = (low, high) if direction == "at least" else (high, low)
+  sign = 1 if direction == "at least" else -1
+  if values.size == 1 and value_range is None:
+    verdict = "UNDECIDED"  # a single sample has no spread to resample
+  elif sign * (toward - bound) >= 0:
+    verdict = "MET"
+  elif sign * (opposite - bound) < 0:
+    verdict = "NOT MET"
+  else:
+    verdict = "UNDECIDED"
+  further = None
+  if verdict == "UNDECIDED":
+    further = _further_prompts(
+      len(values), sign * (estimate - bound), sign * (estimate - toward), sign * (opposite - estimate)
+    )
+  return Certificate(
+    constraint=constraint,
+    direction=direction,
+    bound=float(bound),
+    estimate=estimate,
+    one_sided_bound=toward,
+    opposite_bound=opposite,
+    level=level,
+    verdict=verdict,
+    num_prompts=len(values),
+    num_samples=values.size,
+    further_prompts=further,
+    further_samples=None if further is None else further * values.shape[1],
+  )
+
+
+_NAMES = {"reward": "Reward", "kl": "KL to the reference"}
+
+
+def in_words(certificate: Certificate, digits: int = 3) -> str:
+  """The certificate as one or two sentences."""
+  c = certificate
+  name = _NAMES.get(c.constraint, c.constraint)
+  toward, opposite = ("lower", "upper") if c.direction == "at least" else ("upper", "lower")
+  bounds = {
+    "MET": f"{toward} bound {c.one_sided_bound:.{digits}f}",
+    "NOT MET": f"{opposite} bound {c.opposite_bound:.{digits}f}",
+    "UNDECIDED": f"bounds {c.one_sided_bound:.{digits}f} and {c.opposite_bound:.{digits}f}",
+  }
+  text = (
+    f"{name} {c.direction} {c.bound:.{digits}g}: {c.verdict}. Estimate {c.estimate:.{digits}f}, one-sided "
+    f"{c.level:.0%} {bounds[c.verdict]}, from {c.num_samples} samples of {c.num_prompts} prompts."
+  )
+  if c.verdict == "UNDECIDED":
+    if c.further_prompts is None:
+      text += " The estimate is too close to the bound for more samples to be a promise."
+    else:
+      text += (
+        f" About {c.further_prompts} more prompts ({c.further_samples} samples) would decide it, if the estimate stays."
+      )
+  return text
+
+
+def _further_prompts(num_prompts, margin, width_toward, width_opposite):
+  """More prompts until the bound in the way reaches `bound`, its distance shrinking with 1/sqrt(prompts)."""
+  width = width_toward if margin > 0 else width_opposite
+  if abs(margin) <= width / 10:  # over 100 times the prompts
+    return None
+  return max(1, math.ceil(num_prompts * (width / margin) ** 2) - num_prompts)

@@ -1,0 +1,182 @@
+"""Cluster bootstrap over prompts: intervals and one-sided bounds for a mean over prompts.
+
+Samples of one prompt are not independent, so prompts are resampled, and then samples within each prompt drawn
+(Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8). Two forms of data:
+
+  [prompts, samples]  a figure of every sample, such as its reward: both stages are resampled;
+  [prompts]           a figure of every prompt, such as its effective number of answers: prompts only, because the
+                      samples already made that figure, and resampling them would bias a non-linear one.
+
+The two-stage form counts the variance within prompts twice, so its intervals err on the wide side; percentile
+intervals of the other form err on the narrow side with fewer than about 15 prompts. Both are approximate: where a few
+prompts fail entirely, a one-sided 95 % percentile bound was wrong in 13 % of simulated cases at 40 prompts and in 27 %
+at 8. The bounds of a figure with a known range (`bounded_lower_bound`, `bounded_upper_bound`) kept their level in all
+of those cases.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+_CHUNK = 4_000_000  # resampled values held at once
+
+
+class Interval(NamedTuple):
+  """An estimate with a two-sided interval; `low` and `high` are NaN where the data cannot give one."""
+
+  mean: float
+  low: float
+  high: float
+
+
+def bootstrap_means(values: np.ndarray, *, num_draws: int, seed: int) -> np.ndarray:
+  """Means over resampled prompts (and samples): what the percentile intervals are read from.
+
+  Args:
+    values: [prompts, samples] or [prompts], finite.
+    num_draws: how many resamples.
+    seed: of the resampling; equal seeds and numbers of prompts resample the same prompts.
+
+  Returns:
+    [num_draws] means.
+  """
+  values = _checked(values)
+  prompt_rng, sample_rng = _generators(seed)
+  chosen = prompt_rng.integers(len(values), size=(num_draws, len(values)))
+  return _resampled_means(values, chosen, sample_rng)
+
+
+def mean_interval(values: np.ndarray, *, level: float = 0.95, num_draws: int = 2000, seed: int = 0) -> Interval:
+  """The mean over prompts with its two-sided percentile interval.
+
+  Args:
+    values: [prompts, samples] or [prompts]; see the module's first lines.
+    level: of the interval.
+    num_draws: how many resamples.
+    seed: of the resampling.
+
+  Returns:
+    Interval; without bounds for a single value.
+  """
+  values = _checked(values)
+  if values.size == 1 or (values.ndim == 1 and len(values) == 1):
+    return Interval(float(values.mean()), np.nan, np.nan)
+  return _percentiles(values.mean(), bootstrap_means(values, num_draws=num_draws, seed=seed), level)
+
+
+def lower_bound(values: np.ndarray, *, level: float = 0.95, num_draws: int = 2000, seed: int = 0) -> float:
+  """One-sided lower confidence bound of the mean over prompts; arguments as in `mean_interval`."""
+  return float(np.quantile(bootstrap_means(values, num_draws=num_draws, seed=seed), 1 - level))
+
+
+def upper_bound(values: np.ndarray, *, level: float = 0.95, num_draws: int = 2000, seed: int = 0) -> float:
+  """One-sided upper confidence bound of the mean over prompts; arguments as in `mean_interval`."""
+  return float(np.quantile(bootstrap_means(values, num_draws=num_draws, seed=seed), level))
+
+
+def bounded_lower_bound(
+  values: np.ndarray, *, lowest: float, level: float = 0.95, num_draws: int = 10_000, seed: int = 0
+) -> float:
+  """One-sided lower bound of the mean over prompts of a figure that is never below `lowest`.
+
+  A Bayesian bootstrap over prompts and one more prompt at the worst value: the (1 - level) quantile of
+
+    sum_i w_i x_i + w_0 lowest,    w ~ Dirichlet(1, ..., 1).
+
+  Gaffke, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable",
+  2005; Learned-Miller & Thomas, "A New Confidence Interval for the Mean of a Bounded Random Variable",
+  https://arxiv.org/abs/1905.06208, who find no case where it fails at any number of prompts, though that it never does
+  is a conjecture. For values 0 and 1 it is the Clopper-Pearson bound; with n perfect prompts it is
+  (1 - level)^(1/n), so a reward floor of 0.85 needs at least 19 prompts.
+
+  Args:
+    values: [prompts, samples] or [prompts]; samples are averaged within their prompt.
+    lowest: the least possible value.
+    level: confidence.
+    num_draws: of the weights.
+    seed: of the weights.
+
+  Returns:
+    The bound.
+  """
+  values = _checked(values)
+  if values.min() < lowest:
+    raise ValueError(f"A value of {values.min()} is below the least possible value, {lowest}.")
+  means = np.append(values.reshape(len(values), -1).mean(axis=1), lowest)
+  weights = np.random.default_rng(seed).standard_exponential((num_draws, len(means)))
+  return float(np.quantile(weights @ means / weights.sum(axis=1), 1 - level))
+
+
+def bounded_upper_bound(
+  values: np.ndarray, *, highest: float, level: float = 0.95, num_draws: int = 10_000, seed: int = 0
+) -> float:
+  """One-sided upper bound of the mean over prompts of a figure never above `highest`; see `bounded_lower_bound`."""
+  return -bounded_lower_bound(-np.asarray(values), lowest=-highest, level=level, num_draws=num_draws, seed=seed)
+
+
+def paired_difference(
+  values: np.ndarray, baseline: np.ndarray, *, level: float = 0.95, num_draws: int = 2000, seed: int = 0
+) -> Interval:
+  """mean(values) - mean(baseline) over the same prompts, in the same order, with a percentile interval.
+
+  Each draw takes the same prompts on both sides, so what the prompts share cancels; samples are drawn apart.
+  """
+  draws, base_draws = _paired_draws(values, baseline, num_draws, seed)
+  return _percentiles(np.mean(values) - np.mean(baseline), draws - base_draws, level)
+
+
+def paired_ratio(
+  values: np.ndarray, baseline: np.ndarray, *, level: float = 0.95, num_draws: int = 2000, seed: int = 0
+) -> Interval:
+  """mean(values) / mean(baseline) over the same prompts, in the same order, with a percentile interval.
+
+  All three are NaN where the baseline's mean is 0, the upper end infinite where it can be.
+  """
+  draws, base_draws = _paired_draws(values, baseline, num_draws, seed)
+  if not np.mean(baseline):
+    return Interval(np.nan, np.nan, np.nan)
+  ratios = np.divide(draws, base_draws, out=np.full_like(draws, np.inf), where=base_draws != 0)
+  return _percentiles(np.mean(values) / np.mean(baseline), ratios, level, method="inverted_cdf")
+
+
+def _paired_draws(values, baseline, num_draws, seed):
+  values, baseline = _checked(values), _checked(baseline)
+  if len(values) != len(baseline):
+    raise ValueError(f"A paired comparison needs the same prompts on both sides: {len(values)} and {len(baseline)}.")
+  prompt_rng, sample_rng = _generators(seed)
+  chosen = prompt_rng.integers(len(values), size=(num_draws, len(values)))
+  return _resampled_means(values, chosen, sample_rng), _resampled_means(baseline, chosen, sample_rng)
+
+
+def _resampled_means(values, chosen, rng):
+  """Means of `values` over the chosen prompts [draws, prompts], samples drawn anew within each."""
+  if values.ndim == 1:
+    return values[chosen].mean(axis=1)
+  num_samples = values.shape[1]
+  flat = values.ravel()
+  means = np.empty(len(chosen))
+  step = max(1, _CHUNK // values.size)
+  for start in range(0, len(chosen), step):
+    block = chosen[start : start + step]
+    drawn = rng.integers(num_samples, size=(*block.shape, num_samples), dtype=np.int32)
+    drawn += (block * num_samples).astype(np.int32)[..., None]
+    means[start : start + step] = flat.take(drawn).mean(axis=(1, 2))
+  return means
+
+
+def _generators(seed):
+  return (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+
+
+def _percentiles(mean, draws, level, method="linear"):
+  low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method=method)
+  return Interval(float(mean), float(low), float(high))
+
+
+def _checked(values):
+  values = np.asarray(values, float)
+  if values.ndim not in (1, 2) or not values.size:
+    raise ValueError(f"Expected [prompts] or [prompts, samples] with at least one value, got shape {values.shape}.")
+  if not np.all(np.isfinite(values)):
+    raise ValueError("The bootstrap got a value that is not finite.")
+  return values

@@ -1,0 +1,236 @@
+"""The report's plots, as PNG bytes: colours safe for the colour-blind (Okabe & Ito), labels beside lines and points."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qempo_jax.evaluation.rows import METHOD_LABELS, SPLIT_LABELS, in_order
+
+COLOURS = {"base": "#595959", "grpo": "#D55E00", "qempo": "#0072B2", "qempo_kl": "#00795A"}
+_OTHER_COLOURS = ("#CC79A7", "#8A6D00", "#56B4E9")
+_MARKERS = {"base": "s", "grpo": "^", "qempo": "D", "qempo_kl": "o"}
+_WIDTH = 5.2  # inches: about the width of a phone's screen at the plots' font size
+_BARS = 8
+
+
+def training_plots(metrics: Mapping[str, Sequence[Mapping]], floor: float) -> dict[str, bytes]:
+  """Plots over training steps by file name; a figure that no method logged has no plot.
+
+  Args:
+    metrics: for every method its logged steps, each with `step` and whichever of the other keys it has.
+    floor: drawn where the steps do not log a floor of their own.
+
+  Returns:
+    PNG bytes by name.
+  """
+  panels = {
+    "reward": [("reward", "Reward")],
+    "multipliers": [("dual/quality/multiplier", "Quality multiplier"), ("dual/kl/multiplier", "KL multiplier")],
+    "training_entropy": [("entropy", "Sequence entropy (nats)")],
+  }
+  plots = {}
+  for name, keys in panels.items():
+    keys = [(key, label) for key, label in keys if any(_series(rows, key)[0].size for rows in metrics.values())]
+    if keys:
+      plots[name] = _over_steps(metrics, keys, floor)
+  return plots
+
+
+def quality_plot(results: Mapping, figure: str, label: str) -> bytes:
+  """Reward against `figure` for every policy, one panel a split, with intervals on both axes and the floor."""
+  splits = list(results["comparisons"])
+  canvas, axes = _figure(len(splits), 2.7)
+  for axis, split in zip(axes, splits, strict=True):
+    axis.axhline(results["floor"], color="#444444", linestyle="--", linewidth=1)
+    axis.annotate("floor", (0, results["floor"]), xycoords=("axes fraction", "data"), xytext=(4, -11),
+                  textcoords="offset points", fontsize=9, color="#444444")  # fmt: skip
+    points = {m: entry["splits"][split] for m, entry in results["methods"].items() if split in entry["splits"]}
+    for method, values in points.items():
+      x, y = values[figure], values["reward"]
+      axis.errorbar(x["mean"], y["mean"], xerr=_whiskers(x), yerr=_whiskers(y), color=_colour(method),
+                    marker=_MARKERS.get(method, "o"), markersize=6, linewidth=1.3, linestyle="none")  # fmt: skip
+    axis.margins(x=0.22, y=0.18)
+    places = {method: (values[figure]["mean"], values["reward"]["mean"]) for method, values in points.items()}
+    _label_points(axis, places)
+    axis.set_title(_sentence(SPLIT_LABELS.get(split, split)), loc="left")
+    axis.set_ylabel("Reward")
+  axes[-1].set_xlabel(label)
+  return _png(canvas)
+
+
+def answers_plot(answers: Mapping) -> bytes:
+  """Share of samples of the most frequent answers to one prompt, one panel a policy.
+
+  Args:
+    answers: one split's entry of the results' `answers`.
+
+  Returns:
+    PNG bytes.
+  """
+  methods = answers["methods"]
+  bars = {method: _bars(entry) for method, entry in methods.items()}
+  spans = [len(of_method) + 0.2 for of_method in bars.values()]
+  canvas, axes = _figure(len(methods), 0.35 + 0.21 * sum(spans) / len(spans), ratios=spans)
+  highest = max(share for of_method in bars.values() for _, share, _ in of_method)
+  for axis, (method, entry) in zip(axes, methods.items(), strict=True):
+    for position, (name, share, named) in enumerate(bars[method]):
+      axis.barh(position, share, color=_colour(method) if named else "#BBBBBB", height=0.75)
+      axis.text(share + 0.01 * highest, position, f"{share:.0%}", va="center", fontsize=9)
+      axis.text(-0.01 * highest, position, name, va="center", ha="right", fontsize=9, parse_math=False)
+    different = len(entry["counts"])
+    title = f"{METHOD_LABELS.get(method, method)}: {different} different answer{'' if different == 1 else 's'}"
+    axis.set_title(title, loc="left", color=_colour(method), parse_math=False)
+    axis.set_xlim(0, highest * 1.12)
+    axis.set_ylim(len(bars[method]) - 0.4, -0.6)  # one bar, one unit
+    axis.set_yticks([])
+    axis.set_xticks([])
+    axis.spines[["bottom", "left"]].set_visible(False)
+  return _png(canvas)
+
+
+def _bars(entry):
+  """(label, share, whether it is one acceptable answer) of the bars of one policy."""
+  total = entry["num_samples"]
+  shown, rest = entry["counts"][:_BARS], entry["counts"][_BARS:]
+  bars = [(_shorten(answer), count / total, True) for answer, count in shown]
+  if rest:
+    bars.append((f"{len(rest)} more", sum(count for _, count in rest) / total, False))
+  if entry["num_not_acceptable"] or not bars:
+    bars.append(("not acceptable", entry["num_not_acceptable"] / total, False))
+  return bars
+
+
+def _over_steps(metrics, keys, floor):
+  canvas, axes = _figure(len(keys), 2.8)
+  for axis, (key, label) in zip(axes, keys, strict=True):
+    ends = {}
+    for method in in_order(metrics, tuple(COLOURS)):
+      steps, values = _series(metrics[method], key)
+      if not steps.size:
+        continue
+      smooth = _moving_average(values, max(1, len(values) // 15))
+      if len(values) >= 30:
+        axis.plot(steps, values, color=_colour(method), linewidth=0.8, alpha=0.3)
+      axis.plot(steps, smooth, color=_colour(method), linewidth=2)
+      ends[method] = (steps[-1], smooth[-1])
+    if key == "reward":
+      _draw_floor(axis, metrics, floor)
+    axis.set_title(label, loc="left")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _label_ends(axis, ends)
+  axes[-1].set_xlabel("Step")
+  return _png(canvas)
+
+
+def _draw_floor(axis, metrics, floor):
+  steps, floors = max((_series(rows, "floor") for rows in metrics.values()), key=lambda series: series[0].size)
+  if steps.size:
+    axis.plot(steps, floors, color="#444444", linestyle="--", linewidth=1)
+    at = (steps[0], floors[0])
+  else:
+    axis.axhline(floor, color="#444444", linestyle="--", linewidth=1)
+    at = (axis.get_xlim()[0], floor)
+  axis.annotate("floor", at, xytext=(2, 3), textcoords="offset points", fontsize=9, color="#444444")
+
+
+def _series(rows, key):
+  """Steps and finite values of one key, both empty when it was not logged."""
+  found = [(row["step"], row[key]) for row in rows if row.get(key) is not None and np.isfinite(row[key])]
+  steps, values = zip(*found, strict=True) if found else ((), ())
+  return np.array(steps, float), np.array(values, float)
+
+
+def _moving_average(values, width):
+  """Mean over the last `width` values, fewer at the start."""
+  total = np.concatenate([[0.0], np.cumsum(values)])
+  end = np.arange(1, len(values) + 1)
+  start = np.maximum(end - width, 0)
+  return (total[end] - total[start]) / (end - start)
+
+
+def _label_ends(axis, ends):
+  """Names the lines to the right of their end, pushed apart vertically and kept within the panel's height."""
+  low, high = axis.get_ylim()
+  axis.set_ylim(low, high)
+  axis.set_xmargin(0.01)
+  gap = (high - low) * 0.1
+  order = sorted(ends, key=lambda method: ends[method][1])
+  heights = []
+  for method in order:
+    heights.append(max(ends[method][1], heights[-1] + gap if heights else -np.inf))
+  ceiling = high
+  for index in reversed(range(len(order))):
+    heights[index] = min(heights[index], ceiling)
+    ceiling = heights[index] - gap
+  for method, height in zip(order, heights, strict=True):
+    axis.annotate(METHOD_LABELS.get(method, method), (ends[method][0], height), xytext=(6, 0), va="center",
+                  textcoords="offset points", color=_colour(method), fontweight="bold", fontsize=10,
+                  annotation_clip=False)  # fmt: skip
+
+
+def _label_points(axis, places):
+  """Names each point at whichever of its four corners is freest of other points, labels and the panel's edge."""
+  (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+  points = {method: ((x - left) / (right - left), (y - low) / (high - low)) for method, (x, y) in places.items()}
+  taken = [(x - 0.02, y - 0.04, x + 0.02, y + 0.04) for x, y in points.values()]
+  for method, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
+    text = METHOD_LABELS.get(method, method)
+    width = 0.028 * len(text)
+    boxes = {}
+    for side in (1, -1):
+      for above in (1, -1):
+        x0, y0 = (x + 0.025 if side > 0 else x - 0.025 - width), (y + 0.03 if above > 0 else y - 0.13)
+        boxes[side, above] = (x0, y0, x0 + width, y0 + 0.1)
+    side, above = min(boxes, key=lambda corner: _crowding(boxes[corner], taken))
+    taken.append(boxes[side, above])
+    axis.annotate(text, places[method], xytext=(7 * side, 6 if above > 0 else -14), textcoords="offset points",
+                  ha="left" if side > 0 else "right", color=_colour(method), fontweight="bold",
+                  fontsize=10)  # fmt: skip
+
+
+def _crowding(box, taken):
+  """How many taken boxes this one meets, and how far it sticks out of the panel."""
+  x0, y0, x1, y1 = box
+  meets = sum(x0 < right and left < x1 and y0 < top and bottom < y1 for left, bottom, right, top in taken)
+  return meets + max(0.0, -x0, x1 - 1, -y0, y1 - 1) * 20
+
+
+def _whiskers(interval):
+  """Error-bar lengths, none where the interval has no ends."""
+  if interval["low"] is None:
+    return None
+  return [[max(0.0, interval["mean"] - interval["low"])], [max(0.0, interval["high"] - interval["mean"])]]
+
+
+def _figure(num_panels, panel_height, ratios=None):
+  canvas = FigureCanvasAgg(Figure(figsize=(_WIDTH, panel_height * num_panels + 0.3), dpi=170, layout="constrained"))
+  axes = canvas.figure.subplots(num_panels, 1, squeeze=False, height_ratios=ratios)[:, 0]
+  for axis in axes:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=10)
+    axis.title.set_fontsize(11)
+    axis.xaxis.label.set_fontsize(11)
+    axis.yaxis.label.set_fontsize(11)
+  return canvas, axes
+
+
+def _png(canvas):
+  buffer = io.BytesIO()
+  canvas.print_png(buffer, metadata={"Software": None})
+  return buffer.getvalue()
+
+
+def _colour(method):
+  return COLOURS.get(method) or _OTHER_COLOURS[sum(map(ord, method)) % len(_OTHER_COLOURS)]
+
+
+def _shorten(text, length=22):
+  return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _sentence(text):
+  return text[:1].upper() + text[1:]

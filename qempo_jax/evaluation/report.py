@@ -1,0 +1,118 @@
+"""Writes the report of a run: results.json, index.html and its plots as PNG files; and the table for the terminal."""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from qempo_jax.evaluation import alarms, page, plots
+from qempo_jax.evaluation.rows import METHOD_LABELS, SPLIT_LABELS
+
+
+def write_report(
+  directory: str | os.PathLike, results: Mapping, metrics: Mapping[str, Sequence[Mapping]], rows: Sequence[Mapping]
+) -> pathlib.Path:
+  """Writes results.json, index.html (self-contained) and the plots as PNG files into `directory`.
+
+  Each file is complete or absent: it is written under another name first and then renamed.
+
+  Args:
+    directory: the report's folder, made if absent.
+    results: what `summarise` returned.
+    metrics: for every method its logged steps: `step` and any of reward, floor, dual/quality/multiplier,
+      dual/kl/multiplier, entropy, truncation.
+    rows: the evaluation rows that the results came from.
+
+  Returns:
+    The path of index.html.
+  """
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  results = dict(results) | {"warnings": [*results["warnings"], *alarms.training_warnings(metrics)]}
+  drawn = _plots(results, metrics)
+  _write(directory / "results.json", json.dumps(results, indent=2, allow_nan=False, default=str).encode())
+  for name, (png, _) in drawn.items():
+    _write(directory / f"{name}.png", png)
+  _write(directory / "index.html", page.render(results, drawn, rows).encode())
+  return directory / "index.html"
+
+
+def terminal_table(results: Mapping) -> Table:
+  """The main figures of every policy and split with the floor's verdict; ± is half an interval's width."""
+  table = Table(
+    box=box.SIMPLE_HEAD,
+    title=f"Reward floor {results['floor']:.3g}",
+    title_justify="left",
+    collapse_padding=True,
+    pad_edge=False,
+  )
+  table.add_column("policy", no_wrap=True)
+  for label in ("reward", "answers", "nats", "KL", "tokens", "cut"):
+    table.add_column(label, justify="right", no_wrap=True)
+  table.add_column("floor", no_wrap=True)
+  for split in results["comparisons"]:
+    table.add_section()
+    table.add_row(f"[i]{SPLIT_LABELS.get(split, split)}[/i]")
+    for method, entry in results["methods"].items():
+      if split in entry["splits"]:
+        figures = entry["splits"][split]
+        table.add_row(
+          METHOD_LABELS.get(method, method),
+          f"{figures['reward']['mean']:.3f} {_plus_minus(figures['reward'], 2)}",
+          f"{figures['effective_answers']['mean']:.1f} {_plus_minus(figures['effective_answers'], 1)}",
+          f"{figures['entropy']['mean']:.2f}",
+          f"{figures['kl']['mean']:.2f}",
+          f"{figures['length']['mean']:.1f}",
+          f"{figures['truncation']['mean']:.0%}",
+          figures["certificates"][0]["verdict"],
+        )
+  return table
+
+
+def _plus_minus(interval, digits):
+  """Half the interval's width."""
+  return "" if interval["low"] is None else f"±{(interval['high'] - interval['low']) / 2:.{digits}f}"
+
+
+_TRAINING_CAPTIONS = {
+  "reward": "Reward over training steps, with the floor",
+  "multipliers": "Multipliers over training steps",
+  "training_entropy": "Entropy over training steps",
+}
+
+
+def _plots(results, metrics):
+  """PNG bytes and caption of every plot, in the page's order."""
+  drawn = {
+    "quality_answers": (
+      plots.quality_plot(results, "effective_answers", "Effective number of acceptable answers"),
+      "Quality against diversity: reward and effective number of acceptable answers",
+    ),
+    "quality_entropy": (
+      plots.quality_plot(results, "entropy", "Sequence entropy (nats)"),
+      "Quality against entropy",
+    ),
+  }
+  for name, png in plots.training_plots(metrics, results["floor"]).items():
+    drawn[name] = (png, _TRAINING_CAPTIONS[name])
+  for split, answers in results["answers"].items():
+    if answers:
+      caption = f"Answers to one prompt ({SPLIT_LABELS.get(split, split)}): “{answers['prompt']}”"
+      drawn[f"answers_{split}"] = (plots.answers_plot(answers), caption)
+  return drawn
+
+
+def _write(path, data):
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      file.write(data)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise

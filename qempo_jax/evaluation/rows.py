@@ -1,0 +1,107 @@
+"""Evaluation rows: one JSON object for every sampled completion, checked and arranged by prompt."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qempo_jax.errors import InputError
+
+METHODS = ("base", "grpo", "qempo", "qempo_kl")
+SPLITS = ("train", "heldout_wordings", "heldout_set")
+METHOD_LABELS = {"base": "Base", "grpo": "GRPO", "qempo": "QEMPO", "qempo_kl": "QEMPO-KL"}
+SPLIT_LABELS = {
+  "train": "training prompts",
+  "heldout_wordings": "held-out wordings",
+  "heldout_set": "held-out sets",
+}
+
+_NUMBERS = ("reward", "log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated")
+_FIELDS = ("method", "seed", "split", "set_name", "prompt", "sample", "completion", "answer", *_NUMBERS)
+
+
+class SplitSamples(NamedTuple):
+  """The samples of one method on one split; axis 0 of every array is `prompts`, the rest is per sample.
+
+  Attributes:
+    prompts: the distinct prompts, sorted, so that every method has them in the same order.
+    set_names: the answer set of each prompt.
+    seeds: training seeds, sorted.
+    figures: by field, [prompts, seeds, samples] numbers.
+    answers: [prompts][seeds][samples] canonical answers, None where not acceptable.
+    dropped: rows left out so that every prompt has equally many samples.
+  """
+
+  prompts: tuple[str, ...]
+  set_names: tuple[str, ...]
+  seeds: tuple[int, ...]
+  figures: dict[str, np.ndarray]
+  answers: list[list[list[str | None]]]
+  dropped: int
+
+
+def check_rows(rows: Sequence[Mapping]) -> None:
+  """Raises InputError, naming the row and field, when a row lacks a field or holds a number that is not finite."""
+  if not rows:
+    raise InputError("There are no evaluation rows to summarise: sample some completions first.")
+  for index, row in enumerate(rows):
+    missing = [field for field in _FIELDS if field not in row]
+    if missing:
+      raise InputError(f"Evaluation row {index} lacks {missing[0]!r}: every row needs {', '.join(_FIELDS)}.")
+    for field in _NUMBERS:
+      if not isinstance(row[field], (int, float, np.number, np.bool_)) or not math.isfinite(row[field]):
+        raise InputError(f"Evaluation row {index} has {field} = {row[field]!r}: it must be a finite number.")
+
+
+def arrange(rows: Iterable[Mapping], num_samples: Mapping[str, int]) -> dict[tuple[str, str], SplitSamples]:
+  """Groups rows by (method, split) into arrays with `num_samples[split]` samples a prompt and seed, the first ones.
+
+  Raises:
+    InputError: when a method lacks one of its prompts for one of its seeds.
+  """
+  groups = defaultdict(lambda: defaultdict(list))
+  for row in rows:
+    groups[row["method"], row["split"]][row["prompt"], row["seed"]].append(row)
+  return {key: _arrange_one(key, cells, num_samples[key[1]]) for key, cells in groups.items()}
+
+
+def samples_per_prompt(rows: Iterable[Mapping]) -> dict[str, int]:
+  """For each split the fewest samples that any method has of any prompt and seed: what all can be compared at."""
+  counts = defaultdict(int)
+  for row in rows:
+    counts[row["split"], row["method"], row["prompt"], row["seed"]] += 1
+  fewest = {}
+  for (split, *_), count in counts.items():
+    fewest[split] = min(count, fewest.get(split, count))
+  return fewest
+
+
+def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+  """Names in their usual order, unknown ones last."""
+  return sorted(set(names), key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def _arrange_one(key, cells, num_samples):
+  prompts = sorted({prompt for prompt, _ in cells})
+  seeds = sorted({seed for _, seed in cells})
+  for prompt in prompts:
+    for seed in seeds:
+      if (prompt, seed) not in cells:
+        raise InputError(
+          f"Method {key[0]!r}, split {key[1]!r}, seed {seed} has no sample of prompt {prompt!r}: sample it."
+        )
+  kept = {cell: sorted(rows, key=lambda row: row["sample"])[:num_samples] for cell, rows in cells.items()}
+  table = [[kept[prompt, seed] for seed in seeds] for prompt in prompts]
+  figures = {
+    field: np.array([[[float(row[field]) for row in cell] for cell in line] for line in table]) for field in _NUMBERS
+  }
+  return SplitSamples(
+    prompts=tuple(prompts),
+    set_names=tuple(line[0][0]["set_name"] for line in table),
+    seeds=tuple(seeds),
+    figures=figures,
+    answers=[[[row["answer"] for row in cell] for cell in line] for line in table],
+    dropped=sum(map(len, cells.values())) - sum(map(len, kept.values())),
+  )

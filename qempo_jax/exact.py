@@ -1,0 +1,260 @@
+"""Exact optima of the programs on an enumerable response set.
+
+    RLHF       min KL(pi || q)  s.t.  E[r] >= R                     pi ∝ q exp(lambda r)
+    QEMPO      max H(pi)        s.t.  E[r] >= R                     pi ∝ exp(lambda r)
+    QEMPO-KL   max H(pi)        s.t.  E[r] >= R, KL(pi || q) <= K   pi ∝ q^(mu/(1+mu)) exp(lambda r/(1+mu))
+
+Every function takes one prompt, [Y], or a batch of prompts, [P, Y]. A batch has either one global pair of
+multipliers, the constraints holding for the means over prompts (`per_prompt=False`), or one pair a prompt
+(`per_prompt=True`): two different problems. A response whose reference log-prob is -inf is outside the response set
+(padding, for example).
+
+The programs are those of "Quality-constrained Entropy Maximization Policy Optimization for LLM Diversity" (Pan et
+al., arXiv 2602.15894); the closed forms are a reconstruction from them, and `dual_newton` says how they are solved.
+Everything is safe under jit, vmap and grad. The checks that raise need concrete values: where inputs are traced they
+are left out, and the limits that `dual_newton.qempo_kl_dual` describes are returned.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from qempo_jax import dual_newton, family, feasible
+from qempo_jax.alignment import AlignmentDecomposition, alignment_decomposition
+from qempo_jax.dual_newton import qempo_kl_dual
+from qempo_jax.errors import InputError
+from qempo_jax.family import Multipliers
+from qempo_jax.feasible import FeasibleRange, InfeasibleError, feasible_range
+
+__all__ = [
+  "AlignmentDecomposition",
+  "ExactSolution",
+  "FeasibleRange",
+  "InfeasibleError",
+  "alignment_decomposition",
+  "feasible_range",
+  "qempo_kl_dual",
+  "solve_qempo",
+  "solve_qempo_kl",
+  "solve_rlhf",
+  "solve_spl",
+]
+
+
+class ExactSolution(NamedTuple):
+  """An optimum and what it reaches.
+
+  Attributes:
+    log_probs: [Y] or [P, Y], nats; -inf outside the response set.
+    quality_multiplier: lambda, nats per unit of reward; scalar, or [P] with one pair a prompt. 0 where the floor is
+      slack, inf where it is the highest reward.
+    kl_multiplier: mu, likewise; 0 where the budget is slack or the program has none, inf where it is the smallest.
+    entropy: H(pi), nats; scalar for one prompt, [P] for a batch (also under global constraints).
+    expected_reward: E[r], likewise.
+    kl: KL(pi || q), nats, likewise.
+  """
+
+  log_probs: jax.Array
+  quality_multiplier: jax.Array
+  kl_multiplier: jax.Array
+  entropy: jax.Array
+  expected_reward: jax.Array
+  kl: jax.Array
+
+
+def solve_rlhf(
+  rewards: chex.Array,
+  ref_log_probs: chex.Array,
+  *,
+  min_reward: chex.Numeric,
+  per_prompt: bool = False,
+) -> ExactSolution:
+  """Returns the policy closest to the reference that meets a quality floor.
+
+      min KL(pi || q)  s.t.  E[r] >= R          pi ∝ q exp(lambda r),  lambda = 1 / beta
+
+  Source: the RLHF program, as in "Direct Preference Optimization" (Rafailov et al., arXiv 2305.18290).
+
+  Args:
+    rewards: [Y] or [P, Y] rewards.
+    ref_log_probs: normalised log-probs of the reference, nats, same shape.
+    min_reward: floor R; scalar, or [P] with `per_prompt`. At R = max r the limit: q on the best responses.
+    per_prompt: one multiplier a prompt, rather than one for all.
+
+  Returns:
+    The solution; its kl_multiplier is 0, since KL is the objective and not a constraint.
+
+  Raises:
+    InfeasibleError: min_reward above the highest reward.
+    InputError: values that are not finite, or a reference that is not normalised.
+  """
+  rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
+  feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
+  return _solve(
+    rewards, ref_log_probs, min_reward, jnp.inf, optimum=_at_tau(0.0), per_prompt=per_prompt
+  )
+
+
+def solve_qempo(
+  rewards: chex.Array,
+  *,
+  min_reward: chex.Numeric,
+  ref_log_probs: chex.Array | None = None,
+  per_prompt: bool = False,
+) -> ExactSolution:
+  """Returns the policy of largest entropy that meets a quality floor.
+
+      max H(pi)  s.t.  E[r] >= R                pi ∝ exp(lambda r)
+
+  Source: Pan et al. (arXiv 2602.15894), the program; the closed form is a reconstruction.
+
+  Args:
+    rewards: [Y] or [P, Y] rewards.
+    min_reward: floor R; scalar, or [P] with `per_prompt`. At R = max r the limit: uniform on the best responses.
+    ref_log_probs: the reference, for the reported KL and for the response set (where it is above -inf); None for
+      the uniform policy.
+    per_prompt: one multiplier a prompt, rather than one for all.
+
+  Returns:
+    The solution; its kl_multiplier is 0.
+
+  Raises:
+    InfeasibleError: min_reward above the highest reward.
+    InputError: values that are not finite, or a reference that is not normalised.
+  """
+  if ref_log_probs is None:
+    ref_log_probs = jax.nn.log_softmax(
+      jnp.zeros(jnp.shape(rewards), jnp.result_type(rewards, jnp.float32)), axis=-1
+    )
+  rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
+  feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
+  return _solve(
+    rewards, ref_log_probs, min_reward, jnp.inf, optimum=_at_tau(1.0), per_prompt=per_prompt
+  )
+
+
+def solve_qempo_kl(
+  rewards: chex.Array,
+  ref_log_probs: chex.Array,
+  *,
+  min_reward: chex.Numeric,
+  max_kl: chex.Numeric | None = None,
+  kl_position: chex.Numeric | None = None,
+  per_prompt: bool = False,
+) -> ExactSolution:
+  """Returns the policy of largest entropy that meets a quality floor within a KL budget.
+
+      max H(pi)  s.t.  E[r] >= R, KL(pi || q) <= K          pi ∝ q^(mu/(1+mu)) exp(lambda r/(1+mu))
+
+  The budget matters strictly between K*(R), the smallest feasible one, and the QEMPO optimum's KL. At K*(R), to
+  rounding, the solution is RLHF's with infinite multipliers, which grow like (K - K*)^(-1/2) on the way there.
+
+  Source: Pan et al. (arXiv 2602.15894), the program; closed form and dual are a reconstruction.
+
+  Args:
+    rewards: [Y] or [P, Y] rewards.
+    ref_log_probs: normalised log-probs of the reference, nats, same shape.
+    min_reward: floor R; scalar, or [P] with `per_prompt`.
+    max_kl: budget K, nats, likewise; or else
+    kl_position: the budget's position in [0, 1] between K*(R) and the QEMPO optimum's KL.
+    per_prompt: one pair of multipliers a prompt, rather than one for all.
+
+  Returns:
+    The solution.
+
+  Raises:
+    InfeasibleError: min_reward above the highest reward, or max_kl below K*(R).
+    InputError: not exactly one of max_kl and kl_position, values that are not finite, or a reference that is not
+      normalised.
+  """
+  if (max_kl is None) == (kl_position is None):
+    raise InputError("give either max_kl, in nats, or kl_position, between 0 (RLHF) and 1 (QEMPO)")
+  rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
+  feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
+  if max_kl is None:
+    feasible.check_position(kl_position)
+    ends = feasible_range(rewards, ref_log_probs, min_reward=min_reward, per_prompt=per_prompt)
+    max_kl = ends.kl_budget_at(kl_position)
+  feasible.check_budget(rewards, ref_log_probs, min_reward, max_kl, per_prompt=per_prompt)
+  return _solve(rewards, ref_log_probs, min_reward, max_kl, optimum=_at_kl, per_prompt=per_prompt)
+
+
+def solve_spl(
+  rewards: chex.Array, ref_log_probs: chex.Array, *, alpha: chex.Numeric, beta: chex.Numeric
+) -> ExactSolution:
+  """Returns the optimum for weights fixed by hand, soft preference learning.
+
+      max E[r] + alpha H(pi) + beta E_pi[log q]          pi ∝ q^(beta/alpha) exp(r/alpha)
+
+  Source: "Diverse Preference Learning for Capabilities and Alignment" (Slocum et al., arXiv 2511.08594).
+
+  Args:
+    rewards: [Y] or [P, Y] rewards.
+    ref_log_probs: normalised log-probs of the reference, nats, same shape.
+    alpha: entropy weight > 0, scalar, in units of reward per nat.
+    beta: reference weight, scalar, likewise.
+
+  Returns:
+    The solution; its multipliers are those of `family.multipliers_from_weights`.
+
+  Raises:
+    InputError: values that are not finite, or a reference that is not normalised.
+  """
+  rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
+  log_probs = family.target_log_probs(rewards, ref_log_probs, alpha=alpha, beta=beta)
+  return _solution(log_probs, family.multipliers_from_weights(alpha, beta), rewards, ref_log_probs)
+
+
+@functools.cache
+def _at_tau(tau: float):
+  """Returns the solver of the program at one end of the path: RLHF at tau = 0, QEMPO at tau = 1."""
+
+  def optimum(rewards, ref_log_probs, min_reward, max_kl):
+    del max_kl
+    point = dual_newton.point_at_tau(rewards, ref_log_probs, min_reward, tau)
+    return point, Multipliers(quality=point.tilt, kl=jnp.zeros_like(point.tilt))
+
+  return optimum
+
+
+def _at_kl(rewards, ref_log_probs, min_reward, max_kl):
+  """Solves QEMPO-KL."""
+  point = dual_newton.point_at_kl(rewards, ref_log_probs, min_reward, max_kl)
+  return point, dual_newton.multipliers_at(point)
+
+
+def _solve(rewards, ref_log_probs, min_reward, max_kl, *, optimum, per_prompt) -> ExactSolution:
+  bounds = (jnp.asarray(bound, rewards.dtype) for bound in (min_reward, max_kl))
+  return _solve_jitted(rewards, ref_log_probs, *bounds, optimum=optimum, per_prompt=per_prompt)
+
+
+@functools.partial(jax.jit, static_argnames=("optimum", "per_prompt"))
+def _solve_jitted(
+  rewards, ref_log_probs, min_reward, max_kl, *, optimum, per_prompt
+) -> ExactSolution:
+
+  def one(rewards, ref_log_probs, min_reward, max_kl):
+    point, multipliers = optimum(rewards, ref_log_probs, min_reward, max_kl)
+    at_top = min_reward >= dual_newton.reward_interval(rewards, ref_log_probs)[1]
+    quality = jnp.where(at_top & (point.tilt > 0), jnp.inf, multipliers.quality)
+    log_probs = dual_newton.path_log_probs(rewards, ref_log_probs, point)
+    return log_probs, multipliers._replace(quality=quality)
+
+  log_probs, multipliers = feasible.for_each_problem(
+    one, rewards, ref_log_probs, min_reward, max_kl, per_prompt=per_prompt
+  )
+  return _solution(log_probs.reshape(rewards.shape), multipliers, rewards, ref_log_probs)
+
+
+def _solution(log_probs, multipliers: Multipliers, rewards, ref_log_probs) -> ExactSolution:
+  return ExactSolution(
+    log_probs=log_probs,
+    quality_multiplier=multipliers.quality,
+    kl_multiplier=multipliers.kl,
+    entropy=dual_newton.entropy(log_probs),
+    expected_reward=dual_newton.expectation(log_probs, rewards),
+    kl=dual_newton.kl_divergence(log_probs, ref_log_probs),
+  )

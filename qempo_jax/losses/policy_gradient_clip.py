@@ -1,0 +1,215 @@
+"""Clipped policy-gradient losses: one trajectory a call, `jax.vmap` outside.
+
+Importance ratios come at two levels, and they are not interchangeable:
+
+  token level     rho_t = pi(y_t | y_<t) / pi_old(y_t | y_<t)   `ppo_clip_loss`, `grpo_loss`, `dr_grpo_loss`
+                  ignores that the prefix was drawn from pi_old: biased, low variance;
+  sequence level  rho = prod_t rho_t                            `sequence_clip_loss`
+                  exact before clipping, variance grows with length;
+  its geometric mean rho^(1/|y|)                                `gspo_loss`
+                  a tempered ratio: biased, low variance.
+
+Clipping also cuts the entropy gradient carried by a shaped reward. All ratios are 1 on-policy, where every
+loss of one normalisation has the same gradient.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from qempo_jax.losses.policy_gradient import checked
+from qempo_jax.masking import at_least_float32, masked_mean, masked_sum
+
+_sg = jax.lax.stop_gradient
+_MAX_LOG_RATIO = 80.0  # keeps exp finite in float32; a ratio beyond it has no gradient
+
+
+def ppo_clip_loss(
+  token_log_probs: Array,
+  old_token_log_probs: Array,
+  advantages: Array,
+  mask: Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+) -> Array:
+  """Clipped surrogate with token-level ratios and asymmetric bounds, summed over tokens.
+
+      L = -sum_t mask_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t)
+
+  Source: Schulman et al., PPO, arXiv 1707.06347; the higher upper bound: DAPO, arXiv 2503.14476.
+
+  Args:
+    token_log_probs: [T] under the current policy, nats.
+    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    advantages: [] or [T] detached inside.
+    mask: [T] True on response tokens, EOS included.
+    clip_low: how far the ratio may fall below 1 before its gradient is cut.
+    clip_high: how far it may rise above 1.
+
+  Returns:
+    Scalar loss; zero for an all-masked row.
+
+  Raises:
+    AssertionError: shapes do not fit.
+  """
+  log_pi, log_old, a = checked(advantages, mask, token_log_probs, old_token_log_probs)
+  rho = _ratio(log_pi - _sg(log_old))
+  return -masked_sum(_pessimistic(rho, _sg(a), clip_low, clip_high), mask)
+
+
+def grpo_loss(
+  token_log_probs: Array,
+  old_token_log_probs: Array,
+  advantages: Array,
+  mask: Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+) -> Array:
+  """`ppo_clip_loss` over the sequence's own length: length-biased, a baseline.
+
+      L = ppo_clip_loss / |y|
+
+  A long wrong answer is punished less per token than a short one: the expected gradient is no longer that of
+  the objective. Without a baseline the stationary point moves too.
+
+  Source: Shao et al., GRPO, arXiv 2402.03300, without its KL term.
+
+  Args:
+    token_log_probs: [T] under the current policy, nats.
+    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    advantages: [] or [T] detached inside.
+    mask: [T] True on response tokens, EOS included.
+    clip_low: how far the ratio may fall below 1 before its gradient is cut.
+    clip_high: how far it may rise above 1.
+
+  Returns:
+    Scalar loss; zero for an all-masked row.
+
+  Raises:
+    AssertionError: shapes do not fit.
+  """
+  loss = ppo_clip_loss(
+    token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high
+  )
+  return loss / jnp.maximum(masked_sum(jnp.ones_like(token_log_probs), mask), 1)
+
+
+def dr_grpo_loss(
+  token_log_probs: Array,
+  old_token_log_probs: Array,
+  advantages: Array,
+  mask: Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+  max_tokens: int,
+) -> Array:
+  """`ppo_clip_loss` over a constant length: no length bias. Pair it with `advantages.group_mean`.
+
+      L = ppo_clip_loss / max_tokens
+
+  Source: Liu et al., Dr. GRPO, arXiv 2503.20783.
+
+  Args:
+    token_log_probs: [T] under the current policy, nats.
+    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    advantages: [] or [T] detached inside.
+    mask: [T] True on response tokens, EOS included.
+    clip_low: how far the ratio may fall below 1 before its gradient is cut.
+    clip_high: how far it may rise above 1.
+    max_tokens: the same constant for every sequence, tokens.
+
+  Returns:
+    Scalar loss; zero for an all-masked row.
+
+  Raises:
+    AssertionError: shapes do not fit.
+  """
+  loss = ppo_clip_loss(
+    token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high
+  )
+  return loss / max_tokens
+
+
+def sequence_clip_loss(
+  token_log_probs: Array,
+  old_token_log_probs: Array,
+  advantage: Array,
+  mask: Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+) -> Array:
+  """Clipped surrogate with the whole sequence's importance ratio.
+
+      L = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A),   rho = pi(y) / pi_old(y)
+
+  Source: PPO, arXiv 1707.06347, with a sequence as one action.
+
+  Args:
+    token_log_probs: [T] under the current policy, nats.
+    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    advantage: [] detached inside.
+    mask: [T] True on response tokens, EOS included.
+    clip_low: how far the ratio may fall below 1 before its gradient is cut; infinite for none.
+    clip_high: how far it may rise above 1; infinite for none.
+
+  Returns:
+    Scalar loss; zero for an all-masked row.
+
+  Raises:
+    AssertionError: shapes do not fit.
+  """
+  chex.assert_rank(advantage, 0)
+  log_pi, log_old, _ = checked(advantage, mask, token_log_probs, old_token_log_probs)
+  rho = _ratio(jnp.sum(log_pi - _sg(log_old)))
+  loss = -_pessimistic(rho, _sg(at_least_float32(advantage)), clip_low, clip_high)
+  return jnp.where(jnp.any(mask), loss, 0.0)
+
+
+def gspo_loss(
+  token_log_probs: Array,
+  old_token_log_probs: Array,
+  advantage: Array,
+  mask: Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+) -> Array:
+  """Clipped surrogate with the geometric mean of the token ratios: length-normalised, a baseline.
+
+      L = -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A),   s = (pi(y) / pi_old(y))^(1/|y|)
+
+  Source: Zheng et al., GSPO, arXiv 2507.18071.
+
+  Args:
+    token_log_probs: [T] under the current policy, nats.
+    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    advantage: [] detached inside.
+    mask: [T] True on response tokens, EOS included.
+    clip_low: how far the ratio may fall below 1 before its gradient is cut.
+    clip_high: how far it may rise above 1.
+
+  Returns:
+    Scalar loss; zero for an all-masked row.
+
+  Raises:
+    AssertionError: shapes do not fit.
+  """
+  chex.assert_rank(advantage, 0)
+  log_pi, log_old, _ = checked(advantage, mask, token_log_probs, old_token_log_probs)
+  s = _ratio(masked_mean(log_pi - _sg(log_old), mask))
+  loss = -_pessimistic(s, _sg(at_least_float32(advantage)), clip_low, clip_high)
+  return jnp.where(jnp.any(mask), loss, 0.0)
+
+
+def _ratio(log_ratio: Array) -> Array:
+  return jnp.exp(jnp.minimum(log_ratio, _MAX_LOG_RATIO))
+
+
+def _pessimistic(ratio: Array, advantage: Array, clip_low: float, clip_high: float) -> Array:
+  clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
+  return jnp.minimum(ratio * advantage, clipped * advantage)

@@ -1,0 +1,59 @@
+"""Sums over the response tokens of a sequence: padding, whatever it holds, counts for nothing."""
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def at_least_float32(x: Array) -> Array:
+  """Widens half precision to float32 and leaves float32 and float64 as they are.
+
+  Args:
+    x: any shape; half precision, single, double, boolean or integer.
+
+  Returns:
+    The same values, same shape.
+  """
+  x = jnp.asarray(x)
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def masked(x: Array, mask: Array) -> Array:
+  """Sets x to zero outside the mask, in value and in gradient, even where x is infinite or NaN.
+
+  Args:
+    x: any shape.
+    mask: shape of `x`; True or non-zero keeps an entry.
+
+  Returns:
+    At least float32, shape of `x`.
+  """
+  x = at_least_float32(x)
+  return jnp.where(jnp.asarray(mask).astype(bool), x, jnp.zeros((), x.dtype))
+
+
+def masked_sum(x: Array, mask: Array) -> Array:
+  """Sum of x over the mask: sum_t mask_t x_t; zero where nothing is unmasked.
+
+  Args:
+    x: [T].
+    mask: [T].
+
+  Returns:
+    Scalar, at least float32.
+  """
+  return jnp.sum(masked(x, mask))
+
+
+def masked_mean(x: Array, mask: Array) -> Array:
+  """Mean of x over the mask; zero where nothing is unmasked.
+
+  Args:
+    x: [T].
+    mask: [T].
+
+  Returns:
+    Scalar, at least float32.
+  """
+  x = masked(x, mask)
+  count = jnp.sum(jnp.asarray(mask).astype(bool)).astype(x.dtype)
+  return jnp.sum(x) / jnp.maximum(count, 1)

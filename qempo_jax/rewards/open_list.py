@@ -1,0 +1,178 @@
+"""Open-list tasks: ask for one item of a known set, so that quality and diversity are both exactly measurable.
+
+A response is worth 1 when it is exactly one acceptable item, else 0. Aligned models are known to collapse on such
+prompts (NoveltyBench, Zhang et al., https://arxiv.org/abs/2504.05228); a few tokens are enough to see it.
+
+Three splits keep training and evaluation apart:
+
+  train             the training sets in the training wordings
+  heldout_wordings  the training sets in wordings never trained on
+  heldout_set       sets never trained on, in the training wordings, so that only the set is new
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from qempo_jax.errors import InputError
+from qempo_jax.rewards import open_list_sets
+
+SPLITS = ("train", "heldout_wordings", "heldout_set")
+
+HELDOUT_SETS = ("sport", "vegetable")
+
+TRAIN_WORDINGS = (
+  "Answer with one word or name only, no sentence. Give {a_noun}.",
+  "Choose one {noun}. Answer in at most two words.",
+  "Fill in the blank with {a_noun}: ____",
+  "Output only the name of {a_noun}.",
+)
+
+HELDOUT_WORDINGS = (
+  "One word answer: {a_noun}.",
+  "Write the name of {a_noun}. Do not write a sentence.",
+  "Give me one {noun}. Answer with just the name and nothing else.",
+  "I need an example of {a_noun}. Just the name, please, no explanation.",
+)
+
+
+class AnswerSet(NamedTuple):
+  """A closed list: its singular noun, canonical items, and every accepted surface form (normalised) of each item."""
+
+  noun: str
+  items: tuple[str, ...]
+  surface_forms: dict[str, str]
+
+
+class Task(NamedTuple):
+  """One prompt, the set its answers come from, and the split it belongs to."""
+
+  set_name: str
+  prompt: str
+  split: str
+
+
+def tasks(split: str, sets: Sequence[str] | None = None, wordings: Sequence[int] | None = None) -> list[Task]:
+  """The prompts of a split, set by set.
+
+  Args:
+    split: 'train', 'heldout_wordings' or 'heldout_set'.
+    sets: names of the sets to use; by default all that belong to the split. A set of the other side is refused, so
+      that no held-out set is ever trained on.
+    wordings: positions in the split's wordings (HELDOUT_WORDINGS for 'heldout_wordings', else TRAIN_WORDINGS) to
+      use; by default all.
+
+  Returns:
+    One task for every set and wording.
+
+  Raises:
+    InputError: for an unknown split, set or wording.
+  """
+  if split not in SPLITS:
+    raise InputError(f"Unknown open-list split {split!r}: use one of {', '.join(SPLITS)}.")
+  heldout = split == "heldout_set"
+  allowed = tuple(name for name in SETS if (name in HELDOUT_SETS) == heldout)
+  for name in sets or ():
+    if name not in allowed:
+      raise InputError(f"Open-list set {name!r} is not in split {split!r}: use some of {', '.join(allowed)}.")
+  templates = HELDOUT_WORDINGS if split == "heldout_wordings" else TRAIN_WORDINGS
+  positions = range(len(templates)) if wordings is None else wordings
+  for position in positions:
+    if not 0 <= position < len(templates):
+      raise InputError(f"Split {split!r} has no wording {position}: use positions from 0 to {len(templates) - 1}.")
+  return [
+    Task(name, _fill(templates[position], SETS[name].noun), split)
+    for name in (allowed if sets is None else sets)
+    for position in positions
+  ]
+
+
+def parse_answer(completion: str, set_name: str) -> str | None:
+  """The canonical item that a completion names, or None when it is anything but exactly one acceptable item.
+
+  Case, accents, hyphens, surrounding white space, one pair of quotes or asterisks, one final '.' or '!' and a leading
+  article are ignored; any other word makes the answer unacceptable.
+  """
+  return answer_set(set_name).surface_forms.get(_normalise(_unwrap(completion)))
+
+
+def open_list_reward(
+  prompts: Sequence[str], completions: Sequence[str], *, set_name: Sequence[str], **columns
+) -> list[float]:
+  """1.0 for each completion that is exactly one acceptable item of its set, else 0.0.
+
+  Args:
+    prompts: the prompts, one a completion; not used.
+    completions: the responses as text, without special tokens.
+    set_name: the set asked for, one a completion.
+    **columns: other columns of the data; not used.
+
+  Returns:
+    One score a completion.
+  """
+  del prompts, columns
+  return [float(parse_answer(text, name) is not None) for text, name in zip(completions, set_name, strict=True)]
+
+
+def answer_set(set_name: str) -> AnswerSet:
+  """The set of that name; raises InputError when there is none."""
+  if set_name not in SETS:
+    raise InputError(f"Unknown open-list set {set_name!r}: use one of {', '.join(SETS)}.")
+  return SETS[set_name]
+
+
+_PAIRS = (("**", "**"), ("*", "*"), ('"', '"'), ("'", "'"), ("`", "`"), ("“", "”"), ("‘", "’"))
+
+
+def _unwrap(text: str) -> str:
+  """Drops one final mark and one pair of quotes or asterisks, whichever is outside."""
+  text = text.strip()
+  marked = text[-1:] in (".", "!")
+  if marked:
+    text = text[:-1]
+  for opening, closing in _PAIRS:
+    if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing):
+      text = text[len(opening) : -len(closing)]
+      break
+  if not marked and text[-1:] in (".", "!"):
+    text = text[:-1]
+  return text
+
+
+def _normalise(text: str) -> str:
+  """Lower case, no accents, hyphens as spaces, no leading article."""
+  decomposed = unicodedata.normalize("NFKD", text.replace("’", "'"))
+  plain = "".join(char for char in decomposed if not unicodedata.combining(char)).casefold()
+  return re.sub(r"^(the|an?) ", "", " ".join(plain.replace("-", " ").split()))
+
+
+def _plural(word: str) -> str:
+  if re.search(r"[^aeiou]y$", word):
+    return word[:-1] + "ies"
+  return word + ("es" if re.search(r"(s|x|z|ch|sh|[^aeiou]o)$", word) else "s")
+
+
+def _fill(template: str, noun: str) -> str:
+  article = "an" if noun[0] in "AEIOaeio" and not noun.startswith("European") else "a"
+  return template.format(noun=noun, a_noun=f"{article} {noun}")
+
+
+def _build(source: open_list_sets.Source) -> AnswerSet:
+  items, surface_forms = [], {}
+  for entry in source.text.split(","):
+    names = [name.strip() for name in entry.split("=")]
+    items.append(names[0])
+    for name in names:
+      forms = {_normalise(name), _normalise(name.removesuffix(".")), _normalise(name.replace(".", ""))}
+      if source.suffix:
+        forms |= {f"{form} {source.suffix}" for form in forms}
+      if source.plurals:
+        forms |= {_plural(form) for form in forms} | {form + "s" for form in forms}
+      for form in forms:
+        if surface_forms.setdefault(form, names[0]) != names[0]:
+          raise ValueError(f"{form!r} is both {surface_forms[form]!r} and {names[0]!r} in the list of {source.noun}")
+  return AnswerSet(source.noun, tuple(items), surface_forms)
+
+
+SETS = {name: _build(source) for name, source in open_list_sets.SOURCES.items()}

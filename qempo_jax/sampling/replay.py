@@ -1,0 +1,36 @@
+"""Acceptable responses found so far, kept so that an answer which left the samples can be found again."""
+
+from collections.abc import Hashable
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class ReplayBuffer:
+  """Distinct responses with their rewards, by key (a prompt, or whatever its answers are shared by).
+
+  Trajectory balance needs no importance weights, so a response found by an earlier policy is as good as a
+  fresh one for training; it never counts in what is measured.
+  """
+
+  def __init__(self, min_reward: float):
+    """Keeps responses whose reward is at least `min_reward`."""
+    self.min_reward = min_reward
+    self._found: dict[Hashable, dict[tuple[int, ...], float]] = {}
+
+  def add(self, key: Hashable, response: Sequence[int], reward: float) -> None:
+    """Remembers a response of token ids, its ending token included, if it is good enough."""
+    if reward >= self.min_reward:
+      self._found.setdefault(key, {})[tuple(int(token) for token in response)] = float(reward)
+
+  def draw(self, key: Hashable, count: int, rng: np.random.Generator):
+    """Up to `count` distinct (response, reward) pairs of a key, uniformly."""
+    found = list(self._found.get(key, {}).items())
+    if len(found) <= count:
+      return found
+    return [found[index] for index in rng.choice(len(found), count, replace=False)]
+
+  @property
+  def total(self) -> int:
+    """How many distinct responses there are, over all keys."""
+    return sum(map(len, self._found.values()))

@@ -1,0 +1,64 @@
+"""Log-probability and entropy of given responses: the training forward."""
+
+import jax
+import jax.numpy as jnp
+
+from qempo_jax.models import transformer
+from qempo_jax.models.config import ModelConfig
+from qempo_jax.token_stats import TokenStats
+from qempo_jax.token_stats import token_stats
+from qempo_jax.types import PackedGroups
+
+
+def score_groups(
+    params,
+    config: ModelConfig,
+    packed: PackedGroups,
+    *,
+    group_size: int,
+    max_length: int,
+    temperature: float,
+    chunk_size: int,
+    remat: bool = True,
+) -> TokenStats:
+  """Scores every response of every group, computing each prompt once.
+
+  Args:
+    params: the decoder's parameters.
+    config: the decoder's shape.
+    packed: prompts with their responses.
+    group_size: responses a prompt, G.
+    max_length: longest response, T tokens.
+    temperature: that of the sampler.
+    chunk_size: tokens whose logits exist at once.
+    remat: recompute blocks in the backward pass.
+
+  Returns:
+    TokenStats of shape [P, G, T], in nats, 0 where there is no token.
+  """
+  mask = shared_prompt_mask(packed.positions, packed.segments)
+  hidden = transformer.forward(params, config, packed.tokens, packed.positions, mask, remat=remat)
+  predicting = jnp.take_along_axis(hidden, packed.source[:, :, None], axis=1)
+  prompts, scored, width = predicting.shape
+  flat = token_stats(
+      predicting.reshape(prompts * scored, width),
+      transformer.unembedding(params),
+      packed.target.reshape(-1),
+      temperature=temperature,
+      chunk_size=chunk_size,
+  )
+  row = jnp.arange(prompts)[:, None]
+
+  def spread(values):
+    empty = jnp.zeros((prompts, group_size, max_length), values.dtype)
+    place = (row, packed.sample, packed.time)
+    return empty.at[place].set(values.reshape(prompts, scored), mode="drop")
+
+  return jax.tree.map(spread, flat)
+
+
+def shared_prompt_mask(positions_PxR, segments_PxR):
+  """A token sees its prompt and the earlier tokens of its own response: [P, R, R]."""
+  query, key = segments_PxR[:, :, None], segments_PxR[:, None, :]
+  earlier = positions_PxR[:, None, :] <= positions_PxR[:, :, None]
+  return earlier & ((key == query) | (key == 0)) & (query >= 0) & (key >= 0)

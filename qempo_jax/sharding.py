@@ -1,0 +1,95 @@
+"""Devices as a (data, fsdp, tensor) mesh, and ordered rules that place every leaf of the train state on it."""
+
+import re
+
+import jax
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qempo_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Path of a leaf (joined by "/") -> its axes. The first rule that matches anywhere in the path holds, so the
+# optimizer's moments follow their parameters.
+PARAM_RULES = (
+    (r"(un)?embedding$", P("tensor", "fsdp")),
+    (r"layers/(query|key|value)$", P(None, "fsdp", "tensor", None)),
+    (r"layers/output$", P(None, "tensor", None, "fsdp")),
+    (r"layers/(gate|up)$", P(None, "fsdp", "tensor")),
+    (r"layers/down$", P(None, "tensor", "fsdp")),
+    (r"norm$", P()),
+)
+STATE_RULES = PARAM_RULES + (
+    (r"^(step|rng)$", P()),
+    (r"^(dual_params|dual_opt_state|averages)/", P()),
+    (r"(^|/)count$", P()),
+)
+
+
+def make_mesh(shape=(-1, 1, 1)) -> Mesh:
+  """All devices as a mesh over (data, fsdp, tensor).
+
+  Args:
+    shape: devices along each axis; one -1 takes what is left.
+
+  Returns:
+    The mesh.
+
+  Raises:
+    InputError: the devices at hand cannot be arranged so.
+  """
+  count = jax.device_count()
+  known = 1
+  for size in shape:
+    known *= size if size > 0 else 1
+  sizes = tuple(count // known if size == -1 else size for size in shape)
+  total = sizes[0] * sizes[1] * sizes[2]
+  if len(shape) != 3 or total != count:
+    raise InputError(
+        f"compute.mesh={tuple(shape)} does not arrange {count} devices; their product over {AXES} must be {count}"
+    )
+  return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def tree_shardings(tree, mesh: Mesh, rules=STATE_RULES):
+  """A sharding for every leaf, by the first rule that matches its path.
+
+  An axis of the mesh that does not divide the leaf's dimension is left out for it.
+
+  Raises:
+    ValueError: no rule matches a leaf; it is named.
+  """
+
+  def place(path, leaf):
+    name = "/".join(_key(entry) for entry in path)
+    for pattern, spec in rules:
+      if re.search(pattern, name):
+        return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
+    raise ValueError(f"no sharding rule matches {name!r}; add one to qempo_jax/sharding.py")
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Prompts are split over the data and fsdp axes."""
+  return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same value on every device."""
+  return NamedSharding(mesh, P())
+
+
+def _key(entry) -> str:
+  for attribute in ("key", "name", "idx"):
+    if hasattr(entry, attribute):
+      return str(getattr(entry, attribute))
+  return str(entry)
+
+
+def _fitting(spec, shape, mesh):
+  axes = (*spec, *(None,) * (len(shape) - len(spec)))
+  keep = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape)]
+  return P(*keep)

@@ -1,0 +1,70 @@
+"""Small alignment problems with a known optimum."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from qempo_jax.family import target_log_probs
+from qempo_jax.testing.enumerable import EnumerablePolicy, Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+  """P prompts answered by one shared policy: maximise mean_p E[r_p] + alpha H(pi) + beta E[log q].
+
+  Sharing is what tells a method that weights prompts by something of its own (a standard deviation) from one
+  that does not: the optimum depends on the mean reward only.
+
+  Attributes:
+    policy: a table policy over N sequences of at most T tokens.
+    params: parameters where gradients are compared, one pytree each.
+    old_params: those of an earlier policy.
+    ref_params: those of the reference policy.
+    rewards: [P, N].
+  """
+
+  policy: EnumerablePolicy
+  params: tuple[Params, ...]
+  old_params: Params
+  ref_params: Params
+  rewards: Array
+
+  @property
+  def ref_log_probs(self) -> Array:
+    """[N] log-probs of the reference policy, nats."""
+    return self.policy.log_probs(self.ref_params)
+
+  def optimum(self, rewards: Array, *, alpha: float, beta: float) -> Params:
+    """Logits of pi ∝ q^(beta/alpha) exp(r/alpha) for [N] rewards."""
+    target = target_log_probs(rewards, self.ref_log_probs, alpha=alpha, beta=beta)
+    return self.policy.space.table_logits(target)
+
+
+def random_problem(
+  key: Array, *, vocab_size: int, max_length: int, num_prompts: int, num_points: int
+) -> Problem:
+  """A problem with Gaussian logits and rewards, whose spread differs between prompts.
+
+  Args:
+    key: PRNG key.
+    vocab_size: V, EOS included.
+    max_length: T, tokens.
+    num_prompts: P.
+    num_points: how many parameters to compare gradients at.
+
+  Returns:
+    `Problem`.
+  """
+  policy = EnumerablePolicy.table(vocab_size, max_length)
+  points, old, ref, reward, offset = jax.random.split(key, 5)
+  scale = jnp.linspace(1.0, 0.3, num_prompts)[:, None]
+  shape = (num_prompts, policy.space.num_sequences)
+  return Problem(
+    policy=policy,
+    params=tuple(map(policy.init, jax.random.split(points, num_points))),
+    old_params=policy.init(old),
+    ref_params=policy.init(ref),
+    rewards=scale * jax.random.normal(reward, shape) + jax.random.normal(offset, (num_prompts, 1)),
+  )

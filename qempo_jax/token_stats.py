@@ -1,0 +1,67 @@
+"""Log-probability and entropy of every token from hidden states, without a [tokens, vocabulary] array."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+class TokenStats(NamedTuple):
+  """Per token, in nats.
+
+  Attributes:
+    log_prob: log pi(token | past).
+    entropy: entropy of the whole next-token distribution.
+  """
+
+  log_prob: jax.Array
+  entropy: jax.Array
+
+
+def from_logits(logits, targets):
+  """Log-probability of the targets and entropy, from logits [..., V] and targets [...]."""
+  logits = logits.astype(jnp.float32)
+  log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+  log_prob = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_normaliser
+  # H = log Z - sum_v p_v l_v, with 0 log 0 = 0 for logits of -inf.
+  probs = jnp.exp(logits - log_normaliser[..., None])
+  entropy = log_normaliser - jnp.sum(jnp.where(probs > 0, probs * logits, 0.0), axis=-1)
+  return TokenStats(log_prob, entropy)
+
+
+def token_stats(hidden, unembedding, targets, *, temperature, chunk_size):
+  """Log-probability and entropy of next-token distributions, chunk by chunk.
+
+  log pi(y_t) = l_{y_t} - logsumexp(l),   h_t = logsumexp(l) - sum_v pi_v l_v,   l = hidden W' / temperature
+
+  Each chunk's logits are recomputed in the backward pass, so that memory is chunk_size * V at most.
+
+  Args:
+    hidden: [T, D] final hidden states.
+    unembedding: [V, D] output projection W.
+    targets: [T] token ids.
+    temperature: divides the logits; the sampler's own, so that scores belong to what was sampled.
+    chunk_size: tokens a chunk.
+
+  Returns:
+    TokenStats of shape [T], float32, nats.
+  """
+  chex.assert_rank([hidden, unembedding, targets], [2, 2, 1])
+  chex.assert_equal_shape_prefix([hidden, targets], 1)
+  length = targets.shape[0]
+  chunk_size = min(chunk_size, length)
+  padding = -length % chunk_size
+  hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk_size, hidden.shape[1])
+  targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk_size)
+
+  @jax.checkpoint
+  def chunk(inputs):
+    hidden_CxD, targets_C = inputs
+    logits = jnp.einsum(
+        "cd,vd->cv", hidden_CxD, unembedding, preferred_element_type=jnp.float32
+    )
+    return from_logits(logits / temperature, targets_C)
+
+  stats = jax.lax.map(chunk, (hidden, targets))
+  return jax.tree.map(lambda x: x.reshape(-1)[:length], stats)

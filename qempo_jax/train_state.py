@@ -1,0 +1,85 @@
+"""Everything a training run carries from step to step, as one pytree."""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from qempo_jax.duals import DualParams
+
+
+@struct.dataclass
+class Averages:
+  """Exponential moving averages of measured scalars, corrected for their start at zero.
+
+  Attributes:
+    sums: decayed sums by name.
+    weight: the decayed sum of ones.
+  """
+
+  sums: dict[str, jax.Array]
+  weight: jax.Array
+
+  @classmethod
+  def create(cls, names):
+    """Averages of nothing yet."""
+    return cls({name: jnp.zeros(()) for name in names}, jnp.zeros(()))
+
+  def update(self, values, decay):
+    """Adds one measurement of each; a non-finite one keeps what was there."""
+    mix = lambda old, new: jnp.where(jnp.isfinite(new), decay * old + (1 - decay) * new, old)
+    sums = {name: mix(old, values[name]) for name, old in self.sums.items()}
+    return Averages(sums, decay * self.weight + (1 - decay))
+
+  def values(self):
+    """The averages by name; 0 before the first measurement."""
+    return {name: total / jnp.maximum(self.weight, 1e-12) for name, total in self.sums.items()}
+
+
+@struct.dataclass
+class TrainState:
+  """The state of a run; what a checkpoint holds.
+
+  Attributes:
+    step: updates done.
+    params: the policy.
+    opt_state: the policy's optimizer.
+    dual_params: multipliers of the constraints, see `duals`.
+    dual_opt_state: their controller.
+    averages: measured averages (values of the constraints, multipliers, entropy).
+    rng: key of the run; random numbers are folded from it by step, prompt and sample.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  dual_params: DualParams
+  dual_opt_state: Any
+  averages: Averages
+  rng: jax.Array
+
+
+AVERAGED = ("reward", "kl", "entropy", "quality_multiplier", "kl_multiplier")
+
+
+def create(
+    params,
+    dual_params: DualParams,
+    rng,
+    *,
+    optimizer: optax.GradientTransformation,
+    dual_optimizer: optax.GradientTransformation,
+) -> TrainState:
+  """The state before the first step."""
+  return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=optimizer.init(params),
+      dual_params=dual_params,
+      # Leaves of their own: a controller may start from the very arrays it controls, which can't be donated twice.
+      dual_opt_state=jax.tree.map(jnp.copy, dual_optimizer.init(dual_params)),
+      averages=Averages.create(AVERAGED),
+      rng=rng,
+  )

@@ -1,0 +1,63 @@
+"""Batches as pytrees, with an explicit [prompts, group] axis wherever samples belong to a prompt.
+
+Shape letters: P prompts, G samples of a prompt, L prompt length, T response length, R packed row length,
+S response tokens of a packed row.
+"""
+
+from flax import struct
+import jax
+
+
+@struct.dataclass
+class PromptBatch:
+  """Prompts, padded on either side.
+
+  Attributes:
+    tokens: [P, L] token ids.
+    mask: [P, L], true on the prompts' own tokens (from lengths, never from `tokens != pad`).
+  """
+
+  tokens: jax.Array
+  mask: jax.Array
+
+
+@struct.dataclass
+class Rollout:
+  """Sampled groups of responses.
+
+  Attributes:
+    tokens: [P, G, T] token ids, the ending token included.
+    mask: [P, G, T], true on response tokens, the ending token included.
+    log_probs: [P, G, T] log-probability of each sampled token, in nats, 0 where masked.
+    entropies: [P, G, T] entropy of each next-token distribution, in nats, 0 where masked.
+    truncated: [P, G], true where the length limit came before an ending token.
+  """
+
+  tokens: jax.Array
+  mask: jax.Array
+  log_probs: jax.Array
+  entropies: jax.Array
+  truncated: jax.Array
+
+
+@struct.dataclass
+class PackedGroups:
+  """One row a prompt: the prompt once, then every response of its group, without padding between.
+
+  Attributes:
+    tokens: [P, R] token ids; the last token of a response is predicted but never fed.
+    positions: [P, R] rotary positions; each response continues its prompt.
+    segments: [P, R], 0 on the prompt, i + 1 on response i, -1 on padding.
+    source: [P, S] place in the row whose hidden state predicts this response token.
+    target: [P, S] the response token.
+    sample: [P, S] which response of the group it belongs to; the group's size on padding.
+    time: [P, S] its place in the response.
+  """
+
+  tokens: jax.Array
+  positions: jax.Array
+  segments: jax.Array
+  source: jax.Array
+  target: jax.Array
+  sample: jax.Array
+  time: jax.Array

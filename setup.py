@@ -1,0 +1,84 @@
+"""All of the package's metadata; pyproject.toml holds only the build system and the tools' settings."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+
+def read_version() -> str:
+  """Reads `__version__` without importing the package, whose dependencies may not be installed yet."""
+  text = (ROOT / "qempo_jax" / "__init__.py").read_text(encoding="utf-8")
+  match = re.search(r'^__version__ = "([^"]+)"$', text, flags=re.MULTILINE)
+  if match is None:
+    raise RuntimeError('qempo_jax/__init__.py has no line `__version__ = "X.Y.Z"`')
+  return match.group(1)
+
+
+def read_readme() -> str:
+  """Returns README.md, or nothing while there is none."""
+  path = ROOT / "README.md"
+  return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+# What `import qempo_jax` needs, and nothing else. Accelerators are chosen by the extras below.
+CORE = ["chex>=0.1.90", "flax>=0.12", "jax>=0.10", "numpy>=2.0", "optax>=0.2.6"]
+
+# Configs, progress and logs of the experiments.
+TRAIN = [
+  "absl-py>=2.1",
+  "ml_collections>=1.1",
+  "orbax-checkpoint>=0.11",
+  "rich>=13",
+  "tensorboardX>=2.6",
+]
+# Tokenizers and weights. None of these brings PyTorch along.
+CONVERT = [
+  "gguf>=0.17",
+  "huggingface_hub>=1.0",
+  "jinja2>=3.1",
+  "safetensors>=0.5",
+  "tokenizers>=0.22",
+  "transformers>=5.0",
+]
+# Plots of the report.
+EVAL = ["matplotlib>=3.9"]
+TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "scipy>=1.13"]
+
+setup(
+  name="qempo-jax",
+  version=read_version(),
+  description="Align language models while keeping their outputs diverse: entropy under a quality floor, in JAX.",
+  long_description=read_readme(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  keywords="jax alignment rlhf entropy diversity constrained-optimization language-models",
+  classifiers=[
+    "Development Status :: 3 - Alpha",
+    "Intended Audience :: Science/Research",
+    "Programming Language :: Python :: 3",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Typing :: Typed",
+  ],
+  packages=find_packages(include=["qempo_jax", "qempo_jax.*"]),
+  package_data={"qempo_jax": ["py.typed", "**/*.html"]},
+  include_package_data=False,
+  zip_safe=False,
+  python_requires=">=3.11",
+  install_requires=CORE,
+  extras_require={
+    "train": TRAIN,
+    "convert": CONVERT,
+    "eval": EVAL,
+    "test": TEST,
+    # Only for remaking golden files from PyTorch; no test needs it.
+    "parity": ["gguf>=0.17", "regex", "torch>=2.6", "transformers>=5.0"],
+    "dev": [*TRAIN, *CONVERT, *EVAL, *TEST, "ruff>=0.12"],
+    "colab": [*TRAIN, *CONVERT, *EVAL, "ipykernel>=6", "nbclient>=0.10"],
+    "cuda": ["jax[cuda12]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+  },
+)

@@ -1,0 +1,245 @@
+"""Entropy and KL estimators, unbiased or biased exactly as they say: every sequence is enumerated."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qempo_jax import estimators
+from qempo_jax.testing import EnumerablePolicy, sequence_space, space_of_sequences
+
+POLICIES = {
+  "table": EnumerablePolicy.table(vocab_size=3, max_length=4),  # 31 sequences
+  "mlp": EnumerablePolicy.mlp(vocab_size=3, max_length=3, width=4),
+}
+
+
+def _mean(policy, surrogates):
+  """Means over samples of the policy, [K]; differentiating them leaves the weights alone."""
+
+  def means(params):
+    weights = jax.lax.stop_gradient(jnp.exp(policy.log_probs(params)))
+    return jnp.stack([jnp.sum(weights * surrogate(params)) for surrogate in surrogates])
+
+  return means
+
+
+def _gradients(f, params):
+  """[K, D] gradients of a function with K values."""
+  flat, unravel = jax.flatten_util.ravel_pytree(params)
+  return jax.jit(jax.jacrev(lambda x: f(unravel(x))))(flat)
+
+
+def _mean_gradient(policy, params, surrogate):
+  return _gradients(_mean(policy, [surrogate]), params)[0]
+
+
+def _exact_gradient(f, params):
+  return jax.flatten_util.ravel_pytree(jax.jit(jax.grad(f))(params))[0]
+
+
+def _rows(policy, params, estimator, *token_arrays, **hyper):
+  rows = jax.vmap(lambda *x: estimator(*x, **hyper))
+  return rows(policy.token_log_probs(params), *token_arrays, jnp.asarray(policy.space.mask))
+
+
+def _entropy_surrogates(policy):
+  return {
+    "rao_blackwell": lambda p: _rows(
+      policy, p, estimators.sequence_entropy_surrogate, policy.token_entropies(p)
+    ),
+    "score": lambda p: _rows(policy, p, estimators.score_function_entropy_surrogate, baseline=0.0),
+    "baseline": lambda p: _rows(
+      policy, p, estimators.score_function_entropy_surrogate, baseline=-2.0
+    ),
+    "to_go": lambda p: _rows(policy, p, estimators.reward_to_go_entropy_surrogate),
+  }
+
+
+def _assert_unbiased(policy, params, surrogates, exact):
+  means = _mean(policy, surrogates)
+  np.testing.assert_allclose(
+    jax.jit(means)(params), [jax.jit(exact)(params)] * len(surrogates), rtol=1e-10
+  )
+  for gradient in _gradients(means, params):
+    np.testing.assert_allclose(gradient, _exact_gradient(exact, params), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_entropy_surrogates_are_unbiased_in_value_and_gradient(x64, name):
+  policy = POLICIES[name]
+  surrogates = list(_entropy_surrogates(policy).values())
+  _assert_unbiased(policy, policy.init(jax.random.key(0)), surrogates, policy.entropy)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_kl_surrogates_are_unbiased_in_value_and_gradient(x64, name):
+  policy = POLICIES[name]
+  params, ref_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
+  ref = policy.token_log_probs(ref_params)
+  score = estimators.score_function_kl_surrogate
+  surrogates = [
+    lambda p: _rows(policy, p, estimators.sequence_kl_surrogate, policy.token_kls(p, ref)),
+    lambda p: _rows(policy, p, score, ref, baseline=0.0),
+    lambda p: _rows(policy, p, score, ref, baseline=0.7),
+  ]
+  _assert_unbiased(policy, params, surrogates, lambda p: policy.kl(p, policy.log_probs(ref_params)))
+
+
+def test_rao_blackwell_has_the_least_variance_here(x64):
+  policy = POLICIES["table"]
+
+  @jax.jit
+  def variances(params):
+    weights = jnp.exp(policy.log_probs(params))
+
+    def variance(surrogate):
+      gradients = jax.jacobian(surrogate)(params)
+      mean = jnp.tensordot(weights, gradients, axes=1)
+      return jnp.tensordot(weights, jnp.sum((gradients - mean) ** 2, axis=(1, 2)), axes=1)
+
+    return {name: variance(surrogate) for name, surrogate in _entropy_surrogates(policy).items()}
+
+  for seed in range(3):
+    found = variances(policy.init(jax.random.key(seed)))
+    assert min(found, key=found.get) == "rao_blackwell"
+
+
+def test_token_only_entropy_is_right_in_value_and_biased_in_gradient(x64):
+  policy = POLICIES["table"]
+  params, mask = policy.init(jax.random.key(0)), jnp.asarray(policy.space.mask)
+  surrogate = lambda p: jax.vmap(estimators.token_only_entropy_surrogate)(
+    policy.token_entropies(p), mask
+  )
+  np.testing.assert_allclose(
+    policy.expected(params, surrogate(params)), policy.entropy(params), rtol=1e-10
+  )
+  bias = _mean_gradient(policy, params, surrogate) - _exact_gradient(policy.entropy, params)
+  assert np.linalg.norm(bias) > 0.1
+
+
+@pytest.mark.parametrize("leaves", [2, 5])
+def test_branch_where_the_token_bonus_pulls_to_a_half_and_entropy_to_the_optimum(x64, leaves):
+  # Token 1 ends in the one leaf "1 EOS"; token 2 leads to M equiprobable leaves.
+  space = space_of_sequences(
+    [(1, 0), *((2, 3 + m, 0) for m in range(leaves))], vocab_size=3 + leaves
+  )
+
+  def token_log_probs(logit):
+    first = jnp.where(
+      space.tokens[:, 0] == 1, jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)
+    )
+    second = jnp.where(space.tokens[:, 0] == 1, 0.0, -jnp.log(leaves))
+    return jnp.stack([first, second, jnp.zeros_like(first)], axis=1)
+
+  policy = EnumerablePolicy(space, lambda key: jnp.zeros(()), token_log_probs)
+  mask, logit = jnp.asarray(space.mask), lambda p: jnp.log(p / (1 - p))
+  token_only = lambda x: jax.vmap(estimators.token_only_entropy_surrogate)(
+    policy.token_entropies(x), mask
+  )
+  rao_blackwell = lambda x: _rows(
+    policy, x, estimators.sequence_entropy_surrogate, policy.token_entropies(x)
+  )
+  best = logit(leaves / (leaves + 1))
+  np.testing.assert_allclose(_mean_gradient(policy, logit(0.5), token_only), 0, atol=1e-12)
+  assert _mean_gradient(policy, best, token_only) < -1e-2  # away from the optimum
+  np.testing.assert_allclose(_mean_gradient(policy, best, rao_blackwell), 0, atol=1e-12)
+  np.testing.assert_allclose(policy.entropy(best), np.log(leaves + 1), rtol=1e-12)
+
+
+def test_the_table_of_k1_k2_k3(x64):
+  policy = POLICIES["table"]
+  params, ref_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
+  ref = policy.log_probs(ref_params)
+  values = lambda p: estimators.kl_values(policy.log_probs(p), ref)
+  named = ("k1", "k2", "k3")
+  detached = values(params)
+  kl, forward, k2, *rewarded = _gradients(
+    lambda p: jnp.stack(
+      [
+        policy.kl(p, ref),
+        jnp.sum(jnp.exp(ref) * (ref - policy.log_probs(p))),
+        policy.expected(p, values(p).k2),
+        *(policy.expected(p, getattr(detached, k)) for k in named),
+      ]
+    ),
+    params,
+  )
+  in_reward = dict(zip(named, rewarded, strict=True))
+  surrogates = [lambda p, k=k: getattr(values(p), k) for k in named]
+  in_loss = dict(zip(named, _gradients(_mean(policy, surrogates), params), strict=True))
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10)
+  close(in_loss["k1"], 0)
+  close(in_loss["k2"], kl)
+  close(in_loss["k3"], forward)
+  close(in_reward["k1"], kl)
+  close(in_reward["k2"], k2 - kl)
+  close(in_reward["k3"], kl - forward)
+
+
+def test_kl_values():
+  k1, k2, k3 = estimators.kl_values(jnp.array([-1.0, -3.0]), jnp.array([-3.0, -1.0]))
+  np.testing.assert_allclose(k1, [2, -2])
+  np.testing.assert_allclose(k2, [2, 2])
+  np.testing.assert_allclose(k3, [np.exp(-2) + 1, np.exp(2) - 3], rtol=1e-6)
+  policy = POLICIES["table"]
+  params, ref = policy.init(jax.random.key(0)), policy.log_probs(policy.init(jax.random.key(1)))
+  for k in ("k1", "k3"):
+    value = getattr(estimators.kl_values(policy.log_probs(params), ref), k)
+    np.testing.assert_allclose(policy.expected(params, value), policy.kl(params, ref), rtol=1e-4)
+
+
+def test_golden_by_hand():
+  # value 0.5 + 0.3 + 0.1; gradient to log pi_t: entropies still to come.
+  log_probs, entropies = jnp.array([-1.0, -2.0, -3.0, -9.0]), jnp.array([0.5, 0.3, 0.1, 7.0])
+  mask = jnp.array([1, 1, 1, 0])
+  surrogate = jax.value_and_grad(estimators.sequence_entropy_surrogate, argnums=(0, 1))
+  value, gradient = surrogate(log_probs, entropies, mask)
+  np.testing.assert_allclose(value, 0.9, rtol=1e-6)
+  np.testing.assert_allclose(gradient[0], [0.4, 0.1, 0, 0], atol=1e-6)
+  np.testing.assert_array_equal(gradient[1], [1, 1, 1, 0])
+  to_go = jax.grad(estimators.reward_to_go_entropy_surrogate)(log_probs, mask)
+  np.testing.assert_allclose(to_go, [6, 5, 3, 0])
+  score = jax.grad(estimators.score_function_entropy_surrogate)(log_probs, mask, baseline=-1.0)
+  np.testing.assert_allclose(score, [5, 5, 5, 0])
+
+
+def test_padding_masks_and_half_precision():
+  log_probs, entropies = jnp.array([-1.0, jnp.nan]), jnp.array([0.5, jnp.inf])
+  value_and_grad = jax.value_and_grad(estimators.sequence_entropy_surrogate, argnums=(0, 1))
+  for mask, want in [(jnp.array([True, False]), 0.5), (jnp.zeros(2), 0.0)]:
+    value, gradients = value_and_grad(log_probs, entropies, mask)
+    assert value == want and all(np.all(np.isfinite(g)) for g in gradients)
+  half = jax.jit(estimators.sequence_entropy_surrogate)(*jnp.ones((3, 500), jnp.bfloat16))
+  assert half.dtype == jnp.float32 and half == 500
+  with pytest.raises(AssertionError):
+    estimators.sequence_entropy_surrogate(log_probs, entropies[:1], jnp.ones(2))
+  with pytest.raises(AssertionError):
+    estimators.sequence_kl_surrogate(*jnp.ones((3, 2, 2)))
+
+
+def test_entropy_report_adds_up_over_shards():
+  entropies = jnp.array(
+    [[1.0, 2.0, 3.0], [4.0, 5.0, jnp.nan], [6.0, jnp.nan, jnp.nan], [jnp.nan] * 3]
+  )
+  mask = jnp.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+  truncated = jnp.array([True, False, False, True])
+  whole = estimators.entropy_report(entropies, mask, truncated)
+  mean = lambda total: float(total.sum / total.weight)
+  assert mean(whole.entropy_per_sequence) == pytest.approx(7)  # (6 + 9 + 6) / 3
+  assert mean(whole.entropy_per_token) == pytest.approx(3.5)
+  assert mean(whole.length) == pytest.approx(2)
+  assert mean(whole.truncated) == pytest.approx(1 / 3)
+  assert mean(whole.entropy_of_complete) == pytest.approx(7.5)
+  halves = [
+    estimators.entropy_report(entropies[i], mask[i], truncated[i])
+    for i in (slice(0, 2), slice(2, 4))
+  ]
+  np.testing.assert_allclose(
+    jax.tree.leaves(jax.tree.map(jnp.add, *halves)), jax.tree.leaves(whole)
+  )
+
+
+def test_table_and_mlp_share_a_space():
+  assert sequence_space(3, 4) is POLICIES["table"].space

@@ -1,0 +1,190 @@
+"""The report: files, self-contained and escaped HTML, plots, the terminal table, and how it looks in a browser."""
+
+import html
+import html.parser
+import io
+import json
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from qempo_jax.evaluation import page, plots, report, summary
+
+PLOTS = {
+  "quality_answers.png", "quality_entropy.png", "reward.png", "multipliers.png", "training_entropy.png",
+  "answers_train.png", "answers_heldout_wordings.png", "answers_heldout_set.png",
+}  # fmt: skip
+
+
+class _Reader(html.parser.HTMLParser):
+  """Collects tags, image sources and visible text."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.sources, self.text = [], [], ""
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+  def handle_data(self, data):
+    self.text += data
+
+
+@pytest.fixture(scope="module")
+def rows(make_rows):
+  return make_rows(num_samples=8)
+
+
+@pytest.fixture(scope="module")
+def results(rows):
+  run = {"command": "python -m experiments.train --config=configs/demo.py", "seed": 0, "config": {"lr": 5e-6}}
+  return summary.summarise(rows, floor=0.85, max_kl={"qempo_kl": 3.0}, num_draws=100, run=run)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, results, rows, make_metrics):
+  directory = tmp_path_factory.mktemp("run") / "report"
+  assert report.write_report(directory, results, make_metrics(), rows) == directory / "index.html"
+  return directory
+
+
+@pytest.fixture(scope="module")
+def reader(written):
+  return _Reader((written / "index.html").read_text())
+
+
+def test_all_files_are_there_and_none_left_over(written):
+  assert {path.name for path in written.iterdir()} == PLOTS | {"results.json", "index.html"}
+  for name in PLOTS:
+    assert (written / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_json_holds_the_results_and_the_warnings_of_training(written, results):
+  found = json.loads((written / "results.json").read_text())
+  assert found["methods"] == results["methods"] and found["run"] == results["run"]
+  assert len(found["warnings"]) == len(results["warnings"]) + 1
+
+
+def test_page_needs_nothing_else_and_runs_no_script(reader):
+  assert len(reader.sources) == len(PLOTS)
+  assert all(source.startswith("data:image/png;base64,") for source in reader.sources)
+  assert not {"script", "link", "iframe"} & set(reader.tags)
+
+
+def test_completions_are_shown_as_text(written, reader):
+  assert "<script>" not in (written / "index.html").read_text()
+  assert "<script>alert('x')</script> & $x$" in reader.text
+
+
+def test_verdict_comes_first_and_numbers_agree_with_the_results(reader, results):
+  assert reader.text.index("MET") < reader.text.index("QEMPO-KL keeps the reward floor 0.85 on held-out wordings.")
+  assert reader.text.index("QEMPO-KL keeps") < reader.text.index("Warnings") < reader.text.index("Plots")
+  figures = results["methods"]["qempo_kl"]["splits"]["heldout_wordings"]
+  assert figures["certificates"][0]["words"] in reader.text
+  assert f"{figures['effective_answers']['mean']:.2f}" in reader.text
+  assert "configs/demo.py" in reader.text and "5e-06" in reader.text
+
+
+def test_headline_admits_rewards_that_do_not_match(results):
+  methods = {name: results["methods"][name] for name in ("base", "grpo", "qempo")}
+  verdict, said, sentences = page.headline(results | {"methods": methods})
+  assert verdict == "NOT MET" and said.startswith("QEMPO is below")
+  assert any("not matched" in sentence for sentence in sentences)
+
+
+def test_strange_text_is_escaped_and_made_visible():
+  assert page._text("<b>\"&'\x00\udc80") == "&lt;b&gt;&quot;&amp;&#x27;\ufffd?"
+  assert len(page._shorten("x" * 10_000)) == 241
+
+
+def test_a_run_with_only_the_base_model_and_no_metrics_has_a_report(tmp_path, rows):
+  few = [row for row in rows if row["method"] == "base" and row["split"] == "heldout_set"]
+  results = summary.summarise(few, floor=0.85, num_draws=20)
+  path = report.write_report(tmp_path, results, {}, few)
+  assert "Base is below the reward floor" in _Reader(path.read_text()).text
+
+
+def test_answers_that_look_like_mathtext_or_never_come_are_drawn():
+  entry = {"num_samples": 4, "num_not_acceptable": 1, "counts": [["$\\frac{$", 2], ["x" * 90, 1]]}
+  none = {"num_samples": 4, "num_not_acceptable": 4, "counts": []}
+  assert plots.answers_plot({"methods": {"grpo": entry, "my method": none}}).startswith(b"\x89PNG")
+
+
+def test_metrics_with_gaps_are_drawn_and_absent_ones_left_out():
+  metrics = {"qempo": [{"step": 1, "reward": None}, {"step": 2, "reward": 0.5}, {"step": 3, "reward": float("nan")}]}
+  assert set(plots.training_plots(metrics, 0.8)) == {"reward"}
+
+
+def test_moving_average_looks_back_only():
+  assert plots._moving_average([1.0, 3.0, 5.0, 7.0], 2).tolist() == [1.0, 2.0, 4.0, 6.0]
+
+
+def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+  path = tmp_path / "results.json"
+  path.write_text("old")
+
+  def fail(*_):
+    raise OSError("disk full")
+
+  monkeypatch.setattr(report.os, "replace", fail)
+  with pytest.raises(OSError, match="disk full"):
+    report._write(path, b"new")
+  assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_terminal_table_fits_eighty_columns_and_has_every_policy_and_split(results):
+  console = Console(width=80, record=True, file=io.StringIO())
+  console.print(report.terminal_table(results))
+  text = console.export_text()
+  assert "…" not in text
+  assert text.count("QEMPO-KL") == 3 and text.count("held-out wordings") == 1
+  reward = results["methods"]["qempo_kl"]["splits"]["heldout_wordings"]["reward"]["mean"]
+  assert f"{reward:.3f} ±" in text and "MET" in text
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+_MEASURE = """<script>
+addEventListener("load", () => parent.postMessage(JSON.stringify({
+  width: innerWidth, content: document.documentElement.scrollWidth,
+  images: [...document.images].filter(image => image.complete && image.naturalWidth > 0).length}), "*"));
+</script></body>"""
+
+# A frame, because a headless window is never narrower than 500 pixels.
+_FRAME = """<title></title><script>addEventListener("message", event => { document.title = event.data; });</script>
+<iframe src="measured.html" style="border: 0; width: %dpx; height: 900px"></iframe>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to look at the page")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_fits_its_width_in_a_browser_without_complaints(written, tmp_path, width):
+  text = (written / "index.html").read_text()
+  measured = tmp_path / "measured.html"
+  measured.write_text(
+    text.replace("default-src", "script-src 'unsafe-inline'; default-src").replace("</body>", _MEASURE)
+  )
+  frame = tmp_path / "frame.html"
+  frame.write_text(_FRAME % width)
+  dom = _browse(tmp_path, 1400, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()).stdout
+  found = json.loads(html.unescape(dom.split("<title>")[1].split("</title>")[0]))
+  assert found == {"width": width, "content": width, "images": len(PLOTS)}
+
+  picture = tmp_path / "page.png"
+  complaints = _browse(tmp_path, width, f"--screenshot={picture}", (written / "index.html").as_uri()).stderr
+  assert "CONSOLE" not in complaints
+  assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def _browse(folder: pathlib.Path, width: int, *arguments: str) -> subprocess.CompletedProcess:
+  command = [
+    CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--hide-scrollbars",
+    f"--user-data-dir={folder / 'profile'}", f"--window-size={width},1000", *arguments,
+  ]  # fmt: skip
+  return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

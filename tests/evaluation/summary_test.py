@@ -1,0 +1,176 @@
+"""Summaries of evaluation rows: values, intervals, certificates, comparisons, warnings, and refusal of bad rows."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from qempo_jax.errors import InputError
+from qempo_jax.evaluation import alarms, summary
+
+FIGURES = (
+  "reward", "entropy", "entropy_per_token", "kl", "length", "truncation", "effective_answers", "coverage",
+  "distinct_answers", "answer_entropy", "answer_entropy_miller_madow",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(make_rows):
+  return make_rows()
+
+
+@pytest.fixture(scope="module")
+def results(rows):
+  return summary.summarise(rows, floor=0.85, max_kl={"qempo_kl": 3.0}, num_draws=400, run={"seed": 0})
+
+
+def _row(**changes):
+  row = {"method": "grpo", "seed": 0, "split": "train", "set_name": "month", "prompt": "p", "sample": 0,
+         "completion": "May", "answer": "May", "reward": 1.0, "log_prob": -1.0, "ref_log_prob": -2.0, "entropy": 1.5,
+         "num_tokens": 3, "truncated": False}  # fmt: skip
+  return row | changes
+
+
+def test_every_policy_and_split_has_every_figure_with_an_interval(results):
+  assert list(results["methods"]) == ["base", "grpo", "qempo", "qempo_kl"]
+  for entry in results["methods"].values():
+    assert list(entry["splits"]) == ["train", "heldout_wordings", "heldout_set"]
+    for figures in entry["splits"].values():
+      for name in FIGURES:
+        value = figures[name]
+        assert value["low"] <= value["mean"] <= value["high"], name
+        assert value["by_seed"] == pytest.approx([value["mean"]])
+
+
+def test_means_are_macro_averages_of_the_rows(rows, results):
+  here = [row for row in rows if (row["method"], row["split"]) == ("qempo_kl", "heldout_wordings")]
+  figures = results["methods"]["qempo_kl"]["splits"]["heldout_wordings"]
+  assert figures["num_samples"] == len(here)
+  assert figures["reward"]["mean"] == pytest.approx(np.mean([row["reward"] for row in here]))
+  assert figures["kl"]["mean"] == pytest.approx(np.mean([row["log_prob"] - row["ref_log_prob"] for row in here]))
+  assert figures["entropy"]["mean"] == pytest.approx(np.mean([row["entropy"] for row in here]))
+  assert figures["entropy_per_token"]["mean"] == pytest.approx(figures["entropy"]["mean"] / 4)
+
+
+def test_a_hand_computed_prompt():
+  rows = [_row(sample=0), _row(sample=1, answer="June"), _row(sample=2), _row(sample=3, answer=None, reward=0.0)]
+  figures = summary.summarise(rows, floor=0.5, num_draws=50)["methods"]["grpo"]["splits"]["train"]
+  entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+  assert figures["answer_entropy"]["mean"] == pytest.approx(entropy)
+  assert figures["effective_answers"] == {
+    "mean": pytest.approx(math.exp(entropy)), "low": None, "high": None, "by_seed": [pytest.approx(math.exp(entropy))],
+  }  # fmt: skip
+  assert figures["coverage"]["mean"] == pytest.approx(2 / 12)
+  assert figures["entropy_per_token"]["mean"] == pytest.approx(0.5)
+  assert figures["kl"]["mean"] == pytest.approx(1.0)
+
+
+def test_certificates_tell_the_policies_apart(results):
+  verdicts = {
+    method: [item["verdict"] for item in entry["splits"]["heldout_wordings"]["certificates"]]
+    for method, entry in results["methods"].items()
+  }
+  assert verdicts == {"base": ["NOT MET"], "grpo": ["MET"], "qempo": ["NOT MET"], "qempo_kl": ["MET", "MET"]}
+
+
+def test_comparison_at_matched_quality(results):
+  found = results["comparisons"]["heldout_wordings"]
+  assert set(found) == {"base", "qempo", "qempo_kl"}
+  ours = found["qempo_kl"]
+  assert ours["matched"] and not found["qempo"]["matched"]
+  assert ours["effective_answers_ratio"]["low"] > 4 and ours["effective_answers_ratio"]["high"] < 6
+  figures = [results["methods"][m]["splits"]["heldout_wordings"]["reward"]["mean"] for m in ("qempo_kl", "grpo")]
+  assert ours["reward_difference"]["mean"] == pytest.approx(figures[0] - figures[1])
+  assert ours["reward_difference"]["low"] < 0 < ours["reward_difference"]["high"]
+
+
+def test_pooling_seeds_does_not_inflate_diversity():
+  rows = [_row(sample=i, seed=seed, answer=name) for seed, name in enumerate(("May", "June")) for i in range(4)]
+  figures = summary.summarise(rows, floor=0.5, num_draws=50)["methods"]["grpo"]["splits"]["train"]
+  assert figures["effective_answers"]["mean"] == 1.0
+  assert figures["effective_answers"]["by_seed"] == [1.0, 1.0]
+
+
+def test_ratio_by_seed_where_both_sides_have_the_seeds(make_rows):
+  rows = make_rows(seeds=(0, 3), splits=("heldout_set",), num_samples=6)
+  results = summary.summarise(rows, floor=0.85, num_draws=50)
+  assert results["methods"]["qempo_kl"]["seeds"] == [0, 3]
+  by_seed = results["comparisons"]["heldout_set"]["qempo_kl"]["effective_answers_ratio"]["by_seed"]
+  assert len(by_seed) == 2 and all(2 < ratio < 6 for ratio in by_seed)
+
+
+def test_unequal_sample_counts_are_cut_to_the_fewest_and_said():
+  rows = [_row(sample=i, method="grpo", answer="May") for i in range(2)]
+  rows += [_row(sample=i, method="base", answer=("May", "June", "July")[i]) for i in reversed(range(3))]
+  results = summary.summarise(rows, floor=0.5, num_draws=50)
+  base = results["methods"]["base"]["splits"]["train"]
+  assert (base["samples_per_prompt"], base["samples_left_out"], base["distinct_answers"]["mean"]) == (2, 1, 2.0)
+  assert "unequal_samples" in {item["kind"] for item in results["warnings"]}
+
+
+def test_a_prompt_without_acceptable_answers_lowers_the_mean():
+  rows = [_row(sample=i, prompt=p, answer="May" if p == "a" else None) for p in "ab" for i in range(3)]
+  figures = summary.summarise(rows, floor=0.5, num_draws=50)["methods"]["grpo"]["splits"]["train"]
+  assert figures["effective_answers"]["mean"] == 0.5
+  assert figures["prompts_without_answer"] == 0.5
+
+
+def test_answer_counts_cover_every_policy_for_one_shared_prompt(rows, results):
+  found = results["answers"]["train"]
+  assert set(found["methods"]) == set(results["methods"])
+  for method, entry in found["methods"].items():
+    here = [row for row in rows if (row["method"], row["prompt"]) == (method, found["prompt"])]
+    assert entry["num_samples"] == len(here) == entry["num_not_acceptable"] + sum(n for _, n in entry["counts"])
+
+
+def test_warnings_name_collapse_explosion_truncation_and_a_floor_not_met(results):
+  kinds = {(item["method"], item["kind"]) for item in results["warnings"] if item["split"] == "heldout_wordings"}
+  assert kinds == {("grpo", "collapse"), ("qempo", "explosion"), ("qempo", "truncation"), ("qempo", "floor")}
+  assert all(item["advice"] for item in results["warnings"])
+
+
+def test_negative_kl_is_an_alarm():
+  rows = [_row(prompt=str(p), sample=i, ref_log_prob=-0.5 - 0.01 * p) for p in range(20) for i in range(3)]
+  results = summary.summarise(rows, floor=0.5, num_draws=50)
+  assert "kl" in {item["kind"] for item in results["warnings"]}
+
+
+def test_training_truncation_is_an_alarm(make_metrics):
+  assert [(item["method"], item["kind"]) for item in alarms.training_warnings(make_metrics())] == [
+    ("qempo", "truncation")
+  ]
+
+
+def test_results_survive_json_without_nan(results):
+  assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_equal_seeds_give_equal_results(rows):
+  few = [row for row in rows if row["split"] == "heldout_set"]
+  first, second = (summary.summarise(few, floor=0.85, num_draws=50, seed=3) for _ in range(2))
+  assert first == second
+
+
+def test_sets_of_ones_own_and_rewards_without_a_range():
+  rows = [_row(set_name="mine", prompt=str(p), sample=i, answer="x", reward=3.0) for p in range(3) for i in range(2)]
+  results = summary.summarise(rows, floor=2.0, reward_range=None, set_sizes={"mine": 4}, num_draws=50)
+  figures = results["methods"]["grpo"]["splits"]["train"]
+  assert figures["coverage"]["mean"] == 0.25 and figures["certificates"][0]["verdict"] == "MET"
+
+
+@pytest.mark.parametrize(
+  ("rows", "named"),
+  [
+    ([], "no evaluation rows"),
+    ([{key: value for key, value in _row().items() if key != "log_prob"}], "row 0 lacks 'log_prob'"),
+    ([_row(), _row(sample=1, entropy=math.nan)], "row 1 has entropy = nan"),
+    ([_row(reward="good")], "reward = 'good'"),
+    ([_row(set_name="planets")], "'planets'"),
+    ([_row(prompt="a"), _row(prompt="b"), _row(prompt="a", seed=1)], "seed 1 has no sample of prompt 'b'"),
+  ],
+)
+def test_bad_rows_are_named(rows, named):
+  with pytest.raises(InputError, match=named) as error:
+    summary.summarise(rows, floor=0.5, num_draws=10)
+  assert "\n" not in str(error.value)
