@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
   config.objective.method = "qempo_kl"  # a label: names the run in reports
   config.objective.entropy_weight = 1.0  # 1: maximise entropy (QEMPO, QEMPO-KL); 0: minimise KL (RLHF, GRPO)
   config.objective.min_reward = config_dict.placeholder(float)  # quality floor R; none: lambda stays as it starts
+  config.objective.margin = 0.0  # the controller aims at R + margin, so that R can be certified on held-out prompts
   config.objective.max_kl = config_dict.placeholder(float)  # KL budget K in nats; none: mu stays as it starts
   config.objective.entropy_gradient = "score_function"  # or "rao_blackwell"
   config.objective.baseline = "leave_one_out"  # or "group_mean", or "std_normalised" (GRPO's; moves the optimum)
@@ -46,13 +47,16 @@ def get_config() -> ConfigDict:
   config.objective.averaging = 0.9  # decay of the measured averages
 
   config.duals = ConfigDict()
-  config.duals.parametrisation = "log"  # what is stored: "linear", "log" or "softplus"
-  config.duals.quality_multiplier = 10.0  # initial lambda, nats per unit of reward
-  config.duals.kl_multiplier = 1.0  # initial mu
-  config.duals.quality_proportional_gain = 0.0
-  config.duals.quality_integral_gain = 0.1
-  config.duals.kl_proportional_gain = 0.0
-  config.duals.kl_integral_gain = 0.0
+  config.duals.quality = ConfigDict()  # lambda, nats per unit of reward
+  config.duals.quality.initial = 10.0
+  config.duals.quality.parametrisation = "log"  # what is stored: "linear", "log" or "softplus"
+  config.duals.quality.proportional_gain = 0.0  # gains act on what is stored, per unit of reward and step
+  config.duals.quality.integral_gain = 0.1
+  config.duals.kl = ConfigDict()  # mu, without unit
+  config.duals.kl.initial = 1.0
+  config.duals.kl.parametrisation = "linear"
+  config.duals.kl.proportional_gain = 0.0  # per nat and step
+  config.duals.kl.integral_gain = 0.05
   config.duals.smoothing = 0.7  # decay of the proportional part's moving average
   config.duals.delay = 0  # first updates that leave the multipliers alone
   config.duals.cap = 1000.0  # largest multiplier
@@ -60,6 +64,7 @@ def get_config() -> ConfigDict:
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 5e-6
   config.optimizer.warmup_steps = 0
+  config.optimizer.final_fraction = 1.0  # of the learning rate, reached linearly at the last step; 1: constant
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.95
   config.optimizer.weight_decay = 0.0
@@ -80,6 +85,5 @@ def get_config() -> ConfigDict:
   config.evaluation = ConfigDict()
   config.evaluation.samples_per_prompt = 32
   config.evaluation.prompts_per_batch = 8
-  config.evaluation.max_prompts = 24  # of each split
   config.evaluation.seed = 10_000  # of the fresh samples; the same for every policy
   return config

@@ -21,6 +21,8 @@ from qempo_jax.models import demo_model
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.rewards import checked
 
+CONSTRAINTS = ("quality", "kl")
+
 
 class Policy(NamedTuple):
   """A pretrained model with its tokenizer, placed on the mesh.
@@ -69,7 +71,7 @@ def objective(config: ConfigDict) -> train_step.OnlineObjective:
   _one_of("objective.baseline", o.baseline, ("leave_one_out", "group_mean", "std_normalised"))
   return train_step.OnlineObjective(
       entropy_weight=o.entropy_weight,
-      min_reward=o.min_reward,
+      min_reward=None if o.min_reward is None else o.min_reward + o.margin,
       max_kl=o.max_kl,
       entropy_gradient=o.entropy_gradient,
       baseline=o.baseline,
@@ -85,14 +87,16 @@ def optimizer_pair(config: ConfigDict) -> train_step.Optimizers:
   policy_optimizer = optimizers.adamw(
       learning_rate=o.learning_rate,
       warmup_steps=o.warmup_steps,
+      total_steps=config.steps,
+      final_fraction=o.final_fraction,
       b1=o.b1,
       b2=o.b2,
       weight_decay=o.weight_decay,
       max_grad_norm=o.max_grad_norm,
   )
   controller = dual_controllers.pi_controller(
-      proportional_gain={"quality": d.quality_proportional_gain, "kl": d.kl_proportional_gain},
-      integral_gain={"quality": d.quality_integral_gain, "kl": d.kl_integral_gain},
+      proportional_gain={name: d[name].proportional_gain for name in CONSTRAINTS},
+      integral_gain={name: d[name].integral_gain for name in CONSTRAINTS},
       smoothing=d.smoothing,
       delay=d.delay,
       cap=d.cap,
@@ -102,9 +106,9 @@ def optimizer_pair(config: ConfigDict) -> train_step.Optimizers:
 
 def initial_state(config: ConfigDict, params, optimizers_pair: train_step.Optimizers):
   """The state before the first step; the policy starts as a copy of the reference."""
-  d = config.duals
   dual_params = duals.init_dual_params(
-      {"quality": d.quality_multiplier, "kl": d.kl_multiplier}, parametrisation=d.parametrisation
+      {name: config.duals[name].initial for name in CONSTRAINTS},
+      parametrisation={name: config.duals[name].parametrisation for name in CONSTRAINTS},
   )
   return train_state.create(
       jax.tree.map(jax.numpy.copy, params),

@@ -8,7 +8,6 @@ from experiments import workdir as workdirs
 from experiments.display import Display
 from experiments.loops import feasibility
 from experiments.loops import online
-from qempo_jax import checkpoint
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
@@ -20,9 +19,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     return
   workdir = workdirs.open_workdir(workdir, config)
   with Display(config.steps, title=config.objective.method) as display:
-    state = online.train(config, workdir, policy, display)
-  checkpoint.save_params(workdir / "checkpoints" / "final", state)
-  print(f"Trained {config.steps} steps; metrics and the last state are in {workdir}")
+    online.train(config, workdir, policy, display)
+  print(f"Trained {config.steps} steps; metrics and checkpoints are in {workdir}")
 
 
 if __name__ == "__main__":

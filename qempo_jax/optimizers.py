@@ -8,16 +8,20 @@ def adamw(
     *,
     learning_rate: float,
     warmup_steps: int,
+    total_steps: int,
+    final_fraction: float,
     b1: float,
     b2: float,
     weight_decay: float,
     max_grad_norm: float,
 ) -> optax.GradientTransformation:
-  """AdamW with clipping by global norm and a linear warm-up to a constant rate.
+  """AdamW with clipping by global norm, a linear warm-up and a linear decay.
 
   Args:
-    learning_rate: after the warm-up.
-    warmup_steps: updates from 0 to that rate; 0 for none.
+    learning_rate: at the end of the warm-up.
+    warmup_steps: updates until then; 0 for none.
+    total_steps: updates in all.
+    final_fraction: of the learning rate, reached at the last update; 1 keeps it constant.
     b1: decay of the first moment.
     b2: decay of the second moment.
     weight_decay: of matrices; norms' scales are not decayed.
@@ -26,7 +30,9 @@ def adamw(
   Returns:
     The gradient transformation.
   """
-  schedule = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, warmup_steps)
+  warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, warmup_steps)
+  decay = optax.linear_schedule(learning_rate, learning_rate * final_fraction, total_steps - warmup_steps)
+  schedule = optax.join_schedules([warmup, decay], [warmup_steps])
   decayed = lambda params: jax.tree_util.tree_map_with_path(
       lambda path, _: "norm" not in path[-1].key, params
   )

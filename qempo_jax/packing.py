@@ -20,12 +20,13 @@ def pack_groups(
 ) -> PackedGroups:
   """Packs prompts and their responses; NumPy, on the host.
 
-  Row lengths are rounded up to a multiple of `bucket`, so that few shapes are ever compiled.
+  Rows, and the lists of their response tokens, get one common length, a multiple of `bucket`, so that few
+  shapes are ever compiled.
 
   Args:
     prompts: P token sequences, none empty.
     responses: P groups of G token sequences each; an empty response takes no room and scores 0.
-    bucket: tokens; both row lengths become multiples of it.
+    bucket: tokens.
 
   Returns:
     PackedGroups of NumPy arrays.
@@ -33,12 +34,9 @@ def pack_groups(
   group_size = len(responses[0])
   fed = [len(p) + sum(max(len(r) - 1, 0) for r in group) for p, group in zip(prompts, responses)]
   scored = [sum(len(r) for r in group) for group in responses]
-  row_shape = (len(prompts), round_up(max(fed), bucket))
-  score_shape = (len(prompts), round_up(max(max(scored), 1), bucket))
-  tokens, positions = np.zeros(row_shape, np.int32), np.zeros(row_shape, np.int32)
-  segments = np.full(row_shape, -1, np.int32)
-  source, target, time = (np.zeros(score_shape, np.int32) for _ in range(3))
-  sample = np.full(score_shape, group_size, np.int32)
+  shape = (len(prompts), round_up(max(fed + scored), bucket))
+  tokens, positions, source, target, time = (np.zeros(shape, np.int32) for _ in range(5))
+  segments, sample = np.full(shape, -1, np.int32), np.full(shape, group_size, np.int32)
 
   for row, (prompt, group) in enumerate(zip(prompts, responses)):
     start = len(prompt)

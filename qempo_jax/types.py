@@ -1,7 +1,7 @@
 """Batches as pytrees, with an explicit [prompts, group] axis wherever samples belong to a prompt.
 
 Shape letters: P prompts, G samples of a prompt, L prompt length, T response length, R packed row length,
-S response tokens of a packed row.
+S places for its response tokens.
 """
 
 from flax import struct

@@ -27,11 +27,12 @@ def check(config, policy: builders.Policy) -> str:
   rows = [sample.rows[i * len(sample.rows) // batch] for i in range(batch)]
   samples = sample(policy.params, rows, rng, config.sampling.group_size)
   rewards = sampling.group_rewards(builders.reward(config), samples)
-  if config.objective.min_reward is not None:
-    duals.resolve_floor(config.objective.min_reward, rewards, max_reward=config.reward.max)
+  aim = builders.objective(config).min_reward
+  if aim is not None:
+    duals.resolve_floor(aim, rewards, max_reward=config.reward.max)
   return (
       f"Reference policy: reward {rewards.mean():.3f} on average, {rewards.max(axis=1).mean():.3f} for the best of"
       f" {rewards.shape[1]} (from {rewards.size} samples of {batch} prompts);"
       f" entropy {np.mean(samples.rollout.entropies.sum(-1)):.1f} nats a response;"
-      f" floor {config.objective.min_reward}"
+      f" the floor aimed at is {aim}"
   )

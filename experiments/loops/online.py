@@ -13,17 +13,18 @@ from experiments.loops import sampling
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax import train_step
+from qempo_jax.checkpoint import Checkpoints
 from qempo_jax.data import prompts
 from qempo_jax.errors import InputError
 from qempo_jax.sampling.replay import ReplayBuffer
 
 
 def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
-  """Trains from the reference policy and writes `metrics.jsonl`.
+  """Trains from the reference policy, or from the newest checkpoint, and writes `metrics.jsonl`.
 
   Args:
     config: a complete config.
-    workdir: where the metrics go.
+    workdir: where metrics and checkpoints go.
     policy: the reference, which is also the start.
     display: gets every step's metrics.
 
@@ -44,32 +45,60 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   state = jax.device_put(state, shardings)
   step = compile_step(config, policy, optimizers, shardings)
 
-  # 3. The loop.
-  with open(workdir / "metrics.jsonl", "w", encoding="utf-8") as log:
-    for index in range(config.steps):
-      started = time.monotonic()
-      chosen = prompts.batch_indices(index, config.data.prompts_per_step, len(sample.rows), config.seed)
-      rng = jax.random.fold_in(state.rng, index)
-      samples = sample(state.params, [sample.rows[i] for i in chosen], rng, config.sampling.group_size)
-      rewards = sampling.group_rewards(reward, samples)
-      sampled = time.monotonic()
-      batch = replay.make_batch(samples, rewards, np.random.default_rng([config.seed, index]))
-      state, metrics = step(state, policy.params, batch)
-      metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-      metrics |= {
-          "step": index + 1,
-          "floor": config.objective.min_reward,
-          "truncation": float(np.mean(samples.rollout.truncated)),
-          "found": replay.found,
-          "seconds": time.monotonic() - started,
-          "sampling_seconds": sampled - started,
-          "tokens_per_second": int(samples.rollout.mask.sum()) / (time.monotonic() - started),
-      }
-      log.write(json.dumps(metrics) + "\n")
-      log.flush()
-      display.step(index + 1, metrics)
-      _check(metrics, config)
+  # 3. Where an earlier run stopped.
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) if config.checkpoint.every >= 0 else None
+  if checkpoints and (found := checkpoints.restore(state)):
+    state, host = found
+    replay.buffer.from_json(host["replay"])
+    display.note(f"resumed after step {int(state.step)}")
+  first = int(state.step)
+  log = MetricsLog(workdir / "metrics.jsonl", keep=first)
+
+  # 4. The loop.
+  for index in range(first, config.steps):
+    started = time.monotonic()
+    chosen = prompts.batch_indices(index, config.data.prompts_per_step, len(sample.rows), config.seed)
+    rng = jax.random.fold_in(state.rng, index)
+    samples = sample(state.params, [sample.rows[i] for i in chosen], rng, config.sampling.group_size)
+    rewards = sampling.group_rewards(reward, samples)
+    sampled = time.monotonic()
+    batch = replay.make_batch(samples, rewards, np.random.default_rng([config.seed, index]))
+    state, metrics = step(state, policy.params, batch)
+    metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    seconds = time.monotonic() - started
+    metrics |= {
+        "step": index + 1,
+        "floor": builders.objective(config).min_reward,
+        "truncation": float(np.mean(samples.rollout.truncated)),
+        "found": replay.buffer.total,
+        "seconds": seconds,
+        "sampling_seconds": sampled - started,
+        "tokens_per_second": int(samples.rollout.mask.sum()) / seconds,
+    }
+    log.write(metrics)
+    display.step(index + 1, metrics)
+    _check(metrics, config)
+    every = config.checkpoint.every
+    if checkpoints and (index + 1 == config.steps or (every and (index + 1) % every == 0)):
+      checkpoints.save(state, {"replay": replay.buffer.to_json()})
+  if checkpoints:
+    checkpoints.close()
   return state
+
+
+class MetricsLog:
+  """`metrics.jsonl`: one JSON object a step."""
+
+  def __init__(self, path: pathlib.Path, *, keep: int):
+    """Keeps the first `keep` steps of an earlier run, which a checkpoint vouches for, and drops later ones."""
+    self._path = path
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    path.write_text("".join(lines[:keep]), encoding="utf-8")
+
+  def write(self, metrics) -> None:
+    """Appends one step."""
+    with open(self._path, "a", encoding="utf-8") as file:
+      file.write(json.dumps(metrics) + "\n")
 
 
 def compile_step(config, policy: builders.Policy, optimizers, shardings):
@@ -100,12 +129,7 @@ class Replay:
   def __init__(self, config):
     """Reads the sizes from the config."""
     self._config = config
-    self._buffer = ReplayBuffer(config.replay.min_reward)
-
-  @property
-  def found(self) -> int:
-    """Distinct good responses found so far."""
-    return self._buffer.total
+    self.buffer = ReplayBuffer(config.replay.min_reward)
 
   def make_batch(self, samples: sampling.Samples, rewards: np.ndarray, rng) -> train_step.GroupBatch:
     """Packs the fresh samples with replayed ones, then remembers the fresh ones that are good."""
@@ -117,7 +141,7 @@ class Replay:
     groups = []
     for row, responses in enumerate(samples.responses):
       key = samples.rows[row][self._config.replay.key]
-      drawn = self._buffer.draw(key, replay_size, rng)
+      drawn = self.buffer.draw(key, replay_size, rng)
       for slot, (_, value) in enumerate(drawn, start=fresh_size):
         all_rewards[row, slot], replayed[row, slot] = value, True
       empty = [()] * (replay_size - len(drawn))
@@ -126,7 +150,7 @@ class Replay:
         mask[row, slot, : len(response)] = True
       for response, value, truncated in zip(responses, rewards[row], samples.rollout.truncated[row]):
         if replay_size and not truncated:
-          self._buffer.add(key, response, value)
+          self.buffer.add(key, response, value)
     fresh = np.zeros(shape, bool)
     fresh[:, :fresh_size] = True
     packed = packing.pack_groups(samples.prompts, groups, bucket=self._config.compute.bucket)

@@ -32,8 +32,8 @@ TRAIN_WORDINGS = (
 HELDOUT_WORDINGS = (
   "One word answer: {a_noun}.",
   "Write the name of {a_noun}. Do not write a sentence.",
-  "Give me one {noun}. Answer with just the name and nothing else.",
-  "I need an example of {a_noun}. Just the name, please, no explanation.",
+  "Pick one {noun}. Reply in one or two words, no sentence.",
+  "Say just one {noun}, in at most two words.",
 )
 
 
@@ -127,7 +127,7 @@ _PAIRS = (("**", "**"), ("*", "*"), ('"', '"'), ("'", "'"), ("`", "`"), ("“", 
 
 def _unwrap(text: str) -> str:
   """Drops one final mark and one pair of quotes or asterisks, whichever is outside."""
-  text = text.strip()
+  text = text.strip(" ")
   marked = text[-1:] in (".", "!")
   if marked:
     text = text[:-1]

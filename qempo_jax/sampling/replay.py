@@ -34,3 +34,13 @@ class ReplayBuffer:
   def total(self) -> int:
     """How many distinct responses there are, over all keys."""
     return sum(map(len, self._found.values()))
+
+  def to_json(self) -> list:
+    """All that is remembered, for a checkpoint."""
+    return [[key, list(response), reward] for key, found in self._found.items() for response, reward in found.items()]
+
+  def from_json(self, rows: list) -> None:
+    """Takes back what `to_json` gave."""
+    self._found = {}
+    for key, response, reward in rows:
+      self._found.setdefault(key, {})[tuple(response)] = reward

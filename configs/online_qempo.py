@@ -1,0 +1,17 @@
+"""QEMPO: maximise entropy subject to E[r] >= R; the quality multiplier is learned, no reference in the objective.
+
+  python -m experiments.train --config=configs/online_qempo.py --workdir=runs/qempo
+"""
+
+from ml_collections import ConfigDict
+
+from configs import online_qempo_kl
+
+
+def get_config() -> ConfigDict:
+  """QEMPO-KL's settings with the KL multiplier at 0 and no budget."""
+  config = online_qempo_kl.get_config()
+  config.objective.method = "qempo"
+  config.objective.max_kl = None
+  config.duals.kl.initial = 0.0
+  return config

@@ -1,0 +1,26 @@
+"""QEMPO-KL: maximise entropy subject to E[r] >= R and KL(pi || pi_ref) <= K; both multipliers are learned.
+
+  python -m experiments.train --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl
+"""
+
+from ml_collections import ConfigDict
+
+from configs import open_list
+
+
+def get_config() -> ConfigDict:
+  """Good answers found earlier are replayed by trajectory balance, so that none is lost once it left the samples."""
+  config = open_list.get_config()
+  config.objective.method = "qempo_kl"
+  config.objective.min_reward = 0.75
+  config.objective.margin = 0.2
+  config.objective.max_kl = 4.5
+  config.sampling.group_size = 18
+  config.replay.size = 14
+  config.replay.weight = 2.0
+  config.replay.key = "set_name"
+  config.duals.quality.initial = 60.0
+  config.duals.quality.integral_gain = 0.1
+  config.duals.kl.initial = 1.0
+  config.duals.kl.integral_gain = 0.02
+  return config

@@ -1,0 +1,23 @@
+"""What the open-list experiments share: tasks, sampling, optimizer and evaluation. Not run by itself."""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+SETS = ("us_state", "country", "animal", "fruit", "musical_instrument")
+
+
+def get_config() -> ConfigDict:
+  """Five answer sets in three wordings; held out are four other wordings, and two other sets."""
+  config = base.get_config()
+  config.steps = 22
+  config.data.sets = SETS
+  config.data.wordings = (0, 1, 2)
+  config.data.prompts_per_step = 4
+  config.sampling.group_size = 32
+  config.optimizer.learning_rate = 2e-5
+  config.optimizer.final_fraction = 0.1
+  config.compute.bucket = 32
+  config.checkpoint.every = -1  # the demo keeps samples and metrics; set 0 to keep the last state
+  config.evaluation.samples_per_prompt = 32
+  return config

@@ -1,0 +1,101 @@
+"""The demo: base, GRPO, QEMPO and QEMPO-KL on a real small model, compared at one quality floor."""
+
+import json
+import pathlib
+import sys
+
+import jax
+from rich.console import Console
+
+from experiments import builders
+from experiments import cli
+from experiments import workdir as workdirs
+from experiments.display import Display
+from experiments.loops import evaluation
+from experiments.loops import feasibility
+from experiments.loops import online
+from qempo_jax.data import prompts
+from qempo_jax.evaluation import report
+from qempo_jax.evaluation import summary
+
+METHODS = ("grpo", "qempo_kl", "qempo")
+
+
+def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
+  """Trains and evaluates every method that is not done yet, then writes the report."""
+  shared = config.qempo_kl
+  policy = builders.policy(shared)
+  print(feasibility.check(shared, policy))
+  if dry_run:
+    return
+  workdir = workdirs.open_workdir(workdir, config)
+  (workdir / "samples").mkdir(exist_ok=True)
+  evaluate = evaluation.Evaluator(shared, policy, evaluation_rows(shared), builders.reward(shared))
+
+  run_once(workdir, "base", lambda: evaluate(policy.params, method="base", seed=shared.seed))
+  for method in METHODS:
+    run_once(workdir, method, lambda: train_and_sample(config[method], workdir, policy, evaluate))
+
+  index = write_report(config, workdir)
+  print(f"Report: {index.resolve()}")
+
+
+def train_and_sample(config, workdir, policy, evaluate) -> list[dict]:
+  """Trains one method and samples what came out."""
+  method = config.objective.method
+  folder = workdir / method
+  folder.mkdir(exist_ok=True)
+  with Display(config.steps, title=method) as display:
+    state = online.train(config, folder, policy, display)
+  rows = evaluate(state.params, method=method, seed=config.seed)
+  jax.tree.map(lambda leaf: leaf.delete(), state)
+  return rows
+
+
+def run_once(workdir: pathlib.Path, method: str, make) -> None:
+  """Writes samples/METHOD.jsonl, unless an earlier call did."""
+  path = workdir / "samples" / f"{method}.jsonl"
+  if path.exists():
+    print(f"{method}: done before, kept {path}")
+    return
+  text = "".join(json.dumps(row) + "\n" for row in make())
+  workdirs.write_atomically(path, text)
+
+
+def evaluation_rows(config) -> list[prompts.Row]:
+  """The prompts that are evaluated: trained ones, held-out wordings of the same sets, and held-out sets."""
+  sets, wordings = tuple(config.data.sets), tuple(config.data.wordings)
+  return (
+      prompts.open_list_rows("train", sets=sets, wordings=wordings)
+      + prompts.open_list_rows("heldout_wordings", sets=sets)
+      + prompts.open_list_rows("heldout_set", wordings=wordings)
+  )
+
+
+def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
+  """Summarises all samples, prints the table and writes the report."""
+  rows = [row for method in ("base", *METHODS) for row in read_jsonl(workdir / "samples" / f"{method}.jsonl")]
+  metrics = {method: read_jsonl(workdir / method / "metrics.jsonl") for method in METHODS}
+  budgets = {m: config[m].objective.max_kl for m in METHODS if config[m].objective.max_kl is not None}
+  run = {
+      "command": "python -m experiments.demo " + " ".join(sys.argv[1:]),
+      "seed": config.qempo_kl.seed,
+      "config": json.loads(config.to_json_best_effort()),
+  }
+  results = summary.summarise(rows, floor=config.qempo_kl.objective.min_reward, max_kl=budgets, run=run)
+  index = report.write_report(workdir / "report", results, metrics, rows)
+  Console().print(report.terminal_table(results))
+  return index
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict]:
+  """The objects of a JSON Lines file."""
+  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+  cli.run(
+      main,
+      description="Aligns a real small model four ways and compares quality and diversity.",
+      example="python -m experiments.demo --config=configs/demo.py --workdir=runs/demo",
+  )

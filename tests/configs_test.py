@@ -1,0 +1,79 @@
+"""Every config is complete, known to the builders, and reads as it says."""
+
+import pathlib
+
+import pytest
+
+from configs import base
+from experiments import builders
+from experiments import cli
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "open_list"))
+
+
+def _keys(config, start=""):
+  found = set()
+  for key in config:
+    value = config[key]
+    found |= _keys(value, f"{start}{key}.") if hasattr(value, "to_dict") else {start + key}
+  return found
+
+
+def _methods(config):
+  return [config] if "steps" in config else [config[name] for name in config]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_config_has_exactly_the_keys_of_base_and_builds(path):
+  for config in _methods(cli.load_config(path)):
+    assert _keys(config) == _keys(base.get_config())
+    assert builders.training_rows(config)
+    assert callable(builders.reward(config))
+    builders.objective(config)
+    builders.optimizer_pair(config)
+
+
+def test_every_key_of_base_is_explained():
+  lines = (CONFIGS / "base.py").read_text(encoding="utf-8").splitlines()
+  keys = [line for line in lines if line.startswith("  config.") and "ConfigDict()" not in line]
+  commented = [line for line in keys if "#" in line]
+  plain = {line.split("=")[0].strip() for line in keys if "#" not in line}
+  allowed = {"config.seed", "config.data.prompts_per_step", "config.checkpoint.keep"}
+  allowed |= {f"config.optimizer.{name}" for name in ("learning_rate", "warmup_steps", "b1", "b2", "weight_decay", "max_grad_norm")}
+  allowed |= {f"config.duals.{n}.{k}" for n in ("quality", "kl") for k in ("initial", "integral_gain", "proportional_gain", "parametrisation")}
+  allowed |= {"config.evaluation.samples_per_prompt", "config.evaluation.prompts_per_batch"}
+  assert commented and plain <= allowed
+
+
+def test_the_demos_methods_differ_only_where_the_method_does():
+  demo = cli.load_config(CONFIGS / "demo.py")
+  differing = {
+      key
+      for key in _keys(base.get_config())
+      if len({str(_value(demo[method], key)) for method in demo}) > 1
+  }
+  assert differing <= {
+      "objective.method",
+      "objective.entropy_weight",
+      "objective.baseline",
+      "objective.min_reward",
+      "objective.margin",
+      "objective.max_kl",
+      "duals.quality.initial",
+      "duals.quality.integral_gain",
+      "duals.kl.initial",
+      "duals.kl.integral_gain",
+      "sampling.group_size",
+      "replay.size",
+      "replay.weight",
+      "replay.key",
+  }
+  scored = {demo[m].sampling.group_size + demo[m].replay.size for m in demo}
+  assert len(scored) == 1  # every method trains on as many responses a step
+
+
+def _value(config, key):
+  for name in key.split("."):
+    config = config[name]
+  return config

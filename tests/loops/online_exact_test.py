@@ -1,0 +1,81 @@
+"""The online loop, with a real (tiny) transformer and all its sampling noise, ends at the exact optimum."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.loops import online
+from qempo_jax import duals
+from qempo_jax import exact
+from tests.loops import toy
+
+
+class Silent:
+  """A display that shows nothing."""
+
+  def step(self, step, metrics):
+    """Shows nothing."""
+
+  def note(self, line):
+    """Shows nothing."""
+
+
+def _exact(ref_log_probs, min_reward, kl_position):
+  """The program's solution under one global pair of multipliers."""
+  rewards = toy.rewards()
+  with jax.enable_x64(True):
+    if kl_position is None:
+      return exact.solve_qempo(rewards, min_reward=min_reward, ref_log_probs=ref_log_probs), None
+    found = exact.feasible_range(rewards, ref_log_probs, min_reward=min_reward)
+    max_kl = float(found.kl_budget_at(kl_position))
+    return exact.solve_qempo_kl(rewards, ref_log_probs, min_reward=min_reward, max_kl=max_kl), max_kl
+
+
+@pytest.mark.parametrize(
+    ("kl_position", "entropy_gradient"),
+    [(None, "score_function"), (None, "rao_blackwell"), (0.4, "score_function"), (0.4, "rao_blackwell")],
+)
+def test_loop_reaches_the_exact_optimum(tmp_path, kl_position, entropy_gradient):
+  policy = toy.policy()
+  ref_log_probs = toy.log_probs(policy.params)
+  np.testing.assert_allclose(np.exp(ref_log_probs).sum(axis=1), 1.0, atol=1e-5)
+  min_reward = 0.8
+  solution, max_kl = _exact(ref_log_probs - np.log(np.exp(ref_log_probs).sum(1, keepdims=True)), min_reward, kl_position)
+
+  config = toy.config(tmp_path)
+  config.steps = 900
+  config.objective.entropy_gradient = entropy_gradient
+  config.objective.min_reward = min_reward
+  config.objective.max_kl = max_kl
+  config.objective.averaging = 0.98
+  quality, kl = config.duals.quality, config.duals.kl
+  quality.parametrisation = "linear"
+  quality.initial, quality.integral_gain, quality.proportional_gain = 1.0, 0.5, 10.0
+  kl.initial, kl.integral_gain, kl.proportional_gain = 0.0 if max_kl is None else 1.0, 0.02, 0.2
+  config.optimizer.learning_rate, config.optimizer.final_fraction = 4e-3, 0.02
+  state = online.train(config, tmp_path, policy, Silent())
+
+  log_probs = toy.log_probs(state.params)
+  probs = np.exp(log_probs)
+  entropy = -(probs * log_probs).sum(axis=1).mean()
+  reward = (probs * toy.rewards()).sum(axis=1).mean()
+  averaged = {name: float(value) for name, value in state.averages.values().items()}
+  print(f"entropy {entropy:.4f} exact {np.mean(solution.entropy):.4f}; reward {reward:.4f}")
+  print(averaged, solution.quality_multiplier, solution.kl_multiplier)
+  assert entropy == pytest.approx(float(np.mean(solution.entropy)), rel=0.02)
+  assert reward == pytest.approx(min_reward, abs=0.02)
+  assert averaged["quality_multiplier"] == pytest.approx(float(solution.quality_multiplier), rel=0.1)
+  if kl_position is not None:
+    assert averaged["kl_multiplier"] == pytest.approx(float(solution.kl_multiplier), rel=0.1)
+    kl = (probs * (log_probs - ref_log_probs)).sum(axis=1).mean()
+    assert kl == pytest.approx(max_kl, rel=0.03)
+
+
+def test_multipliers_stay_where_no_constraint_moves_them(tmp_path):
+  config = toy.config(tmp_path)
+  config.steps = 3
+  config.objective.min_reward = None
+  state = online.train(config, tmp_path, toy.policy(), Silent())
+  values = duals.multipliers(state.dual_params)
+  assert float(values["quality"]) == pytest.approx(config.duals.quality.initial)
+  assert float(values["kl"]) == pytest.approx(config.duals.kl.initial)

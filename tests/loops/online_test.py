@@ -1,0 +1,115 @@
+"""The online loop's own duties: resuming, alarms, bad rewards, impossible floors."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import builders
+from experiments.loops import feasibility
+from experiments.loops import online
+from qempo_jax.errors import InputError
+from tests.loops import toy
+from tests.loops.online_exact_test import Silent
+
+
+def _config(folder):
+  config = toy.config(folder)
+  config.steps = 6
+  config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
+  config.replay.size, config.replay.min_reward = 4, 0.5
+  return config
+
+
+def _run(folder, **changes):
+  folder.mkdir(exist_ok=True)
+  config = _config(folder)
+  for key, value in changes.items():
+    group, name = key.split("__")
+    config[group][name] = value
+  return online.train(config, folder, toy.policy(), Silent()), config
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+  whole, _ = _run(tmp_path / "whole", checkpoint__every=-1)
+  calls = []
+  make_batch = online.Replay.make_batch
+
+  def fail_at_the_fifth(self, *args):
+    calls.append(1)
+    if len(calls) == 5:
+      raise KeyboardInterrupt
+    return make_batch(self, *args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(online.Replay, "make_batch", fail_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+      _run(tmp_path / "cut", checkpoint__every=3)
+  resumed, _ = _run(tmp_path / "cut", checkpoint__every=3)
+  assert int(resumed.step) == 6
+  same = lambda a, b: np.testing.assert_array_equal(a, b)
+  jax.tree.map(same, jax.device_get(resumed.params), jax.device_get(whole.params))
+  jax.tree.map(same, jax.device_get(resumed.dual_params), jax.device_get(whole.dual_params))
+  timeless = lambda folder: [
+      {k: v for k, v in json.loads(line).items() if "seconds" not in k and "per_second" not in k}
+      for line in (folder / "metrics.jsonl").read_text().splitlines()
+  ]
+  assert timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
+
+
+def test_replayed_responses_are_never_measured(tmp_path):
+  with_replay, _ = _run(tmp_path / "a", replay__weight=0.0, checkpoint__every=-1)
+  without, _ = _run(tmp_path / "b", replay__size=0, checkpoint__every=-1)
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+  jax.tree.map(near, jax.device_get(with_replay.averages), jax.device_get(without.averages))
+
+
+def test_exploding_entropy_stops_the_run_with_advice(tmp_path):
+  with pytest.raises(InputError, match="max_entropy_per_token"):
+    _run(tmp_path / "a", alarms__max_entropy_per_token=0.01)
+
+
+def raising_reward(prompts, completions, **columns):
+  """A reward function with a mistake in it."""
+  return [1 / 0 for _ in completions]
+
+
+def short_reward(prompts, completions, **columns):
+  """A reward function that forgets some completions."""
+  return [1.0]
+
+
+def nan_reward(prompts, completions, **columns):
+  """A reward function that returns NaN."""
+  return [float("nan")] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raising_reward", "raised ZeroDivisionError"),
+        ("short_reward", "returned 1 scores for 512"),
+        ("nan_reward", "returned nan for completion 0"),
+        ("no_such_reward", "cannot be imported"),
+    ],
+)
+def test_a_bad_reward_function_is_named(tmp_path, name, message):
+  with pytest.raises(InputError, match=message):
+    _run(tmp_path / "a", reward__function=f"tests.loops.online_test.{name}")
+
+
+def test_an_impossible_floor_is_found_before_training(tmp_path):
+  config = _config(tmp_path)
+  config.objective.min_reward = 1.2
+  with pytest.raises(InputError, match="out of reach.*have mean"):
+    feasibility.check(config, toy.policy())
+  config.objective.min_reward = 0.9
+  assert "aimed at is 0.9" in feasibility.check(config, toy.policy())
+
+
+def test_an_unknown_choice_is_named(tmp_path):
+  config = _config(tmp_path)
+  config.objective.baseline = "median"
+  with pytest.raises(InputError, match="objective.baseline='median'"):
+    builders.objective(config)

@@ -1,0 +1,107 @@
+"""A tiny transformer whose every response can be enumerated, wired as the online loop expects a model."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from experiments import builders
+from qempo_jax import packing
+from qempo_jax import scoring
+from qempo_jax import sharding
+from qempo_jax.models import transformer
+from qempo_jax.models.config import ModelConfig
+from qempo_jax.testing.sequence_space import sequence_space
+
+EOS = 0
+SPACE = sequence_space(6, 4)
+PROMPTS = ("1 2", "3 4 5")
+MODEL = ModelConfig(
+    vocab_size=6,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=100.0,
+    norm_epsilon=1e-5,
+    tie_embeddings=False,
+)
+# r(y) in (0, 1): every token is worth something by its place, and the prompt shifts the weights.
+_WEIGHTS = np.random.default_rng(7).normal(size=(len(PROMPTS), 4, 6))
+
+
+class ToyTokenizer:
+  """Token ids as text: "3 1 0"."""
+
+  chat_template = None
+
+  def encode(self, text):
+    return [int(token) for token in text.split()]
+
+  def decode(self, ids, skip_special_tokens=True):
+    return " ".join(str(int(token)) for token in ids)
+
+
+def value(prompt: str, response) -> float:
+  """The reward of one response."""
+  weights = _WEIGHTS[PROMPTS.index(prompt)]
+  return float(1 / (1 + np.exp(-sum(weights[place, token] for place, token in enumerate(response)))))
+
+
+def reward(prompts, completions, **columns):
+  """The same in TRL's shape."""
+  return [value(p, [int(t) for t in c.split()]) for p, c in zip(prompts, completions)]
+
+
+def policy() -> builders.Policy:
+  """The reference: a random tiny transformer, far from uniform."""
+  mesh = sharding.make_mesh()
+  params = transformer.init(jax.random.key(3), MODEL, stddev=0.4)
+  params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
+  return builders.Policy(MODEL, params, ToyTokenizer(), (EOS,), mesh)
+
+
+def config(folder):
+  """The loop's config for the toy; objective and duals are left to the caller."""
+  path = folder / "prompts.jsonl"
+  rows = [{"prompt": prompt} for prompt in PROMPTS * 8]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+  config = base.get_config()
+  config.data.source = f"jsonl:{path}"
+  config.data.prompts_per_step = len(rows)
+  config.reward.function = "tests.loops.toy.reward"
+  config.sampling.max_response_length = SPACE.max_length
+  config.sampling.group_size = 32
+  config.compute.bucket = 64
+  config.checkpoint.every = -1
+  return config
+
+
+def responses():
+  """Every response there is, as token lists."""
+  return [tokens[mask] for tokens, mask in zip(SPACE.tokens, SPACE.mask)]
+
+
+def rewards() -> np.ndarray:
+  """Exact rewards of all responses to every prompt: [P, N]."""
+  return np.array([[value(prompt, response) for response in responses()] for prompt in PROMPTS])
+
+
+def log_probs(params) -> np.ndarray:
+  """Exact log-probabilities of all responses to every prompt: [P, N]."""
+  prompts = [ToyTokenizer().encode(prompt) for prompt in PROMPTS]
+  packed = packing.pack_groups(prompts, [responses()] * len(prompts), bucket=128)
+  stats = scoring.score_groups(
+      params,
+      MODEL,
+      packed,
+      group_size=SPACE.num_sequences,
+      max_length=SPACE.max_length,
+      temperature=1.0,
+      chunk_size=1024,
+  )
+  return np.asarray(jnp.sum(stats.log_prob, axis=-1), np.float64)

@@ -1,0 +1,55 @@
+"""Packed groups: every response sees its prompt and itself, nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qempo_jax import packing
+from qempo_jax import scoring
+from qempo_jax.models import transformer
+from qempo_jax.models.config import ModelConfig
+
+CONFIG = ModelConfig(50, 16, 24, 2, 4, 2, 4, 100.0, 1e-5, False)
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
+RESPONSES = [[[9, 10], [], [11, 12, 13]], [[14], [15, 16, 17, 18], [9, 10]]]
+
+
+def _score(params, prompts, responses, bucket=8):
+  packed = packing.pack_groups(prompts, responses, bucket=bucket)
+  return scoring.score_groups(
+      params, CONFIG, packed, group_size=len(responses[0]), max_length=4, temperature=1.0, chunk_size=7
+  )
+
+
+def test_a_row_by_hand():
+  packed = packing.pack_groups(PROMPTS[:1], RESPONSES[:1], bucket=4)
+  np.testing.assert_array_equal(packed.tokens[0], [1, 2, 3, 9, 11, 12, 0, 0])
+  np.testing.assert_array_equal(packed.positions[0], [0, 1, 2, 3, 3, 4, 0, 0])
+  np.testing.assert_array_equal(packed.segments[0], [0, 0, 0, 1, 3, 3, -1, -1])
+  np.testing.assert_array_equal(packed.source[0], [2, 3, 2, 4, 5, 0, 0, 0])
+  np.testing.assert_array_equal(packed.target[0], [9, 10, 11, 12, 13, 0, 0, 0])
+  np.testing.assert_array_equal(packed.sample[0], [0, 0, 2, 2, 2, 3, 3, 3])
+  np.testing.assert_array_equal(packed.time[0], [0, 1, 0, 1, 2, 0, 0, 0])
+
+
+def test_packed_scores_equal_those_of_each_sequence_alone():
+  params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+  stats = _score(params, PROMPTS, RESPONSES)
+  for row, (prompt, group) in enumerate(zip(PROMPTS, RESPONSES)):
+    for index, response in enumerate(group):
+      tokens = jnp.asarray([prompt + response])
+      positions = jnp.arange(tokens.shape[1])[None]
+      mask = transformer.causal_mask(positions, jnp.ones_like(tokens, bool))
+      hidden = transformer.forward(params, CONFIG, tokens, positions, mask)
+      log_probs = jax.nn.log_softmax(hidden[0] @ params["unembedding"].T)
+      expected = [float(log_probs[len(prompt) - 1 + t, token]) for t, token in enumerate(response)]
+      np.testing.assert_allclose(stats.log_prob[row, index, : len(response)], expected, atol=1e-5)
+      np.testing.assert_array_equal(stats.log_prob[row, index, len(response) :], 0)
+      np.testing.assert_array_equal(stats.entropy[row, index, len(response) :], 0)
+
+
+def test_the_bucket_changes_nothing():
+  params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+  loss = lambda params, bucket: jnp.sum(jnp.sin(_score(params, PROMPTS, RESPONSES, bucket).log_prob))
+  small, large = jax.grad(loss)(params, 4), jax.grad(loss)(params, 64)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), small, large)

@@ -1,0 +1,109 @@
+"""What the sampler says of its tokens is what the training forward says of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from qempo_jax import packing
+from qempo_jax import scoring
+from qempo_jax.models import transformer
+from qempo_jax.models.config import ModelConfig
+from qempo_jax.sampling import sampler
+from qempo_jax.types import PromptBatch
+
+CONFIG = ModelConfig(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=1000.0,
+    norm_epsilon=1e-5,
+    tie_embeddings=True,
+)
+PROMPTS = ([5, 6, 7], [8, 9, 10, 11, 12], [13, 14])
+SETTINGS = {"group_size": 16, "max_length": 7, "temperature": 0.8, "stop_tokens": (2, 3, 4, 5, 6, 7)}
+
+
+@pytest.fixture(scope="module")
+def params():
+  return transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+
+
+def _padded(side, prompts=PROMPTS, width=8):
+  tokens, mask = np.full((len(prompts), width), 99, np.int32), np.zeros((len(prompts), width), bool)
+  for row, prompt in enumerate(prompts):
+    place = slice(0, len(prompt)) if side == "right" else slice(width - len(prompt), None)
+    tokens[row, place], mask[row, place] = prompt, True
+  return PromptBatch(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+def _score(params, prompts, rollout):
+  responses = [[t[m] for t, m in zip(*group)] for group in zip(np.asarray(rollout.tokens), np.asarray(rollout.mask))]
+  packed = packing.pack_groups(prompts, responses, bucket=16)
+  return scoring.score_groups(
+      params,
+      CONFIG,
+      packed,
+      group_size=SETTINGS["group_size"],
+      max_length=SETTINGS["max_length"],
+      temperature=SETTINGS["temperature"],
+      chunk_size=50,
+  )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_scoring_gives_the_samplers_log_probs(params, side):
+  rollout = sampler.sample_groups(params, CONFIG, _padded(side), jax.random.key(1), **SETTINGS)
+  stats = _score(params, PROMPTS, rollout)
+  assert 0 < float(rollout.truncated.mean()) < 1  # both endings occur
+  np.testing.assert_allclose(stats.log_prob, rollout.log_probs, atol=1e-4)
+  np.testing.assert_allclose(stats.entropy, rollout.entropies, atol=1e-4)
+
+
+def test_padding_changes_nothing(params):
+  rollouts = [
+      sampler.sample_groups(params, CONFIG, batch, jax.random.key(1), **SETTINGS)
+      for batch in (_padded("left"), _padded("right"), _padded("right", PROMPTS[1:2], 5))
+  ]
+  np.testing.assert_array_equal(rollouts[0].tokens, rollouts[1].tokens)
+  np.testing.assert_allclose(rollouts[0].log_probs, rollouts[1].log_probs, atol=1e-4)
+  alone = _score(params, PROMPTS[1:2], rollouts[2])  # no padding at all
+  np.testing.assert_allclose(alone.log_prob, rollouts[2].log_probs, atol=1e-4)
+
+
+def test_a_response_ends_with_its_first_stop_token_which_counts(params):
+  rollout = sampler.sample_groups(params, CONFIG, _padded("left"), jax.random.key(1), **SETTINGS)
+  stops = np.isin(rollout.tokens, SETTINGS["stop_tokens"]) & np.asarray(rollout.mask)
+  lengths = np.asarray(rollout.mask).sum(-1)
+  assert (stops.sum(-1) == ~np.asarray(rollout.truncated)).all()
+  for at in np.ndindex(lengths.shape):
+    assert np.asarray(rollout.mask)[at][: lengths[at]].all()
+    assert not stops[at][: lengths[at] - 1].any()
+
+
+def test_every_sample_has_its_own_random_numbers(params):
+  rollout = sampler.sample_groups(params, CONFIG, _padded("left", PROMPTS[:1] * 2), jax.random.key(1), **SETTINGS)
+  tokens = np.asarray(rollout.tokens).reshape(-1, SETTINGS["max_length"])
+  assert len({tuple(row) for row in tokens}) > len(tokens) // 2
+
+
+def test_categorical_draws_from_the_softmax():
+  logits = jnp.asarray([0.0, -jnp.inf, 1.0, 2.0, -1.0, 0.5, -40.0, 3.0])
+  uniform = jax.random.uniform(jax.random.key(0), (40_000,))
+  drawn = sampler.categorical(uniform, jnp.broadcast_to(logits, (40_000, 8)), block=3)
+  counts = np.bincount(np.asarray(drawn), minlength=8)
+  probs = np.asarray(jax.nn.softmax(logits), np.float64)
+  assert counts[1] == counts[6] == 0
+  likely = probs > 1e-9
+  assert scipy.stats.chisquare(counts[likely], counts.sum() * probs[likely] / probs[likely].sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_categorical_never_draws_what_has_no_probability(uniform):
+  logits = jnp.full((700,), -jnp.inf).at[jnp.asarray([3, 300, 511])].set(0.0)
+  assert int(sampler.categorical(jnp.asarray(uniform), logits)) in (3, 300, 511)

@@ -1,0 +1,63 @@
+"""The online step on eight devices gives what it gives on one, multipliers included."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import builders
+from experiments.loops import online
+from experiments.loops import sampling
+from qempo_jax import sharding
+from qempo_jax.errors import InputError
+from qempo_jax.models import transformer
+from qempo_jax.models.config import ModelConfig
+from tests.loops import toy
+
+MODEL = ModelConfig(48, 32, 64, 2, 4, 2, 8, 100.0, 1e-5, True)
+
+
+def _one_step(tmp_path, mesh):
+  config = toy.config(tmp_path)
+  config.objective.min_reward, config.objective.max_kl = 0.9, 0.1
+  config.sampling.group_size = 4
+  params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
+  params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
+  policy = builders.Policy(MODEL, params, toy.ToyTokenizer(), (0,), mesh)
+  rng = np.random.default_rng(0)
+  responses = [[rng.integers(1, 48, rng.integers(1, 5)) for _ in range(4)] for _ in range(16)]
+  prompts = [[int(t) for t in rng.integers(1, 48, 3)] for _ in range(16)]
+  rollout = sampling.Rollout(None, None, None, None, np.zeros((16, 4), bool))
+  samples = sampling.Samples([{"prompt": str(i)} for i in range(16)], prompts, responses, None, rollout)
+  batch = online.Replay(config).make_batch(samples, rng.random((16, 4)).astype(np.float32), rng)
+
+  optimizers = builders.optimizer_pair(config)
+  state = builders.initial_state(config, params, optimizers)
+  shardings = sharding.tree_shardings(state, mesh)
+  state = jax.device_put(state, shardings)
+  return online.compile_step(config, policy, optimizers, shardings)(state, params, batch)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_sharded_equals_single_device(tmp_path, shape):
+  single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+  expected, expected_metrics = jax.device_get(_one_step(tmp_path, single))
+  state, metrics = _one_step(tmp_path, sharding.make_mesh(shape))
+  if shape[1] > 1:
+    assert not state.params["layers"]["gate"].sharding.is_fully_replicated
+  for name, value in expected_metrics.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+  same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+  jax.tree.map(same, jax.device_get(state.dual_params), expected.dual_params)
+  jax.tree.map(same, jax.device_get(state.averages), expected.averages)
+  moments = lambda state: jax.device_get(state.opt_state[1][0].mu)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-6), moments(state), moments(expected))
+
+
+def test_unmatched_leaf_is_named():
+  with pytest.raises(ValueError, match="strange/leaf"):
+    sharding.tree_shardings({"strange": {"leaf": np.zeros(3)}}, sharding.make_mesh())
+
+
+def test_impossible_mesh_is_refused():
+  with pytest.raises(InputError, match="8 devices"):
+    sharding.make_mesh((3, 1, 1))
