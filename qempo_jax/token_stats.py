@@ -24,9 +24,9 @@ def from_logits(logits, targets):
   logits = logits.astype(jnp.float32)
   log_normaliser = jax.nn.logsumexp(logits, axis=-1)
   log_prob = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_normaliser
-  # H = log Z - sum_v p_v l_v, with 0 log 0 = 0 for logits of -inf.
+  # H = log Z - sum_v p_v l_v, with 0 log 0 = 0 for logits of -inf, in value and in gradient.
   probs = jnp.exp(logits - log_normaliser[..., None])
-  entropy = log_normaliser - jnp.sum(jnp.where(probs > 0, probs * logits, 0.0), axis=-1)
+  entropy = log_normaliser - jnp.sum(probs * jnp.where(probs > 0, logits, 0.0), axis=-1)
   return TokenStats(log_prob, entropy)
 
 

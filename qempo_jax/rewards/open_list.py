@@ -91,8 +91,8 @@ def tasks(split: str, sets: Sequence[str] | None = None, wordings: Sequence[int]
 def parse_answer(completion: str, set_name: str) -> str | None:
   """The canonical item that a completion names, or None when it is anything but exactly one acceptable item.
 
-  Case, accents, hyphens, surrounding white space, one pair of quotes or asterisks, one final '.' or '!' and a leading
-  article are ignored; any other word makes the answer unacceptable.
+  Case, accents, hyphens, surrounding spaces, one pair of quotes or asterisks, one final '.' or '!' and a leading
+  article are ignored; any other word, or a line break, makes the answer unacceptable.
   """
   return answer_set(set_name).surface_forms.get(_normalise(_unwrap(completion)))
 
@@ -144,7 +144,7 @@ def _normalise(text: str) -> str:
   """Lower case, no accents, hyphens as spaces, no leading article."""
   decomposed = unicodedata.normalize("NFKD", text.replace("’", "'"))
   plain = "".join(char for char in decomposed if not unicodedata.combining(char)).casefold()
-  return re.sub(r"^(the|an?) ", "", " ".join(plain.replace("-", " ").split()))
+  return re.sub(r"^(the|an?) ", "", re.sub(" +", " ", plain.replace("-", " ")))
 
 
 def _plural(word: str) -> str:

@@ -21,8 +21,13 @@ def test_every_written_name_is_accepted_as_its_item(set_name):
   for entry in open_list_sets.SOURCES[set_name].text.split(","):
     names = [name.strip() for name in entry.split("=")]
     for name in names:
-      for form in (name, name.upper(), f" {name}.\n", f"**{name}**", f'"{name}."', f"The {name}!"):
+      for form in (name, name.upper(), f" {name}. ", f"**{name}**", f'"{name}."', f"The {name}!"):
         assert open_list.parse_answer(form, set_name) == names[0], form
+
+
+@pytest.mark.parametrize("completion", ["Ohio\n", "Ohio\nTexas", "\nOhio"])
+def test_a_line_break_is_refused(completion):
+  assert open_list.parse_answer(completion, "us_state") is None
 
 
 def test_an_alias_of_two_items_is_refused_when_the_set_is_built():
@@ -99,8 +104,8 @@ def test_prompts_name_the_set_with_its_article_and_give_no_answer_away():
 def test_sets_and_wordings_select_in_the_given_order():
   tasks = open_list.tasks("train", sets=("month", "us_state"), wordings=(1, 0))
   assert [(task.set_name, task.prompt) for task in tasks[:2]] == [
-    ("month", "Give me one month of the year. Answer with just the name and nothing else."),
-    ("month", "Name one month of the year. Reply with only the name."),
+    ("month", "Choose one month of the year. Answer in at most two words."),
+    ("month", "Answer with one word or name only, no sentence. Give a month of the year."),
   ]
   assert [task.set_name for task in tasks] == ["month", "month", "us_state", "us_state"]
 
