@@ -42,8 +42,9 @@ def get_config() -> ConfigDict:
   config.objective.margin = 0.0  # the controller aims at R + margin, so that R can be certified on held-out prompts
   config.objective.max_kl = config_dict.placeholder(float)  # KL budget K in nats; none: mu stays as it starts
   config.objective.entropy_gradient = "score_function"  # or "rao_blackwell"
-  config.objective.baseline = "leave_one_out"  # or "group_mean", or "std_normalised" (GRPO's; moves the optimum)
-  config.objective.min_std = 1e-3  # floor of the spread that "std_normalised" divides by
+  config.objective.baseline = "leave_one_out"  # or "group_mean"
+  config.objective.normalise = False  # divide each prompt's loss by the spread of its shaped rewards, as GRPO does
+  config.objective.min_std = 1e-2  # floor of that spread
   config.objective.averaging = 0.9  # decay of the measured averages
 
   config.duals = ConfigDict()

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
   config = open_list.get_config()
   config.objective.method = "grpo"
   config.objective.entropy_weight = 0.0
-  config.objective.baseline = "std_normalised"
+  config.objective.baseline = "group_mean"
   config.duals.quality.initial = 25.0
   config.duals.kl.initial = 1.0
   return config

@@ -14,9 +14,10 @@ def get_config() -> ConfigDict:
   config.objective.method = "qempo_kl"
   config.objective.min_reward = 0.75
   config.objective.margin = 0.2
+  config.objective.entropy_gradient = "rao_blackwell"
   config.objective.max_kl = 4.5
-  config.sampling.group_size = 18
-  config.replay.size = 14
+  config.sampling.group_size = 20
+  config.replay.size = 12
   config.replay.weight = 2.0
   config.replay.key = "set_name"
   config.duals.quality.initial = 60.0

@@ -68,13 +68,14 @@ def objective(config: ConfigDict) -> train_step.OnlineObjective:
   """What the online step climbs."""
   o = config.objective
   _one_of("objective.entropy_gradient", o.entropy_gradient, ("score_function", "rao_blackwell"))
-  _one_of("objective.baseline", o.baseline, ("leave_one_out", "group_mean", "std_normalised"))
+  _one_of("objective.baseline", o.baseline, ("leave_one_out", "group_mean"))
   return train_step.OnlineObjective(
       entropy_weight=o.entropy_weight,
       min_reward=None if o.min_reward is None else o.min_reward + o.margin,
       max_kl=o.max_kl,
       entropy_gradient=o.entropy_gradient,
       baseline=o.baseline,
+      normalise=o.normalise,
       replay_weight=config.replay.weight,
       min_std=o.min_std,
       averaging=o.averaging,

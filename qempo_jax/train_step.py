@@ -56,9 +56,11 @@ class OnlineObjective:
     min_reward: the quality floor R whose multiplier is learned; None keeps lambda as it is.
     max_kl: the KL budget K in nats whose multiplier is learned; None keeps mu as it is.
     entropy_gradient: "score_function" (-log pi in the reward) or "rao_blackwell" (exact next-token entropies).
-    baseline: "leave_one_out", "group_mean" or "std_normalised" (which moves the optimum).
+    baseline: "leave_one_out" or "group_mean".
+    normalise: divide each prompt's whole loss by the spread of its fresh shaped rewards, as GRPO does. That
+      weights prompts by 1 / spread: an optimum that solves every prompt stays one, a compromise between prompts moves.
     replay_weight: weight of a replayed response beside a fresh one's 1, by trajectory balance.
-    min_std: floor of the spread that "std_normalised" divides by.
+    min_std: floor of that spread.
     averaging: decay of the measured averages.
   """
 
@@ -67,6 +69,7 @@ class OnlineObjective:
   max_kl: float | None
   entropy_gradient: str
   baseline: str
+  normalise: bool
   replay_weight: float
   min_std: float
   averaging: float
@@ -189,25 +192,19 @@ def _group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective:
     entropy_loss = -scale * surrogate(stats.log_prob, stats.entropy, group.mask)
   else:
     credited, entropy_loss = shaped, 0.0
-  advantage = _advantage(credited, group.fresh, objective)
+  baseline = advantages.leave_one_out if objective.baseline == "leave_one_out" else advantages.group_mean
+  advantage = baseline(credited, group.fresh)
   fresh = masked_mean(loss_of(stats.log_prob, advantage, group.mask) + entropy_loss, group.fresh)
 
   # Trajectory balance, exact off-policy: at the optimum every shaped reward equals alpha log Z.
   log_z = masked_mean(shaped, group.fresh)
   replayed = loss_of(stats.log_prob, shaped - log_z, group.mask)
   count = jnp.maximum(jnp.sum(group.fresh), 1)
-  return fresh + objective.replay_weight * jnp.sum(replayed * group.replayed) / count
-
-
-def _advantage(rewards, fresh, objective: OnlineObjective):
-  match objective.baseline:
-    case "leave_one_out":
-      return advantages.leave_one_out(rewards, fresh)
-    case "group_mean":
-      return advantages.group_mean(rewards, fresh)
-    case "std_normalised":
-      return advantages.std_normalised(rewards, fresh, min_std=objective.min_std)
-  raise ValueError(f"unknown baseline {objective.baseline!r}")
+  loss = fresh + objective.replay_weight * jnp.sum(replayed * group.replayed) / count
+  if objective.normalise:
+    spread = jnp.sqrt(masked_mean((shaped - log_z) ** 2, group.fresh))
+    loss = loss / jnp.maximum(spread, objective.min_std)
+  return loss
 
 
 def _constraints(measured, objective: OnlineObjective):

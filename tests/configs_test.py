@@ -56,6 +56,7 @@ def test_the_demos_methods_differ_only_where_the_method_does():
   assert differing <= {
       "objective.method",
       "objective.entropy_weight",
+      "objective.entropy_gradient",
       "objective.baseline",
       "objective.min_reward",
       "objective.margin",

@@ -7,6 +7,7 @@ import time
 
 import jax
 import numpy as np
+import tensorboardX
 
 from experiments import builders
 from experiments.loops import sampling
@@ -81,24 +82,33 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     every = config.checkpoint.every
     if checkpoints and (index + 1 == config.steps or (every and (index + 1) % every == 0)):
       checkpoints.save(state, {"replay": replay.buffer.to_json()})
+  log.close()
   if checkpoints:
     checkpoints.close()
   return state
 
 
 class MetricsLog:
-  """`metrics.jsonl`: one JSON object a step."""
+  """`metrics.jsonl`, one JSON object a step, and the same as TensorBoard events beside it."""
 
   def __init__(self, path: pathlib.Path, *, keep: int):
     """Keeps the first `keep` steps of an earlier run, which a checkpoint vouches for, and drops later ones."""
     self._path = path
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     path.write_text("".join(lines[:keep]), encoding="utf-8")
+    self._board = tensorboardX.SummaryWriter(str(path.parent / "tensorboard"), write_to_disk=True)
 
   def write(self, metrics) -> None:
     """Appends one step."""
     with open(self._path, "a", encoding="utf-8") as file:
       file.write(json.dumps(metrics) + "\n")
+    for name, value in metrics.items():
+      if value is not None:
+        self._board.add_scalar(name, value, metrics["step"])
+
+  def close(self) -> None:
+    """Writes out the events."""
+    self._board.close()
 
 
 def compile_step(config, policy: builders.Policy, optimizers, shardings):

@@ -31,7 +31,7 @@ MODEL = ModelConfig(
     tie_embeddings=False,
 )
 # r(y) in (0, 1): every token is worth something by its place, and the prompt shifts the weights.
-_WEIGHTS = np.random.default_rng(7).normal(size=(len(PROMPTS), 4, 6))
+_WEIGHTS = np.random.default_rng(7).normal(scale=0.7, size=(len(PROMPTS), 4, 6))
 
 
 class ToyTokenizer:
@@ -58,9 +58,9 @@ def reward(prompts, completions, **columns):
 
 
 def policy() -> builders.Policy:
-  """The reference: a random tiny transformer, far from uniform."""
-  mesh = sharding.make_mesh()
-  params = transformer.init(jax.random.key(3), MODEL, stddev=0.4)
+  """The reference: a random tiny transformer, far from uniform, on one device."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+  params = transformer.init(jax.random.key(3), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
   return builders.Policy(MODEL, params, ToyTokenizer(), (EOS,), mesh)
 
