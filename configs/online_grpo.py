@@ -9,11 +9,12 @@ from configs import open_list
 
 
 def get_config() -> ConfigDict:
-  """beta = 0.04 as in the GRPO paper (arXiv 2402.03300). lambda = 1 / beta and mu = 1 stay fixed, which is the boundary alpha = beta of the family."""
+  """The penalty is the GRPO paper's (arXiv 2402.03300): lambda = 1 / 0.04 and mu = 1 stay fixed, so alpha = beta."""
   config = open_list.get_config()
   config.objective.method = "grpo"
   config.objective.entropy_weight = 0.0
   config.objective.baseline = "group_mean"
+  config.objective.normalise = True
   config.duals.quality.initial = 25.0
   config.duals.kl.initial = 1.0
   return config

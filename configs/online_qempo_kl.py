@@ -16,11 +16,11 @@ def get_config() -> ConfigDict:
   config.objective.margin = 0.2
   config.objective.entropy_gradient = "rao_blackwell"
   config.objective.max_kl = 4.5
-  config.sampling.group_size = 20
-  config.replay.size = 12
-  config.replay.weight = 2.0
+  config.sampling.group_size = 24
+  config.replay.size = 8
+  config.replay.weight = 3.0
   config.replay.key = "set_name"
-  config.duals.quality.initial = 60.0
+  config.duals.quality.initial = 150.0
   config.duals.quality.integral_gain = 0.1
   config.duals.kl.initial = 1.0
   config.duals.kl.integral_gain = 0.02

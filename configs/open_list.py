@@ -14,7 +14,6 @@ def get_config() -> ConfigDict:
   config.data.sets = SETS
   config.data.wordings = (0, 1, 2)
   config.data.prompts_per_step = 4
-  config.objective.normalise = True
   config.sampling.group_size = 32
   config.optimizer.learning_rate = 2e-5
   config.optimizer.final_fraction = 0.1

@@ -18,8 +18,6 @@ from qempo_jax.data import prompts
 from qempo_jax.evaluation import report
 from qempo_jax.evaluation import summary
 
-METHODS = ("grpo", "qempo_kl", "qempo")
-
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Trains and evaluates every method that is not done yet, then writes the report."""
@@ -33,7 +31,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   evaluate = evaluation.Evaluator(shared, policy, evaluation_rows(shared), builders.reward(shared))
 
   run_once(workdir, "base", lambda: evaluate(policy.params, method="base", seed=shared.seed))
-  for method in METHODS:
+  for method in config.methods:
     run_once(workdir, method, lambda: train_and_sample(config[method], workdir, policy, evaluate))
 
   index = write_report(config, workdir)
@@ -74,9 +72,9 @@ def evaluation_rows(config) -> list[prompts.Row]:
 
 def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
   """Summarises all samples, prints the table and writes the report."""
-  rows = [row for method in ("base", *METHODS) for row in read_jsonl(workdir / "samples" / f"{method}.jsonl")]
-  metrics = {method: read_jsonl(workdir / method / "metrics.jsonl") for method in METHODS}
-  budgets = {m: config[m].objective.max_kl for m in METHODS if config[m].objective.max_kl is not None}
+  rows = [row for method in ("base", *config.methods) for row in read_jsonl(workdir / "samples" / f"{method}.jsonl")]
+  metrics = {method: read_jsonl(workdir / method / "metrics.jsonl") for method in config.methods}
+  budgets = {m: config[m].objective.max_kl for m in config.methods if config[m].objective.max_kl is not None}
   run = {
       "command": "python -m experiments.demo " + " ".join(sys.argv[1:]),
       "seed": config.qempo_kl.seed,

@@ -21,7 +21,7 @@ def _keys(config, start=""):
 
 
 def _methods(config):
-  return [config] if "steps" in config else [config[name] for name in config]
+  return [config] if "steps" in config else [config[name] for name in config.methods]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -51,13 +51,14 @@ def test_the_demos_methods_differ_only_where_the_method_does():
   differing = {
       key
       for key in _keys(base.get_config())
-      if len({str(_value(demo[method], key)) for method in demo}) > 1
+      if len({str(_value(demo[method], key)) for method in demo.methods}) > 1
   }
   assert differing <= {
       "objective.method",
       "objective.entropy_weight",
       "objective.entropy_gradient",
       "objective.baseline",
+      "objective.normalise",
       "objective.min_reward",
       "objective.margin",
       "objective.max_kl",
@@ -70,7 +71,7 @@ def test_the_demos_methods_differ_only_where_the_method_does():
       "replay.weight",
       "replay.key",
   }
-  scored = {demo[m].sampling.group_size + demo[m].replay.size for m in demo}
+  scored = {demo[m].sampling.group_size + demo[m].replay.size for m in demo.methods}
   assert len(scored) == 1  # every method trains on as many responses a step
 
 
