@@ -20,5 +20,4 @@ def get_config() -> ConfigDict:
   config.compute.bucket = 32
   config.checkpoint.every = -1  # the demo keeps samples and metrics; set 0 to keep the last state
   config.evaluation.samples_per_prompt = 32
-  config.evaluation.prompts_per_batch = 7
   return config
