@@ -5,7 +5,7 @@ the policy climbs
 
     E[lambda r - (h + mu) log pi + mu log q] / (h + lambda + mu)
 
-(THE objective of `advantages.lagrangian_rewards`: h = 1 is QEMPO and QEMPO-KL, h = 0 with mu = 1 is RLHF), and
+(the objective of `advantages.lagrangian_rewards`: h = 1 is QEMPO and QEMPO-KL, h = 0 with mu = 1 is RLHF), and
 each multiplier of an enforced constraint follows its controller on the value measured on this step's samples.
 """
 
