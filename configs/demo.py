@@ -18,4 +18,6 @@ def get_config() -> ConfigDict:
   config.grpo = online_grpo.get_config()
   config.qempo = online_qempo.get_config()
   config.qempo_kl = online_qempo_kl.get_config()
+  for method in config.methods:
+    config[method].checkpoint.every = -1  # the demo keeps samples and metrics, not three states of 1.6 GB
   return config

@@ -18,6 +18,5 @@ def get_config() -> ConfigDict:
   config.optimizer.learning_rate = 2e-5
   config.optimizer.final_fraction = 0.1
   config.compute.bucket = 32
-  config.checkpoint.every = -1  # the demo keeps samples and metrics; set 0 to keep the last state
   config.evaluation.samples_per_prompt = 32
   return config
