@@ -47,6 +47,23 @@ def get_config() -> ConfigDict:
   config.objective.min_std = 1e-2  # floor of that spread
   config.objective.averaging = 0.9  # decay of the measured averages
 
+  config.offline = ConfigDict()  # training on pairs; read only where a loss is named
+  config.offline.loss = config_dict.placeholder(str)  # none: train online; else dpo, qempo_kl, nll, ...: qempo_jax/offline_losses.py
+  config.offline.weights = "fixed"  # alpha and beta below; "multipliers": those of duals, which follow what is measured
+  config.offline.alpha = 0.1  # entropy weight, reward units per nat
+  config.offline.beta = 0.1  # reference weight, likewise; tau of ipo
+  config.offline.label_smoothing = 0.0  # share of labels taken to be flipped; bounds margins, so that weights can act back
+  config.offline.margin = 0.5  # simpo's target margin, reward units
+  config.offline.desirable_weight = 1.0  # kto: of chosen responses
+  config.offline.undesirable_weight = 1.0  # kto: of rejected responses
+  config.offline.nll_weight = 0.0  # of -log pi(chosen), added to any pair loss; per nat of the whole response
+  config.offline.pairs_per_step = 8  # pairs of an update
+  config.offline.pairs = "source"  # the file's own, or made of open_list's answer sets; "sampled": best and worst of the reference's samples
+  config.offline.pairs_per_prompt = 16  # made or sampled pairs of a prompt, at most
+  config.offline.measure_every = 0  # updates between measurements of reward, entropy and KL on fresh samples; 0: never
+  config.offline.log_change = True  # compare log-probs with the reference's, at one more forward pass, even where no loss needs it
+  config.offline.chosen_fall = 50.0  # nats; a fall of the chosen log-prob from the reference beyond it is pointed out
+
   config.duals = ConfigDict()
   config.duals.quality = ConfigDict()  # lambda, nats per unit of reward
   config.duals.quality.initial = 10.0
@@ -72,6 +89,7 @@ def get_config() -> ConfigDict:
   config.optimizer.max_grad_norm = 1.0
 
   config.compute = ConfigDict()
+  config.compute.dtype = "float32"  # of the operands of products with weights; "bfloat16" is faster, sums stay float32
   config.compute.chunk_size = 256  # tokens whose logits exist at once
   config.compute.bucket = 64  # packed rows are rounded up to a multiple of it, so that few shapes are compiled
   config.compute.mesh = (-1, 1, 1)  # devices along (data, fsdp, tensor); -1 takes what is left

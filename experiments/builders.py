@@ -1,6 +1,7 @@
 """ConfigDict -> typed objects: the only file that knows both the configs and the library."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 from typing import NamedTuple
 
@@ -46,7 +47,9 @@ def policy(config: ConfigDict) -> Policy:
   """Loads the model that the config names."""
   mesh = sharding.make_mesh(tuple(config.compute.mesh))
   source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
+  _one_of("compute.dtype", config.compute.dtype, ("float32", "bfloat16"))
   model_config, params = conversion.load(source)
+  model_config = dataclasses.replace(model_config, compute_dtype=config.compute.dtype)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
   tokenizer = tokenization.load_tokenizer(source)
   return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), mesh)

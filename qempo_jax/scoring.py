@@ -46,6 +46,7 @@ def score_groups(
       packed.target.reshape(-1),
       temperature=temperature,
       chunk_size=chunk_size,
+      compute_dtype=config.compute_dtype,
   )
   row = jnp.arange(prompts)[:, None]
 

@@ -6,6 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from qempo_jax.linear import linear
+
 
 class TokenStats(NamedTuple):
   """Per token, in nats.
@@ -30,7 +32,9 @@ def from_logits(logits, targets):
   return TokenStats(log_prob, entropy)
 
 
-def token_stats(hidden, unembedding, targets, *, temperature, chunk_size):
+def token_stats(
+    hidden, unembedding, targets, *, temperature, chunk_size, compute_dtype=jnp.float32
+):
   """Log-probability and entropy of next-token distributions, chunk by chunk.
 
   log pi(y_t) = l_{y_t} - logsumexp(l),   h_t = logsumexp(l) - sum_v pi_v l_v,   l = hidden W' / temperature
@@ -43,6 +47,7 @@ def token_stats(hidden, unembedding, targets, *, temperature, chunk_size):
     targets: [T] token ids.
     temperature: divides the logits; the sampler's own, so that scores belong to what was sampled.
     chunk_size: tokens a chunk.
+    compute_dtype: what the product's operands are rounded to; its sums are float32.
 
   Returns:
     TokenStats of shape [T], float32, nats.
@@ -58,9 +63,7 @@ def token_stats(hidden, unembedding, targets, *, temperature, chunk_size):
   @jax.checkpoint
   def chunk(inputs):
     hidden_CxD, targets_C = inputs
-    logits = jnp.einsum(
-        "cd,vd->cv", hidden_CxD, unembedding, preferred_element_type=jnp.float32
-    )
+    logits = linear(hidden_CxD, unembedding, compute_dtype, transpose=True)
     return from_logits(logits / temperature, targets_C)
 
   stats = jax.lax.map(chunk, (hidden, targets))

@@ -1,5 +1,7 @@
 """The online step on eight devices gives what it gives on one, multipliers included."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -16,13 +18,13 @@ from tests.loops import toy
 MODEL = ModelConfig(48, 32, 64, 2, 4, 2, 8, 100.0, 1e-5, True)
 
 
-def _one_step(tmp_path, mesh):
+def _one_step(tmp_path, mesh, dtype="float32"):
   config = toy.config(tmp_path)
   config.objective.min_reward, config.objective.max_kl = 0.9, 0.1
   config.sampling.group_size = 4
   params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
-  policy = builders.Policy(MODEL, params, toy.ToyTokenizer(), (0,), mesh)
+  policy = builders.Policy(dataclasses.replace(MODEL, compute_dtype=dtype), params, toy.ToyTokenizer(), (0,), mesh)
   rng = np.random.default_rng(0)
   responses = [[rng.integers(1, 48, rng.integers(1, 5)) for _ in range(4)] for _ in range(16)]
   prompts = [[int(t) for t in rng.integers(1, 48, 3)] for _ in range(16)]
@@ -51,6 +53,14 @@ def test_sharded_equals_single_device(tmp_path, shape):
   jax.tree.map(same, jax.device_get(state.averages), expected.averages)
   moments = lambda state: jax.device_get(state.opt_state[1][0].mu)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-6), moments(state), moments(expected))
+
+
+def test_sharded_bfloat16_equals_single_device_to_its_rounding(tmp_path):
+  single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+  _, expected = jax.device_get(_one_step(tmp_path, single, "bfloat16"))
+  _, metrics = _one_step(tmp_path, sharding.make_mesh((2, 2, 2)), "bfloat16")
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-2, atol=1e-2, err_msg=name)
 
 
 def test_unmatched_leaf_is_named():

@@ -22,6 +22,8 @@ class ModelConfig:
     rope_theta: base of the rotary position embedding.
     norm_epsilon: added to the mean square in RMSNorm.
     tie_embeddings: whether the embedding is also the output projection.
+    compute_dtype: what the operands of matrix products with weights are rounded to; sums, norms, attention,
+      the residual stream and logits stay in float32.
   """
 
   vocab_size: int
@@ -34,6 +36,7 @@ class ModelConfig:
   rope_theta: float
   norm_epsilon: float
   tie_embeddings: bool
+  compute_dtype: str = "float32"
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:

@@ -7,6 +7,8 @@ F feed-forward width, V vocabulary.
 import jax
 import jax.numpy as jnp
 
+from qempo_jax.linear import linear
+
 
 def rms_norm(x, scale, epsilon):
   """Root-mean-square normalisation, x / rms(x) * scale (Zhang & Sennrich, arXiv 1910.07467)."""
@@ -53,26 +55,30 @@ def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM):
   return jnp.einsum("bjrlm,bmjk->bljrk", weights, v_BxMxJxK).reshape(q_BxLxHxK.shape)
 
 
-def block(layer, x_BxLxD, angles_BxLxC, epsilon, attend):
+def block(layer, x_BxLxD, angles_BxLxC, config, attend):
   """One decoder block; `attend(q, k, v)` says what a query sees.
 
   Args:
     layer: this block's parameters.
     x_BxLxD: the residual stream.
     angles_BxLxC: rotary angles of the rows' positions.
-    epsilon: RMSNorm's constant.
+    config: the decoder's shape and compute dtype.
     attend: maps rotated q [B, L, H, K], k and v [B, L, J, K] to ([B, L, H, K], carried), where
       `carried` is returned as it is (a cache, or nothing).
 
   Returns:
     The residual stream after the block, and `carried`.
   """
-  h_BxLxD = rms_norm(x_BxLxD, layer["attention_norm"], epsilon)
-  q = apply_rope(jnp.einsum("bld,dhk->blhk", h_BxLxD, layer["query"]), angles_BxLxC)
-  k = apply_rope(jnp.einsum("bld,djk->bljk", h_BxLxD, layer["key"]), angles_BxLxC)
-  v = jnp.einsum("bld,djk->bljk", h_BxLxD, layer["value"])
+  product = lambda x, w: linear(x, w, config.compute_dtype)
+  heads = lambda x, w: product(x, w.reshape(w.shape[0], -1)).reshape(*x.shape[:-1], *w.shape[1:])
+
+  h_BxLxD = rms_norm(x_BxLxD, layer["attention_norm"], config.norm_epsilon)
+  q = apply_rope(heads(h_BxLxD, layer["query"]), angles_BxLxC)
+  k = apply_rope(heads(h_BxLxD, layer["key"]), angles_BxLxC)
+  v = heads(h_BxLxD, layer["value"])
   attended, carried = attend(q, k, v)
-  x_BxLxD = x_BxLxD + jnp.einsum("blhk,hkd->bld", attended, layer["output"])
-  h_BxLxD = rms_norm(x_BxLxD, layer["feed_forward_norm"], epsilon)
-  gated_BxLxF = jax.nn.silu(h_BxLxD @ layer["gate"]) * (h_BxLxD @ layer["up"])
-  return x_BxLxD + gated_BxLxF @ layer["down"], carried
+  joined_BxLxE = attended.reshape(*attended.shape[:-2], -1)
+  x_BxLxD = x_BxLxD + product(joined_BxLxE, layer["output"].reshape(-1, x_BxLxD.shape[-1]))
+  h_BxLxD = rms_norm(x_BxLxD, layer["feed_forward_norm"], config.norm_epsilon)
+  gated_BxLxF = jax.nn.silu(product(h_BxLxD, layer["gate"])) * product(h_BxLxD, layer["up"])
+  return x_BxLxD + product(gated_BxLxF, layer["down"]), carried

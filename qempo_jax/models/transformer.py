@@ -55,6 +55,16 @@ def unembedding(params):
   return params.get("unembedding", params["embedding"])
 
 
+def rounded(params, config: ModelConfig):
+  """The matrices of the products in the compute dtype, once for many uses: (params, unembedding).
+
+  The embedding that is looked up stays as it is, so that the results are those of the unrounded parameters.
+  """
+  cast = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 2 else leaf
+  matrices = jax.tree.map(cast, params["layers"])
+  return params | {"layers": matrices}, unembedding(params).astype(config.compute_dtype)
+
+
 def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, *, remat=True):
   """Hidden state of every position, after the final norm.
 
@@ -73,7 +83,7 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
 
   def body(x_BxLxD, layer):
     attend = lambda q, k, v: (layers.attention(q, k, v, mask_BxLxL), None)
-    return layers.block(layer, x_BxLxD, angles, config.norm_epsilon, attend)
+    return layers.block(layer, x_BxLxD, angles, config, attend)
 
   body = jax.checkpoint(body) if remat else body
   x_BxLxD, _ = jax.lax.scan(body, params["embedding"][tokens_BxL], params["layers"])
@@ -98,7 +108,7 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
 
   def body(x_PxLxD, layer):
     attend = lambda q, k, v: (layers.attention(q, k, v, mask_PxLxL), (k, v))
-    return layers.block(layer, x_PxLxD, angles, config.norm_epsilon, attend)
+    return layers.block(layer, x_PxLxD, angles, config, attend)
 
   x_PxLxD, (keys, values) = jax.lax.scan(body, params["embedding"][tokens_PxL], params["layers"])
   length = tokens_PxL.shape[1]
@@ -126,7 +136,7 @@ def decode(params, config: ModelConfig, tokens_PxG, cache: KVCache):
     x_PxGxD, cache = carry
     layer, index = layer_and_index
     attend = lambda q, k, v: cache.attend(index, q, k, v)
-    x_PxGxD, cache = layers.block(layer, x_PxGxD, angles, config.norm_epsilon, attend)
+    x_PxGxD, cache = layers.block(layer, x_PxGxD, angles, config, attend)
     return (x_PxGxD, cache), None
 
   indices = jnp.arange(config.num_layers)

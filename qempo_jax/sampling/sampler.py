@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax import token_stats
+from qempo_jax.linear import linear
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
@@ -57,9 +58,9 @@ def sample_groups(
   Returns:
     Rollout with log-probabilities and entropies at this temperature, in nats.
   """
+  params, unembedding = transformer.rounded(params, config)
   hidden_PxD, keys, values = transformer.prefill(params, config, prompts.tokens, prompts.mask)
-  unembedding = transformer.unembedding(params)
-  head = lambda h: jnp.einsum("...d,vd->...v", h, unembedding).astype(jnp.float32) / temperature
+  head = lambda h: linear(h, unembedding, config.compute_dtype, transpose=True) / temperature
   first_PxV = head(hidden_PxD)
   shape = (prompts.tokens.shape[0], group_size)
   cache = KVCache.create(

@@ -1,0 +1,65 @@
+"""Matrix products in a compute dtype with float32 sums."""
+
+import functools
+
+import jax
+from jax.experimental import layout
+import jax.numpy as jnp
+
+
+def linear(x, w, dtype=jnp.float32, *, transpose=False):
+  """x w over x's last axis, operands rounded to `dtype`, sums and result in float32.
+
+  The gradients' products are rounded alike: dx = g w' and dw = x' g with x, w and g in `dtype` and float32
+  sums, so that a float32 weight keeps a float32 gradient (mixed precision, Micikevicius et al.,
+  arXiv 1710.03740).
+
+  Args:
+    x: [..., D].
+    w: [D, F].
+    dtype: of the operands; float32 is the plain product.
+    transpose: w is [F, D], an embedding used as output projection.
+
+  Returns:
+    [..., F], float32 (wider if the operands are).
+  """
+  rows = x.reshape(-1, x.shape[-1])
+  if jnp.dtype(dtype) == jnp.float32:
+    product = _product(rows, w, 1, int(transpose), None)
+  else:
+    product = _rounded(rows, w, jnp.dtype(dtype), transpose)
+  return product.reshape(*x.shape[:-1], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _rounded(x, w, dtype, transpose):
+  return _product(x.astype(dtype), w.astype(dtype), 1, int(transpose))
+
+
+def _forward(x, w, dtype, transpose):
+  like_x = jnp.zeros((), x.dtype)
+  return _rounded(x, w, dtype, transpose), (x.astype(dtype), w, like_x)
+
+
+def _backward(dtype, transpose, residuals, g):
+  x, w, like_x = residuals
+  g = g.astype(dtype)
+  dx = _product(g, w.astype(dtype), 1, int(not transpose))
+  dw = _product(_in_rows(g.T), x, 1, 0) if transpose else _product(_in_rows(x.T), g, 1, 0)
+  return dx.astype(like_x.dtype), dw.astype(w.dtype)
+
+
+_rounded.defvjp(_forward, _backward)
+
+
+def _product(a, b, axis_a, axis_b, dtype=jnp.float32):
+  dimensions = (((axis_a,), (axis_b,)), ((), ()))
+  return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
+
+
+def _in_rows(x):
+  """x written out row by row on CPUs, whose fast low-precision product wants its left operand so."""
+  rows = layout.Layout(major_to_minor=(0, 1))
+  return jax.lax.platform_dependent(
+      x, cpu=lambda x: layout.with_layout_constraint(x, rows), default=lambda x: x
+  )
