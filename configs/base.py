@@ -102,6 +102,7 @@ def get_config() -> ConfigDict:
   config.checkpoint.keep = 1
 
   config.evaluation = ConfigDict()
+  config.evaluation.splits = ("train", "heldout_wordings", "heldout_set")  # open_list: what is sampled
   config.evaluation.samples_per_prompt = 32
   config.evaluation.prompts_per_batch = 8
   config.evaluation.seed = 10_000  # of the fresh samples; the same for every policy

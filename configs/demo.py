@@ -14,6 +14,7 @@ from configs import online_qempo_kl
 def get_config() -> ConfigDict:
   """One config a method; everything but the objective, its duals and its replay is shared."""
   config = ConfigDict()
+  config.seeds = (0,)  # of training; every seed takes as long again
   config.methods = ("grpo", "qempo_kl", "qempo")  # which of the groups below are trained, in this order
   config.grpo = online_grpo.get_config()
   config.qempo = online_qempo.get_config()

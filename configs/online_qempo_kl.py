@@ -12,15 +12,15 @@ def get_config() -> ConfigDict:
   """Good answers found earlier are replayed by trajectory balance, so that none is lost once it left the samples."""
   config = open_list.get_config()
   config.objective.method = "qempo_kl"
-  config.objective.min_reward = 0.75
-  config.objective.margin = 0.2
+  config.objective.min_reward = 0.8
+  config.objective.margin = 0.15
   config.objective.entropy_gradient = "rao_blackwell"
-  config.objective.max_kl = 4.5
+  config.objective.max_kl = 5.5
   config.sampling.group_size = 24
-  config.replay.size = 8
-  config.replay.weight = 3.0
+  config.replay.size = 24
+  config.replay.weight = 1.5
   config.replay.key = "set_name"
-  config.duals.quality.initial = 150.0
+  config.duals.quality.initial = 100.0
   config.duals.quality.integral_gain = 0.1
   config.duals.kl.initial = 1.0
   config.duals.kl.integral_gain = 0.02

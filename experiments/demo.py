@@ -20,64 +20,77 @@ from qempo_jax.evaluation import summary
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
-  """Trains and evaluates every method that is not done yet, then writes the report."""
+  """Trains and evaluates every method and seed that is not done yet, then writes the report."""
   shared = config.qempo_kl
+  if not dry_run:
+    workdir = workdirs.open_workdir(workdir, config)
   policy = builders.policy(shared)
   print(feasibility.check(shared, policy))
   if dry_run:
     return
-  workdir = workdirs.open_workdir(workdir, config)
   (workdir / "samples").mkdir(exist_ok=True)
   evaluate = evaluation.Evaluator(shared, policy, evaluation_rows(shared), builders.reward(shared))
 
-  run_once(workdir, "base", lambda: evaluate(policy.params, method="base", seed=shared.seed))
-  for method in config.methods:
-    run_once(workdir, method, lambda: train_and_sample(config[method], workdir, policy, evaluate))
+  run_once(workdir, "base", lambda: evaluate(policy.params, method="base", seed=config.seeds[0]))
+  for seed in config.seeds:
+    for method in config.methods:
+      of_seed = config[method].copy_and_resolve_references()
+      of_seed.seed = seed
+      name = run_name(method, seed)
+      run_once(workdir, name, lambda: train_and_sample(of_seed, workdir / name, policy, evaluate))
 
   index = write_report(config, workdir)
   print(f"Report: {index.resolve()}")
 
 
-def train_and_sample(config, workdir, policy, evaluate) -> list[dict]:
+def run_name(method: str, seed: int) -> str:
+  """Names the folder and the samples of one run."""
+  return f"{method}-seed{seed}"
+
+
+def train_and_sample(config, folder, policy, evaluate) -> list[dict]:
   """Trains one method and samples what came out."""
-  method = config.objective.method
-  folder = workdir / method
   folder.mkdir(exist_ok=True)
-  with Display(config.steps, title=method) as display:
+  with Display(config.steps, title=folder.name) as display:
     state = online.train(config, folder, policy, display)
-  rows = evaluate(state.params, method=method, seed=config.seed)
+  rows = evaluate(state.params, method=config.objective.method, seed=config.seed)
   jax.tree.map(lambda leaf: leaf.delete(), state)
   return rows
 
 
-def run_once(workdir: pathlib.Path, method: str, make) -> None:
-  """Writes samples/METHOD.jsonl, unless an earlier call did."""
-  path = workdir / "samples" / f"{method}.jsonl"
+def run_once(workdir: pathlib.Path, name: str, make) -> None:
+  """Writes samples/NAME.jsonl, unless an earlier call did."""
+  path = workdir / "samples" / f"{name}.jsonl"
   if path.exists():
-    print(f"{method}: done before, kept {path}")
+    print(f"{name}: done before, kept {path}")
     return
   text = "".join(json.dumps(row) + "\n" for row in make())
   workdirs.write_atomically(path, text)
 
 
 def evaluation_rows(config) -> list[prompts.Row]:
-  """The prompts that are evaluated: trained ones, held-out wordings of the same sets, and held-out sets."""
+  """The prompts that are evaluated; held-out sets are asked for in the trained wordings."""
   sets, wordings = tuple(config.data.sets), tuple(config.data.wordings)
-  return (
-      prompts.open_list_rows("train", sets=sets, wordings=wordings)
-      + prompts.open_list_rows("heldout_wordings", sets=sets)
-      + prompts.open_list_rows("heldout_set", wordings=wordings)
-  )
+  chosen = {
+      "train": {"sets": sets, "wordings": wordings},
+      "validation_wordings": {"sets": sets},
+      "heldout_wordings": {"sets": sets},
+      "heldout_set": {"wordings": wordings},
+  }
+  return [row for split in config.evaluation.splits for row in prompts.open_list_rows(split, **chosen[split])]
 
 
 def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
   """Summarises all samples, prints the table and writes the report."""
-  rows = [row for method in ("base", *config.methods) for row in read_jsonl(workdir / "samples" / f"{method}.jsonl")]
-  metrics = {method: read_jsonl(workdir / method / "metrics.jsonl") for method in config.methods}
+  names = ["base", *(run_name(method, seed) for method in config.methods for seed in config.seeds)]
+  rows = [row for name in names for row in read_jsonl(workdir / "samples" / f"{name}.jsonl")]
+  metrics = {
+      method: read_jsonl(workdir / run_name(method, config.seeds[0]) / "metrics.jsonl") for method in config.methods
+  }
   budgets = {m: config[m].objective.max_kl for m in config.methods if config[m].objective.max_kl is not None}
   run = {
       "command": "python -m experiments.demo " + " ".join(sys.argv[1:]),
-      "seed": config.qempo_kl.seed,
+      "seeds": list(config.seeds),
       "config": json.loads(config.to_json_best_effort()),
   }
   results = summary.summarise(rows, floor=config.qempo_kl.objective.min_reward, max_kl=budgets, run=run)

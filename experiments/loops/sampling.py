@@ -62,7 +62,7 @@ class GroupSampler:
 
   def __call__(self, params, rows: Sequence[Row], rng, group_size: int) -> Samples:
     """Samples a group for each row."""
-    prompts = [self._encoded[row["prompt"]] for row in rows]
+    prompts = [self.encode(row) for row in rows]
     batch = jax.device_put(self._pad(prompts), sharding.replicated(self._policy.mesh))
     rollout = sampler.sample_groups(
         params,
@@ -81,6 +81,10 @@ class GroupSampler:
     decode = lambda ids: self._policy.tokenizer.decode(ids, skip_special_tokens=True)
     texts = [[decode(ids) for ids in group] for group in responses]
     return Samples(rows, prompts, responses, texts, rollout)
+
+  def encode(self, row: Row) -> list[int]:
+    """A row's prompt as token ids, in the chat template."""
+    return self._encoded[row["prompt"]]
 
   def _pad(self, prompts) -> PromptBatch:
     tokens = np.zeros((len(prompts), self._width), np.int32)

@@ -10,10 +10,11 @@ import numpy as np
 from qempo_jax.errors import InputError
 
 METHODS = ("base", "grpo", "qempo", "qempo_kl")
-SPLITS = ("train", "heldout_wordings", "heldout_set")
+SPLITS = ("train", "validation_wordings", "heldout_wordings", "heldout_set")
 METHOD_LABELS = {"base": "Base", "grpo": "GRPO", "qempo": "QEMPO", "qempo_kl": "QEMPO-KL"}
 SPLIT_LABELS = {
   "train": "training prompts",
+  "validation_wordings": "validation wordings",
   "heldout_wordings": "held-out wordings",
   "heldout_set": "held-out sets",
 }

@@ -3,11 +3,12 @@
 A response is worth 1 when it is exactly one acceptable item, else 0. Aligned models are known to collapse on such
 prompts (NoveltyBench, Zhang et al., https://arxiv.org/abs/2504.05228); a few tokens are enough to see it.
 
-Three splits keep training and evaluation apart:
+Four splits keep training, the choice of settings, and evaluation apart:
 
-  train             the training sets in the training wordings
-  heldout_wordings  the training sets in wordings never trained on
-  heldout_set       sets never trained on, in the training wordings, so that only the set is new
+  train                the training sets in the training wordings
+  validation_wordings  the training sets in other wordings, looked at while settings are chosen
+  heldout_wordings     the training sets in wordings that neither training nor the choice of settings has seen
+  heldout_set          sets never trained on, in the training wordings, so that only the set is new
 """
 
 import re
@@ -18,9 +19,9 @@ from typing import NamedTuple
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import open_list_sets
 
-SPLITS = ("train", "heldout_wordings", "heldout_set")
+SPLITS = ("train", "validation_wordings", "heldout_wordings", "heldout_set")
 
-HELDOUT_SETS = ("sport", "vegetable")
+HELDOUT_SETS = ("bird", "flower", "language", "profession")
 
 TRAIN_WORDINGS = (
   "Answer with one word or name only, no sentence. Give {a_noun}.",
@@ -29,12 +30,30 @@ TRAIN_WORDINGS = (
   "Output only the name of {a_noun}.",
 )
 
-HELDOUT_WORDINGS = (
+VALIDATION_WORDINGS = (
   "One word answer: {a_noun}.",
   "Write the name of {a_noun}. Do not write a sentence.",
   "Pick one {noun}. Reply in one or two words, no sentence.",
   "Say just one {noun}, in at most two words.",
 )
+
+HELDOUT_WORDINGS = (
+  "Name {a_noun}. Just the name, nothing else.",
+  "Give me the name of one {noun}, in one or two words.",
+  "Think of {a_noun} and write only its name.",
+  "Answer briefly with the name of {a_noun}.",
+  "Reply with {a_noun} and nothing more.",
+  "Which {noun} comes to mind? Answer with the name only.",
+  "Write down one {noun}. No explanation.",
+  "In one or two words, name {a_noun}.",
+)
+
+WORDINGS = {
+  "train": TRAIN_WORDINGS,
+  "validation_wordings": VALIDATION_WORDINGS,
+  "heldout_wordings": HELDOUT_WORDINGS,
+  "heldout_set": TRAIN_WORDINGS,
+}
 
 
 class AnswerSet(NamedTuple):
@@ -57,11 +76,10 @@ def tasks(split: str, sets: Sequence[str] | None = None, wordings: Sequence[int]
   """The prompts of a split, set by set.
 
   Args:
-    split: 'train', 'heldout_wordings' or 'heldout_set'.
+    split: one of SPLITS.
     sets: names of the sets to use; by default all that belong to the split. A set of the other side is refused, so
       that no held-out set is ever trained on.
-    wordings: positions in the split's wordings (HELDOUT_WORDINGS for 'heldout_wordings', else TRAIN_WORDINGS) to
-      use; by default all.
+    wordings: positions in WORDINGS[split] to use; by default all.
 
   Returns:
     One task for every set and wording.
@@ -76,7 +94,7 @@ def tasks(split: str, sets: Sequence[str] | None = None, wordings: Sequence[int]
   for name in sets or ():
     if name not in allowed:
       raise InputError(f"Open-list set {name!r} is not in split {split!r}: use some of {', '.join(allowed)}.")
-  templates = HELDOUT_WORDINGS if split == "heldout_wordings" else TRAIN_WORDINGS
+  templates = WORDINGS[split]
   positions = range(len(templates)) if wordings is None else wordings
   for position in positions:
     if not 0 <= position < len(templates):

@@ -82,7 +82,10 @@ def test_splits_share_no_prompt_and_heldout_sets_are_never_trained_on():
     assert len(prompts[split]) == len(tasks)
     assert {task.split for task in tasks} == {split}
   trained = {task.set_name for task in by_split["train"]}
-  assert trained == {task.set_name for task in by_split["heldout_wordings"]}
+  for split in ("validation_wordings", "heldout_wordings"):
+    assert not prompts["train"] & prompts[split]
+    assert trained == {task.set_name for task in by_split[split]}
+  assert not prompts["validation_wordings"] & prompts["heldout_wordings"]
   assert {task.set_name for task in by_split["heldout_set"]} == set(open_list.HELDOUT_SETS)
   assert not trained & set(open_list.HELDOUT_SETS)
   assert len(open_list.TRAIN_WORDINGS) >= 4 and len(open_list.HELDOUT_WORDINGS) >= 4
@@ -114,7 +117,7 @@ def test_sets_and_wordings_select_in_the_given_order():
   ("call", "named"),
   [
     (lambda: open_list.tasks("test"), "'test'"),
-    (lambda: open_list.tasks("train", sets=["sport"]), "'sport'"),
+    (lambda: open_list.tasks("train", sets=["bird"]), "'bird'"),
     (lambda: open_list.tasks("heldout_set", sets=["month"]), "'month'"),
     (lambda: open_list.tasks("train", wordings=[4]), "wording 4"),
     (lambda: open_list.parse_answer("x", "planets"), "'planets'"),
