@@ -15,6 +15,7 @@ PACKAGE = ROOT / "qempo_jax"
 CORE = {"chex", "flax", "jax", "numpy", "optax"}
 PURE = ("losses", "duals", "family", "exact", "advantages", "estimators", "token_stats")
 NOT_PURE = ("models", "data", "sampling", "rewards", "evaluation")
+IMPORT_SECONDS = 1.5
 UPSTREAM = {"absl", "configs", "experiments", "ml_collections", "tests"}
 HEAVY = {
   "datasets",
@@ -118,3 +119,19 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_importing_tokenization_loads_nothing_heavy():
   assert not loaded_by("import qempo_jax.data.tokenization, qempo_jax.models.demo_model") & HEAVY
+
+
+def test_importing_the_package_takes_little_beyond_jax():
+  # CPU time of the process, the best of several runs: a busy machine lengthens neither.
+  program = (
+    "import jax, time; start = time.process_time(); import qempo_jax; "
+    "print(time.process_time() - start)"
+  )
+  command = [sys.executable, "-c", program]
+  seconds = []
+  for _ in range(5):
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds.append(float(result.stdout))
+    if min(seconds) < IMPORT_SECONDS:
+      break
+  assert min(seconds) < IMPORT_SECONDS, seconds

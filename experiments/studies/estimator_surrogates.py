@@ -1,0 +1,78 @@
+"""The estimators that `estimator_variance` compares, each a surrogate of one member of a group of samples."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from qempo_jax import estimators
+from qempo_jax.testing.expectation import Samples
+
+# The surrogate of one member of a group: a scalar whose gradient is the estimate.
+Surrogate = Callable[[Samples, int], jax.Array]
+
+
+def _others(x: jax.Array, k: int) -> jax.Array:
+  """Detached mean over the other members of the group; 0 where there is none."""
+  return jax.lax.stop_gradient((jnp.sum(x) - x[k]) / max(x.shape[0] - 1, 1))
+
+
+def _to_go(x: jax.Array) -> jax.Array:
+  """sum_{j>t} x_j for every t, [G, T]."""
+  return jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1] - x
+
+
+def _baselined(s: Samples, k: int, surrogate: jax.Array, token_values: jax.Array) -> jax.Array:
+  """A Rao-Blackwell surrogate, less the others' mean of what is to come, position by position; unbiased."""
+  baseline = jnp.stack([_others(x, k) for x in _to_go(token_values).T])
+  log_pi = s.token_log_probs[k]
+  return surrogate - jnp.sum(jnp.where(s.mask[k], baseline * (log_pi - jax.lax.stop_gradient(log_pi)), 0.0))
+
+
+ENTROPY: dict[str, Surrogate] = {
+  "score function": lambda s, k: estimators.score_function_entropy_surrogate(
+    s.token_log_probs[k], s.mask[k], baseline=0.0
+  ),
+  "leave-one-out": lambda s, k: estimators.score_function_entropy_surrogate(
+    s.token_log_probs[k], s.mask[k], baseline=_others(s.log_probs, k)
+  ),
+  "reward-to-go": lambda s, k: estimators.reward_to_go_entropy_surrogate(
+    s.token_log_probs[k], s.mask[k]
+  ),
+  "Rao-Blackwell": lambda s, k: estimators.sequence_entropy_surrogate(
+    s.token_log_probs[k], s.token_entropies[k], s.mask[k]
+  ),
+  "Rao-Blackwell, leave-one-out": lambda s, k: _baselined(
+    s, k, ENTROPY["Rao-Blackwell"](s, k), s.token_entropies
+  ),
+  "token-only": lambda s, k: estimators.token_only_entropy_surrogate(
+    s.token_entropies[k], s.mask[k]
+  ),
+}
+KL: dict[str, Surrogate] = {
+  "score function": lambda s, k: estimators.score_function_kl_surrogate(
+    s.token_log_probs[k], s.ref_token_log_probs[k], s.mask[k], baseline=0.0
+  ),
+  "leave-one-out": lambda s, k: estimators.score_function_kl_surrogate(
+    s.token_log_probs[k],
+    s.ref_token_log_probs[k],
+    s.mask[k],
+    baseline=_others(s.log_probs - s.ref_log_probs, k),
+  ),
+  "Rao-Blackwell": lambda s, k: estimators.sequence_kl_surrogate(
+    s.token_log_probs[k], s.token_kls[k], s.mask[k]
+  ),
+  "Rao-Blackwell, leave-one-out": lambda s, k: _baselined(
+    s, k, KL["Rao-Blackwell"](s, k), s.token_kls
+  ),
+  "token-only": lambda s, k: jnp.sum(s.token_kls[k]),
+  "k3 in the loss": lambda s, k: estimators.kl_values(s.log_probs[k], s.ref_log_probs[k]).k3,
+}
+GROUPED = ("leave-one-out", "Rao-Blackwell, leave-one-out")
+BIASED = ("token-only", "k3 in the loss")
+TARGETS = {"entropy": ENTROPY, "KL": KL}
+
+
+def ascended(surrogate: Surrogate) -> Callable[[Samples], jax.Array]:
+  """The loss whose negative gradient is the group's mean of the surrogate's gradient."""
+  return lambda s: -jnp.mean(jnp.stack([surrogate(s, k) for k in range(s.rewards.shape[0])]))
