@@ -1,0 +1,64 @@
+"""A report's results.json as the rows of a Markdown table, for README and RESULTS.
+
+  python -m experiments.studies.results_table docs/results/open_list_study.json
+"""
+
+import json
+import pathlib
+import sys
+
+from qempo_jax.evaluation.rows import METHOD_LABELS
+from qempo_jax.evaluation.rows import SPLIT_LABELS
+
+
+def rows(results) -> list[str]:
+  """One row a split and method: means with intervals, and the certificate of the quality floor with its bound."""
+  found = []
+  for split, split_label in SPLIT_LABELS.items():
+    for method, entry in results["methods"].items():
+      if figures := entry["splits"].get(split):
+        found.append(_row(f"{split_label} ({figures['num_prompts']})", METHOD_LABELS.get(method, method), figures))
+  return found
+
+
+def comparisons(results) -> list[str]:
+  """One row a split and method: effective answers and reward against the baseline's."""
+  found = []
+  for split, by_method in results["comparisons"].items():
+    for method, pair in by_method.items():
+      if method != "base":
+        seeds = ", ".join(f"{value:.2f}" for value in pair["effective_answers_ratio"].get("by_seed") or ())
+        cells = [
+            f"{SPLIT_LABELS[split]} ({pair['num_prompts']})",
+            f"{METHOD_LABELS.get(method, method)} / {METHOD_LABELS.get(pair['baseline'], pair['baseline'])}",
+            _interval(pair["effective_answers_ratio"]),
+            seeds,
+            _interval(pair["reward_difference"]),
+        ]
+        found.append(f"| {' | '.join(cells)} |")
+  return found
+
+
+def _row(split, method, figures) -> str:
+  certificate = figures["certificates"][0]
+  cells = [
+      split,
+      method,
+      _interval(figures["reward"]),
+      _interval(figures["effective_answers"]),
+      *(f"{figures[name]['mean']:.2f}" for name in ("entropy", "kl")),
+      f"{figures['length']['mean']:.1f}",
+      f"{figures['truncation']['mean']:.0%}",
+      f"{certificate['verdict']} ({certificate['one_sided_bound']:.3f})",
+  ]
+  return f"| {' | '.join(cells)} |".replace("| -0.00 |", "| 0.00 |")
+
+
+def _interval(figure) -> str:
+  return f"{figure['mean']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+
+
+if __name__ == "__main__":
+  for path in sys.argv[1:]:
+    report = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    print(*rows(report), "", *comparisons(report), sep="\n")
