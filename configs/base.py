@@ -58,7 +58,9 @@ def get_config() -> ConfigDict:
   config.offline.undesirable_weight = 1.0  # kto: of rejected responses
   config.offline.nll_weight = 0.0  # of -log pi(chosen), added to any pair loss; per nat of the whole response
   config.offline.pairs_per_step = 8  # pairs of an update
-  config.offline.pairs = "source"  # the file's own, or made of open_list's answer sets; "sampled": best and worst of the reference's samples
+  # "source": the file's own, or open_list's items of the right set and of others; "sampled": best and worst of the
+  # reference's samples; "answers_against_samples": open_list's items and bad samples of the reference
+  config.offline.pairs = "source"  # one of these three
   config.offline.pairs_per_prompt = 16  # made or sampled pairs of a prompt, at most
   config.offline.measure_every = 0  # updates between measurements of reward, entropy and KL on fresh samples; 0: never
   config.offline.log_change = True  # compare log-probs with the reference's, at one more forward pass, even where no loss needs it

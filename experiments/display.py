@@ -99,6 +99,8 @@ def figures(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
   add("entropy_per_token", "{:.2f} nats/token")
   add("kl", "KL {:.2f}")
   add("length", "length {:.1f}")
+  add("margin", "margin {:.2f}")
+  add("accuracy", "accuracy {:.2f}")
   loud = (metrics.get("truncation") or 0.0) > TRUNCATION_LIMIT
   add("truncation", "TRUNCATED {:.0%} (!)" if loud else "truncated {:.0%}", "bold red" if loud else "")
   add("tokens_per_second", "{:.0f} tokens/s")

@@ -12,6 +12,8 @@ from qempo_jax import estimators
 from qempo_jax import exact
 from qempo_jax import family
 from qempo_jax import losses
+from qempo_jax import sampled_duals
+from qempo_jax import sampled_evidence
 from qempo_jax import testing
 from qempo_jax import token_stats
 
@@ -24,6 +26,8 @@ __all__ = [
     "exact",
     "family",
     "losses",
+    "sampled_duals",
+    "sampled_evidence",
     "testing",
     "token_stats",
 ]

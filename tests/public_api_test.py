@@ -18,6 +18,8 @@ losses.preference_loss losses.qempo_loss losses.qempo_kl_loss losses.dpo_loss lo
 losses.simpo_loss losses.cpo_loss losses.policy_gradient_loss losses.trajectory_balance_loss
 advantages.shaped_rewards estimators.sequence_entropy_surrogate token_stats.token_stats
 duals.Constraint duals.init_dual_params duals.lagrangian_terms testing.check_loss
+sampled_duals.solve_rlhf sampled_duals.solve_qempo sampled_duals.solve_qempo_kl sampled_duals.at_weights
+sampled_evidence.hidden_share sampled_evidence.bootstrap sampled_evidence.expected_best_of
 """.split()
 
 

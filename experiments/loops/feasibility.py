@@ -1,11 +1,32 @@
 """Before training: what the reference policy reaches, and whether the floor can be met at all."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
 from experiments import builders
 from experiments.loops import sampling
 from qempo_jax import duals
+from qempo_jax.errors import InputError
+
+
+class Measured(NamedTuple):
+  """Samples of the reference, scored.
+
+  Attributes:
+    rewards: [P, n].
+    log_probs: [P, n] of whole responses under the reference at the sampler's temperature, nats.
+    entropies: [P, n] sums of the exact next-token entropies along the samples, nats.
+    truncated: [P, n].
+    dropped: prompts left out as too long.
+  """
+
+  rewards: np.ndarray
+  log_probs: np.ndarray
+  entropies: np.ndarray
+  truncated: np.ndarray
+  dropped: int
 
 
 def check(config, policy: builders.Policy) -> str:
@@ -21,18 +42,62 @@ def check(config, policy: builders.Policy) -> str:
   Raises:
     InputError: the floor is out of reach; the message says what the reference policy can reach.
   """
-  sample = sampling.GroupSampler(policy, config, builders.training_rows(config))
   batch = config.data.prompts_per_step
-  rng = jax.random.fold_in(jax.random.key(config.evaluation.seed), 1)
-  rows = [sample.rows[i * len(sample.rows) // batch] for i in range(batch)]
-  samples = sample(policy.params, rows, rng, config.sampling.group_size)
-  rewards = sampling.group_rewards(builders.reward(config), samples)
+  found = measure(config, policy, num_prompts=batch, batch=batch, group_size=config.sampling.group_size, rounds=1)
   aim = builders.objective(config).min_reward
-  if aim is not None:
-    duals.resolve_floor(aim, rewards, max_reward=config.reward.max)
+  check_floor(config, found)
+  rewards = found.rewards
   return (
       f"Reference policy: reward {rewards.mean():.3f} on average, {rewards.max(axis=1).mean():.3f} for the best of"
       f" {rewards.shape[1]} (from {rewards.size} samples of {batch} prompts);"
-      f" entropy {np.mean(samples.rollout.entropies.sum(-1)):.1f} nats a response;"
-      f" the floor aimed at is {aim}"
+      f" entropy {found.entropies.mean():.1f} nats a response;"
+      f" the floor aimed at is {aim and round(aim, 6)}"
   )
+
+
+def measure(
+    config, policy: builders.Policy, *, num_prompts: int | None, batch: int, group_size: int, rounds: int
+) -> Measured:
+  """Samples the reference on training prompts and scores the responses.
+
+  Args:
+    config: a run's config.
+    policy: the reference.
+    num_prompts: how many, spread evenly over the training rows; None for all of them.
+    batch: prompts sampled at once.
+    group_size: samples of a prompt at once.
+    rounds: how many such groups for each prompt: n = rounds * group_size.
+  """
+  sample = sampling.GroupSampler(policy, config, builders.training_rows(config))
+  reward = builders.reward(config)
+  num_prompts = num_prompts or len(sample.rows)
+  rows = [sample.rows[i * len(sample.rows) // num_prompts] for i in range(num_prompts)]
+  rng = jax.random.fold_in(jax.random.key(config.evaluation.seed), 1)
+  blocks = []
+  for start in range(0, num_prompts, batch):
+    chosen = rows[start : start + batch]
+    padded = chosen + chosen[:1] * (batch - len(chosen))  # one shape is compiled
+    found = []
+    for index in range(rounds):
+      key = rng if not start + index else jax.random.fold_in(rng, start * rounds + index)
+      found.append(_scored(sample(policy.params, padded, key, group_size), reward))
+    blocks.append([np.concatenate(part, axis=1)[: len(chosen)] for part in zip(*found)])
+  return Measured(*(np.concatenate(part) for part in zip(*blocks)), sample.dropped)
+
+
+def _scored(samples: sampling.Samples, reward) -> tuple[np.ndarray, ...]:
+  rollout = samples.rollout
+  sums = (np.asarray(part, np.float64).sum(-1) for part in (rollout.log_probs, rollout.entropies))
+  return sampling.group_rewards(reward, samples), *sums, np.asarray(rollout.truncated)
+
+
+def check_floor(config, found: Measured) -> None:
+  """Raises InputError where the floor aimed at is above the largest reward there is, or, unknown, the best seen."""
+  aim = builders.objective(config).min_reward
+  if aim is None:
+    return
+  try:
+    duals.resolve_floor(aim, found.rewards, max_reward=config.reward.max)
+  except InputError as error:
+    o = config.objective
+    raise InputError(f"{error} (objective.min_reward={o.min_reward:g} plus objective.margin={o.margin:g})") from error

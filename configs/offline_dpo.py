@@ -1,0 +1,24 @@
+"""DPO: pairs alone, fixed beta; the reward is measured now and then, and nothing enforces a floor.
+
+  python -m experiments.train --config=configs/offline_dpo.py --workdir=runs/dpo
+  ... --config.data.source=jsonl:pairs.jsonl --config.offline.pairs=source --config.offline.measure_every=0
+      --config.sampling.max_response_length=256 --config.data.max_prompt_length=512
+"""
+
+from ml_collections import ConfigDict
+
+from configs import open_list
+
+
+def get_config() -> ConfigDict:
+  """An item of the answer set, drawn uniformly, is preferred to a bad sample of the reference."""
+  config = open_list.get_config()
+  config.steps = 100
+  config.objective.method = "dpo"
+  config.offline.loss = "dpo"
+  config.offline.beta = 0.1
+  config.offline.pairs = "answers_against_samples"
+  config.offline.pairs_per_step = 16
+  config.offline.pairs_per_prompt = 64
+  config.offline.measure_every = 10
+  return config

@@ -1,0 +1,102 @@
+"""Before training: what floor is in reach, and which multipliers, KL and entropy to expect, where samples can tell."""
+
+import json
+import pathlib
+import sys
+import time
+
+import numpy as np
+from rich.console import Console
+
+from experiments import builders
+from experiments import cli
+from experiments import workdir as workdirs
+from experiments.loops import feasibility
+from experiments.loops import feasibility_tables
+from experiments.loops import forecast
+from qempo_jax.errors import InputError
+from qempo_jax.evaluation import intervals
+
+ROUNDS = 8  # of evaluation.samples_per_prompt, for each prompt
+MAX_PROMPTS = 32  # spread evenly over the training rows
+
+
+def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
+  """Samples the reference, forecasts, prints two tables and writes feasibility.json."""
+  if "objective" not in config:
+    raise InputError("this config holds several methods; give one method's, such as configs/online_qempo_kl.py")
+  programs = forecast.programs(config)
+  aim, samples = builders.objective(config).min_reward, ROUNDS * config.evaluation.samples_per_prompt
+  prompts = min(MAX_PROMPTS, len(builders.training_rows(config)))
+  if dry_run:
+    print(f"Would draw {samples} samples of each of {prompts} prompts from the reference policy.")
+    return
+  policy = builders.policy(config)
+  if None not in (aim, config.reward.max) and aim > config.reward.max:
+    feasibility.check(config, policy)  # raises, with what the reference reaches, without the long wait
+  workdir = workdirs.open_workdir(workdir, config)
+  started = time.monotonic()
+  found = feasibility.measure(
+    config,
+    policy,
+    num_prompts=prompts,
+    batch=min(prompts, config.evaluation.prompts_per_batch),
+    group_size=config.evaluation.samples_per_prompt,
+    rounds=ROUNDS,
+  )
+  feasibility.check_floor(config, found)
+  results = report(config, programs, found)
+  results["seconds"] = time.monotonic() - started
+  path = workdir / "feasibility.json"
+  workdirs.write_atomically(path, json.dumps(feasibility_tables.json_numbers(results), indent=1, allow_nan=False) + "\n")
+  feasibility_tables.show(results, Console())
+  print(f"Written to {path}")
+
+
+def report(config, programs, found: feasibility.Measured) -> dict:
+  """Everything that is printed and written.
+
+  Raises:
+    InputError: the KL budget is below what the floor costs, as far as the samples can tell.
+  """
+  forecasts = [forecast.forecast(program, found) for program in programs]
+  budget = config.objective.max_kl
+  if budget is not None and forecasts[0]["status"] == "forecast" and budget < forecasts[0]["kl"]["low"]:
+    kl = forecasts[0]["kl"]
+    raise InputError(
+      f"objective.max_kl={budget:g} is out of reach: at the floor aimed at, a KL of {kl['mean']:.3g} nats"
+      f" [{kl['low']:.3g}, {kl['high']:.3g}] is the least; raise it, or lower the floor"
+    )
+  own = next(program for program in programs if program.configured)
+  aim = builders.objective(config).min_reward
+  return {
+    "command": "python -m experiments.feasibility " + " ".join(sys.argv[1:]),
+    "floor": config.objective.min_reward,
+    "aim": aim,
+    "max_kl": budget,
+    "level": forecast.LEVEL,
+    "prompts": len(found.rewards),
+    "prompts_left_out": found.dropped,
+    "samples_per_prompt": found.rewards.shape[1],
+    "limits": {
+      "effective_sample_size": forecast.MIN_EFFECTIVE_SAMPLES,
+      "hidden_share": forecast.MAX_HIDDEN_SHARE,
+    },
+    "reference": {
+      "reward": intervals.mean_interval(found.rewards)._asdict(),
+      "entropy": intervals.mean_interval(found.entropies)._asdict(),
+      "truncation": float(found.truncated.mean()),
+      "prompts_of_one_reward": int(np.sum(np.ptp(found.rewards, axis=1) == 0)),
+    },
+    "best_of": forecast.best_of(found),
+    "forecasts": forecasts,
+    "floors_foretold": None if aim is None else forecast.floors_foretold(own, found),
+  }
+
+
+if __name__ == "__main__":
+  cli.run(
+    main,
+    description="Says what floor the reference's samples reach, and which optimum they foretell, or why none.",
+    example="python -m experiments.feasibility --config=configs/online_qempo_kl.py --workdir=runs/feasibility",
+  )

@@ -1,0 +1,205 @@
+"""The offline loop: the policy moves on pairs, the multipliers on what is measured on fresh samples in between."""
+
+import functools
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from experiments import builders
+from experiments import offline_builders
+from experiments.loops import pairs
+from experiments.loops import sampling
+from experiments.loops.online import MetricsLog
+from qempo_jax import duals
+from qempo_jax import offline_step
+from qempo_jax import packing
+from qempo_jax import sharding
+from qempo_jax.checkpoint import Checkpoints
+from qempo_jax.data import preferences
+from qempo_jax.data import prompts
+from qempo_jax.errors import InputError
+from qempo_jax.token_stats import TokenStats
+from qempo_jax.train_step import GroupBatch
+
+
+def check(config, policy: builders.Policy) -> str:
+  """Checks config, pairs and floor before training; returns a line for the user.
+
+  Raises:
+    InputError: the config, a pair or the reward function is wrong, or the floor is out of reach.
+  """
+  objective = offline_builders.objective(config)
+  found = pairs.load(config, policy, workdir=None)
+  line, rows = "Pairs are sampled from the reference", None
+  if found:
+    encoded = pairs.encode(config, policy, found)
+    rows = preferences.prompt_rows(encoded.rows)
+    line = f"{len(encoded.rows)} pairs of {len(rows)} prompts ({encoded.dropped} pairs too long)"
+  if not config.offline.measure_every:
+    return f"{line}; the reward is not measured, so no floor is enforced"
+  measure = Measurement(config, policy, rows or builders.training_rows(config))
+  rewards = measure(policy.params, 0, jax.random.key(config.evaluation.seed))[0].rewards
+  aim = builders.objective(config).min_reward
+  if aim is not None:
+    duals.resolve_floor(aim, rewards, max_reward=config.reward.max)
+  line += f"; reference policy: reward {rewards.mean():.3f}, {rewards.max(axis=1).mean():.3f} for the best of"
+  line += f" {rewards.shape[1]}"
+  if aim is not None and objective.min_reward is None:
+    line += "; weights are fixed: the floor is measured, not enforced"
+  return line
+
+
+def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
+  """Trains on pairs from the reference policy, or from the newest checkpoint, and writes `metrics.jsonl`.
+
+  Args:
+    config: a complete config.
+    workdir: where metrics and checkpoints go.
+    policy: the reference, which is also the start.
+    display: gets every step's metrics.
+
+  Returns:
+    The last TrainState.
+  """
+  # 1. Pairs, and what the reference makes of them.
+  objective = offline_builders.objective(config)
+  found = pairs.load(config, policy, workdir)
+  encoded = pairs.encode(config, policy, found)
+  if encoded.dropped or encoded.seams:
+    display.note(f"{encoded.dropped} pairs too long, left out; {encoded.seams} responses merge with their prompt")
+  batches = pairs.Batches(config, policy, encoded)
+  every = config.offline.measure_every
+  measure = Measurement(config, policy, preferences.prompt_rows(encoded.rows)) if every else None
+
+  # 2. The state and its two compiled steps.
+  optimizers = builders.optimizer_pair(config)
+  state = builders.initial_state(config, policy.params, optimizers)
+  shardings = sharding.tree_shardings(state, policy.mesh)
+  state = jax.device_put(state, shardings)
+  step = compile_step(config, policy, objective, optimizers, shardings)
+  dual_step = compile_dual_step(config, policy, objective, optimizers, shardings)
+
+  # 3. Where an earlier run stopped.
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) if config.checkpoint.every >= 0 else None
+  if checkpoints and (restored := checkpoints.restore(state)):
+    state, host = restored
+    if host["pairs"] != encoded.fingerprint():
+      raise InputError(f"the pairs are not those of the checkpoint in {workdir}; restore the data, or use another workdir")
+    display.note(f"resumed after step {int(state.step)}")
+  first = int(state.step)
+  log = MetricsLog(workdir / "metrics.jsonl", keep=first)
+
+  # 4. The loop: a measurement moves the multipliers, then pairs move the policy.
+  shown, warned = {}, False
+  for index in range(first, config.steps):
+    started = time.monotonic()
+    measured, truncation = {}, {}
+    if every and index % every == 0:
+      groups, stats, cut = measure(state.params, index // every, jax.random.fold_in(state.rng, index))
+      state, measured = dual_step(state, policy.params, groups, stats)
+      truncation = {"truncation": cut}
+    sampled = time.monotonic()
+    batch = batches(index)
+    state, metrics = step(state, batch)
+    metrics = {name: float(value) for name, value in jax.device_get(measured | metrics).items()}
+    seconds = time.monotonic() - started
+    metrics |= truncation | {
+        "step": index + 1,
+        "floor": builders.objective(config).min_reward,
+        "seconds": seconds,
+        "sampling_seconds": sampled - started,
+        "tokens_per_second": int(batch.mask.sum()) / seconds,
+    }
+    log.write(metrics)
+    shown |= metrics  # between measurements the display keeps the last one; the log does not
+    display.step(index + 1, shown)
+    _check(metrics, config)
+    if not warned and metrics.get("chosen_change", 0.0) < -config.offline.chosen_fall:
+      warned = True
+      display.note(
+          f"step {index + 1}: the chosen responses' log-prob fell by {-metrics['chosen_change']:.1f} nats from the"
+          " reference; set offline.nll_weight, or lower the learning rate"
+      )
+    interval = config.checkpoint.every
+    if checkpoints and (index + 1 == config.steps or (interval and (index + 1) % interval == 0)):
+      checkpoints.save(state, {"pairs": encoded.fingerprint()})
+  log.close()
+  if checkpoints:
+    checkpoints.close()
+  return state
+
+
+class Measurement:
+  """Fresh, scored samples of a policy on the training prompts."""
+
+  def __init__(self, config, policy: builders.Policy, rows):
+    """Prepares for these rows."""
+    self._config = config
+    self._sample, self._reward = sampling.GroupSampler(policy, config, rows), builders.reward(config)
+
+  def __call__(self, params, count: int, rng) -> tuple[GroupBatch, TokenStats, float]:
+    """The groups of the count-th measurement, their log-probs and entropies, and the share that was cut."""
+    config, rows = self._config, self._sample.rows
+    chosen = prompts.batch_indices(count, config.data.prompts_per_step, len(rows), config.seed)
+    samples = self._sample(params, [rows[i] for i in chosen], rng, config.sampling.group_size)
+    rewards = sampling.group_rewards(self._reward, samples)
+    packed = packing.pack_groups(samples.prompts, samples.responses, bucket=config.compute.bucket)
+    rollout, fresh = samples.rollout, np.ones(rewards.shape, bool)
+    groups = GroupBatch(packed, rollout.mask, rewards, fresh, ~fresh)
+    stats = TokenStats(rollout.log_probs, rollout.entropies)
+    return groups, stats, float(np.mean(rollout.truncated))
+
+
+def compile_step(config, policy: builders.Policy, objective, optimizers, shardings):
+  """The jitted policy step: state placed by its shardings and donated."""
+  step = functools.partial(
+      offline_step.offline_step, objective=objective, optimizer=optimizers.policy, **_scoring(config, policy)
+  )
+  return jax.jit(
+      step,
+      in_shardings=(shardings, _split(policy.mesh, config.offline.pairs_per_step)),
+      out_shardings=(shardings, sharding.replicated(policy.mesh)),
+      donate_argnums=0,
+  )
+
+
+def compile_dual_step(config, policy: builders.Policy, objective, optimizers, shardings):
+  """The jitted dual step, likewise; the policy passes through it."""
+  step = functools.partial(
+      offline_step.dual_step, objective=objective, optimizer=optimizers.dual, **_scoring(config, policy)
+  )
+  reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
+  split = _split(policy.mesh, config.data.prompts_per_step)
+  return jax.jit(
+      step,
+      in_shardings=(shardings, reference, split, split),
+      out_shardings=(shardings, sharding.replicated(policy.mesh)),
+      donate_argnums=0,
+  )
+
+
+def _scoring(config, policy):
+  settings = {"temperature": config.sampling.temperature, "chunk_size": config.compute.chunk_size}
+  return settings | {"config": policy.config}
+
+
+def _split(mesh, rows: int):
+  """Rows over the data axes where they divide evenly, else everywhere."""
+  if rows % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    return sharding.replicated(mesh)
+  return sharding.batch_sharding(mesh)
+
+
+def _check(metrics, config) -> None:
+  """Stops a run that has gone wrong, with what to do about it."""
+  if not np.isfinite(metrics["loss"]):
+    raise InputError(f"step {metrics['step']}: the loss is not finite; lower optimizer.learning_rate")
+  bound = config.alarms.max_entropy_per_token
+  if metrics.get("entropy_per_token", 0.0) > bound:
+    raise InputError(
+        f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
+        f" alarms.max_entropy_per_token={bound}; lower offline.alpha, raise duals.quality_multiplier or its gains, or"
+        " set a KL budget"
+    )

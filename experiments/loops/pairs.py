@@ -1,0 +1,138 @@
+"""The pairs of an offline run: loaded or made, encoded, and scored once under the reference."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from experiments import builders
+from experiments import workdir as workdirs
+from experiments.loops import sampling
+from qempo_jax import offline_losses
+from qempo_jax import offline_step
+from qempo_jax.data import pair_tokens
+from qempo_jax.data import preferences
+from qempo_jax.data import prompts
+from qempo_jax.errors import InputError
+
+SAMPLED_FILE = "sampled_pairs.jsonl"
+
+
+def load(config, policy: builders.Policy, workdir: pathlib.Path | None) -> list[preferences.Preference]:
+  """The pairs that the config names, as text or as the sampled tokens.
+
+  Sampled pairs are kept in `workdir/sampled_pairs.jsonl`, and a resumed run reads them from there.
+
+  Args:
+    config: a run's config.
+    policy: the reference.
+    workdir: the run's folder; None only checks the source, and makes no samples.
+
+  Returns:
+    The pairs; of sampled ones without a workdir, none.
+  """
+  kind, _, path = config.data.source.partition(":")
+  if config.offline.pairs != "source":
+    rows = builders.training_rows(config)
+    return [] if workdir is None else _sampled(config, policy, rows, workdir / SAMPLED_FILE)
+  if kind == "jsonl" and path:
+    paired = offline_losses.LOSSES[config.offline.loss].responses > 1
+    return preferences.jsonl_preferences(path, rejected=paired)
+  if config.data.source == "open_list":
+    rows = builders.training_rows(config)
+    return preferences.open_list_preferences(rows, per_prompt=config.offline.pairs_per_prompt, seed=config.seed)
+  raise InputError(f"data.source={config.data.source!r} is not known; use open_list or jsonl:PATH")
+
+
+def encode(config, policy: builders.Policy, found) -> pair_tokens.PairTokens:
+  """The pairs as token ids, with as many responses each as the loss reads."""
+  return pair_tokens.encode_pairs(
+      policy.tokenizer,
+      found,
+      responses=offline_losses.LOSSES[config.offline.loss].responses,
+      max_prompt_length=config.data.max_prompt_length,
+      max_response_length=config.sampling.max_response_length,
+  )
+
+
+class Batches:
+  """The batch of every step, a pure function of (seed, step), with the reference's log-probs beside it."""
+
+  def __init__(self, config, policy: builders.Policy, pairs: pair_tokens.PairTokens):
+    """Scores the pairs that will be visited under the reference, once, where something reads that."""
+    self._config, self._pairs = config, pairs
+    self._ref_log_probs = None
+    if offline_losses.LOSSES[config.offline.loss].needs_reference or config.offline.log_change:
+      self._ref_log_probs = self._reference(policy)
+
+  def __call__(self, step: int) -> offline_step.PairBatch:
+    """The batch of a step, from 0."""
+    indices = self._indices(step)
+    packed, mask = self._packed(indices)
+    ref_log_probs = None if self._ref_log_probs is None else self._ref_log_probs[indices]
+    return offline_step.PairBatch(packed, mask, ref_log_probs)
+
+  def _indices(self, step):
+    size = self._config.offline.pairs_per_step
+    return prompts.batch_indices(step, size, len(self._pairs.rows), self._config.seed)
+
+  def _packed(self, indices):
+    return pair_tokens.pack_pairs(
+        self._pairs,
+        indices,
+        bucket=self._config.compute.bucket,
+        max_length=self._config.sampling.max_response_length,
+    )
+
+  def _reference(self, policy) -> np.ndarray:
+    """[N, G] nats; rows never visited stay NaN, so that a wrong use of one shows."""
+    config = self._config
+    score = jax.jit(
+        functools.partial(
+            offline_step.score,
+            config=policy.config,
+            temperature=config.sampling.temperature,
+            chunk_size=config.compute.chunk_size,
+        )
+    )
+    size, count = config.offline.pairs_per_step, len(self._pairs.rows)
+    steps = min(config.steps, -(-count // size))  # of the first epoch
+    visited = sorted({index for step in range(steps) for index in self._indices(step)})
+    found = np.full((count, len(self._pairs.responses[0])), np.nan, np.float32)
+    for start in range(0, len(visited), size):
+      indices = visited[start : start + size]
+      packed, mask = self._packed(indices + indices[:1] * (size - len(indices)))
+      stats = score(policy.params, offline_step.PairBatch(packed, mask, None))
+      found[indices] = np.asarray(stats.log_prob.sum(-1))[: len(indices)]
+    return found
+
+
+def _sampled(config, policy, rows, path) -> list[preferences.Preference]:
+  """Pairs made with the reference's samples of every prompt."""
+  if config.offline.pairs == "answers_against_samples" and config.data.source != "open_list":
+    raise InputError("offline.pairs=answers_against_samples needs data.source=open_list, whose answers are known")
+  if path.exists():
+    return preferences.jsonl_preferences(path, rejected=True)
+  sample, reward = sampling.GroupSampler(policy, config, rows), builders.reward(config)
+  size, found = config.data.prompts_per_step, []
+  for start in range(0, len(sample.rows), size):
+    chosen = sample.rows[start : start + size]
+    rng = jax.random.fold_in(jax.random.key(config.seed), start)
+    samples = sample(policy.params, chosen + chosen[:1] * (size - len(chosen)), rng, config.sampling.group_size)
+    rewards = sampling.group_rewards(reward, samples)
+    for place, group in enumerate(zip(chosen, samples.responses, rewards), start=start):
+      if config.offline.pairs == "sampled":
+        found += preferences.sampled_preferences(*group, most=config.offline.pairs_per_prompt)
+      else:
+        seed = (config.seed, place)
+        found += preferences.answers_against_samples(*group, per_prompt=config.offline.pairs_per_prompt, seed=seed)
+  if not found:
+    raise InputError(
+        "the samples of every prompt are all alike in reward, so they make no pairs; raise sampling.group_size, or"
+        " use offline.pairs=source"
+    )
+  lines = (json.dumps(preferences.to_json(pair)) + "\n" for pair in found)
+  workdirs.write_atomically(path, "".join(lines))
+  return found

@@ -1,0 +1,80 @@
+"""The `offline` group of a config -> typed objects, with what does not go together said in one line."""
+
+from ml_collections import ConfigDict
+
+from experiments import builders
+from qempo_jax import offline_losses
+from qempo_jax.errors import InputError
+from qempo_jax.offline_losses import LossSettings
+from qempo_jax.offline_step import OfflineObjective
+
+
+def objective(config: ConfigDict) -> OfflineObjective:
+  """What the offline steps do.
+
+  Raises:
+    InputError: an unknown choice, a number out of range, or a floor or budget that nothing could enforce.
+  """
+  o = config.offline
+  _check(config)
+  learned = o.weights == "multipliers"
+  aim = builders.objective(config)
+  return OfflineObjective(
+      loss=o.loss,
+      weights=None if learned else (o.alpha, o.beta),
+      settings=LossSettings(
+          label_smoothing=o.label_smoothing,
+          margin=o.margin,
+          desirable_weight=o.desirable_weight,
+          undesirable_weight=o.undesirable_weight,
+          nll_weight=o.nll_weight,
+      ),
+      min_reward=aim.min_reward if learned else None,
+      max_kl=aim.max_kl if learned else None,
+      averaging=aim.averaging,
+  )
+
+
+def _check(config) -> None:
+  o = config.offline
+  _one_of("loss", o.loss, tuple(offline_losses.LOSSES))
+  _one_of("weights", o.weights, ("fixed", "multipliers"))
+  _one_of("pairs", o.pairs, ("source", "sampled", "answers_against_samples"))
+  entry, learned = offline_losses.LOSSES[o.loss], o.weights == "multipliers"
+  constrained = config.objective.min_reward is not None or config.objective.max_kl is not None
+  reads_beta = o.loss == "h_dpo" or offline_losses.effective_weights(o.loss, _PROBE) == (0.0, 0.0)
+  for wrong, advice in (
+      (o.alpha <= 0 or o.beta < 0, "offline.alpha must be positive and offline.beta at least 0"),
+      (not 0 <= o.label_smoothing < 0.5, "offline.label_smoothing must be at least 0 and below 0.5"),
+      (o.pairs_per_step < 1 or o.pairs_per_prompt < 1, "offline.pairs_per_step and pairs_per_prompt must be positive"),
+      (o.measure_every < 0, "offline.measure_every must be at least 0 (0 never measures)"),
+      (
+          learned and o.loss == "nll",
+          "offline.loss=nll has no weight that a multiplier could move; set offline.weights=fixed",
+      ),
+      (
+          learned and constrained and not o.measure_every,
+          "a floor or budget offline needs offline.measure_every, the updates between measurements: pairs alone"
+          " enforce nothing",
+      ),
+      (
+          learned and config.objective.max_kl is not None and not entry.needs_reference,
+          f"offline.loss={o.loss} has no reference, so objective.max_kl cannot be enforced; use qempo_kl, or no budget",
+      ),
+      (not learned and reads_beta and o.beta == 0, f"offline.loss={o.loss} needs a positive offline.beta"),
+      (
+          learned and reads_beta and config.duals.kl.initial == 0,
+          f"offline.loss={o.loss} needs a positive duals.kl.initial: its beta is kl / quality multiplier",
+      ),
+  ):
+    if wrong:
+      raise InputError(f"{advice} (config.offline)")
+
+
+# Weights by which a loss that acts with beta alone is told from the others.
+_PROBE = offline_losses.Weights(1.0, 0.0)
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+  if value not in allowed:
+    raise InputError(f"config.offline.{key}={value!r} is not one of {', '.join(allowed)}")

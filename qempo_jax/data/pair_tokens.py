@@ -1,0 +1,162 @@
+"""Preference pairs as token ids: a prompt as it is sampled from, each response with the token that ends it."""
+
+from collections.abc import Sequence
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qempo_jax import packing
+from qempo_jax.data import tokenization
+from qempo_jax.data.preferences import Preference
+from qempo_jax.data.preferences import Response
+from qempo_jax.data.prompts import Row
+from qempo_jax.errors import InputError
+from qempo_jax.types import PackedGroups
+
+
+class PairTokens(NamedTuple):
+  """N examples of G responses each.
+
+  Attributes:
+    rows: prompts with their columns.
+    prompts: [N] token ids.
+    responses: [N][G] token ids: chosen, rejected, and for KTO a response to another prompt.
+    dropped: pairs left out because a prompt or a response is too long.
+    seams: responses whose tokens would differ if prompt and response were encoded as one text.
+  """
+
+  rows: list[Row]
+  prompts: list[list[int]]
+  responses: list[tuple[tuple[int, ...], ...]]
+  dropped: int
+  seams: int
+
+  def fingerprint(self) -> str:
+    """A hash of all token ids: tells whether a resumed run has the same pairs."""
+    digest = hashlib.sha256()
+    for prompt, group in zip(self.prompts, self.responses):
+      for ids in (prompt, *group):
+        digest.update(np.asarray([len(ids), *ids], np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def encode_pairs(
+    tokenizer: Any,
+    preferences: Sequence[Preference],
+    *,
+    responses: int,
+    max_prompt_length: int,
+    max_response_length: int,
+) -> PairTokens:
+  """Encodes pairs; those with a prompt or a response that is too long are dropped and counted, never cut.
+
+  Args:
+    tokenizer: the model's.
+    preferences: the pairs.
+    responses: of each example, G: 1 chosen; 2 and rejected; 3 and the chosen response of the next other prompt.
+    max_prompt_length: tokens.
+    max_response_length: tokens, the ending token included.
+
+  Returns:
+    The examples, in order.
+
+  Raises:
+    InputError: no pair is left, or G = 3 and there is only one prompt.
+  """
+  encoder = _Encoder(tokenizer)
+  rows, prompts, groups = [], [], []
+  for row, *pair in preferences:
+    prompt = encoder.prompt(row["prompt"])
+    group = tuple(encoder.response(row["prompt"], response) for response in pair[: min(responses, 2)])
+    if len(prompt) <= max_prompt_length and max(map(len, group)) <= max_response_length:
+      rows.append(row)
+      prompts.append(prompt)
+      groups.append(group)
+  if not rows:
+    raise InputError(
+        f"every pair is too long: raise data.max_prompt_length={max_prompt_length} or"
+        f" sampling.max_response_length={max_response_length} (tokens, the ending token included)"
+    )
+  if responses == 3:
+    groups = [(*group, groups[other][0]) for group, other in zip(groups, _next_other(rows))]
+  return PairTokens(rows, prompts, groups, len(preferences) - len(rows), encoder.seams)
+
+
+def pack_pairs(
+    pairs: PairTokens, indices: Sequence[int], *, bucket: int, max_length: int
+) -> tuple[PackedGroups, np.ndarray]:
+  """Packs some examples, each prompt once; returns the rows and the mask [P, G, T] of response tokens."""
+  groups = [pairs.responses[index] for index in indices]
+  lengths = np.array([[len(response) for response in group] for group in groups])
+  packed = packing.pack_groups([pairs.prompts[index] for index in indices], groups, bucket=bucket)
+  return packed, np.arange(max_length) < lengths[:, :, None]
+
+
+class _Encoder:
+  """Encodes prompts once each, and responses as what follows them."""
+
+  def __init__(self, tokenizer):
+    self._tokenizer = tokenizer
+    self._prompts, self._end = {}, None
+    self.seams = 0
+
+  def prompt(self, prompt) -> list[int]:
+    if prompt not in self._prompts:
+      self._prompts[prompt] = tokenization.encode_chat(self._tokenizer, prompt)
+    return self._prompts[prompt]
+
+  def response(self, prompt, response: Response) -> tuple[int, ...]:
+    """Ids of the response after the prompt's own ids, and the ending token; given ids are taken as they are."""
+    if not isinstance(response, str):
+      return response
+    start = self.prompt(prompt)
+    templated = bool(self._tokenizer.chat_template)
+    whole = self._tokenizer.encode(self._text(prompt) + response, add_special_tokens=not templated)
+    ids = whole[len(start) :]
+    if list(whole[: len(start)]) != start:
+      # The two texts merge at the seam. A sampler starts from the prompt's own ids, and so do we.
+      self.seams += 1
+      ids = self._tokenizer.encode(response, add_special_tokens=False)
+    if self._end is None:
+      self._end = end_token_id(self._tokenizer)
+    return (*ids,) if ids[-1:] == [self._end] else (*ids, self._end)
+
+  def _text(self, prompt) -> str:
+    if not self._tokenizer.chat_template:
+      return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def end_token_id(tokenizer: Any) -> int:
+  """The token that ends a response: the stop token the chat template puts after one, else the tokenizer's EOS.
+
+  Raises:
+    InputError: the tokenizer has neither.
+  """
+  stops = tokenization.stop_token_ids(tokenizer)
+  if tokenizer.chat_template:
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ids = tokenizer.encode(tokenizer.apply_chat_template(turn, tokenize=False), add_special_tokens=False)
+    if ending := [token for token in ids if token in stops]:
+      return ending[-1]
+  if tokenizer.eos_token_id is None:
+    raise InputError("the tokenizer has no token that ends a response; set its eos_token")
+  return tokenizer.eos_token_id
+
+
+def _next_other(rows) -> list[int]:
+  """For every row the next one (around the end) that has another prompt."""
+  count = len(rows)
+  found = [-1] * count
+  following = None
+  for place in range(2 * count - 1, -1, -1):
+    index, after = place % count, (place + 1) % count
+    if rows[after]["prompt"] != rows[index]["prompt"]:
+      following = after
+    if following is not None:
+      found[index] = following
+  if following is None:
+    raise InputError("kto needs pairs of at least two prompts: it compares with responses to another prompt")
+  return found

@@ -1,0 +1,245 @@
+"""Every offline loss by name, in one shape: (example, weights, settings) -> scalar; `jax.vmap` outside.
+
+A loss reads its hyper-parameters from the family's two weights, so that multipliers can move them:
+
+    spl, qempo_kl, h_dpo          alpha, beta                 alpha = (1 + mu) / lambda, beta = mu / lambda
+    dpo, ipo (tau), kto           beta, both weights          beta = mu / lambda; mu = 1 is RLHF with a floor
+    qempo, cpo, simpo             alpha, no reference         alpha = 1 / lambda
+    nll                           none: nothing a multiplier could move
+
+SPL and QEMPO-KL are one loss; they differ in where the weights come from. Formulas and sources: `qempo_jax.losses`.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qempo_jax import family
+from qempo_jax import losses
+from qempo_jax.family import Weights
+from qempo_jax.masking import masked
+
+# The least quality multiplier that weights are made of: at 0 the entropy weight would be infinite.
+MIN_QUALITY = 1e-3
+
+
+class Example(NamedTuple):
+  """One prompt's responses: the chosen one, then the rejected one, then (KTO) one that answers another prompt.
+
+  Attributes:
+    token_log_probs: [G, T] under the policy, nats.
+    mask: [G, T] true on response tokens, the ending token included.
+    ref_log_probs: [G] whole responses under the reference, nats.
+    reference_kl: [] the batch's estimate of KL(pi || q) from mismatched responses, nats (KTO alone reads it).
+  """
+
+  token_log_probs: jax.Array
+  mask: jax.Array
+  ref_log_probs: jax.Array
+  reference_kl: jax.Array
+
+  @property
+  def log_probs(self) -> jax.Array:
+    """[G] log-probs of whole responses, nats."""
+    return jnp.sum(masked(self.token_log_probs, self.mask), axis=-1)
+
+  @property
+  def lengths(self) -> jax.Array:
+    """[G] tokens of each response."""
+    return jnp.sum(self.mask, axis=-1)
+
+  def flipped(self) -> "Example":
+    """The same pair with the labels exchanged."""
+    flip = lambda array: array[jnp.array([1, 0])]
+    return Example(*map(flip, self[:3]), self.reference_kl)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+  """Hyper-parameters that are no weights of the family.
+
+  Attributes:
+    label_smoothing: e in [0, 1/2), the share of labels taken to be flipped: (1 - e) L(w, l) + e L(l, w). It bounds
+      the margin, so that weights which move back can bring the policy back; without it pairs whose labels never
+      contradict each other only ever push their margins up.
+    margin: SimPO's target margin, reward units.
+    desirable_weight: KTO's weight of chosen responses.
+    undesirable_weight: KTO's weight of rejected ones.
+    nll_weight: of -log pi(chosen), added to any pair loss; per nat of the whole response.
+  """
+
+  label_smoothing: float
+  margin: float
+  desirable_weight: float
+  undesirable_weight: float
+  nll_weight: float
+
+
+class OfflineLoss(NamedTuple):
+  """A loss and what it needs.
+
+  Attributes:
+    loss: (example, weights, settings) -> scalar.
+    weights: the weights it acts with, from (alpha, beta): what its implicit reward is made of.
+    needs_reference: it reads the reference's log-probs.
+    responses: how many responses an example holds, G.
+    normalised: its implicit reward divides log-probs by lengths.
+    smooths: label smoothing is part of the loss itself, or has no meaning for it.
+    per_token: the batch's sum is divided by its tokens rather than by its examples.
+  """
+
+  loss: Callable[[Example, Weights, LossSettings], jax.Array]
+  weights: Callable[[Weights], Weights]
+  needs_reference: bool = True
+  responses: int = 2
+  normalised: bool = False
+  smooths: bool = False
+  per_token: bool = False
+
+
+def example_loss(name: str, example: Example, weights: Weights, settings: LossSettings) -> jax.Array:
+  """The named loss of one example, with label smoothing and the anchor.
+
+      L = (1 - e) L(w, l) + e L(l, w) - nll_weight log pi_w
+
+  Args:
+    name: a key of `LOSSES`.
+    example: one prompt's responses.
+    weights: from `effective_weights`.
+    settings: the other hyper-parameters.
+
+  Returns:
+    Scalar loss.
+  """
+  entry = LOSSES[name]
+  loss = entry.loss(example, weights, settings)
+  if settings.label_smoothing and not entry.smooths:
+    flipped = entry.loss(example.flipped(), weights, settings)
+    loss = (1 - settings.label_smoothing) * loss + settings.label_smoothing * flipped
+  if settings.nll_weight:
+    loss += losses.nll_anchor(example.log_probs[0], weight=settings.nll_weight)
+  return loss
+
+
+def implicit_margin(name: str, example: Example, weights: Weights) -> jax.Array:
+  """Implicit reward of the chosen response minus that of the rejected one, [] reward units.
+
+      m = alpha (log pi_w - log pi_l) - beta (log q_w - log q_l)          per token for length-normalised losses
+
+  Args:
+    name: a key of `LOSSES`.
+    example: one pair.
+    weights: from `effective_weights`.
+  """
+  lengths = jnp.maximum(example.lengths[:2], 1) if LOSSES[name].normalised else 1
+  pi, q = example.log_probs[:2] / lengths, example.ref_log_probs[:2] / lengths
+  return losses.preference_margin(pi[0], pi[1], q[0], q[1], alpha=weights.alpha, beta=weights.beta)
+
+
+def effective_weights(name: str, weights: Weights) -> Weights:
+  """The weights that the named loss acts with, from fixed (alpha, beta)."""
+  return LOSSES[name].weights(weights)
+
+
+def weights_from_multipliers(name: str, quality, kl) -> Weights:
+  """The weights that the named loss acts with, from the multipliers lambda and mu.
+
+  A loss without a reference has no KL term: its mu is 0. lambda below `MIN_QUALITY` counts as that.
+  """
+  quality = jnp.maximum(quality, MIN_QUALITY)
+  kl = kl if LOSSES[name].needs_reference else jnp.zeros_like(kl)
+  return effective_weights(name, family.weights_from_multipliers(quality, kl))
+
+
+_BOTH = lambda weights: weights
+_REFERENCE = lambda weights: Weights(weights.beta, weights.beta)
+_ENTROPY = lambda weights: Weights(weights.alpha, jnp.zeros_like(weights.beta))
+
+
+def _sums(e: Example):
+  return (*e.log_probs[:2], *e.ref_log_probs[:2])
+
+
+def _spl(e, w, s):
+  return losses.preference_loss(*_sums(e), alpha=w.alpha, beta=w.beta)
+
+
+def _dpo(e, w, s):
+  return losses.dpo_loss(*_sums(e), beta=w.beta)
+
+
+def _smoothed_dpo(e, w, s):
+  return losses.smoothed_dpo_loss(*_sums(e), beta=w.beta, label_smoothing=s.label_smoothing)
+
+
+def _robust_dpo(e, w, s):
+  return losses.robust_dpo_loss(*_sums(e), beta=w.beta, label_smoothing=s.label_smoothing)
+
+
+def _h_dpo(e, w, s):
+  return losses.h_dpo_loss(*_sums(e), entropy_ratio=w.alpha / w.beta, beta=w.beta)
+
+
+def _ipo(e, w, s):
+  return losses.ipo_loss(*_sums(e), tau=w.beta)
+
+
+def _qempo(e, w, s):
+  return losses.qempo_loss(*e.log_probs[:2], alpha=w.alpha)
+
+
+def _cpo(e, w, s):
+  return losses.cpo_loss(*e.log_probs[:2], beta=w.alpha, nll_weight=0.0)  # its NLL term is the anchor
+
+
+def _simpo(e, w, s):
+  return losses.simpo_loss(*e.log_probs[:2], *e.lengths[:2], beta=w.alpha, margin=s.margin)
+
+
+def _normalised_spl(e, w, s):
+  return losses.length_normalised_preference_loss(
+      *_sums(e), *e.lengths[:2], alpha=w.alpha, beta=w.beta
+  )
+
+
+def _normalised_ipo(e, w, s):
+  return losses.length_normalised_ipo_loss(*_sums(e), *e.lengths[:2], tau=w.beta)
+
+
+def _kto(e, w, s):
+  """Half of the chosen response's loss and half of the rejected one's."""
+  one = lambda index, desirable: losses.kto_loss(
+      e.log_probs[index],
+      e.ref_log_probs[index],
+      jnp.asarray(desirable),
+      e.reference_kl,
+      beta=w.beta,
+      desirable_weight=s.desirable_weight,
+      undesirable_weight=s.undesirable_weight,
+  )
+  return (one(0, True) + one(1, False)) / 2
+
+
+def _nll(e, w, s):
+  return losses.nll_loss(e.token_log_probs[0], e.mask[0])
+
+
+LOSSES: dict[str, OfflineLoss] = {
+    "spl": OfflineLoss(_spl, _BOTH),
+    "qempo_kl": OfflineLoss(_spl, _BOTH),
+    "qempo": OfflineLoss(_qempo, _ENTROPY, needs_reference=False),
+    "dpo": OfflineLoss(_dpo, _REFERENCE),
+    "smoothed_dpo": OfflineLoss(_smoothed_dpo, _REFERENCE, smooths=True),
+    "robust_dpo": OfflineLoss(_robust_dpo, _REFERENCE, smooths=True),
+    "h_dpo": OfflineLoss(_h_dpo, _BOTH),
+    "ipo": OfflineLoss(_ipo, _REFERENCE),
+    "cpo": OfflineLoss(_cpo, _ENTROPY, needs_reference=False),
+    "simpo": OfflineLoss(_simpo, _ENTROPY, needs_reference=False, normalised=True),
+    "length_normalised_spl": OfflineLoss(_normalised_spl, _BOTH, normalised=True),
+    "length_normalised_ipo": OfflineLoss(_normalised_ipo, _REFERENCE, normalised=True),
+    "kto": OfflineLoss(_kto, _REFERENCE, responses=3, smooths=True),
+    "nll": OfflineLoss(_nll, _ENTROPY, needs_reference=False, responses=1, smooths=True, per_token=True),
+}

@@ -1,0 +1,221 @@
+"""The offline steps: one pure function moves the policy on pairs, another moves the multipliers on measurements.
+
+A pairwise loss enforces nothing by itself: its weights (alpha, beta) are hyper-parameters until something measures
+E_pi[r]. So the policy step reads its weights from the multipliers in the state, and between policy steps the dual
+step moves these by the same controllers as online, on values measured on fresh samples of the policy:
+
+    policy step   params <- params - grad mean_i L(pair_i; alpha, beta),     (alpha, beta) = weights(lambda, mu)
+    dual step     (lambda, mu) <- controller(R - E_pi[r], KL(pi || q) - K)
+
+With preferences of a Bradley-Terry model the policy step's optimum is pi ∝ q^(beta/alpha) exp(r/alpha), so the pair
+of steps ends at QEMPO's or QEMPO-KL's own optimum (reconstruction, after arXiv 2602.15894). lambda is then in nats
+per unit of the reward *implied by the preferences*, whatever the unit of the measured reward.
+"""
+
+import dataclasses
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from qempo_jax import duals
+from qempo_jax import offline_losses
+from qempo_jax import scoring
+from qempo_jax import train_step
+from qempo_jax.family import Weights
+from qempo_jax.masking import masked_mean
+from qempo_jax.models.config import ModelConfig
+from qempo_jax.offline_losses import Example
+from qempo_jax.offline_losses import LossSettings
+from qempo_jax.token_stats import TokenStats
+from qempo_jax.train_state import TrainState
+from qempo_jax.train_step import GroupBatch
+from qempo_jax.types import PackedGroups
+
+
+@struct.dataclass
+class PairBatch:
+  """Prompts with a chosen and a rejected response each; G = 1 for NLL, 3 for KTO (see `offline_losses.Example`).
+
+  Attributes:
+    packed: each prompt once, with its responses.
+    mask: [P, G, T] response tokens, the ending token included.
+    ref_log_probs: [P, G] log-probs of whole responses under the reference, nats; None where nothing reads them.
+  """
+
+  packed: PackedGroups
+  mask: jax.Array
+  ref_log_probs: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class OfflineObjective:
+  """What the offline steps do.
+
+  Attributes:
+    loss: a key of `offline_losses.LOSSES`.
+    weights: None reads the weights from the multipliers of the state; else fixed (alpha, beta).
+    settings: the loss's other hyper-parameters.
+    min_reward: the quality floor R whose multiplier is learned; None keeps lambda as it is.
+    max_kl: the KL budget K in nats whose multiplier is learned; None keeps mu as it is.
+    averaging: decay of the measured averages.
+  """
+
+  loss: str
+  weights: tuple[float, float] | None
+  settings: LossSettings
+  min_reward: float | None
+  max_kl: float | None
+  averaging: float
+
+
+def offline_step(
+    state: TrainState,
+    batch: PairBatch,
+    *,
+    config: ModelConfig,
+    objective: OfflineObjective,
+    optimizer: optax.GradientTransformation,
+    temperature: float,
+    chunk_size: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update of the policy on pairs; the multipliers stay.
+
+  Args:
+    state: the run.
+    batch: pairs, with the reference's log-probs where the loss needs them.
+    config: the decoder's shape.
+    objective: the loss and its weights.
+    optimizer: the policy's.
+    temperature: that of the sampler.
+    chunk_size: tokens whose logits exist at once.
+
+  Returns:
+    (the next state, metrics: scalars by name, see `pair_metrics`).
+  """
+  entry = offline_losses.LOSSES[objective.loss]
+  weights = current_weights(state.dual_params, objective)
+
+  def loss_fn(params):
+    stats = score(params, batch, config=config, temperature=temperature, chunk_size=chunk_size)
+    examples = _examples(stats, batch)
+    one = lambda example: offline_losses.example_loss(objective.loss, example, weights, objective.settings)
+    losses = jax.vmap(one)(examples)
+    count = jnp.sum(batch.mask[:, 0]) if entry.per_token else losses.shape[0]
+    return jnp.sum(losses) / count, (stats, examples)
+
+  (loss, (stats, examples)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  next_state = state.replace(
+      step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+  )
+  metrics = {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+  metrics |= pair_metrics(stats, examples, batch, weights, objective)
+  return next_state, metrics
+
+
+def dual_step(
+    state: TrainState,
+    ref_params,
+    batch: GroupBatch,
+    stats: TokenStats,
+    *,
+    config: ModelConfig,
+    objective: OfflineObjective,
+    optimizer: optax.GradientTransformation,
+    temperature: float,
+    chunk_size: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update of the multipliers on fresh samples of the policy; the policy stays.
+
+  Args:
+    state: the run.
+    ref_params: the reference policy, for the measured KL.
+    batch: scored groups, all fresh.
+    stats: the samples' log-probs and entropies under the policy, [P, G, T], as the sampler returned them.
+    config: the decoder's shape.
+    objective: the constraints.
+    optimizer: the multipliers' controller.
+    temperature: that of the sampler.
+    chunk_size: tokens whose logits exist at once.
+
+  Returns:
+    (the next state, the measured values and `dual/...` metrics, multipliers as they were when measured).
+  """
+  ref_stats = score(ref_params, batch, config=config, temperature=temperature, chunk_size=chunk_size)
+  measured = train_step.measure(stats, jnp.sum(ref_stats.log_prob, axis=-1), batch)
+  constraints = {}
+  if objective.min_reward is not None:
+    constraints["quality"] = duals.at_least(measured["reward"], objective.min_reward)
+  if objective.max_kl is not None:
+    constraints["kl"] = duals.at_most(measured["kl"], objective.max_kl)
+  gradient = jax.grad(lambda d: duals.lagrangian_terms(d, constraints).dual_loss)(state.dual_params)
+  updates, dual_opt_state = optimizer.update(gradient, state.dual_opt_state, state.dual_params)
+  multipliers = duals.multipliers(state.dual_params)
+  named = {f"{name}_multiplier": value for name, value in multipliers.items()}
+  metrics = measured | {f"dual/{name}/multiplier": value for name, value in multipliers.items()}
+  metrics |= duals.dual_metrics(state.dual_params, constraints)
+  next_state = state.replace(
+      dual_params=optax.apply_updates(state.dual_params, updates),
+      dual_opt_state=dual_opt_state,
+      averages=state.averages.update(measured | named, objective.averaging),
+  )
+  return next_state, metrics
+
+
+def score(params, batch, *, config: ModelConfig, temperature: float, chunk_size: int) -> TokenStats:
+  """Log-probs and entropies of a batch's response tokens, each prompt computed once: [P, G, T], nats."""
+  _, group_size, max_length = batch.mask.shape
+  return scoring.score_groups(
+      params,
+      config,
+      batch.packed,
+      group_size=group_size,
+      max_length=max_length,
+      temperature=temperature,
+      chunk_size=chunk_size,
+  )
+
+
+def current_weights(dual_params: duals.DualParams, objective: OfflineObjective) -> Weights:
+  """The weights the loss acts with now: fixed ones, or those of the multipliers."""
+  if objective.weights is not None:
+    fixed = Weights(*(jnp.asarray(weight, jnp.float32) for weight in objective.weights))
+    return offline_losses.effective_weights(objective.loss, fixed)
+  multipliers = duals.multipliers(dual_params)
+  return offline_losses.weights_from_multipliers(
+      objective.loss, multipliers["quality"], multipliers["kl"]
+  )
+
+
+def pair_metrics(stats, examples: Example, batch: PairBatch, weights: Weights, objective: OfflineObjective):
+  """What is logged of a batch of pairs: means over its prompts.
+
+  `chosen_log_prob`, `rejected_log_prob` (nats, whole responses), `..._change` (from the reference), `..._length`
+  (tokens), `margin` (implicit reward, reward units), `accuracy` (share of positive margins), `token_entropy` (nats a
+  token, on the given responses: not the policy's own entropy), `alpha` and `beta` as the loss acts with them.
+  """
+  log_probs, lengths = jax.vmap(lambda e: (e.log_probs, e.lengths))(examples)
+  metrics = {"token_entropy": masked_mean(stats.entropy, batch.mask)}
+  for index, name in enumerate(("chosen", "rejected")[: log_probs.shape[1]]):
+    metrics[f"{name}_log_prob"] = jnp.mean(log_probs[:, index])
+    metrics[f"{name}_length"] = jnp.mean(lengths[:, index])
+    if batch.ref_log_probs is not None:
+      metrics[f"{name}_change"] = jnp.mean(log_probs[:, index] - batch.ref_log_probs[:, index])
+  if objective.loss != "nll":
+    margins = jax.vmap(lambda e: offline_losses.implicit_margin(objective.loss, e, weights))(examples)
+    metrics |= {"margin": jnp.mean(margins), "accuracy": jnp.mean(margins > 0)}
+    metrics |= {"alpha": weights.alpha, "beta": weights.beta}
+  return metrics
+
+
+def _examples(stats: TokenStats, batch: PairBatch) -> Example:
+  """One example a prompt, on a leading axis."""
+  prompts, group_size = batch.mask.shape[:2]
+  ref_log_probs = jnp.zeros((prompts, group_size)) if batch.ref_log_probs is None else batch.ref_log_probs
+  reference_kl = jnp.zeros(())
+  if group_size == 3:  # the mean log ratio of responses to other prompts
+    reference_kl = jnp.mean(jnp.sum(stats.log_prob[:, 2], axis=-1) - ref_log_probs[:, 2])
+  repeated = jnp.broadcast_to(reference_kl, (prompts,))
+  return Example(stats.log_prob, batch.mask, ref_log_probs, repeated)

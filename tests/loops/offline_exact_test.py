@@ -1,0 +1,76 @@
+"""The offline loop, on pairs with sampled labels, ends at the floor: measured duals enforce it, fixed weights do not."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.loops import offline
+from qempo_jax import exact
+from tests.loops import offline_toy
+from tests.loops import toy
+
+FLOOR = 0.5
+
+
+def _train(folder, *, loss, weights, steps, pairs, per_step, scale, max_kl=None):
+  config = offline_toy.config(folder, count=pairs, scale=scale)
+  config.steps = steps
+  config.offline.loss, config.offline.weights = loss, weights
+  config.offline.pairs_per_step = per_step
+  config.objective.min_reward, config.objective.max_kl = FLOOR, max_kl
+  config.objective.averaging = 0.95
+  config.optimizer.learning_rate, config.optimizer.final_fraction = 4e-3, 0.1
+  policy = toy.policy()
+  state = offline.train(config, folder, policy, offline_toy.Recorder())
+  return policy, state
+
+
+def _exact_values(params):
+  """Exact entropy and expected reward of a policy, means over the prompts; and its log-probs."""
+  log_probs = toy.log_probs(params)
+  probs = np.exp(log_probs)
+  return -(probs * log_probs).sum(axis=1).mean(), (probs * toy.rewards()).sum(axis=1).mean(), log_probs
+
+
+def _normalised(log_probs):
+  return log_probs - np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
+
+
+def test_measured_duals_hold_the_floor_and_fixed_weights_do_not(tmp_path):
+  shared = dict(loss="qempo", steps=400, pairs=60_000, per_step=128, scale=16.0)
+  (tmp_path / "learned").mkdir(), (tmp_path / "fixed").mkdir()
+  policy, learned = _train(tmp_path / "learned", weights="multipliers", **shared)
+  _, fixed = _train(tmp_path / "fixed", weights="fixed", **shared)
+
+  ref_log_probs = _normalised(toy.log_probs(policy.params))
+  with jax.enable_x64(True):
+    best = exact.solve_qempo(toy.rewards(), min_reward=FLOOR, ref_log_probs=ref_log_probs)
+  entropy, reward, _ = _exact_values(learned.params)
+  fixed_entropy, fixed_reward, _ = _exact_values(fixed.params)
+  print(f"entropy {entropy:.4f} exact {np.mean(best.entropy):.4f}, reward {reward:.4f}")
+  print(f"fixed weights: entropy {fixed_entropy:.4f}, reward {fixed_reward:.4f}")
+  assert reward == pytest.approx(FLOOR, abs=0.02)
+  assert abs(fixed_reward - FLOOR) > 0.1
+  assert entropy == pytest.approx(float(np.mean(best.entropy)), rel=0.02)
+
+
+@pytest.mark.slow
+def test_measured_duals_reach_the_qempo_kl_optimum(tmp_path):
+  policy = toy.policy()
+  ref_log_probs = _normalised(toy.log_probs(policy.params))
+  with jax.enable_x64(True):
+    found = exact.feasible_range(toy.rewards(), ref_log_probs, min_reward=FLOOR)
+    max_kl = float(found.kl_budget_at(0.25))
+    best = exact.solve_qempo_kl(toy.rewards(), ref_log_probs, min_reward=FLOOR, max_kl=max_kl)
+  _, state = _train(
+      tmp_path, loss="qempo_kl", weights="multipliers", steps=1500, pairs=200_000, per_step=256, scale=16.0, max_kl=max_kl
+  )
+  entropy, reward, log_probs = _exact_values(state.params)
+  kl = (np.exp(log_probs) * (log_probs - ref_log_probs)).sum(axis=1).mean()
+  averaged = {name: float(value) for name, value in state.averages.values().items()}
+  print(f"entropy {entropy:.4f} exact {np.mean(best.entropy):.4f}, reward {reward:.4f}, KL {kl:.4f} of {max_kl:.4f}")
+  print(averaged, best.quality_multiplier, best.kl_multiplier)
+  assert reward == pytest.approx(FLOOR, abs=0.02)
+  assert kl == pytest.approx(max_kl, rel=0.03)
+  assert entropy == pytest.approx(float(np.mean(best.entropy)), rel=0.03)
+  assert averaged["kl_multiplier"] == pytest.approx(float(best.kl_multiplier), rel=0.1)

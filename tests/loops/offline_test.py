@@ -1,0 +1,212 @@
+"""The offline loop's own duties: every loss trains, runs resume, and mistakes are said in one line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from experiments import offline_builders
+from experiments.loops import offline
+from experiments.loops import pairs
+from qempo_jax import duals
+from qempo_jax.errors import InputError
+from tests.loops import offline_toy
+from tests.loops import toy
+
+
+def _config(folder, **changes):
+  config = offline_toy.config(folder, count=40, scale=4.0)
+  config.steps = 6
+  config.offline.loss = "qempo_kl"
+  config.offline.measure_every = 2
+  config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
+  for key, value in changes.items():
+    group, name = key.split("__")
+    config[group][name] = value
+  return config
+
+
+def _run(folder, **changes):
+  folder.mkdir(exist_ok=True)
+  recorder = offline_toy.Recorder()
+  return offline.train(_config(folder, **changes), folder, toy.policy(), recorder), recorder
+
+
+def _metrics(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+  whole, _ = _run(tmp_path / "whole")
+  make_batch = pairs.Batches.__call__
+
+  def fail_at_the_fifth(self, step):
+    if step == 4:
+      raise KeyboardInterrupt
+    return make_batch(self, step)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pairs.Batches, "__call__", fail_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+      _run(tmp_path / "cut", checkpoint__every=3)
+  resumed, recorder = _run(tmp_path / "cut", checkpoint__every=3)
+  assert recorder.notes == ["resumed after step 3"] and int(resumed.step) == 6
+  raw = lambda state: jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
+  jax.tree.map(np.testing.assert_array_equal, raw(resumed), raw(whole))
+  timeless = lambda folder: [
+      {k: v for k, v in line.items() if "seconds" not in k and "per_second" not in k} for line in _metrics(folder)
+  ]
+  assert timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
+
+
+def test_a_resumed_run_refuses_other_pairs(tmp_path):
+  _run(tmp_path / "a", checkpoint__every=3)
+  config = _config(tmp_path / "a", checkpoint__every=3)
+  offline_toy.write_pairs(tmp_path / "a" / "pairs.jsonl", 40, scale=4.0, seed=1)
+  with pytest.raises(InputError, match="pairs are not those of the checkpoint"):
+    offline.train(config, tmp_path / "a", toy.policy(), offline_toy.Recorder())
+
+
+# One of each kind: a reference, none, three responses, one response; the formulas are in offline_losses_test.
+@pytest.mark.parametrize("loss", ["dpo", "simpo", "kto", "nll"])
+def test_every_kind_of_loss_trains(tmp_path, loss):
+  _run(
+      tmp_path / "a",
+      offline__loss=loss,
+      offline__weights="fixed",
+      offline__measure_every=0,
+      offline__label_smoothing=0.1,
+      optimizer__learning_rate=2e-3,
+      offline__pairs_per_step=40,  # the same pairs every step
+      checkpoint__every=-1,
+  )
+  found = _metrics(tmp_path / "a")
+  assert found[-1]["loss"] < found[0]["loss"] and found[0]["grad_norm"] > 0
+  assert found[0]["chosen_change"] == pytest.approx(0, abs=1e-5)  # the policy starts as the reference
+  assert "reward" not in found[0] and ("margin" in found[0]) == (loss != "nll")
+
+
+def test_metrics_of_the_first_batch_are_those_of_its_pairs(tmp_path):
+  _run(tmp_path / "a", offline__pairs_per_step=40)
+  first = _metrics(tmp_path / "a")[0]
+  log_probs = toy.log_probs(toy.policy().params)
+  place = {tuple(response): index for index, response in enumerate(toy.responses())}
+  rows = [json.loads(line) for line in (tmp_path / "a" / "pairs.jsonl").read_text().splitlines()]
+  of = lambda row, name: log_probs[toy.PROMPTS.index(row["prompt"]), place[tuple(row[name])]]
+  chosen, rejected = (np.array([of(row, name) for row in rows]) for name in ("chosen", "rejected"))
+  assert first["chosen_log_prob"] == pytest.approx(chosen.mean(), rel=1e-5)
+  assert first["rejected_log_prob"] == pytest.approx(rejected.mean(), rel=1e-5)
+  assert first["chosen_length"] == pytest.approx(np.mean([len(row["chosen"]) for row in rows]))
+  margins = (first["alpha"] - first["beta"]) * (chosen - rejected)
+  assert first["margin"] == pytest.approx(margins.mean(), rel=1e-4, abs=1e-5)
+  assert first["accuracy"] == pytest.approx((margins > 0).mean())
+
+
+def test_multipliers_move_at_measurements_and_weights_follow(tmp_path):
+  state, _ = _run(tmp_path / "a")
+  found = _metrics(tmp_path / "a")
+  assert ["reward" in line for line in found] == [True, False] * 3
+  assert found[0]["alpha"] == found[1]["alpha"] != found[2]["alpha"]
+  assert found[0]["dual/quality/violation"] > 0 and found[0]["dual/quality/multiplier"] == 1.0
+  assert found[2]["dual/quality/multiplier"] > 1.0
+  assert found[2]["beta"] == pytest.approx(found[4]["dual/kl/multiplier"] / found[4]["dual/quality/multiplier"])
+  assert float(duals.multipliers(state.dual_params)["quality"]) > found[4]["dual/quality/multiplier"]
+
+
+def test_fixed_weights_measure_and_leave_the_multipliers(tmp_path):
+  state, _ = _run(tmp_path / "a", offline__weights="fixed")
+  found = _metrics(tmp_path / "a")
+  assert found[0]["reward"] > 0 and found[0]["floor"] == 0.6 and {line["alpha"] for line in found} == {found[0]["alpha"]}
+  assert float(duals.multipliers(state.dual_params)["quality"]) == pytest.approx(1.0)
+
+
+def test_no_reference_pass_where_nothing_reads_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(pairs.Batches, "_reference", lambda *_: pytest.fail("scored the reference"))
+  _run(tmp_path / "a", offline__loss="qempo", objective__max_kl=None, offline__log_change=False)
+  assert "chosen_change" not in _metrics(tmp_path / "a")[0]
+
+
+def test_a_falling_chosen_log_prob_is_pointed_out_once(tmp_path):
+  _, recorder = _run(tmp_path / "a", offline__chosen_fall=-1.0)  # a rise of less than 1 nat counts as a fall
+  assert len([note for note in recorder.notes if "chosen responses' log-prob fell" in note]) == 1
+
+
+def test_sampled_pairs_are_kept_and_read_again(tmp_path, monkeypatch):
+  changes = dict(offline__pairs="sampled", offline__pairs_per_prompt=8, checkpoint__every=-1)
+  folder = tmp_path / "a"
+  folder.mkdir()
+  config = _config(folder, **changes)
+  config.data.source = f"jsonl:{folder / 'prompts.jsonl'}"
+  first = pairs.load(config, toy.policy(), folder)
+  rewards = lambda pair: [toy.value(pair.row["prompt"], response) for response in pair[1:]]
+  assert len(first) == 16 * 8 and all(good > bad for good, bad in map(rewards, first))
+  monkeypatch.setattr(pairs.sampling, "GroupSampler", lambda *_: pytest.fail("sampled again"))
+  assert pairs.load(config, toy.policy(), folder) == first
+
+
+def test_equal_rewards_make_no_pairs(tmp_path):
+  config = _config(tmp_path, offline__pairs="sampled", reward__function="tests.loops.offline_test.equal_reward")
+  config.data.source = f"jsonl:{tmp_path / 'prompts.jsonl'}"
+  with pytest.raises(InputError, match="make no pairs"):
+    pairs.load(config, toy.policy(), tmp_path)
+
+
+def test_answers_need_an_answer_set(tmp_path):
+  config = _config(tmp_path, offline__pairs="answers_against_samples")
+  with pytest.raises(InputError, match="needs data.source=open_list"):
+    pairs.load(config, toy.policy(), tmp_path)
+
+
+def equal_reward(prompts, completions, **columns):
+  """A reward that tells nothing apart."""
+  return [0.5] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(offline__loss="dop"), "offline.loss='dop' is not one of spl"),
+        (dict(offline__weights="learned"), "offline.weights='learned'"),
+        (dict(offline__alpha=0.0), "alpha must be positive"),
+        (dict(offline__label_smoothing=0.5), "label_smoothing must be"),
+        (dict(offline__measure_every=0), "needs offline.measure_every"),
+        (dict(offline__loss="nll"), "nll has no weight"),
+        (dict(offline__loss="qempo"), "has no reference, so objective.max_kl"),
+        (dict(offline__loss="dpo", offline__weights="fixed", offline__beta=0.0), "dpo needs a positive offline.beta"),
+        (dict(offline__loss="h_dpo", offline__weights="fixed", offline__beta=0.0), "h_dpo needs a positive"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(tmp_path, changes, message):
+  with pytest.raises(InputError, match=message):
+    offline_builders.objective(_config(tmp_path, **changes))
+
+
+def test_dpo_without_a_kl_multiplier_is_refused(tmp_path):
+  config = _config(tmp_path, offline__loss="dpo")
+  config.duals.kl.initial = 0.0
+  with pytest.raises(InputError, match="positive duals.kl.initial"):
+    offline_builders.objective(config)
+
+
+def test_the_check_reports_pairs_and_finds_an_impossible_floor(tmp_path):
+  config = _config(tmp_path)
+  line = offline.check(config, toy.policy())
+  assert "40 pairs of 2 prompts (0 pairs too long); reference policy: reward 0.2" in line
+  config.objective.min_reward = 1.2
+  with pytest.raises(InputError, match="out of reach"):
+    offline.check(config, toy.policy())
+  config = _config(tmp_path, offline__weights="fixed", offline__measure_every=0)
+  assert "not measured" in offline.check(config, toy.policy())
+
+
+def test_exploding_entropy_and_a_broken_loss_stop_the_run(tmp_path):
+  with pytest.raises(InputError, match="entropy per token"):
+    _run(tmp_path / "a", alarms__max_entropy_per_token=0.01)
+  with pytest.raises(InputError, match="loss is not finite"):
+    _run(tmp_path / "b", optimizer__learning_rate=1e30)
+
+
+def test_online_is_the_default():
+  assert base.get_config().offline.loss is None
