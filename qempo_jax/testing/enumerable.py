@@ -68,6 +68,27 @@ class EnumerablePolicy(NamedTuple):
 
     return cls(space, init, token_log_probs)
 
+  @classmethod
+  def transformer(
+    cls,
+    vocab_size: int,
+    max_length: int,
+    *,
+    prompt: tuple[int, ...] = (0,),
+    width: int = 16,
+    num_layers: int = 2,
+    init_stddev: float = 0.3,
+  ) -> "EnumerablePolicy":
+    """The library's own decoder, tiny, answering one prompt; see `tiny_transformer`.
+
+    Policies that differ in their prompt alone share their params: one model, several prompts.
+    """
+    from qempo_jax.testing import tiny_transformer  # keeps the models out of `import qempo_jax`
+
+    space = sequence_space(vocab_size, max_length)
+    config = tiny_transformer.tiny_config(vocab_size, width=width, num_layers=num_layers)
+    return cls(space, *tiny_transformer.functions(space, prompt, config, init_stddev=init_stddev))
+
   def log_probs(self, params: Params) -> Array:
     """[N] log-probs of the sequences, nats; their exponentials sum to one."""
     return jnp.sum(masked(self.token_log_probs(params), self.space.mask), axis=-1)
