@@ -145,23 +145,7 @@ def dual_step(
   """
   ref_stats = score(ref_params, batch, config=config, temperature=temperature, chunk_size=chunk_size)
   measured = train_step.measure(stats, jnp.sum(ref_stats.log_prob, axis=-1), batch)
-  constraints = {}
-  if objective.min_reward is not None:
-    constraints["quality"] = duals.at_least(measured["reward"], objective.min_reward)
-  if objective.max_kl is not None:
-    constraints["kl"] = duals.at_most(measured["kl"], objective.max_kl)
-  gradient = jax.grad(lambda d: duals.lagrangian_terms(d, constraints).dual_loss)(state.dual_params)
-  updates, dual_opt_state = optimizer.update(gradient, state.dual_opt_state, state.dual_params)
-  multipliers = duals.multipliers(state.dual_params)
-  named = {f"{name}_multiplier": value for name, value in multipliers.items()}
-  metrics = measured | {f"dual/{name}/multiplier": value for name, value in multipliers.items()}
-  metrics |= duals.dual_metrics(state.dual_params, constraints)
-  next_state = state.replace(
-      dual_params=optax.apply_updates(state.dual_params, updates),
-      dual_opt_state=dual_opt_state,
-      averages=state.averages.update(measured | named, objective.averaging),
-  )
-  return next_state, metrics
+  return train_step.move_multipliers(state, measured, objective, optimizer)
 
 
 def score(params, batch, *, config: ModelConfig, temperature: float, chunk_size: int) -> TokenStats:

@@ -47,6 +47,7 @@ def score_groups(
       temperature=temperature,
       chunk_size=chunk_size,
       compute_dtype=config.compute_dtype,
+      logit_softcap=config.logit_softcap,
   )
   row = jnp.arange(prompts)[:, None]
 

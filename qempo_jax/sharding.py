@@ -19,6 +19,8 @@ PARAM_RULES = (
     (r"layers/output$", P(None, "tensor", None, "fsdp")),
     (r"layers/(gate|up)$", P(None, "fsdp", "tensor")),
     (r"layers/down$", P(None, "tensor", "fsdp")),
+    (r"layers/(query|key|value|gate|up)_bias$", P(None, "tensor")),
+    (r"layers/(output|down)_bias$", P()),
     (r"norm$", P()),
 )
 STATE_RULES = PARAM_RULES + (

@@ -21,6 +21,11 @@ class TokenStats(NamedTuple):
   entropy: jax.Array
 
 
+def softcap(x, cap):
+  """cap tanh(x / cap), which keeps x within (-cap, cap) (arXiv 2408.00118); x itself where `cap` is None."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def from_logits(logits, targets):
   """Log-probability of the targets and entropy, from logits [..., V] and targets [...]."""
   logits = logits.astype(jnp.float32)
@@ -33,11 +38,11 @@ def from_logits(logits, targets):
 
 
 def token_stats(
-    hidden, unembedding, targets, *, temperature, chunk_size, compute_dtype=jnp.float32
+    hidden, unembedding, targets, *, temperature, chunk_size, compute_dtype=jnp.float32, logit_softcap=None
 ):
   """Log-probability and entropy of next-token distributions, chunk by chunk.
 
-  log pi(y_t) = l_{y_t} - logsumexp(l),   h_t = logsumexp(l) - sum_v pi_v l_v,   l = hidden W' / temperature
+  log pi(y_t) = l_{y_t} - logsumexp(l),   h_t = logsumexp(l) - sum_v pi_v l_v,   l = softcap(hidden W') / temperature
 
   Each chunk's logits are recomputed in the backward pass, so that memory is chunk_size * V at most.
 
@@ -48,6 +53,7 @@ def token_stats(
     temperature: divides the logits; the sampler's own, so that scores belong to what was sampled.
     chunk_size: tokens a chunk.
     compute_dtype: what the product's operands are rounded to; its sums are float32.
+    logit_softcap: of the decoder's logits, before the temperature; None where it has none.
 
   Returns:
     TokenStats of shape [T], float32, nats.
@@ -64,7 +70,7 @@ def token_stats(
   def chunk(inputs):
     hidden_CxD, targets_C = inputs
     logits = linear(hidden_CxD, unembedding, compute_dtype, transpose=True)
-    return from_logits(logits / temperature, targets_C)
+    return from_logits(softcap(logits, logit_softcap) / temperature, targets_C)
 
   stats = jax.lax.map(chunk, (hidden, targets))
   return jax.tree.map(lambda x: x.reshape(-1)[:length], stats)

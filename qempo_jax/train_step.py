@@ -133,23 +133,45 @@ def online_step(
   params = optax.apply_updates(state.params, updates)
 
   measured = measure(stats, ref_log_probs, batch)
-  constraints = _constraints(measured, objective)
-  dual_gradient = jax.grad(lambda d: duals.lagrangian_terms(d, constraints).dual_loss)(state.dual_params)
-  dual_updates, dual_opt_state = optimizers.dual.update(
-      dual_gradient, state.dual_opt_state, state.dual_params
-  )
+  moved = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+  next_state, metrics = move_multipliers(moved, measured, objective, optimizers.dual)
+  return next_state, metrics | {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+
+
+def move_multipliers(
+    state: TrainState,
+    measured: dict[str, jax.Array],
+    objective,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update of the multipliers on measured values.
+
+  Args:
+    state: the run.
+    measured: what `measure` gives.
+    objective: has the bounds `min_reward` and `max_kl`, None where none is enforced, and `averaging`.
+    optimizer: the multipliers' controller.
+
+  Returns:
+    (the state with new multipliers and averages, the measured values and `dual/...` metrics, multipliers as
+    they were when measured).
+  """
+  constraints = {}
+  if objective.min_reward is not None:
+    constraints["quality"] = duals.at_least(measured["reward"], objective.min_reward)
+  if objective.max_kl is not None:
+    constraints["kl"] = duals.at_most(measured["kl"], objective.max_kl)
+  gradient = jax.grad(lambda d: duals.lagrangian_terms(d, constraints).dual_loss)(state.dual_params)
+  updates, dual_opt_state = optimizer.update(gradient, state.dual_opt_state, state.dual_params)
+  multipliers = duals.multipliers(state.dual_params)
   named = {f"{name}_multiplier": value for name, value in multipliers.items()}
+  metrics = measured | {f"dual/{name}/multiplier": value for name, value in multipliers.items()}
+  metrics |= duals.dual_metrics(state.dual_params, constraints)
   next_state = state.replace(
-      step=state.step + 1,
-      params=params,
-      opt_state=opt_state,
-      dual_params=optax.apply_updates(state.dual_params, dual_updates),
+      dual_params=optax.apply_updates(state.dual_params, updates),
       dual_opt_state=dual_opt_state,
       averages=state.averages.update(measured | named, objective.averaging),
   )
-  metrics = measured | {"loss": loss, "grad_norm": optax.global_norm(gradient)}
-  metrics |= {f"dual/{name}/multiplier": value for name, value in multipliers.items()}
-  metrics |= duals.dual_metrics(state.dual_params, constraints)
   return next_state, metrics
 
 
@@ -205,12 +227,3 @@ def _group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective:
     spread = jnp.sqrt(masked_mean((shaped - log_z) ** 2, group.fresh))
     loss = loss / jnp.maximum(spread, objective.min_std)
   return loss
-
-
-def _constraints(measured, objective: OnlineObjective):
-  constraints = {}
-  if objective.min_reward is not None:
-    constraints["quality"] = duals.at_least(measured["reward"], objective.min_reward)
-  if objective.max_kl is not None:
-    constraints["kl"] = duals.at_most(measured["kl"], objective.max_kl)
-  return constraints

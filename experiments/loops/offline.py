@@ -10,13 +10,12 @@ import numpy as np
 from experiments import builders
 from experiments import offline_builders
 from experiments.loops import pairs
+from experiments.loops import runs
 from experiments.loops import sampling
-from experiments.loops.online import MetricsLog
 from qempo_jax import duals
 from qempo_jax import offline_step
 from qempo_jax import packing
 from qempo_jax import sharding
-from qempo_jax.checkpoint import Checkpoints
 from qempo_jax.data import preferences
 from qempo_jax.data import prompts
 from qempo_jax.errors import InputError
@@ -74,22 +73,19 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   measure = Measurement(config, policy, preferences.prompt_rows(encoded.rows)) if every else None
 
   # 2. The state and its two compiled steps.
-  optimizers = builders.optimizer_pair(config)
-  state = builders.initial_state(config, policy.params, optimizers)
-  shardings = sharding.tree_shardings(state, policy.mesh)
-  state = jax.device_put(state, shardings)
+  optimizers, state, shardings = runs.initial(config, policy)
   step = compile_step(config, policy, objective, optimizers, shardings)
   dual_step = compile_dual_step(config, policy, objective, optimizers, shardings)
 
   # 3. Where an earlier run stopped.
-  checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) if config.checkpoint.every >= 0 else None
+  checkpoints = runs.checkpoints(config, workdir)
   if checkpoints and (restored := checkpoints.restore(state)):
     state, host = restored
     if host["pairs"] != encoded.fingerprint():
       raise InputError(f"the pairs are not those of the checkpoint in {workdir}; restore the data, or use another workdir")
     display.note(f"resumed after step {int(state.step)}")
   first = int(state.step)
-  log = MetricsLog(workdir / "metrics.jsonl", keep=first)
+  log = runs.MetricsLog(workdir / "metrics.jsonl", keep=first)
 
   # 4. The loop: a measurement moves the multipliers, then pairs move the policy.
   shown, warned = {}, False
@@ -159,7 +155,7 @@ def compile_step(config, policy: builders.Policy, objective, optimizers, shardin
   )
   return jax.jit(
       step,
-      in_shardings=(shardings, _split(policy.mesh, config.offline.pairs_per_step)),
+      in_shardings=(shardings, runs.split(policy.mesh, config.offline.pairs_per_step)),
       out_shardings=(shardings, sharding.replicated(policy.mesh)),
       donate_argnums=0,
   )
@@ -171,7 +167,7 @@ def compile_dual_step(config, policy: builders.Policy, objective, optimizers, sh
       offline_step.dual_step, objective=objective, optimizer=optimizers.dual, **_scoring(config, policy)
   )
   reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
-  split = _split(policy.mesh, config.data.prompts_per_step)
+  split = runs.split(policy.mesh, config.data.prompts_per_step)
   return jax.jit(
       step,
       in_shardings=(shardings, reference, split, split),
@@ -183,13 +179,6 @@ def compile_dual_step(config, policy: builders.Policy, objective, optimizers, sh
 def _scoring(config, policy):
   settings = {"temperature": config.sampling.temperature, "chunk_size": config.compute.chunk_size}
   return settings | {"config": policy.config}
-
-
-def _split(mesh, rows: int):
-  """Rows over the data axes where they divide evenly, else everywhere."""
-  if rows % (mesh.shape["data"] * mesh.shape["fsdp"]):
-    return sharding.replicated(mesh)
-  return sharding.batch_sharding(mesh)
 
 
 def _check(metrics, config) -> None:

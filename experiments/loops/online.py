@@ -1,20 +1,18 @@
 """The online loop: sample groups, score them, move policy and multipliers together."""
 
 import functools
-import json
 import pathlib
 import time
 
 import jax
 import numpy as np
-import tensorboardX
 
 from experiments import builders
+from experiments.loops import runs
 from experiments.loops import sampling
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax import train_step
-from qempo_jax.checkpoint import Checkpoints
 from qempo_jax.data import prompts
 from qempo_jax.errors import InputError
 from qempo_jax.sampling.replay import ReplayBuffer
@@ -40,20 +38,17 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     display.note(f"{sample.dropped} prompts longer than {config.data.max_prompt_length} tokens left out")
 
   # 2. The state and its one compiled step.
-  optimizers = builders.optimizer_pair(config)
-  state = builders.initial_state(config, policy.params, optimizers)
-  shardings = sharding.tree_shardings(state, policy.mesh)
-  state = jax.device_put(state, shardings)
+  optimizers, state, shardings = runs.initial(config, policy)
   step = compile_step(config, policy, optimizers, shardings)
 
   # 3. Where an earlier run stopped.
-  checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) if config.checkpoint.every >= 0 else None
+  checkpoints = runs.checkpoints(config, workdir)
   if checkpoints and (found := checkpoints.restore(state)):
     state, host = found
     replay.buffer.from_json(host["replay"])
     display.note(f"resumed after step {int(state.step)}")
   first = int(state.step)
-  log = MetricsLog(workdir / "metrics.jsonl", keep=first)
+  log = runs.MetricsLog(workdir / "metrics.jsonl", keep=first)
 
   # 4. The loop.
   for index in range(first, config.steps):
@@ -88,29 +83,6 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   return state
 
 
-class MetricsLog:
-  """`metrics.jsonl`, one JSON object a step, and the same as TensorBoard events beside it."""
-
-  def __init__(self, path: pathlib.Path, *, keep: int):
-    """Keeps the first `keep` steps of an earlier run, which a checkpoint vouches for, and drops later ones."""
-    self._path = path
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    path.write_text("".join(lines[:keep]), encoding="utf-8")
-    self._board = tensorboardX.SummaryWriter(str(path.parent / "tensorboard"), write_to_disk=True)
-
-  def write(self, metrics) -> None:
-    """Appends one step."""
-    with open(self._path, "a", encoding="utf-8") as file:
-      file.write(json.dumps(metrics) + "\n")
-    for name, value in metrics.items():
-      if value is not None:
-        self._board.add_scalar(name, value, metrics["step"])
-
-  def close(self) -> None:
-    """Writes out the events."""
-    self._board.close()
-
-
 def compile_step(config, policy: builders.Policy, optimizers, shardings):
   """The one jitted step of a run: state placed by its shardings and donated."""
   step = functools.partial(
@@ -122,9 +94,7 @@ def compile_step(config, policy: builders.Policy, optimizers, shardings):
       chunk_size=config.compute.chunk_size,
   )
   reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
-  prompts_split = sharding.batch_sharding(policy.mesh)
-  if config.data.prompts_per_step % (policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]):
-    prompts_split = sharding.replicated(policy.mesh)
+  prompts_split = runs.split(policy.mesh, config.data.prompts_per_step)
   return jax.jit(
       step,
       in_shardings=(shardings, reference, prompts_split),

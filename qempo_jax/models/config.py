@@ -1,15 +1,43 @@
-"""The shape of a Llama-architecture decoder, read from a checkpoint's own description."""
+"""The shape of a decoder: one description that covers every family of checkpoints read here."""
 
-from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 from qempo_jax.errors import InputError
+
+PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
+_CHOICES = {
+    "activation": ("silu", "gelu_tanh"),
+    "norm_placement": ("pre", "post", "both"),
+    "qk_norm": ("none", "head", "width"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """How rotary frequencies are lowered so that a decoder reads further than it was first trained to.
+
+  Attributes:
+    kind: "linear" divides every frequency by the factor; "llama3" only those whose wavelength is beyond
+      `original_length` / `low_frequency_factor` tokens, with a smooth passage down to
+      `original_length` / `high_frequency_factor` (Grattafiori et al., arXiv 2407.21783, and its published code).
+    factor: what frequencies are divided by.
+    low_frequency_factor: see above; of "llama3" alone, like the next two.
+    high_frequency_factor: see above.
+    original_length: tokens that the decoder was first trained to read.
+  """
+
+  kind: str
+  factor: float
+  low_frequency_factor: float = 1.0
+  high_frequency_factor: float = 4.0
+  original_length: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Sizes and constants of a decoder (RMSNorm, RoPE, grouped-query attention, SwiGLU).
+  """Sizes, constants and options of a decoder (RMSNorm, RoPE, grouped-query attention, gated feed-forward).
+
+  The options' defaults are Llama's. Each is independent of the others.
 
   Attributes:
     vocab_size: rows of the embedding, V.
@@ -18,12 +46,26 @@ class ModelConfig:
     num_layers: decoder blocks, N.
     num_heads: query heads, H.
     num_kv_heads: key and value heads, each shared by H / num_kv_heads query heads.
-    head_dim: width of a head, K.
+    head_dim: width of a head, K; H K need not be D.
     rope_theta: base of the rotary position embedding.
     norm_epsilon: added to the mean square in RMSNorm.
     tie_embeddings: whether the embedding is also the output projection.
     compute_dtype: what the operands of matrix products with weights are rounded to; sums, norms, attention,
       the residual stream and logits stay in float32.
+    rope_scaling: how rotary frequencies are lowered, or None.
+    local_rope_theta: base of the blocks with a window, unscaled, or None for that of all blocks.
+    windows: for each block how many tokens a query sees, itself included, or None for all before it; empty
+      where no block has a window.
+    biases: which projections add a bias, of `PROJECTIONS`.
+    activation: of the gate, "silu" or "gelu_tanh" (the tanh approximation of GELU, arXiv 1606.08415).
+    norm_placement: norms "pre" (before attention and feed-forward), "post" (on what they add to the
+      residual stream) or "both".
+    norm_offset: added to every norm's scale: 1 where checkpoints store scales around 0.
+    qk_norm: RMSNorm of queries and keys before rotation, "none", a "head" at a time, or over the whole "width".
+    scale_embedding: multiply looked-up embeddings by sqrt(D).
+    query_scale: what scores are multiplied by, or None for 1 / sqrt(K).
+    attention_softcap: c of scores <- c tanh(scores / c) (arXiv 2408.00118), or None.
+    logit_softcap: likewise of the final logits, before any temperature.
   """
 
   vocab_size: int
@@ -37,6 +79,18 @@ class ModelConfig:
   norm_epsilon: float
   tie_embeddings: bool
   compute_dtype: str = "float32"
+  rope_scaling: RopeScaling | None = None
+  local_rope_theta: float | None = None
+  windows: tuple[int | None, ...] = ()
+  biases: tuple[str, ...] = ()
+  activation: str = "silu"
+  norm_placement: str = "pre"
+  norm_offset: float = 0.0
+  qk_norm: str = "none"
+  scale_embedding: bool = False
+  query_scale: float | None = None
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -44,47 +98,18 @@ class ModelConfig:
           f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
           "check the checkpoint's config.json"
       )
+    if self.windows and len(self.windows) != self.num_layers:
+      raise InputError(
+          f"windows names {len(self.windows)} blocks, but there are num_layers={self.num_layers}; "
+          "check layer_types in the checkpoint's config.json"
+      )
+    for name, choices in _CHOICES.items():
+      if getattr(self, name) not in choices:
+        raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
+    if unknown := set(self.biases) - set(PROJECTIONS):
+      raise InputError(f"biases names {sorted(unknown)}; projections are {', '.join(PROJECTIONS)}")
 
-
-def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
-  """Reads a Hugging Face `config.json`.
-
-  Args:
-    config: the parsed file.
-
-  Returns:
-    The decoder's shape.
-
-  Raises:
-    InputError: the architecture, or one of its options, is not one that this decoder computes.
-  """
-  architecture = config.get("model_type")
-  if architecture != "llama":
-    raise InputError(f"model_type={architecture!r} is not supported; this decoder reads 'llama' checkpoints")
-  rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
-  unsupported = {
-      "rope_type": (rope_type, "default"),
-      "hidden_act": (config.get("hidden_act", "silu"), "silu"),
-      "attention_bias": (config.get("attention_bias", False), False),
-      "mlp_bias": (config.get("mlp_bias", False), False),
-  }
-  for key, (value, supported) in unsupported.items():
-    if value != supported:
-      raise InputError(f"{key}={value!r} is not supported; this decoder computes {key}={supported!r}")
-  try:
-    num_heads = config["num_attention_heads"]
-    return ModelConfig(
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-        norm_epsilon=float(config["rms_norm_eps"]),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-    )
-  except KeyError as error:
-    raise InputError(f"config.json has no {error.args[0]!r}; is this a Llama checkpoint?") from error
+  @property
+  def attention_scale(self) -> float:
+    """What scores q k' are multiplied by."""
+    return self.head_dim**-0.5 if self.query_scale is None else self.query_scale

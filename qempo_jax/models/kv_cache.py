@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax.models import layers
+from qempo_jax.models.positions import within_window
+from qempo_jax.token_stats import softcap
 
 
 @struct.dataclass
@@ -49,7 +51,7 @@ class KVCache:
     """Rotary position of the token to come."""
     return jnp.sum(self.prompt_mask_PxL, axis=1) + self.length
 
-  def attend(self, layer, q_PxGxHxK, k_PxGxJxK, v_PxGxJxK):
+  def attend(self, layer, q_PxGxHxK, k_PxGxJxK, v_PxGxJxK, config, window=None):
     """Stores this token's keys and values, then attends to the prompt and to the sample's own past.
 
     Args:
@@ -57,6 +59,8 @@ class KVCache:
       q_PxGxHxK: rotated queries.
       k_PxGxJxK: rotated keys.
       v_PxGxJxK: values.
+      config: the decoder's shape: scale and soft-cap of the scores.
+      window: tokens that a query of this block sees, itself included; None for all.
 
     Returns:
       ([P, G, H, K], the cache with this layer's keys and values stored).
@@ -70,12 +74,19 @@ class KVCache:
     own_k, own_v = at(cache.keys), at(cache.values)
     shared_k, shared_v = at(cache.prompt_keys), at(cache.prompt_values)
 
-    q = layers.group_heads(q_PxGxHxK, k_PxGxJxK.shape[2]) * (q_PxGxHxK.shape[-1] ** -0.5)
+    query_position_Px1 = self.next_position_P[:, None]
+    prompt_positions_PxL = jnp.cumsum(self.prompt_mask_PxL, axis=1) - 1
+    sees_prompt = within_window(self.prompt_mask_PxL, query_position_Px1, prompt_positions_PxL, window)
+    times_T = jnp.arange(own_k.shape[2])
+    sees_own = within_window(times_T <= self.length, self.length, times_T, window)
+
+    q = layers.group_heads(q_PxGxHxK, k_PxGxJxK.shape[2]) * config.attention_scale
     to_prompt = jnp.einsum("pgjrk,pljk->pgjrl", q, shared_k, preferred_element_type=jnp.float32)
     to_own = jnp.einsum("pgjrk,pgtjk->pgjrt", q, own_k, preferred_element_type=jnp.float32)
     lowest = jnp.finfo(jnp.float32).min
-    to_prompt = jnp.where(self.prompt_mask_PxL[:, None, None, None], to_prompt, lowest)
-    to_own = jnp.where(jnp.arange(own_k.shape[2]) <= self.length, to_own, lowest)
+    cap = lambda scores: softcap(scores, config.attention_softcap)
+    to_prompt = jnp.where(sees_prompt[:, None, None, None], cap(to_prompt), lowest)
+    to_own = jnp.where(sees_own, cap(to_own), lowest)
     weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1)
     on_prompt, on_own = jnp.split(weights.astype(shared_v.dtype), [shared_k.shape[1]], axis=-1)
     attended = jnp.einsum("pgjrl,pljk->pgjrk", on_prompt, shared_v)

@@ -4,22 +4,22 @@ Shape letters: B rows, L positions, D width, H query heads, J key/value heads, K
 F feed-forward width, V vocabulary.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from qempo_jax.linear import linear
+from qempo_jax.token_stats import softcap
+
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
-def rms_norm(x, scale, epsilon):
-  """Root-mean-square normalisation, x / rms(x) * scale (Zhang & Sennrich, arXiv 1910.07467)."""
+def rms_norm(x, scale, epsilon, offset=0.0):
+  """Root-mean-square normalisation, x / rms(x) * (scale + offset) (Zhang & Sennrich, arXiv 1910.07467)."""
   mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+  scale = scale + offset if offset else scale
   return (x * jax.lax.rsqrt(mean_square + epsilon)).astype(x.dtype) * scale
-
-
-def rope_angles(positions_BxL, head_dim, theta):
-  """Angle of every rotary pair at every position (Su et al., arXiv 2104.09864): [B, L, K / 2]."""
-  frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  return positions_BxL[..., None].astype(jnp.float32) * frequencies
 
 
 def apply_rope(x_BxLxHxK, angles_BxLxC):
@@ -36,20 +36,22 @@ def group_heads(q_BxLxHxK, num_kv_heads):
   return q_BxLxHxK.reshape(rows, length, num_kv_heads, heads // num_kv_heads, width)
 
 
-def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM):
-  """Grouped-query attention, softmax(q k' / sqrt(K)) v, without repeating keys and values.
+def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config):
+  """Grouped-query attention, softmax(cap(scale q k')) v, without repeating keys and values.
 
   Args:
     q_BxLxHxK: queries.
     k_BxMxJxK: keys.
     v_BxMxJxK: values.
     mask_BxLxM: true where a query may see a key. A query that sees none gets a plain mean.
+    config: the decoder's shape: scale and soft-cap of the scores.
 
   Returns:
     [B, L, H, K].
   """
-  q = group_heads(q_BxLxHxK, k_BxMxJxK.shape[2]) * (q_BxLxHxK.shape[-1] ** -0.5)
+  q = group_heads(q_BxLxHxK, k_BxMxJxK.shape[2]) * config.attention_scale
   scores = jnp.einsum("bljrk,bmjk->bjrlm", q, k_BxMxJxK, preferred_element_type=jnp.float32)
+  scores = softcap(scores, config.attention_softcap)
   scores = jnp.where(mask_BxLxM[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BxMxJxK.dtype)
   return jnp.einsum("bjrlm,bmjk->bljrk", weights, v_BxMxJxK).reshape(q_BxLxHxK.shape)
@@ -62,23 +64,36 @@ def block(layer, x_BxLxD, angles_BxLxC, config, attend):
     layer: this block's parameters.
     x_BxLxD: the residual stream.
     angles_BxLxC: rotary angles of the rows' positions.
-    config: the decoder's shape and compute dtype.
+    config: the decoder's shape, options and compute dtype.
     attend: maps rotated q [B, L, H, K], k and v [B, L, J, K] to ([B, L, H, K], carried), where
       `carried` is returned as it is (a cache, or nothing).
 
   Returns:
     The residual stream after the block, and `carried`.
   """
-  product = lambda x, w: linear(x, w, config.compute_dtype)
-  heads = lambda x, w: product(x, w.reshape(w.shape[0], -1)).reshape(*x.shape[:-1], *w.shape[1:])
+  norm = lambda name, x: rms_norm(x, layer[name], config.norm_epsilon, config.norm_offset)
+  as_it_is = lambda name, x: x
+  before = norm if config.norm_placement != "post" else as_it_is
+  after = norm if config.norm_placement != "pre" else as_it_is
 
-  h_BxLxD = rms_norm(x_BxLxD, layer["attention_norm"], config.norm_epsilon)
-  q = apply_rope(heads(h_BxLxD, layer["query"]), angles_BxLxC)
-  k = apply_rope(heads(h_BxLxD, layer["key"]), angles_BxLxC)
-  v = heads(h_BxLxD, layer["value"])
+  def project(name, x):
+    product = linear(x, layer[name].reshape(x.shape[-1], -1), config.compute_dtype)
+    return product + layer[f"{name}_bias"] if name in config.biases else product
+
+  def heads(name, x, normed):
+    flat, shape = project(name, x), (*x.shape[:-1], *layer[name].shape[1:])
+    if normed and config.qk_norm == "width":
+      flat = norm(f"{name}_norm", flat)
+    split = flat.reshape(shape)
+    return norm(f"{name}_norm", split) if normed and config.qk_norm == "head" else split
+
+  h_BxLxD = before("attention_norm", x_BxLxD)
+  q = apply_rope(heads("query", h_BxLxD, True), angles_BxLxC)
+  k = apply_rope(heads("key", h_BxLxD, True), angles_BxLxC)
+  v = heads("value", h_BxLxD, False)
   attended, carried = attend(q, k, v)
   joined_BxLxE = attended.reshape(*attended.shape[:-2], -1)
-  x_BxLxD = x_BxLxD + product(joined_BxLxE, layer["output"].reshape(-1, x_BxLxD.shape[-1]))
-  h_BxLxD = rms_norm(x_BxLxD, layer["feed_forward_norm"], config.norm_epsilon)
-  gated_BxLxF = jax.nn.silu(product(h_BxLxD, layer["gate"])) * product(h_BxLxD, layer["up"])
-  return x_BxLxD + product(gated_BxLxF, layer["down"]), carried
+  x_BxLxD = x_BxLxD + after("attention_post_norm", project("output", joined_BxLxE))
+  h_BxLxD = before("feed_forward_norm", x_BxLxD)
+  gated_BxLxF = _ACTIVATIONS[config.activation](project("gate", h_BxLxD)) * project("up", h_BxLxD)
+  return x_BxLxD + after("feed_forward_post_norm", project("down", gated_BxLxF)), carried

@@ -7,44 +7,54 @@ Parameters are a nested dict; every leaf under "layers" has the layers as its fi
 import jax
 import jax.numpy as jnp
 
+from qempo_jax.linear import linear
 from qempo_jax.models import layers
+from qempo_jax.models import positions as places
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
+from qempo_jax.token_stats import softcap
 
 
 def param_shapes(config: ModelConfig):
   """The parameter tree with each leaf's shape, the one description that init and loading follow."""
   n, d, f = config.num_layers, config.hidden_size, config.intermediate_size
   h, j, k = config.num_heads, config.num_kv_heads, config.head_dim
-  shapes = {
-      "embedding": (config.vocab_size, d),
-      "layers": {
-          "attention_norm": (n, d),
-          "query": (n, d, h, k),
-          "key": (n, d, j, k),
-          "value": (n, d, j, k),
-          "output": (n, h, k, d),
-          "feed_forward_norm": (n, d),
-          "gate": (n, d, f),
-          "up": (n, d, f),
-          "down": (n, f, d),
-      },
-      "final_norm": (d,),
+  blocks = {
+      "query": (n, d, h, k),
+      "key": (n, d, j, k),
+      "value": (n, d, j, k),
+      "output": (n, h, k, d),
+      "gate": (n, d, f),
+      "up": (n, d, f),
+      "down": (n, f, d),
   }
+  outputs = {"query": h * k, "key": j * k, "value": j * k, "output": d, "gate": f, "up": f, "down": d}
+  blocks |= {f"{name}_bias": (n, outputs[name]) for name in config.biases}
+  if config.norm_placement != "post":
+    blocks |= {"attention_norm": (n, d), "feed_forward_norm": (n, d)}
+  if config.norm_placement != "pre":
+    blocks |= {"attention_post_norm": (n, d), "feed_forward_post_norm": (n, d)}
+  if config.qk_norm == "head":
+    blocks |= {"query_norm": (n, k), "key_norm": (n, k)}
+  if config.qk_norm == "width":
+    blocks |= {"query_norm": (n, h * k), "key_norm": (n, j * k)}
+  shapes = {"embedding": (config.vocab_size, d), "layers": blocks, "final_norm": (d,)}
   if not config.tie_embeddings:
     shapes["unembedding"] = (config.vocab_size, d)
   return shapes
 
 
 def init(rng, config: ModelConfig, *, stddev=0.02, dtype=jnp.float32):
-  """Random parameters: norms at one, every matrix normal with the given standard deviation."""
+  """Random parameters: norms at one, biases at zero, every matrix normal with the given standard deviation."""
   shapes = param_shapes(config)
   leaves, treedef = jax.tree.flatten_with_path(shapes, is_leaf=lambda x: isinstance(x, tuple))
   keys = jax.random.split(rng, len(leaves))
 
   def leaf(path, shape, key):
     if "norm" in path[-1].key:
-      return jnp.ones(shape, dtype)
+      return jnp.full(shape, 1 - config.norm_offset, dtype)
+    if "bias" in path[-1].key:
+      return jnp.zeros(shape, dtype)
     return stddev * jax.random.normal(key, shape, dtype)
 
   return treedef.unflatten([leaf(path, shape, key) for (path, shape), key in zip(leaves, keys)])
@@ -53,6 +63,12 @@ def init(rng, config: ModelConfig, *, stddev=0.02, dtype=jnp.float32):
 def unembedding(params):
   """The output projection [V, D]: its own matrix, or the embedding where they are tied."""
   return params.get("unembedding", params["embedding"])
+
+
+def logits(hidden, unembedding_VxD, config: ModelConfig):
+  """Next-token logits [..., V] of final hidden states [..., D], soft-capped where the decoder caps them."""
+  product = linear(hidden, unembedding_VxD, config.compute_dtype, transpose=True)
+  return softcap(product, config.logit_softcap)
 
 
 def rounded(params, config: ModelConfig):
@@ -79,15 +95,16 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
   Returns:
     [B, L, D].
   """
-  angles = layers.rope_angles(positions_BxL, config.head_dim, config.rope_theta)
+  run = _full_block(config, positions_BxL, mask_BxLxL)
 
-  def body(x_BxLxD, layer):
-    attend = lambda q, k, v: (layers.attention(q, k, v, mask_BxLxL), None)
-    return layers.block(layer, x_BxLxD, angles, config, attend)
+  def body(x_BxLxD, layer_and_window):
+    x_BxLxD, _ = run(x_BxLxD, *layer_and_window)
+    return x_BxLxD, None
 
   body = jax.checkpoint(body) if remat else body
-  x_BxLxD, _ = jax.lax.scan(body, params["embedding"][tokens_BxL], params["layers"])
-  return layers.rms_norm(x_BxLxD, params["final_norm"], config.norm_epsilon)
+  blocks = (params["layers"], places.block_windows(config))
+  x_BxLxD, _ = jax.lax.scan(body, _embed(params, config, tokens_BxL), blocks)
+  return _final_norm(params, config, x_BxLxD)
 
 
 def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
@@ -104,17 +121,17 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
   """
   positions_PxL = jnp.cumsum(mask_PxL, axis=1) - 1
   mask_PxLxL = causal_mask(positions_PxL, mask_PxL)
-  angles = layers.rope_angles(positions_PxL, config.head_dim, config.rope_theta)
-
-  def body(x_PxLxD, layer):
-    attend = lambda q, k, v: (layers.attention(q, k, v, mask_PxLxL), (k, v))
-    return layers.block(layer, x_PxLxD, angles, config, attend)
-
-  x_PxLxD, (keys, values) = jax.lax.scan(body, params["embedding"][tokens_PxL], params["layers"])
+  run = _full_block(config, positions_PxL, mask_PxLxL)
+  blocks = (params["layers"], places.block_windows(config))
+  x_PxLxD, (keys, values) = jax.lax.scan(
+      lambda x_PxLxD, layer_and_window: run(x_PxLxD, *layer_and_window),
+      _embed(params, config, tokens_PxL),
+      blocks,
+  )
   length = tokens_PxL.shape[1]
   last_P = length - 1 - jnp.argmax(mask_PxL[:, ::-1], axis=1)
   hidden_PxD = jnp.take_along_axis(x_PxLxD, last_P[:, None, None], axis=1)[:, 0]
-  return layers.rms_norm(hidden_PxD, params["final_norm"], config.norm_epsilon), keys, values
+  return _final_norm(params, config, hidden_PxD), keys, values
 
 
 def decode(params, config: ModelConfig, tokens_PxG, cache: KVCache):
@@ -130,24 +147,44 @@ def decode(params, config: ModelConfig, tokens_PxG, cache: KVCache):
     (hidden [P, G, D], the cache with these tokens in it).
   """
   positions_PxG = jnp.broadcast_to(cache.next_position_P[:, None], tokens_PxG.shape)
-  angles = layers.rope_angles(positions_PxG, config.head_dim, config.rope_theta)
+  angles = places.rope_angles(config, positions_PxG)
 
-  def body(carry, layer_and_index):
+  def body(carry, scanned):
     x_PxGxD, cache = carry
-    layer, index = layer_and_index
-    attend = lambda q, k, v: cache.attend(index, q, k, v)
-    x_PxGxD, cache = layers.block(layer, x_PxGxD, angles, config, attend)
-    return (x_PxGxD, cache), None
+    layer, index, window = scanned
+    attend = lambda q, k, v: cache.attend(index, q, k, v, config, window)
+    block_angles = places.block_angles(angles, window)
+    return layers.block(layer, x_PxGxD, block_angles, config, attend), None
 
-  indices = jnp.arange(config.num_layers)
-  x_PxGxD, cache = jax.lax.scan(
-      body, (params["embedding"][tokens_PxG], cache), (params["layers"], indices)
-  )[0]
-  hidden = layers.rms_norm(x_PxGxD, params["final_norm"], config.norm_epsilon)
-  return hidden, cache.advance()
+  blocks = (params["layers"], jnp.arange(config.num_layers), places.block_windows(config))
+  start = (_embed(params, config, tokens_PxG), cache)
+  x_PxGxD, cache = jax.lax.scan(body, start, blocks)[0]
+  return _final_norm(params, config, x_PxGxD), cache.advance()
 
 
 def causal_mask(positions_BxL, valid_BxL):
   """Each valid token sees the valid tokens at or before its own position: [B, L, L]."""
   earlier = positions_BxL[:, None, :] <= positions_BxL[:, :, None]
   return earlier & valid_BxL[:, None, :] & valid_BxL[:, :, None]
+
+
+def _full_block(config, positions_BxL, mask_BxLxL):
+  """A block over whole rows: (x, its parameters, its window) -> (x, (keys, values))."""
+  angles = places.rope_angles(config, positions_BxL)
+  query_positions, key_positions = positions_BxL[:, :, None], positions_BxL[:, None, :]
+
+  def run(x_BxLxD, layer, window):
+    seen = places.within_window(mask_BxLxL, query_positions, key_positions, window)
+    attend = lambda q, k, v: (layers.attention(q, k, v, seen, config), (k, v))
+    return layers.block(layer, x_BxLxD, places.block_angles(angles, window), config, attend)
+
+  return run
+
+
+def _embed(params, config, tokens):
+  embedded = params["embedding"][tokens]
+  return embedded * config.hidden_size**0.5 if config.scale_embedding else embedded
+
+
+def _final_norm(params, config, x):
+  return layers.rms_norm(x, params["final_norm"], config.norm_epsilon, config.norm_offset)

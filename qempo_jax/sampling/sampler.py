@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax import token_stats
-from qempo_jax.linear import linear
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
@@ -60,7 +59,7 @@ def sample_groups(
   """
   params, unembedding = transformer.rounded(params, config)
   hidden_PxD, keys, values = transformer.prefill(params, config, prompts.tokens, prompts.mask)
-  head = lambda h: linear(h, unembedding, config.compute_dtype, transpose=True) / temperature
+  head = lambda h: transformer.logits(h, unembedding, config) / temperature
   first_PxV = head(hidden_PxD)
   shape = (prompts.tokens.shape[0], group_size)
   cache = KVCache.create(

@@ -3,13 +3,15 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from qempo_jax.errors import InputError
-from qempo_jax.models import config as config_lib
 from qempo_jax.models import conversion
+from qempo_jax.models import hugging_face
+from qempo_jax.models import safetensors_files
 from qempo_jax.models import transformer
 
 HF_CONFIG = {
@@ -54,7 +56,7 @@ def _tensors(config):
 
 @pytest.fixture
 def folder(tmp_path):
-  params, tensors = _tensors(config_lib.from_hugging_face(HF_CONFIG))
+  params, tensors = _tensors(hugging_face.from_hugging_face(HF_CONFIG))
   (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
   safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
   return tmp_path, params, tensors
@@ -66,28 +68,83 @@ def test_safetensors_come_in_exactly(folder):
   jax.tree.map(np.testing.assert_array_equal, params, folder[1])
 
 
+def test_shards_come_in_exactly(folder):
+  _shard(folder[0], folder[2])
+  jax.tree.map(np.testing.assert_array_equal, conversion.load(folder[0])[1], folder[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_comes_in_exactly(folder, dtype):
+  _save(folder[0], {name: tensor.astype(dtype) for name, tensor in folder[2].items()})
+  params = conversion.load(folder[0])[1]
+  jax.tree.map(lambda ours, own: np.testing.assert_array_equal(ours, own.astype(dtype)), params, folder[1])
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+def test_what_follows_from_the_rest_may_be_repeated(folder):
+  path, _, tensors = folder
+  _change(path, tie_word_embeddings=True)
+  repeated = {
+      "lm_head.weight": tensors["model.embed_tokens.weight"],
+      "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32),
+  }
+  _save(path, tensors | repeated)
+  config, params = conversion.load(path)
+  assert config.tie_embeddings and "unembedding" not in params
+
+
 def _save(folder, tensors):
   safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+def _shard(folder, tensors, *, lost=None, renamed=None, unlisted=None):
+  """The checkpoint in two shards; an index that names what is lost, or another file, or not all that is there."""
+  (folder / "model.safetensors").unlink()
+  names = sorted(tensors)
+  weight_map = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(names)}
+  for file in set(weight_map.values()):
+    held = {name: tensors[name] for name in names if weight_map[name] == file and name != lost}
+    safetensors.numpy.save_file(held, folder / file)
+  listed = {name: renamed or file for name, file in weight_map.items() if name != unlisted}
+  (folder / safetensors_files.INDEX).write_text(json.dumps({"weight_map": listed}))
 
 
 def _change(folder, **changes):
   (folder / "config.json").write_text(json.dumps(HF_CONFIG | changes))
 
 
+UP = "model.layers.1.mlp.up_proj.weight"
+NORM = "model.norm.weight"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f, t: _save(f, {k: v for k, v in t.items() if "1.mlp.up" not in k}), "no tensor .*1.mlp.up_proj"),
-        (lambda f, t: _save(f, t | {"model.norm.weight": np.ones(9, np.float32)}), "model.norm.weight.*shape"),
-        (lambda f, t: _save(f, t | {"model.norm.weight": np.full(16, np.nan, np.float32)}), "NaN"),
+        (lambda f, t: _save(f, {k: v for k, v in t.items() if k != UP}), "no tensor .*1.mlp.up_proj"),
+        (lambda f, t: _save(f, t | {"model.layers.2.mlp.up_proj.weight": t[UP]}), "holds .*layers.2.mlp.up_proj"),
+        (lambda f, t: _save(f, t | {UP: t[UP].T.copy()}), r"1.mlp.up_proj.*shape \(16, 24\).*fit.*\(24, 16\)"),
+        (lambda f, t: _save(f, t | {NORM: np.ones(9, np.float32)}), "model.norm.weight.*shape"),
+        (lambda f, t: _save(f, t | {NORM: np.full(16, np.nan, np.float32)}), "model.norm.weight.*NaN"),
+        (lambda f, t: _save(f, t | {UP: t[UP].astype(np.int8)}), "1.mlp.up_proj.*stored as I8"),
         (lambda f, t: _cut(f / "model.safetensors"), "damaged or cut short"),
-        (lambda f, t: (f / "model.safetensors").unlink(), "no .safetensors file"),
+        (lambda f, t: (f / "model.safetensors").write_bytes(b""), "damaged or cut short"),
+        (lambda f, t: (f / "model.safetensors").unlink(), "no .safetensors file$"),
+        (lambda f, t: _only_pickle(f), "no .safetensors file: pickled weights.*runs whatever code"),
+        (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).unlink()), "2 .safetensors files and no .*index"),
+        (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).write_text("{")), "index.json cannot be read"),
+        (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).write_text("{}")), "no weight_map"),
+        (lambda f, t: _shard(f, t, lost=UP), "index.json names .*1.mlp.up_proj"),
+        (lambda f, t: _shard(f, t, unlisted=UP), "index.json has no entry for .*1.mlp.up_proj"),
+        (lambda f, t: _shard(f, t, renamed="model-3.safetensors"), "model-3.*not in the folder"),
+        (lambda f, t: _shard(f, t, renamed="../elsewhere.safetensors"), "elsewhere.*not in the folder"),
+        (lambda f, t: (_shard(f, t), _cut(f / "model-00002-of-00002.safetensors")), "00002-of.*cut short"),
         (lambda f, t: (f / "config.json").unlink(), "config.json cannot be read"),
-        (lambda f, t: _change(f, model_type="mixtral"), "mixtral"),
-        (lambda f, t: _change(f, rope_scaling={"rope_type": "yarn"}), "yarn"),
-        (lambda f, t: _change(f, attention_bias=True), "attention_bias"),
-        (lambda f, t: _change(f, num_key_value_heads=3), "not a multiple"),
+        (lambda f, t: (f / "config.json").write_text("[]"), "not a JSON object"),
+        (lambda f, t: _change(f, attention_bias=True), "no tensor .*layers.0.self_attn.k_proj.bias'.* and 5 more"),
+        (lambda f, t: _change(f, tie_word_embeddings=True), "ties the embeddings.*lm_head.weight"),
+        (lambda f, t: _change(f, num_hidden_layers=1), "holds 'model.layers.1.input_layernorm.weight'.*6 more"),
         (lambda f, t: _change(f, hidden_size=20), "does not fit"),
+        (lambda f, t: _change(f, model_type="qwen2"), "no tensor .*bias"),
     ],
 )
 def test_damage_is_named(folder, damage, message):
@@ -97,8 +154,23 @@ def test_damage_is_named(folder, damage, message):
   assert "\n" not in str(caught.value)
 
 
+def _only_pickle(folder):
+  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
 def _cut(path):
   path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.pt"])
+def test_a_pickle_is_refused_unopened(tmp_path, name):
+  with pytest.raises(InputError, match="pickled weights.*never loaded.*save_pretrained"):
+    conversion.load(tmp_path / name)
+
+
+def test_one_file_of_a_checkpoint_is_refused(folder):
+  with pytest.raises(InputError, match="give its folder"):
+    conversion.load(folder[0] / "model.safetensors")
 
 
 def test_a_truncated_gguf_is_named(tmp_path):

@@ -1,0 +1,120 @@
+"""Weights in: a Hugging Face folder of `config.json` and safetensors, one file or shards with an index."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from qempo_jax.errors import InputError
+from qempo_jax.models import hugging_face
+from qempo_jax.models import tensor_names
+from qempo_jax.models.config import ModelConfig
+
+WHY_NO_PICKLE = (
+    "pickled weights (.bin, .pt) are never loaded, because opening a pickle runs whatever code it holds; save the "
+    "model as safetensors (transformers' save_pretrained does)"
+)
+INDEX = "model.safetensors.index.json"
+_DTYPES = ("F32", "F16", "BF16")
+# Rotary tables that old checkpoints carry, and that follow from config.json.
+_DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
+
+
+def load(folder: pathlib.Path) -> tuple[ModelConfig, dict]:
+  """Reads a checkpoint's folder, one tensor at a time; see `conversion.load`.
+
+  Args:
+    folder: holds `config.json` and either `model.safetensors`, or shards with `model.safetensors.index.json`,
+      or one file of any name; float32, float16 or bfloat16.
+
+  Returns:
+    (the decoder's shape, its parameters as float32 NumPy arrays).
+
+  Raises:
+    InputError: what is missing, left over, damaged or of another shape, by name.
+  """
+  config = hugging_face.from_hugging_face(_read_json(folder / "config.json", "give a model folder"))
+  where = _tensors(folder)
+  names = tensor_names.expected(config)
+  if missing := set(names) - set(where):
+    raise InputError(f"{folder} has no tensor {tensor_names.listed(missing)}; is the checkpoint complete?")
+  if config.tie_embeddings:
+    _check_tied(where, config, folder)
+  extra = {name for name in set(where) - set(names) - {"lm_head.weight"} if not _DERIVED.search(name)}
+  if extra:
+    raise InputError(
+        f"{folder} holds {tensor_names.listed(extra)}, which the decoder of its config.json does not have;"
+        " is config.json this checkpoint's own?"
+    )
+  return config, tensor_names.assemble(lambda name: _get(where[name], name), config)
+
+
+def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+  try:
+    content = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path} cannot be read ({error}); {remedy}") from error
+  if not isinstance(content, dict):
+    raise InputError(f"{path} is not a JSON object; {remedy}")
+  return content
+
+
+def _tensors(folder: pathlib.Path) -> dict[str, Any]:
+  """Where each tensor is: name -> opened file."""
+  if (folder / "model.safetensors").is_file():
+    return _open(folder / "model.safetensors")
+  if (folder / INDEX).is_file():
+    return _sharded(folder)
+  files = sorted(folder.glob("*.safetensors"))
+  if len(files) == 1:
+    return _open(files[0])
+  if files:
+    raise InputError(f"{folder} holds {len(files)} .safetensors files and no {INDEX}; fetch the index too")
+  pickled = any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir())
+  raise InputError(f"{folder} holds no .safetensors file" + (f": {WHY_NO_PICKLE}" if pickled else ""))
+
+
+def _sharded(folder: pathlib.Path) -> dict[str, Any]:
+  weight_map = _read_json(folder / INDEX, "fetch it again").get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise InputError(f"{folder / INDEX} has no weight_map; fetch it again")
+  shards = {}
+  for file in sorted(set(weight_map.values())):
+    if pathlib.PurePath(file).name != file or not (folder / file).is_file():
+      raise InputError(f"{folder / INDEX} names the file {file!r}, which is not in the folder; fetch it")
+    shards[file] = _open(folder / file)
+  if lost := {name for name, file in weight_map.items() if name not in shards[file]}:
+    raise InputError(f"{folder / INDEX} names {tensor_names.listed(lost)}, which its file does not hold")
+  if unlisted := {name for tensors in shards.values() for name in tensors} - set(weight_map):
+    raise InputError(f"{folder / INDEX} has no entry for {tensor_names.listed(unlisted)}; fetch it again")
+  return {name: shards[file][name] for name, file in weight_map.items()}
+
+
+def _open(path: pathlib.Path) -> dict[str, Any]:
+  import safetensors
+
+  try:
+    opened = safetensors.safe_open(path, framework="numpy")
+  except Exception as error:  # safetensors raises its own untyped errors
+    raise InputError(f"{path} is damaged or cut short ({error}); fetch it again") from error
+  return dict.fromkeys(opened.keys(), opened)
+
+
+def _get(opened, name: str) -> np.ndarray:
+  """One tensor; bfloat16 needs ml_dtypes, which JAX brings."""
+  dtype = opened.get_slice(name).get_dtype()
+  if dtype not in _DTYPES:
+    raise InputError(f"tensor {name!r} is stored as {dtype}; only {', '.join(_DTYPES)} weights are read")
+  return opened.get_tensor(name)
+
+
+def _check_tied(where, config: ModelConfig, folder: pathlib.Path) -> None:
+  """A tied checkpoint may repeat its embedding as output projection, but not have another one."""
+  name, embedding = "lm_head.weight", "model.embed_tokens.weight"
+  if name in where and not np.array_equal(_get(where[name], name), _get(where[embedding], embedding)):
+    raise InputError(
+        f"{folder}: config.json ties the embeddings, but {name!r} differs from {embedding!r};"
+        " set tie_word_embeddings to false"
+    )

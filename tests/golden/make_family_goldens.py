@@ -1,0 +1,173 @@
+"""Makes families/: one tiny random checkpoint a family, written by PyTorch transformers, with its logits.
+
+Needs PyTorch, which nothing else here does, so give it an environment of its own (about 1 minute on 2 cores):
+
+  python -m venv /tmp/golden && /tmp/golden/bin/pip install torch transformers safetensors
+  /tmp/golden/bin/python tests/golden/make_family_goldens.py
+
+families/NAME/ holds what `save_pretrained` writes (config.json, safetensors) and expected.npz, with N tokens in S
+sequences, one behind the other:
+
+  token_ids [N], lengths [S]       the sequences; each starts anew at position 0
+  prompt_lengths [S]               how many of their tokens are a prompt; the first two share theirs
+  left, right [N, V]               float32 logits from one batch, padded on that side
+
+Weights, norms and biases are all random, so that no option can be left out unnoticed; the weights are rounded to
+the stored type before the logits are computed in float32.
+"""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import torch
+import transformers
+
+FOLDER = pathlib.Path(__file__).with_name("families")
+SIZES = {
+  "vocab_size": 64,
+  "hidden_size": 16,
+  "intermediate_size": 24,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "max_position_embeddings": 64,
+  "pad_token_id": 0,
+  "bos_token_id": 1,
+  "eos_token_id": 2,
+}
+PROMPT_LENGTHS, LENGTHS = (6, 6, 3), (13, 17, 7)
+LLAMA3 = {
+  "rope_type": "llama3",
+  "rope_theta": 500.0,
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 16,
+}
+GEMMA3_ROPE = {
+  "full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
+  "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+}
+
+# Name -> (configuration class, its options beyond SIZES, stored type, largest shard).
+CASES = {
+  "llama2": ("LlamaConfig", {"num_key_value_heads": 4, "tie_word_embeddings": False}, torch.float32, "1GB"),
+  "llama3": (
+    "LlamaConfig",
+    {"head_dim": 8, "rope_parameters": LLAMA3, "tie_word_embeddings": True},
+    torch.bfloat16,
+    "1GB",
+  ),
+  "llama_biases": (
+    "LlamaConfig",
+    {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    torch.float32,
+    "1GB",
+  ),
+  "mistral": (
+    "MistralConfig",
+    {"sliding_window": 4, "tie_word_embeddings": False},
+    torch.float16,
+    "1GB",
+  ),
+  "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}, torch.bfloat16, "1GB"),
+  "qwen2_windows": (
+    "Qwen2Config",
+    {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "tie_word_embeddings": False},
+    torch.bfloat16,
+    "1GB",
+  ),
+  "qwen3": ("Qwen3Config", {"head_dim": 8, "tie_word_embeddings": False}, torch.float16, "6KB"),
+  "olmo2": ("Olmo2Config", {"tie_word_embeddings": False}, torch.float32, "12KB"),
+  "gemma2": (
+    "Gemma2Config",
+    {
+      "head_dim": 8,
+      "sliding_window": 4,
+      "num_hidden_layers": 4,
+      "query_pre_attn_scalar": 3,
+      "attn_logit_softcapping": 1.5,
+      "final_logit_softcapping": 2.5,
+    },
+    torch.bfloat16,
+    "1GB",
+  ),
+  "gemma3": (
+    "Gemma3TextConfig",
+    {
+      "head_dim": 8,
+      "sliding_window": 4,
+      "num_hidden_layers": 4,
+      "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+      "query_pre_attn_scalar": 3,
+      "rope_parameters": GEMMA3_ROPE,
+    },
+    torch.bfloat16,
+    "1GB",
+  ),
+}
+
+
+def random_model(config: transformers.PreTrainedConfig, dtype: torch.dtype) -> torch.nn.Module:
+  """A decoder with random parameters of one type: norms around their neutral value, biases around 0."""
+  model = transformers.AutoModelForCausalLM.from_config(config)
+  generator = torch.Generator().manual_seed(7)
+  neutral = 0.0 if config.model_type.startswith("gemma") else 1.0
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      noise = torch.randn(parameter.shape, generator=generator)
+      scale = 0.4 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
+      parameter.copy_((neutral if "norm" in name else 0.0) + scale * noise)
+  return model.to(dtype)
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, rows: list[list[int]], side: str) -> np.ndarray:
+  """Logits of the rows' own tokens, from one batch padded on the given side: [N, V]."""
+  width = max(map(len, rows))
+  tokens, mask = torch.zeros((2, len(rows), width), dtype=torch.long)
+  for index, row in enumerate(rows):
+    place = slice(0, len(row)) if side == "right" else slice(width - len(row), None)
+    tokens[index, place], mask[index, place] = torch.tensor(row), 1
+  positions = (mask.cumsum(1) - 1).clamp(min=0)
+  output = model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
+  return output[mask.bool()].numpy()
+
+
+def make(name: str) -> None:
+  """Writes one family's folder."""
+  kind, options, dtype, shard = CASES[name]
+  folder = FOLDER / name
+  shutil.rmtree(folder, ignore_errors=True)
+  config = getattr(transformers, kind)(**SIZES | options)
+  random_model(config, dtype).save_pretrained(folder, max_shard_size=shard)
+  (folder / "generation_config.json").unlink(missing_ok=True)
+
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, dtype=torch.float32, attn_implementation="eager"
+  ).eval()
+  rng = np.random.default_rng(3)
+  rows = [rng.integers(3, SIZES["vocab_size"], length).tolist() for length in LENGTHS]
+  rows[1][: PROMPT_LENGTHS[1]] = rows[0][: PROMPT_LENGTHS[0]]
+  logits = {side: logits_of(model, rows, side) for side in ("left", "right")}
+  np.savez_compressed(
+    folder / "expected.npz",
+    token_ids=np.concatenate(rows).astype(np.int32),
+    lengths=np.array(LENGTHS, np.int32),
+    prompt_lengths=np.array(PROMPT_LENGTHS, np.int32),
+    **logits,
+  )
+  size = sum(file.stat().st_size for file in folder.iterdir()) / 1e3
+  apart = np.abs(logits["left"] - logits["right"]).max()
+  print(f"{name}: {size:.0f} KB, logits to {np.abs(logits['left']).max():.2f}, apart by side {apart:.1e}")
+
+
+if __name__ == "__main__":
+  transformers.logging.set_verbosity_error()
+  transformers.logging.disable_progress_bar()
+  for case in CASES:
+    make(case)
+  versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+  (FOLDER / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")

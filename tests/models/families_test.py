@@ -1,0 +1,237 @@
+"""Every family against PyTorch's logits for the same checkpoint: padded, packed, cached, sampled, sharded."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from qempo_jax import packing
+from qempo_jax import scoring
+from qempo_jax import sharding
+from qempo_jax.models import conversion
+from qempo_jax.models import transformer
+from qempo_jax.sampling import sampler
+from qempo_jax.types import PromptBatch
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "families"
+FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+TOLERANCE = 1e-4
+
+# Each option that a family uses, and its value where it is switched off or read wrongly.
+MISTAKES = [
+    ("llama2", {"rope_theta": 500.0}),
+    ("llama2", {"activation": "gelu_tanh"}),
+    ("llama2", {"norm_epsilon": 1e-2}),
+    ("llama3", {"rope_scaling": None}),
+    ("llama_biases", {"biases": ("query", "key", "value", "output")}),
+    ("llama_biases", {"biases": ("query", "key", "value", "gate", "up", "down")}),
+    ("mistral", {"windows": ()}),
+    ("mistral", {"windows": (5, 5, 5)}),
+    ("qwen2", {"biases": ()}),
+    ("qwen2_windows", {"windows": ()}),
+    ("qwen2_windows", {"windows": (4, 4, 4)}),
+    ("qwen3", {"qk_norm": "none"}),
+    ("olmo2", {"qk_norm": "none"}),
+    ("olmo2", {"norm_placement": "pre"}),
+    ("gemma2", {"scale_embedding": False}),
+    ("gemma2", {"norm_offset": 0.0}),
+    ("gemma2", {"norm_placement": "pre"}),
+    ("gemma2", {"query_scale": None}),
+    ("gemma2", {"attention_softcap": None}),
+    ("gemma2", {"logit_softcap": None}),
+    ("gemma2", {"activation": "silu"}),
+    ("gemma2", {"windows": ()}),
+    ("gemma2", {"windows": (None, 4, None, 4)}),
+    ("gemma3", {"rope_scaling": None}),
+    ("gemma3", {"local_rope_theta": None}),
+    ("gemma3", {"qk_norm": "none"}),
+    ("gemma3", {"windows": (4, 4, 4, None)}),
+]
+
+
+@functools.cache
+def _load(name):
+  config, params = conversion.load(GOLDEN / name)
+  golden = np.load(GOLDEN / name / "expected.npz")
+  return config, jax.tree.map(jnp.asarray, params), {key: golden[key] for key in golden.files}
+
+
+def _rows(golden):
+  return np.split(golden["token_ids"], np.cumsum(golden["lengths"])[:-1])
+
+
+def _padded(rows, side, width):
+  tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+  for index, row in enumerate(rows):
+    place = slice(0, len(row)) if side == "right" else slice(width - len(row), None)
+    tokens[index, place], mask[index, place] = row, True
+  return jnp.asarray(tokens), jnp.asarray(mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, tokens, positions, mask):
+  hidden = transformer.forward(params, config, tokens, positions, mask, remat=False)
+  return transformer.logits(hidden, transformer.unembedding(params), config)
+
+
+def _forward(config, params, golden, side):
+  rows = _rows(golden)
+  tokens, valid = _padded(rows, side, max(map(len, rows)) + 2)
+  positions = jnp.cumsum(valid, axis=1) - 1
+  logits = _logits(config, params, tokens, positions, transformer.causal_mask(positions, valid))
+  return np.asarray(logits)[np.asarray(valid)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_padded_logits_equal_pytorch(name, side):
+  config, params, golden = _load(name)
+  np.testing.assert_allclose(_forward(config, params, golden, side), golden[side], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "mistake"), MISTAKES, ids=lambda x: x if isinstance(x, str) else str(*x))
+def test_every_option_matters(name, mistake):
+  config, params, golden = _load(name)
+  wrong = dataclasses.replace(config, **mistake)
+  assert wrong != config
+  if name == "olmo2":  # the norms it has, in the places of those it lacks
+    names = {"attention_norm": "attention_post_norm", "feed_forward_norm": "feed_forward_post_norm"}
+    blocks = params["layers"]
+    params = params | {"layers": blocks | {new: blocks[old] for new, old in names.items()}}
+  difference = np.abs(_forward(wrong, params, golden, "left") - golden["left"]).max()
+  assert difference > 20 * TOLERANCE
+
+
+def _packed(golden):
+  """Two prompts: one with two responses that share it, one with a response and nothing beside it."""
+  parts = [(row[:n], row[n:]) for row, n in zip(_rows(golden), golden["prompt_lengths"])]
+  (prompt, first), (same, second), (other, third) = parts
+  np.testing.assert_array_equal(prompt, same)
+  return packing.pack_groups([prompt, other], [[first, second], [third, []]], bucket=8)
+
+
+def _of_responses(golden, values):
+  """[P, G, T] of values [N] at the tokens that predict responses, 0 elsewhere."""
+  expected = np.zeros((2, 2, 11))
+  by_row = np.split(values, np.cumsum(golden["lengths"])[:-1])
+  for (p, g), row, start in zip([(0, 0), (0, 1), (1, 0)], by_row, golden["prompt_lengths"]):
+    own = row[start - 1 : -1]
+    expected[p, g, : len(own)] = own
+  return expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_rows_equal_pytorch(name):
+  config, params, golden = _load(name)
+  packed, temperature = _packed(golden), 0.7
+  mask = scoring.shared_prompt_mask(packed.positions, packed.segments)
+  logits = np.asarray(_logits(config, params, packed.tokens, packed.positions, mask))
+  golden_rows = np.split(golden["right"], np.cumsum(golden["lengths"])[:-1])
+  for index, (place, row) in enumerate(zip([(0, 1), (0, 2), (1, 1)], golden_rows)):
+    seen = np.isin(packed.segments[place[0]], [0, place[1]])
+    np.testing.assert_allclose(logits[place[0]][seen], row[:-1], rtol=0, atol=TOLERANCE, err_msg=str(index))
+
+  scaled = golden["right"].astype(np.float64) / temperature
+  log_probs = scipy.special.log_softmax(scaled, axis=-1)
+  following = np.append(golden["token_ids"][1:], 0)
+  stats = scoring.score_groups(
+      params, config, packed, group_size=2, max_length=11, temperature=temperature, chunk_size=8
+  )
+  own = _of_responses(golden, log_probs[np.arange(len(following)), following])
+  entropies = _of_responses(golden, -np.sum(np.exp(log_probs) * log_probs, axis=-1))
+  np.testing.assert_allclose(stats.log_prob, own, rtol=0, atol=2 * TOLERANCE / temperature)
+  np.testing.assert_allclose(stats.entropy, entropies, rtol=0, atol=2 * TOLERANCE / temperature)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cached_decode_equals_full_forward_and_pytorch(name, side):
+  config, params, golden = _load(name)
+  (prompt, first), (_, second), _ = [(r[:n], r[n:]) for r, n in zip(_rows(golden), golden["prompt_lengths"])]
+  steps = len(first)
+  tokens, mask = _padded([prompt], side, len(prompt) + 3)
+  head = lambda hidden: transformer.logits(hidden, transformer.unembedding(params), config)
+
+  @jax.jit
+  def run(params):
+    hidden, keys, values = transformer.prefill(params, config, tokens, mask)
+    cache = transformer.KVCache.create(keys, values, mask, group_size=2, max_length=steps)
+
+    def step(cache, token_G):
+      hidden, cache = transformer.decode(params, config, token_G[None], cache)
+      return cache, head(hidden)[0]
+
+    fed = jnp.asarray(np.stack([first, second[:steps]], axis=1))
+    return head(hidden)[0], jax.lax.scan(step, cache, fed)[1]
+
+  start, following = jax.device_get(run(params))
+  full = _forward(config, params, golden, side)
+  for logits in (full, golden[side]):
+    rows = np.split(logits, np.cumsum(golden["lengths"])[:-1])
+    np.testing.assert_allclose(start, rows[0][len(prompt) - 1], rtol=0, atol=TOLERANCE)
+    for sample in range(2):
+      expected = rows[sample][len(prompt) : len(prompt) + steps]
+      np.testing.assert_allclose(following[:, sample], expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2", "qwen2_windows"])
+def test_scoring_gives_the_samplers_log_probs(name):
+  config, params, golden = _load(name)
+  prompts = [row[:n] for row, n in zip(_rows(golden), golden["prompt_lengths"])]
+  settings = {"group_size": 4, "max_length": 9, "temperature": 0.8}
+  batch = PromptBatch(*_padded(prompts, "left", 8))
+  rollout = jax.device_get(
+      sampler.sample_groups(params, config, batch, jax.random.key(1), stop_tokens=(2, 3, 4, 5), **settings)
+  )
+  responses = [[t[m] for t, m in zip(*group)] for group in zip(rollout.tokens, rollout.mask)]
+  packed = packing.pack_groups(prompts, responses, bucket=16)
+  stats = scoring.score_groups(params, config, packed, chunk_size=16, **settings)
+  assert rollout.mask.sum() > 20
+  np.testing.assert_allclose(stats.log_prob, rollout.log_probs, atol=TOLERANCE)
+  np.testing.assert_allclose(stats.entropy, rollout.entropies, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llama_biases", "olmo2"])
+def test_sharded_equals_single_device(name):
+  config, params, golden = _load(name)
+  mesh = sharding.make_mesh((2, 2, 2))
+  placed = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
+  assert not placed["layers"]["gate"].sharding.is_fully_replicated
+  np.testing.assert_allclose(_forward(config, placed, golden, "left"), golden["left"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama_biases", "olmo2"])
+def test_gradients_reach_every_parameter(name):
+  config, params, golden = _load(name)
+  packed = _packed(golden)
+
+  def total(params):
+    settings = {"group_size": 2, "max_length": 11, "temperature": 1.0, "chunk_size": 8}
+    return jnp.sum(scoring.score_groups(params, config, packed, **settings).log_prob)
+
+  gradient = jax.jit(jax.grad(total))(params)
+  for path, leaf in jax.tree.leaves_with_path(gradient):
+    assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+
+
+@pytest.mark.parametrize("name", ["gemma2", "llama_biases"])
+def test_bfloat16_products_stay_near(name):
+  config, params, golden = _load(name)
+  low = dataclasses.replace(config, compute_dtype="bfloat16")
+  params, unembedding = transformer.rounded(params, low)
+  assert all(leaf.dtype == jnp.float32 for key, leaf in params["layers"].items() if "bias" in key or "norm" in key)
+  difference = np.abs(_forward(low, params, golden, "left") - golden["left"]).max()
+  assert unembedding.dtype == jnp.bfloat16 and 0 < difference < 0.3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_random_parameters_have_the_checkpoints_shapes(name):
+  config, params, _ = _load(name)
+  made = jax.eval_shape(lambda rng: transformer.init(rng, config), jax.random.key(0))
+  shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
+  assert shapes(made) == shapes(params)

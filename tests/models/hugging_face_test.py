@@ -1,0 +1,119 @@
+"""Reading config.json: published checkpoints' own wording, and what is refused by name."""
+
+import pytest
+
+from qempo_jax.errors import InputError
+from qempo_jax.models import hugging_face
+from qempo_jax.models.config import ModelConfig
+from qempo_jax.models.config import RopeScaling
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 4096,
+}
+LLAMA31 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+
+
+def _read(model_type, **options) -> ModelConfig:
+  return hugging_face.from_hugging_face(SIZES | {"model_type": model_type} | options)
+
+
+def test_llama():
+  config = _read("llama", rope_theta=500000.0, rope_scaling=LLAMA31)
+  assert config == _read("llama", rope_parameters=LLAMA31 | {"rope_theta": 500000.0})
+  assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+  assert (config.rope_theta, config.head_dim, config.windows, config.biases) == (500000.0, 8, (), ())
+  assert _read("llama", num_key_value_heads=None).num_kv_heads == 4
+
+
+def test_mistral_windows():
+  assert _read("mistral", sliding_window=4096).windows == (4096,) * 7
+  assert _read("mistral").windows == (4096,) * 7  # what transformers fills in
+  assert _read("mistral", sliding_window=None).windows == ()
+  assert _read("mistral", head_dim=16).head_dim == 16
+
+
+def test_qwen():
+  plain = _read("qwen2", use_sliding_window=False, sliding_window=32768, max_window_layers=3)
+  assert plain.windows == () and plain.biases == ("query", "key", "value")
+  assert _read("qwen2", use_sliding_window=True, max_window_layers=5).windows == (None,) * 5 + (4096,) * 2
+  assert _read("qwen3").head_dim == 128 and _read("qwen3").qk_norm == "head"
+
+
+def test_olmo2():
+  config = _read("olmo2")
+  assert (config.norm_placement, config.qk_norm) == ("post", "width")
+
+
+def test_gemma2_as_transformers_4_writes_it():
+  config = _read("gemma2", hidden_act="gelu_pytorch_tanh", head_dim=16, query_pre_attn_scalar=64, sliding_window=9)
+  assert config.windows == (9, None, 9, None, 9, None, 9)
+  assert (config.attention_softcap, config.logit_softcap) == (50.0, 30.0)  # what transformers fills in
+  assert config.query_scale == config.attention_scale == 64**-0.5
+  assert config.tie_embeddings and config.activation == "gelu_tanh" and config.local_rope_theta is None
+
+
+def test_gemma3_as_transformers_4_and_5_write_it():
+  common = {"head_dim": 16, "query_pre_attn_scalar": 64, "sliding_window": 9, "final_logit_softcapping": None}
+  scaling = {"rope_type": "linear", "factor": 8.0}
+  rope = {"rope_theta": 1e6, "rope_local_base_freq": 10000.0, "rope_scaling": scaling}
+  old = _read("gemma3_text", sliding_window_pattern=6, attn_logit_softcapping=None, **common, **rope)
+  kinds = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+  nested = {
+      "full_attention": scaling | {"rope_theta": 1e6},
+      "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+  }
+  new = _read("gemma3_text", layer_types=kinds, rope_parameters=nested, **common)
+  assert old == new
+  assert old.windows == (9,) * 5 + (None, 9) and old.logit_softcap is None
+  assert (old.rope_theta, old.local_rope_theta, old.rope_scaling) == (1e6, 1e4, RopeScaling("linear", 8.0))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "message"),
+    [
+        ("mixtral", {}, "model_type='mixtral' is not supported; this decoder reads 'llama'"),
+        ("qwen3_moe", {}, "qwen3_moe"),
+        ("gemma3", {}, "gemma3"),
+        (None, {}, "model_type=None"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type='dynamic'"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "no 'low_freq_factor'"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act='relu'"),
+        ("llama", {"num_local_experts": 8}, "num_local_experts=8"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ("llama", {"hidden_size": "32"}, "hidden_size='32'"),
+        ("llama", {"num_hidden_layers": 0}, "num_hidden_layers=0"),
+        ("llama", {"rms_norm_eps": None}, "wrong kind"),
+        ("llama", {"num_key_value_heads": 3}, "not a multiple"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
+        ("gemma2", {"layer_types": ["full_attention"] * 6 + ["sliding_attention"] * 2}, "names 8 blocks"),
+        ("gemma2", {"layer_types": ["chunked_attention"] * 7}, "chunked_attention"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3_text", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "sliding_attention"),
+    ],
+)
+def test_what_is_not_computed_is_named(model_type, options, message):
+  with pytest.raises(InputError, match=message) as caught:
+    _read(model_type, **options)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "rms_norm_eps"])
+def test_a_missing_size_is_named(key):
+  with pytest.raises(InputError, match=f"no '{key}'"):
+    hugging_face.from_hugging_face({k: v for k, v in SIZES.items() if k != key} | {"model_type": "llama"})
