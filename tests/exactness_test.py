@@ -1,0 +1,131 @@
+"""Training ends at the exact optimum: a part of the study here, the whole matrix marked slow."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.studies import controllers_over_problems, exactness
+from experiments.studies.exactness_methods import (
+  CONTROLS,
+  METHODS,
+  draw_responses,
+  enumerated_loss,
+  of_all_responses,
+  sampled_loss,
+)
+from experiments.studies.exactness_problems import KINDS, random_problem, table_policy
+
+FIGURES = pathlib.Path(__file__).parents[1] / "docs" / "figures"
+
+
+def _failures(rows):
+  return [(row["seed"], row["error"]) for row in rows if not row["passed"]]
+
+
+@pytest.mark.parametrize(
+  ("tier", "kind", "method"),
+  [
+    ("expected", "table", "policy gradient"),
+    ("expected", "table", "trajectory balance, off-policy"),
+    ("expected", "table", "preference pairs, learned multipliers"),
+    ("expected", "transformer", "policy gradient"),
+    ("sampled", "table", "trajectory balance"),
+  ],
+)
+def test_a_part_of_the_matrix_ends_at_the_optimum(tier, kind, method):
+  rows = exactness.rows(tier, kind, "qempo_kl", method, exactness.SEEDS[:2])
+  assert not _failures(rows)
+
+
+def test_the_criterion_rejects_a_biased_gradient():
+  rows = exactness.rows(
+    "expected", "table", "qempo_kl", "control: token-only entropy bonus", exactness.SEEDS[:2]
+  )
+  assert len(_failures(rows)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [c for c in exactness.cells() if c[0] == "sampled" or c[3] in CONTROLS], ids=", ".join)
+def test_every_sampled_run_ends_at_the_optimum_and_every_control_misses(cell):
+  rows = exactness.rows(*cell, exactness.SEEDS)
+  expected = len(rows) if cell[3] in CONTROLS else 0
+  assert len(_failures(rows)) == expected, _failures(rows)
+
+
+def test_the_page_says_how_many_stored_runs_pass():
+  cells = json.loads((FIGURES / "exactness.json").read_text(encoding="utf-8"))["cells"]
+  page = (FIGURES.parent / "exactness.md").read_text(encoding="utf-8")
+  for tier, words in (("sampled", "{} of {} runs pass"), ("expected", "{} of {} pass")):
+    rows = [row for c in cells if c["cell"][0] == tier and c["cell"][3] not in CONTROLS for row in c["rows"]]
+    assert words.format(sum(row["passed"] for row in rows), len(rows)) in page
+  assert not any(row["passed"] for c in cells if c["cell"][3] in CONTROLS for row in c["rows"])
+
+
+def test_the_stored_rows_are_those_of_the_present_settings():
+  stored = json.loads((FIGURES / "exactness.json").read_text(encoding="utf-8"))
+  assert stored["tolerances"] == exactness.TOLERANCES
+  cells = {tuple(cell["cell"]): cell for cell in stored["cells"]}
+  assert set(cells) == set(exactness.cells())
+  for (tier, kind, program, name), cell in cells.items():
+    now = exactness.settings(tier, kind, (METHODS | CONTROLS)[name])
+    assert cell["settings"] == json.loads(json.dumps(now._asdict()))
+    assert [row["seed"] for row in cell["rows"]] == list(exactness.SEEDS)
+    for row in cell["rows"]:
+      within = [error <= exactness.TOLERANCES[k] for k, error in row["error"].items()]
+      assert row["passed"] == all(within) and ("kl" in row["error"]) == (program == "qempo_kl")
+
+
+def test_problems_bind_both_constraints_strictly_inside():
+  problem = random_problem(table_policy(), "qempo_kl", seed=0)
+  slack = random_problem(table_policy(), "qempo", seed=0)
+  assert problem.quality_multiplier > 0.1 and problem.kl_multiplier > 0.1
+  assert slack.kl_multiplier == 0 and slack.entropy > problem.entropy
+  np.testing.assert_array_equal(problem.rewards, slack.rewards)
+
+
+@pytest.mark.parametrize("name", ["policy gradient", "preference pairs, exact weights"])
+def test_the_enumerated_loss_is_the_mean_of_the_sampled_one(name):
+  """In gradient: groups of two, or many pairs, averaged over many draws."""
+  policy, method = KINDS["table"](), METHODS[name]
+  problem = random_problem(policy, "qempo_kl", seed=1)
+  multipliers = {"quality": jnp.asarray(1.5), "kl": jnp.asarray(0.5)}
+
+  def gradient(loss, key, **size):
+    def of(params):
+      first = lambda x: jax.tree.map(lambda leaf: leaf[0], x)
+      inputs = first(of_all_responses(policy, params, problem)), problem.data_log_probs[0], key
+      return loss(method, *inputs, multipliers=multipliers, **size)
+
+    return jax.grad(of)(problem.params)[0]
+
+  exact = gradient(enumerated_loss, None)
+  keys = jax.random.split(jax.random.key(0), 20_000)
+  draws = jax.lax.map(lambda key: gradient(sampled_loss, key, size=2), keys, batch_size=2000)
+  error = np.abs(draws.mean(0) - exact) / np.maximum(draws.std(0) / np.sqrt(len(keys)), 1e-6)
+  assert np.abs(exact).max() > 0.01 and error.max() < 4.5
+
+
+def test_responses_are_drawn_by_their_probabilities():
+  log_probs = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+  drawn = draw_responses(jax.random.key(0), log_probs, 40_000)
+  shares = np.bincount(drawn, minlength=4) / 40_000
+  np.testing.assert_allclose(shares, jnp.exp(log_probs), atol=0.01)
+
+
+def test_the_pi_controllers_lead_over_problems_is_what_the_figure_says():
+  stored = json.loads((FIGURES / "controllers_over_problems.json").read_text(encoding="utf-8"))
+  study = controllers_over_problems
+  problems = study.random_problems(table_policy(), "qempo", study.SEEDS)
+  for result in stored["results"]:
+    found = {}
+    for name in ("PI", "plain ascent, tuned"):
+      gains = tuple(result[name][k] for k in ("proportional_gain", "integral_gain", "smoothing"))
+      (found[name],) = study.outcomes(problems, [gains], result["noise_sd"])
+    ratios = study.ratios(found["PI"], found["plain ascent, tuned"])
+    assert ratios["median_settling_ratio"] < 1 / 2 and ratios["median_overshoot_ratio"] < 1 / 3
+    for key in ("under_half_the_steps", "under_a_third_of_the_overshoot", "both"):
+      assert abs(ratios[key] - result["PI / plain ascent, tuned"][key]) <= 1  # rounding on other machines
