@@ -43,9 +43,19 @@ CONVERT = [
   "tokenizers>=0.22",
   "transformers>=5.0",
 ]
+# Answers to mathematical problems, for the math reward; it brings sympy along.
+MATH = ["math-verify>=0.8"]
 # Plots of the report.
 EVAL = ["matplotlib>=3.9"]
-TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "scipy>=1.13"]
+TEST = [
+  "equinox>=0.13",
+  "hypothesis>=6.100",
+  "ipykernel>=6",
+  "nbclient>=0.10",
+  "pytest>=8.3",
+  "pytest-xdist>=3.6",
+  "scipy>=1.13",
+]
 
 setup(
   name="qempo-jax",
@@ -73,10 +83,11 @@ setup(
     "train": TRAIN,
     "convert": CONVERT,
     "eval": EVAL,
-    "test": TEST,
+    "math": MATH,
+    "test": [*MATH, *TEST],
     # Only for remaking golden files from PyTorch; no test needs it.
     "parity": ["gguf>=0.17", "regex", "torch>=2.6", "transformers>=5.0"],
-    "dev": [*TRAIN, *CONVERT, *EVAL, *TEST, "ruff>=0.12"],
+    "dev": [*TRAIN, *CONVERT, *EVAL, *MATH, *TEST, "ruff>=0.12"],
     "colab": [*TRAIN, *CONVERT, *EVAL, "ipykernel>=6", "nbclient>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],

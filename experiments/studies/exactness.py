@@ -80,20 +80,18 @@ GAINS = {
   ("expected", "pair"): (("quality", (0.3, 0.02)), ("kl", (0.5, 0.03))),
   ("sampled", "pair"): (("quality", (0.3, 0.01)), ("kl", (0.2, 0.01))),
 }
-STEPS = {"expected": 3000, "sampled": 6000}
+STEPS = {("expected", "table"): 3000, ("expected", "transformer"): 6000}
+STEPS |= {("sampled", kind): 6000 for kind in KINDS}
 SAMPLES = {"group": 128, "pair": 8192}  # pairs need more: a label is one noisy bit
 
 
 def settings(tier: str, kind: str, method: Method) -> Settings:
   """The settings of one cell of the matrix: the same for every problem and both programs."""
-  learning_rate = {"table": 0.05, "transformer": 0.01}[kind]
   noisy_group = tier == "sampled" and method.inputs == "group"
-  if tier == "sampled" and kind == "transformer":
-    learning_rate = 0.005
   return Settings(
-    steps=STEPS[tier],
+    steps=STEPS[tier, kind],
     samples=0 if tier == "expected" else SAMPLES[method.inputs],
-    learning_rate=learning_rate,
+    learning_rate={"table": 0.05, "transformer": 0.005}[kind],
     gains=GAINS[tier, method.inputs],
     averaged=0.25 if noisy_group else 0.1,
   )
@@ -232,7 +230,7 @@ def rows(tier: str, kind: str, program: str, name: str, seeds: tuple[int, ...]) 
 
 def cells() -> list[tuple[str, str, str, str]]:
   """(tier, policy, program, method) of the whole matrix; controls in the expected tier, on the table."""
-  matrix = [(t, k, p, m) for t in STEPS for k in KINDS for p in PROGRAMS for m in METHODS]
+  matrix = [(t, k, p, m) for t, k in STEPS for p in PROGRAMS for m in METHODS]
   return matrix + [("expected", "table", p, m) for p in PROGRAMS for m in CONTROLS]
 
 

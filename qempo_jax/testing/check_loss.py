@@ -52,8 +52,9 @@ class CheckReport(NamedTuple):
   def __str__(self) -> str:
     lines = ["OK" if self.ok else "NOT OK"]
     if self.gradient_is_right is not None:
+      verdict = "not that of J, nor need it be" if self.ok and not self.gradient_is_right else _yes(self.gradient_is_right)
       lines.append(
-        f"expected gradient: {_yes(self.gradient_is_right)} "
+        f"expected gradient: {verdict} "
         f"(relative error {self.gradient_error:.1e}, {self.scale:.4g} x grad J)"
       )
     lines.append(

@@ -1,0 +1,40 @@
+"""One tiny problem for every example: words of three letters of four, good if no letter follows itself.
+
+64 words, 36 of them good. QEMPO's optimum under the floor E[r] >= 0.9 is known exactly, so that a loop in any
+framework can be held to it: entropy 3.883 nats, lambda = log(0.9 * 28 / (0.1 * 36)).
+"""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+
+from qempo_jax import exact
+
+LETTERS, LENGTH, FLOOR = 4, 3, 0.9
+WORDS = jnp.array(list(itertools.product(range(LETTERS), repeat=LENGTH)))  # [64, 3]
+
+
+def reward(words):
+  """1 for each word [..., 3] in which no letter follows itself, else 0."""
+  return jnp.all(words[..., 1:] != words[..., :-1], axis=-1).astype(jnp.float32)
+
+
+def optimum() -> exact.ExactSolution:
+  """The entropy, lambda and log-probs [64] that a loop should end at."""
+  return exact.solve_qempo(reward(WORDS), min_reward=FLOOR)
+
+
+def summary(history: list[dict], *, last: int) -> str:
+  """One line: the means of the last steps beside the exact values.
+
+  Args:
+    history: a step's "reward", "entropy" and "multiplier" each.
+    last: how many steps to average.
+  """
+  best = optimum()
+  mean = {name: np.mean([row[name] for row in history[-last:]]) for name in history[-1]}
+  return (
+      f"E[r] {mean['reward']:.3f} (floor {FLOOR})  entropy {mean['entropy']:.3f} ({best.entropy:.3f})  "
+      f"lambda {mean['multiplier']:.3f} ({best.quality_multiplier:.3f})"
+  )

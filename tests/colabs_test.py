@@ -1,0 +1,41 @@
+"""The notebooks: no stored outputs, a badge that opens the right file, and every cell runs."""
+
+import pathlib
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+from nbclient import NotebookClient  # noqa: E402
+
+FOLDER = pathlib.Path(__file__).parents[1] / "colabs"
+NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+SLOW = ("04_align_a_model",)  # trains a language model
+
+
+def _read(name):
+  return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def test_there_are_notebooks():
+  assert [name[:2] for name in NOTEBOOKS] == [f"{n:02d}" for n in range(1, len(NOTEBOOKS) + 1)]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_clean_and_installs_what_it_needs(name):
+  notebook = _read(name)
+  nbformat.validate(notebook)
+  code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+  assert all(not cell.outputs and cell.execution_count is None for cell in code)
+  assert '%pip install -q "qempo-jax[' in code[0].source
+  assert f"/blob/main/colabs/{name}.ipynb" in notebook.cells[0].source
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NOTEBOOKS]
+)
+def test_every_cell_runs(name, tmp_path, monkeypatch):
+  monkeypatch.setenv("MPLBACKEND", "agg")
+  client = NotebookClient(_read(name), timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+  client.execute()
+  errors = [out for cell in client.nb.cells for out in cell.get("outputs", ()) if out.output_type == "error"]
+  assert not errors

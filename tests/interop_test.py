@@ -1,0 +1,35 @@
+"""Other people's loops hold the floor: each example ends at the exact optimum of one tiny problem."""
+
+import importlib
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments.interop import words
+
+LOOPS = {"nnx_loop": "flax", "equinox_loop": "equinox"}
+
+
+def test_the_problem_is_what_its_docstring_says():
+  best = words.optimum()
+  good = words.reward(words.WORDS)
+  assert good.sum() == 36 and len(good) == 64
+  np.testing.assert_allclose(best.entropy, 3.883, atol=1e-3)
+  np.testing.assert_allclose(best.quality_multiplier, np.log(0.9 * 28 / (0.1 * 36)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_an_example_ends_at_the_exact_optimum(name):
+  pytest.importorskip(LOOPS[name])
+  history = importlib.import_module(f"experiments.interop.{name}").main()
+  tail = {key: np.mean([row[key] for row in history[-300:]]) for key in history[-1]}
+  best = words.optimum()
+  assert abs(tail["reward"] - words.FLOOR) < 0.01
+  assert abs(tail["entropy"] / float(best.entropy) - 1) < 0.01
+  assert abs(tail["multiplier"] / float(best.quality_multiplier) - 1) < 0.05
+
+
+@pytest.mark.parametrize("path", sorted(pathlib.Path(words.__file__).parent.glob("*_l*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short(path):
+  assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
