@@ -18,6 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from qempo_jax.dual_controllers import (
   PIControllerState,
@@ -39,6 +40,7 @@ __all__ = [
   "at_most",
   "augmented_lagrangian",
   "dual_metrics",
+  "dual_step",
   "init_dual_params",
   "lagrangian_terms",
   "multipliers",
@@ -159,6 +161,35 @@ def dual_metrics(
     metrics[f"dual/{name}/bound"] = sign * jnp.asarray(constraint.bound)
     metrics[f"dual/{name}/violation"] = jnp.asarray(constraint.violation)
   return metrics
+
+
+def dual_step(
+  dual_params: DualParams,
+  dual_state: optax.OptState,
+  constraints: Mapping[str, Constraint],
+  controller: optax.GradientTransformation,
+) -> tuple[DualParams, optax.OptState, dict[str, jax.Array]]:
+  """One update of the multipliers on measured constraints: the whole of what a training loop needs each step.
+
+      leaf_{t+1} = leaf_t + controller(-violation_t)
+
+  Args:
+    dual_params: from `init_dual_params`; one without a constraint here stays as it is.
+    dual_state: `controller.init(dual_params)` at the start, then what this function returned.
+    constraints: measured constraints by name, scalars averaged over prompts and hosts.
+    controller: `pi_controller`, `plain_ascent`, `augmented_lagrangian`, or any optax transformation of the gradient
+      of `LagrangianTerms.dual_loss`, to which `project_multipliers` is chained.
+
+  Returns:
+    (new dual parameters, new state, `dual_metrics` as they were when measured).
+
+  Raises:
+    InputError: a constraint without dual parameters.
+  """
+  gradient = jax.grad(lambda d: lagrangian_terms(d, constraints).dual_loss)(dual_params)
+  updates, dual_state = controller.update(gradient, dual_state, dual_params)
+  metrics = dual_metrics(dual_params, constraints)
+  return optax.apply_updates(dual_params, updates), dual_state, metrics
 
 
 def resolve_floor(spec, ref_rewards: chex.Array, *, max_reward: float | None = None) -> float:

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,3 +322,19 @@ def test_impossible_floors_are_explained(spec, settings, words):
 def test_floor_needs_finite_rewards():
   with pytest.raises(InputError, match="finite"):
     duals.resolve_floor(0.5, np.array([0.0, np.nan]))
+
+
+def test_dual_step_is_gradient_controller_and_update_in_one():
+  controller = duals.pi_controller(proportional_gain=0.5, integral_gain=0.1, smoothing=0.5)
+  params = duals.init_dual_params({"quality": 2.0, "kl": 1.0}, parametrisation={"quality": "log", "kl": "linear"})
+  state = controller.init(params)
+  constraints = {"quality": duals.at_least(0.4, 0.9)}
+  gradient = jax.grad(lambda d: duals.lagrangian_terms(d, constraints).dual_loss)(params)
+  updates, want_state = controller.update(gradient, state, params)
+  step = jax.jit(lambda *x: duals.dual_step(*x, constraints, controller))
+  got, got_state, metrics = step(params, state)
+  chex.assert_trees_all_close(got, optax.apply_updates(params, updates))
+  chex.assert_trees_all_close(got_state, want_state)
+  multipliers = duals.multipliers(got)
+  assert multipliers["quality"] > 2 and multipliers["kl"] == 1
+  np.testing.assert_allclose(metrics["dual/quality/multiplier"], 2.0, rtol=1e-6)

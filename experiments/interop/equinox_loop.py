@@ -58,10 +58,9 @@ def train_step(model, opt_state, dual_params, dual_state, key):
   (_, entropy), gradient = loss_fn(model)
   updates, opt_state = optimizer.update(gradient, opt_state)
   constraints = {"quality": qj.duals.at_least(jnp.mean(rewards), words.FLOOR)}
-  dual_gradient = jax.grad(lambda d: qj.duals.lagrangian_terms(d, constraints).dual_loss)(dual_params)
-  dual_updates, dual_state = controller.update(dual_gradient, dual_state, dual_params)
+  dual_params, dual_state, _ = qj.duals.dual_step(dual_params, dual_state, constraints, controller)
   row = {"reward": jnp.mean(rewards), "entropy": entropy, "multiplier": quality}
-  return eqx.apply_updates(model, updates), opt_state, optax.apply_updates(dual_params, dual_updates), dual_state, row
+  return eqx.apply_updates(model, updates), opt_state, dual_params, dual_state, row
 
 
 def main() -> list[dict]:

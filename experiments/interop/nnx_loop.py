@@ -58,10 +58,8 @@ def train_step(model, optimizer, dual_params, dual_state, key):
   (_, entropy), gradient = nnx.value_and_grad(loss_fn, has_aux=True)(model)
   optimizer.update(model, gradient)
   constraints = {"quality": qj.duals.at_least(jnp.mean(rewards), words.FLOOR)}
-  dual_gradient = jax.grad(lambda d: qj.duals.lagrangian_terms(d, constraints).dual_loss)(dual_params)
-  updates, dual_state = controller.update(dual_gradient, dual_state, dual_params)
-  row = {"reward": jnp.mean(rewards), "entropy": entropy, "multiplier": quality}
-  return optax.apply_updates(dual_params, updates), dual_state, row
+  dual_params, dual_state, _ = qj.duals.dual_step(dual_params, dual_state, constraints, controller)
+  return dual_params, dual_state, {"reward": jnp.mean(rewards), "entropy": entropy, "multiplier": quality}
 
 
 def main() -> list[dict]:

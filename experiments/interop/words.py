@@ -25,6 +25,14 @@ def optimum() -> exact.ExactSolution:
   return exact.solve_qempo(reward(WORDS), min_reward=FLOOR)
 
 
+def pairs(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Chosen and rejected words, [count, 3] each, drawn uniformly and labelled by a Bradley-Terry model of the reward."""
+  first, second = rng.integers(0, len(WORDS), (2, count))
+  r, words = np.asarray(reward(WORDS)), np.asarray(WORDS)
+  wins = rng.random(count) < 1 / (1 + np.exp(r[second] - r[first]))
+  return words[np.where(wins, first, second)], words[np.where(wins, second, first)]
+
+
 def summary(history: list[dict], *, last: int) -> str:
   """One line: the means of the last steps beside the exact values.
 
