@@ -45,6 +45,16 @@ CONVERT = [
 ]
 # Answers to mathematical problems, for the math reward; it brings sympy along.
 MATH = ["math-verify>=0.8"]
+# Rows on disk with random access, and batches ahead of the step. None brings TensorFlow along; tensorflow-datasets
+# needs importlib_resources without naming it.
+DATA = [
+  "array_record>=0.8",
+  "etils>=1.10",
+  "grain>=0.2.10",
+  "importlib_resources>=6",
+  "pyarrow>=17",
+  "tensorflow-datasets>=4.9.9",
+]
 # Plots of the report.
 EVAL = ["matplotlib>=3.9"]
 TEST = [
@@ -84,10 +94,11 @@ setup(
     "convert": CONVERT,
     "eval": EVAL,
     "math": MATH,
-    "test": [*MATH, *TEST],
+    "data": DATA,
+    "test": [*DATA, *MATH, *TEST],
     # Only for remaking golden files from PyTorch; no test needs it.
-    "parity": ["gguf>=0.17", "regex", "torch>=2.6", "transformers>=5.0"],
-    "dev": [*TRAIN, *CONVERT, *EVAL, *MATH, *TEST, "ruff>=0.12"],
+    "parity": ["gguf>=0.17", "peft>=0.17", "regex", "torch>=2.6", "transformers>=5.0"],
+    "dev": [*TRAIN, *CONVERT, *DATA, *EVAL, *MATH, *TEST, "ruff>=0.12"],
     "colab": [*TRAIN, *CONVERT, *EVAL, "ipykernel>=6", "nbclient>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],

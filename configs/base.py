@@ -12,17 +12,25 @@ def get_config() -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.source = "demo"  # "demo" (SmolLM2-135M-Instruct), a .gguf file, a model folder or a Hugging Face id
+  config.model.dtype = "float32"  # of the stored parameters; "bfloat16" halves them, best frozen beneath lora.rank
 
   config.data = ConfigDict()
-  config.data.source = "open_list"  # "open_list", or "jsonl:PATH" with a "prompt" in every row
+  # jsonl:PATH, parquet:PATH, tfds:NAME[/CONFIG][:SPLIT], tfds_dir:FOLDER[:SPLIT] or hf:ORG/NAME[:SPLIT]
+  config.data.source = "open_list"  # or one of those
+  config.data.on_bad_row = "error"  # "error" stops at a row that does not fit; "skip" leaves it out and counts it
+  config.data.max_bad_share = 0.01  # of skipped rows; more stop the run
+  config.data.length_window = 0  # offline: batches sorted by length together, against padding; 0 keeps the plain order
   config.data.sets = ()  # open_list: names of the answer sets; () for all that may be trained on
   config.data.wordings = ()  # open_list: positions of the training wordings; () for all
   config.data.prompts_per_step = 4
   config.data.max_prompt_length = 64  # tokens; longer prompts are dropped and counted
 
   config.reward = ConfigDict()
-  config.reward.function = "qempo_jax.rewards.open_list.open_list_reward"  # dotted path, TRL's shape
+  config.reward.function = "qempo_jax.rewards.open_list.open_list_reward"  # dotted path, TRL's shape; or a short name of rewards/registry.py, "length(target=50)"
   config.reward.max = 1.0  # the largest reward there is, for the feasibility check; none if unknown
+  # A normalisation is "none", "group" or "running"; a floor the least mean of that reward alone, None for none
+  config.reward.functions = ()  # several instead of one: (name, function, weight, normalisation, floor) each
+  config.reward.unscored = config_dict.placeholder(float)  # score where no function could score (None); none: stop there
 
   config.sampling = ConfigDict()
   config.sampling.group_size = 32  # samples a prompt
@@ -64,7 +72,23 @@ def get_config() -> ConfigDict:
   config.offline.pairs_per_prompt = 16  # made or sampled pairs of a prompt, at most
   config.offline.measure_every = 0  # updates between measurements of reward, entropy and KL on fresh samples; 0: never
   config.offline.log_change = True  # compare log-probs with the reference's, at one more forward pass, even where no loss needs it
+  config.offline.reference_cache = False  # keep the reference's log-probs in the cache folder, for further runs on these pairs
   config.offline.chosen_fall = 50.0  # nats; a fall of the chosen log-prob from the reference beyond it is pointed out
+
+  config.reward_model = ConfigDict()  # read by experiments.train_reward_model alone
+  config.reward_model.sources = ()  # files of pairs to train on, jsonl:PATH; $NAME in a path is an environment variable
+  config.reward_model.heldout = ()  # files of pairs that are only measured; none of their prompts is trained on
+  config.reward_model.heldout_share = 0.1  # of the sources' prompts, held out too and measured once, at the end
+  config.reward_model.validation_share = 0.1  # of the sources' prompts, measured while training
+  config.reward_model.pairs_per_source = 0  # trained on or validated, at most, the file's first; 0 for all
+  config.reward_model.heldout_per_source = 0  # measured at the end, at most; 0 for all
+  config.reward_model.trainable = "all"  # "all", "head", or "last:N": the last N blocks, the final norm and the head
+  config.reward_model.cache = False  # keep the frozen blocks' output of every token in the workdir (float32), run once
+  config.reward_model.pairs_per_step = 8  # pairs of an update
+  config.reward_model.margin_scale = 0.0  # the loss's margin a point of score_chosen - score_rejected, where rows have them
+  config.reward_model.centring_weight = 0.01  # pull of each pair's mean score toward 0
+  config.reward_model.validate_every = 50  # updates between measurements of the validation pairs; 0 for only the last
+  config.reward_model.measure_heldout = True  # at the end; False while settings are still being chosen
 
   config.duals = ConfigDict()
   config.duals.quality = ConfigDict()  # lambda, nats per unit of reward
@@ -77,6 +101,11 @@ def get_config() -> ConfigDict:
   config.duals.kl.parametrisation = "linear"
   config.duals.kl.proportional_gain = 0.0  # per nat and step
   config.duals.kl.integral_gain = 0.05
+  config.duals.floors = ConfigDict()  # of the rewards of reward.functions that have a floor, each its own multiplier
+  config.duals.floors.initial = 1.0  # nats per unit of that reward
+  config.duals.floors.parametrisation = "log"  # as above
+  config.duals.floors.proportional_gain = 0.0  # per unit of that reward and step
+  config.duals.floors.integral_gain = 0.1  # likewise
   config.duals.smoothing = 0.7  # decay of the proportional part's moving average
   config.duals.delay = 0  # first updates that leave the multipliers alone
   config.duals.cap = 1000.0  # largest multiplier
@@ -89,19 +118,53 @@ def get_config() -> ConfigDict:
   config.optimizer.b2 = 0.95
   config.optimizer.weight_decay = 0.0
   config.optimizer.max_grad_norm = 1.0
+  config.optimizer.moments_dtype = "float32"  # of what AdamW keeps; "bfloat16" halves it
+
+  config.lora = ConfigDict()  # low-rank adapters beside a frozen reference; sampling and checkpoints hold them alone
+  config.lora.rank = 0  # 0 trains the whole policy
+  config.lora.alpha = 16.0  # the adapters' product is scaled by alpha / rank
+  config.lora.targets = "^layers/(query|key|value|output|gate|up|down)$"  # regular expression over the matrices' paths
 
   config.compute = ConfigDict()
   config.compute.dtype = "float32"  # of the operands of products with weights; "bfloat16" is faster, sums stay float32
+  config.compute.attention = "auto"  # or "xla", "cudnn" (GPU), "splash" (TPU); auto takes what the device and model allow
+  config.compute.remat = "full"  # backward recomputes: "full" all of a block, "dots" all but products, "dots_no_batch", "none"
+  config.compute.micro_batches = 1  # parts of a batch whose gradients are summed, one in memory at a time
   config.compute.chunk_size = 256  # tokens whose logits exist at once
   config.compute.bucket = 64  # packed rows are rounded up to a multiple of it, so that few shapes are compiled
+  config.compute.distributed = False  # one run over many processes: call jax.distributed.initialize first
   config.compute.mesh = (-1, 1, 1)  # devices along (data, fsdp, tensor); -1 takes what is left
+
+  config.make_pairs = ConfigDict()  # read by experiments.make_pairs alone
+  config.make_pairs.select = "best_worst"  # "best_worst", "rare_good_common_bad" (DivPO) or "thresholds"
+  config.make_pairs.good = 1.0  # rewards at or above it are good; best_worst needs neither
+  config.make_pairs.bad = 0.0  # thresholds: rewards at or below it are bad
+  config.make_pairs.per_prompt = 1  # pairs of a prompt, at most
+
+  config.inspection = ConfigDict()  # read by experiments.inspect_data alone
+  config.inspection.examples = 2  # printed token by token
 
   config.alarms = ConfigDict()
   config.alarms.max_entropy_per_token = 6.0  # nats; the run stops above it: entropy has exploded
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 0  # updates between checkpoints; 0 for only the last state; -1 for none
-  config.checkpoint.keep = 1
+  config.checkpoint.keep = 1  # of the newest, besides the one of highest entropy that meets the constraints
+  config.checkpoint.asynchronous = True  # write while training goes on
+  config.checkpoint.folder = ""  # "" for `checkpoints` in the workdir; gs://BUCKET/FOLDER is left to Orbax
+
+  config.faults = ConfigDict()
+  config.faults.max_skipped_in_row = 10  # updates whose loss or gradient is not finite are skipped; more in a row stop the run
+  config.faults.grace_seconds = 25.0  # after SIGTERM, for the step in progress and its checkpoint; 0 for no limit
+
+  config.export = ConfigDict()  # read by experiments.export alone
+  config.export.target = ""  # the folder to write, absent or empty; "" for `export` in the workdir
+  config.export.dtype = "float32"  # of the written weights; "bfloat16" and "float16" are rounded to
+  config.export.max_shard_gb = 5.0  # most gigabytes of a file of weights
+  config.export.tolerance = 1e-3  # largest difference of a logit from PyTorch's, where that is installed
+
+  config.feasibility = ConfigDict()  # read by experiments.feasibility alone
+  config.feasibility.samples_per_prompt = 256  # of the reference, drawn evaluation.samples_per_prompt at a time
 
   config.evaluation = ConfigDict()
   config.evaluation.splits = ("train", "heldout_wordings", "heldout_set")  # open_list: what is sampled

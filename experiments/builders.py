@@ -19,10 +19,15 @@ from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
 from qempo_jax.models import demo_model
+from qempo_jax.models import lora
+from qempo_jax.models.config import ATTENTIONS
+from qempo_jax.models.config import REMATS
 from qempo_jax.models.config import ModelConfig
-from qempo_jax.rewards import checked
+from qempo_jax.rewards import compose
+from qempo_jax.rewards import registry
 
 CONSTRAINTS = ("quality", "kl")
+DTYPES = ("float32", "bfloat16")
 
 
 class Policy(NamedTuple):
@@ -47,24 +52,57 @@ def policy(config: ConfigDict) -> Policy:
   """Loads the model that the config names."""
   mesh = sharding.make_mesh(tuple(config.compute.mesh))
   source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
-  _one_of("compute.dtype", config.compute.dtype, ("float32", "bfloat16"))
-  model_config, params = conversion.load(source)
-  model_config = dataclasses.replace(model_config, compute_dtype=config.compute.dtype)
-  params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
+  _one_of("compute.dtype", config.compute.dtype, DTYPES)
+  _one_of("model.dtype", config.model.dtype, DTYPES)
+  _one_of("compute.attention", config.compute.attention, ATTENTIONS)
+  _one_of("compute.remat", config.compute.remat, REMATS)
   tokenizer = tokenization.load_tokenizer(source)
+  model_config, params = conversion.load(source, mesh=mesh, dtype=jax.numpy.dtype(config.model.dtype))
+  model_config = dataclasses.replace(
+      model_config,
+      compute_dtype=config.compute.dtype,
+      attention=config.compute.attention,
+      remat=config.compute.remat,
+      num_tokens=_num_tokens(tokenizer, model_config.vocab_size),
+  )
   return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), mesh)
 
 
 def training_rows(config: ConfigDict) -> list[prompts.Row]:
   """The prompts to train on, with their columns."""
   return prompts.load_rows(
-      config.data.source, sets=tuple(config.data.sets), wordings=tuple(config.data.wordings)
+      config.data.source,
+      sets=tuple(config.data.sets),
+      wordings=tuple(config.data.wordings),
+      on_bad_row=config.data.on_bad_row,
+      max_bad_share=config.data.max_bad_share,
+      note=print,
   )
 
 
 def reward(config: ConfigDict) -> Callable:
-  """The reward function that the config names."""
-  return checked.load(config.reward.function)
+  """The reward function that the config names, or the composition of several.
+
+  Raises:
+    InputError: a function cannot be made, or a quality floor is set on a sum that is not in the rewards' own units.
+  """
+  r = config.reward
+  if not r.functions:
+    function = registry.resolve(r.function)
+    return function if r.unscored is None else compose.Composition([compose.Term("reward", function)], unscored=r.unscored)
+  composed = compose.Composition([_term(entry) for entry in r.functions], unscored=r.unscored)
+  moving = [term.name for term in composed.terms if term.weight and term.normalise != "none"]
+  if moving and config.objective.min_reward is not None:
+    raise InputError(
+        f"reward {moving[0]!r} is normalised, so objective.min_reward has no fixed meaning: set its normalisation to"
+        ' "none", or min_reward to none and a floor on that reward'
+    )
+  if composed.floors and (config.offline.loss is not None or config.replay.size):
+    raise InputError(
+        f"reward {next(iter(composed.floors))!r} has a floor, which only online training without replay enforces:"
+        " set offline.loss to none and replay.size to 0, or the floor to None"
+    )
+  return composed
 
 
 def objective(config: ConfigDict) -> train_step.OnlineObjective:
@@ -82,12 +120,14 @@ def objective(config: ConfigDict) -> train_step.OnlineObjective:
       replay_weight=config.replay.weight,
       min_std=o.min_std,
       averaging=o.averaging,
+      reward_floors=reward_floors(config),
   )
 
 
 def optimizer_pair(config: ConfigDict) -> train_step.Optimizers:
   """The policy's AdamW and the multipliers' controller."""
   o, d = config.optimizer, config.duals
+  _one_of("optimizer.moments_dtype", o.moments_dtype, DTYPES)
   policy_optimizer = optimizers.adamw(
       learning_rate=o.learning_rate,
       warmup_steps=o.warmup_steps,
@@ -97,10 +137,11 @@ def optimizer_pair(config: ConfigDict) -> train_step.Optimizers:
       b2=o.b2,
       weight_decay=o.weight_decay,
       max_grad_norm=o.max_grad_norm,
+      moments_dtype=o.moments_dtype,
   )
   controller = dual_controllers.pi_controller(
-      proportional_gain={name: d[name].proportional_gain for name in CONSTRAINTS},
-      integral_gain={name: d[name].integral_gain for name in CONSTRAINTS},
+      proportional_gain={name: dual(config, name).proportional_gain for name in constraints(config)},
+      integral_gain={name: dual(config, name).integral_gain for name in constraints(config)},
       smoothing=d.smoothing,
       delay=d.delay,
       cap=d.cap,
@@ -109,18 +150,109 @@ def optimizer_pair(config: ConfigDict) -> train_step.Optimizers:
 
 
 def initial_state(config: ConfigDict, params, optimizers_pair: train_step.Optimizers):
-  """The state before the first step; the policy starts as a copy of the reference."""
+  """The state before the first step: the policy, a copy of the reference, or adapters that change nothing yet."""
   dual_params = duals.init_dual_params(
-      {name: config.duals[name].initial for name in CONSTRAINTS},
-      parametrisation={name: config.duals[name].parametrisation for name in CONSTRAINTS},
+      {name: dual(config, name).initial for name in constraints(config)},
+      parametrisation={name: dual(config, name).parametrisation for name in constraints(config)},
   )
   return train_state.create(
-      jax.tree.map(jax.numpy.copy, params),
+      _trainable(config, params),
       dual_params,
       jax.random.key(config.seed),
       optimizer=optimizers_pair.policy,
       dual_optimizer=optimizers_pair.dual,
   )
+
+
+def as_policy(config: ConfigDict) -> Callable:
+  """(what is trained, the reference) -> the policy's parameters, without copying either."""
+  if lora_config(config) is None:
+    return train_state.whole_policy
+  return _beside_reference
+
+
+def lora_config(config: ConfigDict) -> lora.LoraConfig | None:
+  """The adapters that the config names; None trains the whole policy."""
+  rank = config.lora.rank
+  return lora.LoraConfig(rank, config.lora.alpha, config.lora.targets) if rank else None
+
+
+def micro_batches(config: ConfigDict, rows: int) -> int:
+  """Into how many parts a batch of so many rows is split.
+
+  Raises:
+    InputError: that many parts do not divide the rows.
+  """
+  parts = config.compute.micro_batches
+  if parts < 1 or rows % parts:
+    raise InputError(f"compute.micro_batches={parts} does not divide the {rows} rows of a batch; choose a divisor")
+  return parts
+
+
+def precision_note(config: ConfigDict, params) -> str | None:
+  """A warning where parameters kept in bfloat16 would swallow the optimizer's updates, or None.
+
+  Between 2^e and 2^(e+1) bfloat16's numbers are 2^(e-7) apart, and AdamW moves a weight by about the learning rate:
+  a weight above 2^8 learning rates stays where it is.
+  """
+  if config.model.dtype != "bfloat16" or config.lora.rank:
+    return None
+  bound = 2**8 * config.optimizer.learning_rate
+  leaves = jax.tree.leaves(params)
+  stuck = sum(int(jax.numpy.sum(jax.numpy.abs(leaf) > bound)) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+  return (
+      f"model.dtype=bfloat16 rounds updates of optimizer.learning_rate={config.optimizer.learning_rate:g} away on about"
+      f" {stuck:.0%} of the weights; train in float32 (compute.dtype=bfloat16 keeps its speed), or set lora.rank"
+  )
+
+
+def _num_tokens(tokenizer, vocab_size: int) -> int | None:
+  """Tokens of the tokenizer where the vocabulary is padded beyond them, else None."""
+  if not hasattr(tokenizer, "get_vocab"):
+    return None
+  count = max(tokenizer.get_vocab().values()) + 1
+  return count if count < vocab_size else None
+
+
+def _beside_reference(adapters, ref_params):
+  return lora.apply(ref_params, adapters)
+
+
+def _trainable(config: ConfigDict, params):
+  adapters = lora_config(config)
+  if adapters is None:
+    return jax.tree.map(jax.numpy.copy, params)
+  return lora.init(jax.random.fold_in(jax.random.key(config.seed), _ADAPTERS), params, adapters)
+
+
+# Folded into the run's key for the adapters' first values: no step has this number.
+_ADAPTERS = 2**31
+
+
+def reward_floors(config: ConfigDict) -> tuple[tuple[str, float], ...]:
+  """(name, floor) of each reward of the config that has a floor."""
+  return tuple((entry[0], float(entry[4])) for entry in config.reward.functions if entry[4] is not None)
+
+
+def constraints(config: ConfigDict) -> tuple[str, ...]:
+  """Names of all constraints that have a multiplier."""
+  return (*CONSTRAINTS, *(name for name, _ in reward_floors(config)))
+
+
+def dual(config: ConfigDict, name: str) -> ConfigDict:
+  """The settings of a constraint's multiplier; the floors of further rewards share theirs."""
+  return config.duals[name] if name in CONSTRAINTS else config.duals.floors
+
+
+def _term(entry) -> compose.Term:
+  """One reward of config.reward.functions."""
+  try:
+    name, function, weight, normalise, floor = entry
+  except (TypeError, ValueError) as error:
+    raise InputError(
+        f"reward.functions has {entry!r}; each must be (name, function, weight, normalisation, floor or None)"
+    ) from error
+  return compose.Term(name, registry.resolve(function), weight, normalise, floor)
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

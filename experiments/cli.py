@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from ml_collections.config_dict import ConfigDict
 
+from experiments import distributed
 from experiments import overrides
 from qempo_jax.errors import InputError
 
@@ -20,7 +21,9 @@ Main = Callable[[ConfigDict, pathlib.Path, bool], None]
 _OVERRIDE = re.compile(r"--config\.(?P<key>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
 
-def run(main: Main, *, description: str, example: str, argv: Sequence[str] | None = None) -> None:
+def run(
+  main: Main, *, description: str, example: str, argv: Sequence[str] | None = None, needs_workdir: bool = True
+) -> None:
   """Parses the command line and calls `main(config, workdir, dry_run)`.
 
   A mistake of the user's (`InputError`) ends in one line on stderr and exit code 2, an interrupt in exit code
@@ -31,16 +34,15 @@ def run(main: Main, *, description: str, example: str, argv: Sequence[str] | Non
     description: What the program does, for --help.
     example: A whole command line to copy, for --help.
     argv: The arguments, without the program's name; None means those of this process.
+    needs_workdir: Whether --workdir must be given; without it `main` may get None.
   """
   workdir = None
   try:
-    arguments, extra = _parser(description, example).parse_known_args(argv)
+    arguments, extra = _parser(description, example, needs_workdir).parse_known_args(argv)
     workdir = arguments.workdir
-    config = load_config(arguments.config)
-    for argument in extra:
-      overrides.apply_override(config, *_split_override(argument))
-    overrides.require_complete(config)
-    config.lock()
+    config = complete_config(arguments.config, extra)
+    if "compute" in config and config.compute.distributed:
+      distributed.start()
     main(config, workdir, arguments.dry_run)
   except InputError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -51,11 +53,21 @@ def run(main: Main, *, description: str, example: str, argv: Sequence[str] | Non
     sys.exit(130)
 
 
+def complete_config(path: pathlib.Path, extra: Sequence[str]) -> ConfigDict:
+  """Returns the config of a file with overrides such as "--config.KEY=VALUE", complete and locked."""
+  config = load_config(path)
+  for argument in extra:
+    overrides.apply_override(config, *_split_override(argument))
+  overrides.require_complete(config)
+  config.lock()
+  return config
+
+
 def load_config(path: pathlib.Path) -> ConfigDict:
   """Runs `get_config()` of a config file.
 
   Args:
-    path: A Python file that defines `get_config() -> ConfigDict`.
+    path: A Python file that defines `get_config() -> ConfigDict`; FILE.py:ARGUMENT calls `get_config(ARGUMENT)`.
 
   Returns:
     The config.
@@ -63,6 +75,8 @@ def load_config(path: pathlib.Path) -> ConfigDict:
   Raises:
     InputError: The file is absent or broken, or misuses a key; names the line.
   """
+  name, marked, argument = str(path).partition(".py:")
+  path = pathlib.Path(f"{name}.py") if marked else path
   if not path.is_file():
     siblings = [str(file) for file in sorted(path.parent.glob("*.py")) if file.stem != "__init__"]
     close = difflib.get_close_matches(str(path), siblings, n=1)
@@ -76,7 +90,7 @@ def load_config(path: pathlib.Path) -> ConfigDict:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    config = module.get_config()
+    config = module.get_config(argument) if marked else module.get_config()
   except InputError:
     raise
   except (
@@ -97,19 +111,20 @@ class _Parser(argparse.ArgumentParser):
     raise InputError(f"{message}; --help shows an example.")
 
 
-def _parser(description: str, example: str) -> argparse.ArgumentParser:
+def _parser(description: str, example: str, needs_workdir: bool) -> argparse.ArgumentParser:
   parser = _Parser(
     description=description,
     epilog=f"example:\n  {example}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    usage="%(prog)s --config=FILE --workdir=DIR [--dry_run] [--config.KEY=VALUE ...]",
+    usage="%(prog)s --config=FILE " + "--workdir=DIR " * needs_workdir + "[--dry_run] [--config.KEY=VALUE ...]",
     allow_abbrev=False,
   )
   for flag, metavar, text in (
     ("--config", "FILE", "config file, in configs/"),
     ("--workdir", "DIR", "where everything is written"),
   ):
-    parser.add_argument(flag, type=_path, required=True, metavar=metavar, help=text)
+    required = needs_workdir or flag != "--workdir"
+    parser.add_argument(flag, type=_path, required=required, metavar=metavar, help=text)
   parser.add_argument(
     "--dry_run", action="store_true", help="check the inputs, then stop before the work"
   )

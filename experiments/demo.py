@@ -53,7 +53,7 @@ def train_and_sample(config, folder, policy, evaluate) -> list[dict]:
   folder.mkdir(exist_ok=True)
   with Display(config.steps, title=folder.name) as display:
     state = online.train(config, folder, policy, display)
-  rows = evaluate(state.params, method=config.objective.method, seed=config.seed)
+  rows = evaluate(builders.as_policy(config)(state.params, policy.params), method=config.objective.method, seed=config.seed)
   jax.tree.map(lambda leaf: leaf.delete(), state)
   return rows
 

@@ -17,7 +17,6 @@ from experiments.loops import forecast
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import intervals
 
-ROUNDS = 8  # of evaluation.samples_per_prompt, for each prompt
 MAX_PROMPTS = 32  # spread evenly over the training rows
 
 
@@ -26,10 +25,12 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   if "objective" not in config:
     raise InputError("this config holds several methods; give one method's, such as configs/online_qempo_kl.py")
   programs = forecast.programs(config)
-  aim, samples = builders.objective(config).min_reward, ROUNDS * config.evaluation.samples_per_prompt
+  aim, samples = builders.objective(config).min_reward, config.feasibility.samples_per_prompt
+  group_size = min(samples, config.evaluation.samples_per_prompt)
+  rounds = -(-samples // group_size)
   prompts = min(MAX_PROMPTS, len(builders.training_rows(config)))
   if dry_run:
-    print(f"Would draw {samples} samples of each of {prompts} prompts from the reference policy.")
+    print(f"Would draw {rounds * group_size} samples of each of {prompts} prompts from the reference policy.")
     return
   policy = builders.policy(config)
   if None not in (aim, config.reward.max) and aim > config.reward.max:
@@ -41,8 +42,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     policy,
     num_prompts=prompts,
     batch=min(prompts, config.evaluation.prompts_per_batch),
-    group_size=config.evaluation.samples_per_prompt,
-    rounds=ROUNDS,
+    group_size=group_size,
+    rounds=rounds,
   )
   feasibility.check_floor(config, found)
   results = report(config, programs, found)

@@ -15,8 +15,9 @@ from experiments.loops import online
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Trains on pairs where config.offline.loss names a loss, else online; writes metrics.jsonl and the last state."""
   on_pairs = config.offline.loss is not None
+  workdirs.check_workdir(workdir, config)  # a mistake is said before the model is loaded
   if on_pairs:
-    offline_builders.objective(config)  # a mistake in the config is said before the model is loaded
+    offline_builders.objective(config)
   policy = builders.policy(config)
   print((offline if on_pairs else feasibility).check(config, policy))
   if dry_run:

@@ -1,8 +1,11 @@
-"""A run's folder: made once, with the config that filled it, and never mixed with another config's run."""
+"""A run's folder: made once, with the config that filled it, and never mixed with another run, of any config."""
 
+import fcntl
 import json
 import os
 import pathlib
+import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -11,31 +14,52 @@ from ml_collections.config_dict import ConfigDict
 
 from qempo_jax.errors import InputError
 
+# What a resumed run may have otherwise: where it runs and how often it saves, none of which says what it computes.
+MAY_CHANGE = ("checkpoint.", "compute.distributed", "compute.mesh", "faults.")
+LOCK = ".lock"
+
 _ABSENT = "absent"
 _MAX_LISTED = 3
+_held: dict[pathlib.Path, int] = {}  # File descriptors of this process's locks; closing one gives its lock back.
 
 
-def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict) -> pathlib.Path:
+def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict) -> None:
+  """Raises what `open_workdir` would raise, and changes nothing: to be called before anything slow."""
+  folder = _folder(workdir)
+  existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+  if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    raise InputError(f"Can't write the workdir {folder} ({existing} is in the way): choose another --workdir.")
+  if (folder / "config.json").exists():
+    check_same(folder, json.loads(config.to_json_best_effort()))
+  if (folder / LOCK).exists() and folder.resolve() not in _held:
+    with open(folder / LOCK, "rb") as file:
+      _flock(file.fileno(), folder)
+
+
+def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: bool = True) -> pathlib.Path:
   """Makes `workdir` and writes config.json there, or checks that it belongs to a run of the same config.
 
   Args:
     workdir: The folder of the run.
     config: The run's complete config.
+    lock: Keep other processes from opening it with a lock too, for as long as this process lives.
 
   Returns:
     The folder, ready to write into.
 
   Raises:
-    InputError: The folder can't be written, or holds another config's run; nothing in it was changed.
+    InputError: The folder can't be written, is in use, or holds another config's run; nothing in it was changed.
   """
-  folder = pathlib.Path(workdir).expanduser()
+  folder = _folder(workdir)
   text = config.to_json_best_effort(indent=2) + "\n"
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):  # Fails where the folder can't be written.
       pass
+    if lock:
+      _lock(folder)
     if (folder / "config.json").exists():
-      _check_same(folder, json.loads(text))
+      check_same(folder, json.loads(text))
     else:
       write_atomically(folder / "config.json", text)
   except OSError as error:
@@ -61,25 +85,81 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     raise
 
 
-def _check_same(folder: pathlib.Path, config: dict[str, Any]) -> None:
+def _folder(workdir) -> pathlib.Path:
+  if str(workdir).startswith("gs:/"):
+    raise InputError(
+      f"The workdir {workdir} must be a folder of this machine, such as a mounted bucket; checkpoints alone may go to"
+      " gs://BUCKET/FOLDER, by --config.checkpoint.folder."
+    )
+  return pathlib.Path(workdir).expanduser()
+
+
+def _lock(folder: pathlib.Path) -> None:
+  """Holds the folder's lock until this process ends, however it ends; the system gives it back."""
+  if folder.resolve() in _held:
+    return
+  descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    _flock(descriptor, folder)
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+  except BaseException:
+    os.close(descriptor)
+    raise
+  _held[folder.resolve()] = descriptor
+
+
+def _flock(descriptor: int, folder: pathlib.Path) -> None:
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+    raise InputError(
+      f"The workdir {folder} is in use by {holder}: wait for that run, stop it, or choose another --workdir."
+    ) from error
+  except OSError as error:  # Some network file systems have no locks.
+    print(f"{folder}: no lock against a second run ({error.strerror})", file=sys.stderr)
+
+
+def _give_back_in_child() -> None:
+  """A forked child shares its parent's locks, and would hold them after the parent's death."""
+  for descriptor in _held.values():
+    os.close(descriptor)
+  _held.clear()
+
+
+os.register_at_fork(after_in_child=_give_back_in_child)
+
+
+def check_same(folder: pathlib.Path, config: dict[str, Any]) -> None:
   """Raises InputError if the run in `folder` has another config; lists the first keys that differ."""
   path = folder / "config.json"
   try:
-    there = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+    there = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise InputError(
       f"{path} is damaged, so the run in {folder} can't be continued: choose another --workdir, or remove it."
     ) from error
-  here = dict(_leaves(config))
-  keys = list(dict.fromkeys([*here, *there]))
+  if differing := differences(there, config):
+    raise InputError(
+      f"{folder} holds the run of another config ({differing}): choose another --workdir, or remove that folder if its"
+      " run is not needed."
+    )
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+  """Says which keys of two configs differ, the first few; "" where none does that matters to a resumed run."""
+  there, here = dict(_leaves(there)), dict(_leaves(here))
+  keys = [key for key in dict.fromkeys([*here, *there]) if not _may_change(key)]
   pairs = [(key, there.get(key, _ABSENT), here.get(key, _ABSENT)) for key in keys]
   differing = [f"{key} is {old} there and {new} here" for key, old, new in pairs if old != new]
-  if differing:
-    more = f", and {len(differing) - _MAX_LISTED} more" if len(differing) > _MAX_LISTED else ""
-    raise InputError(
-      f"{folder} holds the run of another config ({', '.join(differing[:_MAX_LISTED])}{more}): choose another "
-      "--workdir, or remove that folder if its run is not needed."
-    )
+  more = f", and {len(differing) - _MAX_LISTED} more" if len(differing) > _MAX_LISTED else ""
+  return ", ".join(differing[:_MAX_LISTED]) + more
+
+
+def _may_change(key: str) -> bool:
+  """Of one run's config, or of one of several in a demo's, each under its method's name."""
+  return any(key.startswith(name) or f".{name}" in key for name in MAY_CHANGE)
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -109,8 +109,9 @@ def leave_one_out(x: Array, mask: Array | None = None) -> Array:
   """
   x, mask = _group(x, mask)
   others = jnp.sum(mask) - 1
-  mean_of_others = (jnp.sum(x) - x) / jnp.maximum(others, 1)
-  return _sg(masked(x - mean_of_others, mask))
+  shifted = _shifted(x, mask)
+  mean_of_others = (jnp.sum(shifted) - shifted) / jnp.maximum(others, 1)
+  return _sg(masked(jnp.where(others > 0, shifted - mean_of_others, x), mask))
 
 
 def group_mean(x: Array, mask: Array | None = None) -> Array:
@@ -132,8 +133,7 @@ def group_mean(x: Array, mask: Array | None = None) -> Array:
   Raises:
     AssertionError: `x` is not of rank 1, or the mask has another shape.
   """
-  x, mask = _group(x, mask)
-  return _sg(masked(x - masked_mean(x, mask), mask))
+  return _sg(_centred(*_group(x, mask)))
 
 
 def std_normalised(x: Array, mask: Array | None = None, *, min_std: float) -> Array:
@@ -161,7 +161,7 @@ def std_normalised(x: Array, mask: Array | None = None, *, min_std: float) -> Ar
     AssertionError: `x` is not of rank 1, or the mask has another shape.
   """
   x, mask = _group(x, mask)
-  centred = masked(x - masked_mean(x, mask), mask)
+  centred = _centred(x, mask)
   std = jnp.sqrt(masked_mean(centred**2, mask))
   return _sg(centred / jnp.maximum(std, min_std))
 
@@ -171,3 +171,13 @@ def _group(x: Array, mask: Array | None) -> tuple[Array, Array]:
   mask = jnp.ones(x.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
   chex.assert_equal_shape([x, mask])
   return _sg(masked(x, mask)), mask
+
+
+def _shifted(x: Array, mask: Array) -> Array:
+  """x less its first kept member, so that rounding leaves no spread where there is none."""
+  return masked(x - x[jnp.argmax(mask)], mask)
+
+
+def _centred(x: Array, mask: Array) -> Array:
+  shifted = _shifted(x, mask)
+  return masked(shifted - masked_mean(shifted, mask), mask)

@@ -133,6 +133,7 @@ def kernel_set_diversity(similarities: Array, mask: Array) -> Array:
   """
   (mask,) = _group(mask)
   chex.assert_shape(similarities, (mask.shape[0], mask.shape[0]))
+  similarities = masked(similarities, mask[:, None] & mask[None])
   mass = jax.vmap(masked_mean, (0, None))(similarities, mask)
   return masked_mean(-jnp.log1p(mass), mask)
 

@@ -32,6 +32,7 @@ __all__ = [
   "Total",
   "entropy_report",
   "kl_values",
+  "leave_one_out_to_go",
   "reward_to_go_entropy_surrogate",
   "score_function_entropy_surrogate",
   "score_function_kl_surrogate",
@@ -42,12 +43,19 @@ __all__ = [
 
 
 def sequence_entropy_surrogate(
-  token_log_probs: Array, token_entropies: Array, mask: Array
+  token_log_probs: Array,
+  token_entropies: Array,
+  mask: Array,
+  *,
+  baseline: float | Array | None = None,
 ) -> Array:
   """Rao-Blackwell entropy of a sequence: exact next-token entropies along a sampled path; unbiased gradient.
 
       value     sum_t h_t
-      gradient  sum_t [grad h_t + (sum_{j>t} h_j) grad log pi(y_t | y_<t)],   E of which is grad H(pi)
+      gradient  sum_t [grad h_t + (sum_{j>t} h_j - b_t) grad log pi(y_t | y_<t)],   E of which is grad H(pi)
+
+  for any b that does not depend on this sample, because E[grad log pi(y_t | y_<t)] = 0 at every t: it changes the
+  variance alone.
 
   Source: chain rule of entropy; Rao-Blackwell form after arXiv 2504.10637.
 
@@ -55,21 +63,31 @@ def sequence_entropy_surrogate(
     token_log_probs: [T] log-probs of the sampled tokens under the policy that sampled them, nats.
     token_entropies: [T] entropies h_t of the next-token distributions, nats, with gradient.
     mask: [T] True on response tokens, EOS included.
+    baseline: b, [] for one number a sequence or [T], nats; a constant, or from *other* samples of the prompt, as
+      `leave_one_out_to_go` gives it; detached inside; None for none.
 
   Returns:
-    Scalar, nats; zero for an all-masked row.
+    Scalar, nats, whatever the baseline; zero for an all-masked row.
 
   Raises:
-    AssertionError: the arrays are not of rank 1 or differ in shape.
+    AssertionError: the arrays are not of rank 1 or differ in shape, or the baseline fits neither [] nor [T].
   """
-  return _rao_blackwell(token_log_probs, token_entropies, mask)
+  return _rao_blackwell(token_log_probs, token_entropies, mask, baseline)
 
 
-def sequence_kl_surrogate(token_log_probs: Array, token_kls: Array, mask: Array) -> Array:
+def sequence_kl_surrogate(
+  token_log_probs: Array,
+  token_kls: Array,
+  mask: Array,
+  *,
+  baseline: float | Array | None = None,
+) -> Array:
   """Rao-Blackwell KL of a sequence: exact next-token KLs along a sampled path; unbiased gradient.
 
       value     sum_t k_t,   k_t = KL(pi(. | y_<t) || q(. | y_<t))
-      gradient  sum_t [grad k_t + (sum_{j>t} k_j) grad log pi(y_t | y_<t)],   E of which is grad KL(pi || q)
+      gradient  sum_t [grad k_t + (sum_{j>t} k_j - b_t) grad log pi(y_t | y_<t)],   E of which is grad KL(pi || q)
+
+  for any b that does not depend on this sample.
 
   Source: arXiv 2504.10637.
 
@@ -77,14 +95,41 @@ def sequence_kl_surrogate(token_log_probs: Array, token_kls: Array, mask: Array)
     token_log_probs: [T] log-probs of the sampled tokens under the policy that sampled them, nats.
     token_kls: [T] full-distribution KL of every next-token distribution, nats, with gradient.
     mask: [T] True on response tokens, EOS included.
+    baseline: b, as in `sequence_entropy_surrogate`, of the KLs.
 
   Returns:
-    Scalar, nats; zero for an all-masked row.
+    Scalar, nats, whatever the baseline; zero for an all-masked row.
 
   Raises:
-    AssertionError: the arrays are not of rank 1 or differ in shape.
+    AssertionError: the arrays are not of rank 1 or differ in shape, or the baseline fits neither [] nor [T].
   """
-  return _rao_blackwell(token_log_probs, token_kls, mask)
+  return _rao_blackwell(token_log_probs, token_kls, mask, baseline)
+
+
+def leave_one_out_to_go(token_values: Array, mask: Array) -> Array:
+  """What the other samples of a prompt have to come after each position: a baseline for the two above.
+
+      b_kt = mean_{i != k} sum_{j>t} x_ij
+
+  Samples that have ended by t have nothing to come and count as 0.
+
+  Source: the leave-one-out baseline of Kool, van Hoof, Welling (2019), at every position.
+
+  Args:
+    token_values: [G, T] next-token entropies or KLs along G independent samples of one prompt, nats.
+    mask: [G, T] True on response tokens, EOS included; a row without any is no sample, and is left out.
+
+  Returns:
+    [G, T] detached, nats; zero where there is no other sample.
+
+  Raises:
+    AssertionError: the arrays are not of rank 2 or differ in shape.
+  """
+  chex.assert_rank([token_values, mask], 2)
+  chex.assert_equal_shape([token_values, mask])
+  to_go = jax.vmap(_sum_after)(masked(token_values, mask))
+  others = jnp.sum(jnp.any(jnp.asarray(mask).astype(bool), axis=1)) - 1
+  return _sg((jnp.sum(to_go, axis=0) - to_go) / jnp.maximum(others, 1))
 
 
 def score_function_entropy_surrogate(
@@ -183,9 +228,16 @@ def score_function_kl_surrogate(
   return u + (u - baseline) * _zero_with_gradient(log_pi)
 
 
-def _rao_blackwell(token_log_probs: Array, token_values: Array, mask: Array) -> Array:
+def _rao_blackwell(
+  token_log_probs: Array, token_values: Array, mask: Array, baseline: float | Array | None
+) -> Array:
   log_pi, values = _checked(mask, token_log_probs, token_values)
-  return jnp.sum(values + _sg(_sum_after(values)) * _zero_with_gradient(log_pi))
+  weights = _sum_after(values)
+  if baseline is not None:
+    baseline = jnp.asarray(baseline)
+    chex.assert_shape(baseline, () if baseline.ndim == 0 else weights.shape)
+    weights = masked(weights - baseline, mask)
+  return jnp.sum(values + _sg(weights) * _zero_with_gradient(log_pi))
 
 
 def _sum_after(x: Array) -> Array:

@@ -53,6 +53,8 @@ _rounded.defvjp(_forward, _backward)
 
 
 def _product(a, b, axis_a, axis_b, dtype=jnp.float32):
+  common = jnp.promote_types(a.dtype, b.dtype)  # a weight stored in half precision meets wider activations
+  a, b = a.astype(common), b.astype(common)
   dimensions = (((axis_a,), (axis_b,)), ((), ()))
   return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
 

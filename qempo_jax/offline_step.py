@@ -12,6 +12,7 @@ of steps ends at QEMPO's or QEMPO-KL's own optimum (reconstruction, after arXiv 
 per unit of the reward *implied by the preferences*, whatever the unit of the measured reward.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 from flax import struct
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qempo_jax import accumulation
 from qempo_jax import duals
 from qempo_jax import offline_losses
 from qempo_jax import scoring
@@ -30,6 +32,8 @@ from qempo_jax.offline_losses import Example
 from qempo_jax.offline_losses import LossSettings
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train_state import TrainState
+from qempo_jax.train_state import keep_if_finite
+from qempo_jax.train_state import whole_policy
 from qempo_jax.train_step import GroupBatch
 from qempo_jax.types import PackedGroups
 
@@ -73,23 +77,29 @@ class OfflineObjective:
 def offline_step(
     state: TrainState,
     batch: PairBatch,
+    ref_params=None,
     *,
     config: ModelConfig,
     objective: OfflineObjective,
     optimizer: optax.GradientTransformation,
     temperature: float,
     chunk_size: int,
+    as_policy: Callable = whole_policy,
+    micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update of the policy on pairs; the multipliers stay.
+  """One update of the policy on pairs; the multipliers stay, and so does it where loss or gradient is not finite.
 
   Args:
     state: the run.
     batch: pairs, with the reference's log-probs where the loss needs them.
+    ref_params: the reference policy, read by `as_policy` alone; None where that reads none.
     config: the decoder's shape.
     objective: the loss and its weights.
     optimizer: the policy's.
     temperature: that of the sampler.
     chunk_size: tokens whose logits exist at once.
+    as_policy: (state.params, ref_params) -> the policy's parameters, as in `train_step.online_step`.
+    micro_batches: parts of the batch whose gradients are summed, one part in memory at a time; they divide P.
 
   Returns:
     (the next state, metrics: scalars by name, see `pair_metrics`).
@@ -97,20 +107,34 @@ def offline_step(
   entry = offline_losses.LOSSES[objective.loss]
   weights = current_weights(state.dual_params, objective)
 
-  def loss_fn(params):
-    stats = score(params, batch, config=config, temperature=temperature, chunk_size=chunk_size)
-    examples = _examples(stats, batch)
+  count = jnp.sum(batch.mask[:, 0]) if entry.per_token else batch.mask.shape[0]
+
+  def stats_of(params, rows):
+    policy = as_policy(params, ref_params)
+    return score(policy, rows, config=config, temperature=temperature, chunk_size=chunk_size)
+
+  reference_kl = None  # of all rows, before any part's gradient; one part finds it on its own way
+  if entry.responses == 3 and micro_batches > 1:
+    log_ratios = lambda rows: _mismatched_log_ratios(stats_of(state.params, rows), rows)
+    reference_kl = jnp.mean(accumulation.map_rows(log_ratios, batch, micro_batches=micro_batches))
+
+  def loss_fn(params, rows):
+    stats = stats_of(params, rows)
+    examples = _examples(stats, rows, reference_kl)
     one = lambda example: offline_losses.example_loss(objective.loss, example, weights, objective.settings)
     losses = jax.vmap(one)(examples)
-    count = jnp.sum(batch.mask[:, 0]) if entry.per_token else losses.shape[0]
     return jnp.sum(losses) / count, (stats, examples)
 
-  (loss, (stats, examples)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+  (loss, (stats, examples)), gradient = accumulation.value_and_grad(
+      loss_fn, state.params, batch, micro_batches=micro_batches
+  )
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   next_state = state.replace(
       step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
   )
   metrics = {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+  next_state, skipped = keep_if_finite(next_state, state, loss, metrics["grad_norm"])
+  metrics |= skipped
   metrics |= pair_metrics(stats, examples, batch, weights, objective)
   return next_state, metrics
 
@@ -194,12 +218,16 @@ def pair_metrics(stats, examples: Example, batch: PairBatch, weights: Weights, o
   return metrics
 
 
-def _examples(stats: TokenStats, batch: PairBatch) -> Example:
-  """One example a prompt, on a leading axis."""
+def _mismatched_log_ratios(stats: TokenStats, batch: PairBatch) -> jax.Array:
+  """[P] log ratios of responses that answer another prompt, nats."""
+  return jnp.sum(stats.log_prob[:, 2], axis=-1) - batch.ref_log_probs[:, 2]
+
+
+def _examples(stats: TokenStats, batch: PairBatch, reference_kl: jax.Array | None) -> Example:
+  """One example a prompt, on a leading axis; without `reference_kl` it is the mean over these rows."""
   prompts, group_size = batch.mask.shape[:2]
   ref_log_probs = jnp.zeros((prompts, group_size)) if batch.ref_log_probs is None else batch.ref_log_probs
-  reference_kl = jnp.zeros(())
-  if group_size == 3:  # the mean log ratio of responses to other prompts
-    reference_kl = jnp.mean(jnp.sum(stats.log_prob[:, 2], axis=-1) - ref_log_probs[:, 2])
+  if reference_kl is None:
+    reference_kl = jnp.mean(_mismatched_log_ratios(stats, batch)) if group_size == 3 else jnp.zeros(())
   repeated = jnp.broadcast_to(reference_kl, (prompts,))
   return Example(stats.log_prob, batch.mask, ref_log_probs, repeated)

@@ -1,6 +1,7 @@
 """The policy's optimizer; the multipliers have their own (`dual_controllers`)."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -14,6 +15,7 @@ def adamw(
     b2: float,
     weight_decay: float,
     max_grad_norm: float,
+    moments_dtype: str = "float32",
 ) -> optax.GradientTransformation:
   """AdamW with clipping by global norm, a linear warm-up and a linear decay.
 
@@ -26,6 +28,7 @@ def adamw(
     b2: decay of the second moment.
     weight_decay: of matrices; norms' scales are not decayed.
     max_grad_norm: gradients of larger global norm are scaled down to it.
+    moments_dtype: what both moments are stored in; whatever the parameters' dtype, the arithmetic is float32.
 
   Returns:
     The gradient transformation.
@@ -34,9 +37,35 @@ def adamw(
   decay = optax.linear_schedule(learning_rate, learning_rate * final_fraction, total_steps - warmup_steps)
   schedule = optax.join_schedules([warmup, decay], [warmup_steps])
   decayed = lambda params: jax.tree_util.tree_map_with_path(
-      lambda path, _: "norm" not in path[-1].key, params
+      lambda path, _: "norm" not in jax.tree_util.keystr(path[-1:]), params
   )
-  return optax.chain(
-      optax.clip_by_global_norm(max_grad_norm),
-      optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed),
-  )
+  inner = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed)
+  return optax.chain(optax.clip_by_global_norm(max_grad_norm), with_state_dtype(inner, moments_dtype))
+
+
+def with_state_dtype(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+  """The same transformation, computed in float32 at least, its state's floats stored in another dtype.
+
+  Args:
+    inner: the transformation.
+    dtype: "float32" keeps wider floats as they are; "bfloat16" halves the state.
+
+  Returns:
+    The transformation; its state has the inner one's structure.
+  """
+  wide = lambda tree: _cast(tree, lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32))
+  narrow = wide if jnp.dtype(dtype) == jnp.float32 else lambda tree: _cast(tree, lambda _: dtype)
+
+  def init(params):
+    return narrow(inner.init(wide(params)))
+
+  def update(updates, state, params=None):
+    updates, state = inner.update(wide(updates), wide(state), wide(params))
+    return updates, narrow(state)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _cast(tree, dtype_of):
+  cast = lambda leaf: leaf.astype(dtype_of(leaf)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+  return jax.tree.map(cast, tree)

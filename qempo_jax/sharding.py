@@ -1,5 +1,6 @@
 """Devices as a (data, fsdp, tensor) mesh, and ordered rules that place every leaf of the train state on it."""
 
+import functools
 import re
 
 import jax
@@ -19,6 +20,11 @@ PARAM_RULES = (
     (r"layers/output$", P(None, "tensor", None, "fsdp")),
     (r"layers/(gate|up)$", P(None, "fsdp", "tensor")),
     (r"layers/down$", P(None, "tensor", "fsdp")),
+    # Adapters: the side that meets the residual stream, and the rank, which is never split.
+    (r"layers/(query|key|value|gate|up)/a$", P(None, "fsdp", None)),
+    (r"layers/(query|key|value|gate|up)/b$", P(None, None, "tensor")),
+    (r"layers/(output|down)/a$", P(None, "tensor", None)),
+    (r"layers/(output|down)/b$", P(None, None, "fsdp")),
     (r"layers/(query|key|value|gate|up)_bias$", P(None, "tensor")),
     (r"layers/(output|down)_bias$", P()),
     (r"norm$", P()),
@@ -30,11 +36,12 @@ STATE_RULES = PARAM_RULES + (
 )
 
 
-def make_mesh(shape=(-1, 1, 1)) -> Mesh:
-  """All devices as a mesh over (data, fsdp, tensor).
+def make_mesh(shape=(-1, 1, 1), *, devices=None) -> Mesh:
+  """Devices as a mesh over (data, fsdp, tensor).
 
   Args:
     shape: devices along each axis; one -1 takes what is left.
+    devices: those to arrange; None for all devices of all processes.
 
   Returns:
     The mesh.
@@ -42,7 +49,7 @@ def make_mesh(shape=(-1, 1, 1)) -> Mesh:
   Raises:
     InputError: the devices at hand cannot be arranged so.
   """
-  count = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   known = 1
   for size in shape:
     known *= size if size > 0 else 1
@@ -52,7 +59,7 @@ def make_mesh(shape=(-1, 1, 1)) -> Mesh:
     raise InputError(
         f"compute.mesh={tuple(shape)} does not arrange {count} devices; their product over {AXES} must be {count}"
     )
-  return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 
 
 def tree_shardings(tree, mesh: Mesh, rules=STATE_RULES):
@@ -77,6 +84,64 @@ def tree_shardings(tree, mesh: Mesh, rules=STATE_RULES):
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Prompts are split over the data and fsdp axes."""
   return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def on_mesh(function, mesh: Mesh):
+  """The function, traced so that `constrain_rows` and `row_shards` know the mesh."""
+
+  @functools.wraps(function)
+  def wrapped(*args, **kwargs):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args, **kwargs)
+
+  return wrapped
+
+
+def row_shards() -> int:
+  """Into how many parts rows are split on the mesh of `on_mesh`; 1 without one."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return sizes.get("data", 1) * sizes.get("fsdp", 1)
+
+
+def constrain_rows(x, *, axis: int = 0):
+  """Keeps rows split as `batch_sharding` splits them, and every other axis whole.
+
+  Parameters are split over fsdp too. Without this the compiler may follow them instead: then every device computes
+  every row, on a part of the width, and sums of activations go over the links where parameters should.
+
+  Args:
+    x: an array of activations.
+    axis: of its rows.
+
+  Returns:
+    x; unconstrained outside of `on_mesh`, and where the rows do not divide evenly.
+  """
+  shards = row_shards()
+  if shards == 1 or x.shape[axis] % shards:
+    return x
+  return jax.lax.with_sharding_constraint(x, P(*(None,) * axis, ("data", "fsdp")))
+
+
+def place(tree, where):
+  """Puts host arrays, the same on every process, where `where` says (one sharding, or a tree of them).
+
+  Each process hands over what its own devices hold.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(tree, where)
+  if isinstance(where, NamedSharding):
+    where = jax.tree.map(lambda _: where, tree)
+  one = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+  return jax.tree.map(one, tree, where)
+
+
+def to_host(tree):
+  """NumPy arrays of the whole of every leaf, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

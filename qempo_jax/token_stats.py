@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from qempo_jax import sharding
 from qempo_jax.linear import linear
 
 
@@ -26,6 +27,13 @@ def softcap(x, cap):
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def mask_columns(logits, num_tokens):
+  """Logits [..., V] with -inf in the columns from `num_tokens` on, which stand for no token; None has none such."""
+  if num_tokens is None or num_tokens == logits.shape[-1]:
+    return logits
+  return jnp.where(jnp.arange(logits.shape[-1]) < num_tokens, logits, -jnp.inf)
+
+
 def from_logits(logits, targets):
   """Log-probability of the targets and entropy, from logits [..., V] and targets [...]."""
   logits = logits.astype(jnp.float32)
@@ -38,7 +46,15 @@ def from_logits(logits, targets):
 
 
 def token_stats(
-    hidden, unembedding, targets, *, temperature, chunk_size, compute_dtype=jnp.float32, logit_softcap=None
+    hidden,
+    unembedding,
+    targets,
+    *,
+    temperature,
+    chunk_size,
+    compute_dtype=jnp.float32,
+    logit_softcap=None,
+    num_tokens=None,
 ):
   """Log-probability and entropy of next-token distributions, chunk by chunk.
 
@@ -54,6 +70,7 @@ def token_stats(
     chunk_size: tokens a chunk.
     compute_dtype: what the product's operands are rounded to; its sums are float32.
     logit_softcap: of the decoder's logits, before the temperature; None where it has none.
+    num_tokens: columns of V that stand for tokens; later ones only pad the vocabulary. None for all.
 
   Returns:
     TokenStats of shape [T], float32, nats.
@@ -64,13 +81,15 @@ def token_stats(
   chunk_size = min(chunk_size, length)
   padding = -length % chunk_size
   hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk_size, hidden.shape[1])
+  hidden = sharding.constrain_rows(hidden, axis=1)
   targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk_size)
 
   @jax.checkpoint
   def chunk(inputs):
     hidden_CxD, targets_C = inputs
     logits = linear(hidden_CxD, unembedding, compute_dtype, transpose=True)
-    return from_logits(softcap(logits, logit_softcap) / temperature, targets_C)
+    logits = mask_columns(softcap(logits, logit_softcap), num_tokens)
+    return from_logits(logits / temperature, targets_C)
 
   stats = jax.lax.map(chunk, (hidden, targets))
   return jax.tree.map(lambda x: x.reshape(-1)[:length], stats)

@@ -44,7 +44,7 @@ class TrainState:
 
   Attributes:
     step: updates done.
-    params: the policy.
+    params: what is trained: the policy, or adapters beside the reference.
     opt_state: the policy's optimizer.
     dual_params: multipliers of the constraints, see `duals`.
     dual_opt_state: their controller.
@@ -59,6 +59,28 @@ class TrainState:
   dual_opt_state: Any
   averages: Averages
   rng: jax.Array
+
+
+def whole_policy(trainable, ref_params):
+  """The policy where all of it is trained: what is trained, and nothing of the reference."""
+  del ref_params
+  return trainable
+
+
+def keep_if_finite(new: TrainState, old: TrainState, *values) -> tuple[TrainState, dict[str, jax.Array]]:
+  """The new state where every value is finite, else the old one with the new step, so that the data moves on.
+
+  Args:
+    new: the state after an update.
+    old: the state before it.
+    *values: scalars that tell a broken update, such as the loss and the gradient's norm.
+
+  Returns:
+    (the state, {"skipped": 0 or 1}).
+  """
+  ok = jnp.all(jnp.stack([jnp.isfinite(value) for value in values]))
+  kept = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, old)
+  return kept.replace(step=new.step), {"skipped": 1.0 - ok}
 
 
 AVERAGED = ("reward", "kl", "entropy", "quality_multiplier", "kl_multiplier")

@@ -9,6 +9,7 @@ the policy climbs
 each multiplier of an enforced constraint follows its controller on the value measured on this step's samples.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import NamedTuple
 
@@ -17,14 +18,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qempo_jax import accumulation
 from qempo_jax import advantages
 from qempo_jax import duals
 from qempo_jax import estimators
+from qempo_jax import reward_floors
 from qempo_jax import scoring
 from qempo_jax.losses.policy_gradient import policy_gradient_loss
 from qempo_jax.masking import masked_mean
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train_state import TrainState
+from qempo_jax.train_state import keep_if_finite
+from qempo_jax.train_state import whole_policy
 from qempo_jax.types import PackedGroups
 
 
@@ -38,6 +43,7 @@ class GroupBatch:
     rewards: [P, G] in the reward's unit.
     fresh: [P, G] true on samples of the current policy; the measured values come from these alone.
     replayed: [P, G] true on responses found earlier (off-policy); a response that is neither is not there.
+    floor_rewards: [P, G, n] the rewards of `OnlineObjective.reward_floors`, NaN where not scored; None without any.
   """
 
   packed: PackedGroups
@@ -45,6 +51,7 @@ class GroupBatch:
   rewards: jax.Array
   fresh: jax.Array
   replayed: jax.Array
+  floor_rewards: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +69,7 @@ class OnlineObjective:
     replay_weight: weight of a replayed response beside a fresh one's 1, by trajectory balance.
     min_std: floor of that spread.
     averaging: decay of the measured averages.
+    reward_floors: (name, floor) of each further reward whose mean is held by a multiplier of that name.
   """
 
   entropy_weight: float
@@ -73,6 +81,7 @@ class OnlineObjective:
   replay_weight: float
   min_std: float
   averaging: float
+  reward_floors: tuple[tuple[str, float], ...] = ()
 
 
 class Optimizers(NamedTuple):
@@ -92,8 +101,10 @@ def online_step(
     optimizers: Optimizers,
     temperature: float,
     chunk_size: int,
+    as_policy: Callable = whole_policy,
+    micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update of the policy and of the multipliers.
+  """One update of the policy and of the multipliers; neither moves where the loss or its gradient is not finite.
 
   Args:
     state: the run.
@@ -104,38 +115,48 @@ def online_step(
     optimizers: the policy's and the multipliers'.
     temperature: that of the sampler.
     chunk_size: tokens whose logits exist at once.
+    as_policy: (state.params, ref_params) -> the policy's parameters; where adapters are trained, it puts them
+      beside the reference.
+    micro_batches: parts of the batch whose gradients are summed, one part in memory at a time; they divide P.
 
   Returns:
     (the next state, metrics: scalars by name; entropies and KL in nats a sequence, lengths in tokens).
   """
-  _, group_size, max_length = batch.mask.shape
-  score = lambda params: scoring.score_groups(
+  prompts, group_size, max_length = batch.mask.shape
+  score = lambda params, packed: scoring.score_groups(
       params,
       config,
-      batch.packed,
+      packed,
       group_size=group_size,
       max_length=max_length,
       temperature=temperature,
       chunk_size=chunk_size,
   )
-  ref_log_probs = jnp.sum(score(ref_params).log_prob, axis=-1)
+  ref_log_probs = accumulation.map_rows(
+      lambda packed: jnp.sum(score(ref_params, packed).log_prob, axis=-1), batch.packed, micro_batches=micro_batches
+  )
   multipliers = duals.multipliers(state.dual_params)
 
-  def loss_fn(params):
-    stats = score(params)
+  def loss_fn(params, rows):
+    groups, ref_log_probs = rows
+    stats = score(as_policy(params, ref_params), groups.packed)
     losses = jax.vmap(_group_loss, in_axes=(0, 0, 0, None, None))(
-        stats, ref_log_probs, batch, multipliers, objective
+        stats, ref_log_probs, groups, multipliers, objective
     )
-    return jnp.mean(losses), stats
+    return jnp.sum(losses) / prompts, stats
 
-  (loss, stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+  (loss, stats), gradient = accumulation.value_and_grad(
+      loss_fn, state.params, (batch, ref_log_probs), micro_batches=micro_batches
+  )
   updates, opt_state = optimizers.policy.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
 
-  measured = measure(stats, ref_log_probs, batch)
+  measured = measure(stats, ref_log_probs, batch) | floor_values(batch, objective)
   moved = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
   next_state, metrics = move_multipliers(moved, measured, objective, optimizers.dual)
-  return next_state, metrics | {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+  metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+  next_state, skipped = keep_if_finite(next_state, state, loss, metrics["grad_norm"])
+  return next_state, metrics | skipped
 
 
 def move_multipliers(
@@ -161,14 +182,16 @@ def move_multipliers(
     constraints["quality"] = duals.at_least(measured["reward"], objective.min_reward)
   if objective.max_kl is not None:
     constraints["kl"] = duals.at_most(measured["kl"], objective.max_kl)
-  gradient = jax.grad(lambda d: duals.lagrangian_terms(d, constraints).dual_loss)(state.dual_params)
-  updates, dual_opt_state = optimizer.update(gradient, state.dual_opt_state, state.dual_params)
+  for name, floor in getattr(objective, "reward_floors", ()):
+    constraints[name] = duals.at_least(measured[f"reward/{name}"], floor)
   multipliers = duals.multipliers(state.dual_params)
+  dual_params, dual_opt_state, enforced = duals.dual_step(
+      state.dual_params, state.dual_opt_state, constraints, optimizer
+  )
   named = {f"{name}_multiplier": value for name, value in multipliers.items()}
-  metrics = measured | {f"dual/{name}/multiplier": value for name, value in multipliers.items()}
-  metrics |= duals.dual_metrics(state.dual_params, constraints)
+  metrics = measured | {f"dual/{name}/multiplier": value for name, value in multipliers.items()} | enforced
   next_state = state.replace(
-      dual_params=optax.apply_updates(state.dual_params, updates),
+      dual_params=dual_params,
       dual_opt_state=dual_opt_state,
       averages=state.averages.update(measured | named, objective.averaging),
   )
@@ -193,21 +216,38 @@ def measure(stats, ref_log_probs, batch: GroupBatch) -> dict[str, jax.Array]:
   }
 
 
+def floor_values(batch: GroupBatch, objective: OnlineObjective) -> dict[str, jax.Array]:
+  """The mean of each reward with a floor over the fresh samples it scored, as `reward/<name>`; NaN for none scored."""
+  if not objective.reward_floors:
+    return {}
+  means = reward_floors.measure(batch.floor_rewards, batch.fresh)
+  return {f"reward/{name}": mean for (name, _), mean in zip(objective.reward_floors, means)}
+
+
 def _group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective: OnlineObjective):
   """Loss of one prompt's group; its gradient is minus that of the Lagrangian over (h + lambda + mu)."""
+  rewards, quality = group.rewards, multipliers["quality"]
+  if objective.reward_floors:
+    rewards, quality = reward_floors.combine(
+        rewards,
+        group.floor_rewards,
+        group.fresh,
+        quality_multiplier=quality,
+        floor_multipliers=jnp.stack([multipliers[name] for name, _ in objective.reward_floors]),
+    )
   weights = {
-      "quality_multiplier": multipliers["quality"],
+      "quality_multiplier": quality,
       "kl_multiplier": multipliers["kl"],
       "entropy_weight": objective.entropy_weight,
   }
   log_probs = jax.lax.stop_gradient(jnp.sum(stats.log_prob, axis=-1))
-  shaped = advantages.lagrangian_rewards(group.rewards, log_probs, ref_log_probs, **weights)
+  shaped = advantages.lagrangian_rewards(rewards, log_probs, ref_log_probs, **weights)
   loss_of = jax.vmap(policy_gradient_loss)
 
   if objective.entropy_gradient == "rao_blackwell":
     # log pi leaves the reward; its part of the gradient comes from the next-token entropies.
     scale = (objective.entropy_weight + multipliers["kl"]) / (
-        objective.entropy_weight + multipliers["quality"] + multipliers["kl"]
+        objective.entropy_weight + quality + multipliers["kl"]
     )
     credited = shaped + scale * log_probs
     surrogate = jax.vmap(estimators.sequence_entropy_surrogate)

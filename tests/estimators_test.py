@@ -54,7 +54,18 @@ def _entropy_surrogates(policy):
       policy, p, estimators.score_function_entropy_surrogate, baseline=-2.0
     ),
     "to_go": lambda p: _rows(policy, p, estimators.reward_to_go_entropy_surrogate),
+    "one_number": lambda p: _rows(
+      policy, p, estimators.sequence_entropy_surrogate, policy.token_entropies(p), baseline=0.6
+    ),
+    "by_position": lambda p: _rows(
+      policy, p, estimators.sequence_entropy_surrogate, policy.token_entropies(p), baseline=_slope(policy)
+    ),
   }
+
+
+def _slope(policy):
+  """Some baseline at each position."""
+  return jnp.linspace(1.0, -0.5, policy.space.mask.shape[1])
 
 
 def _assert_unbiased(policy, params, surrogates, exact):
@@ -83,6 +94,12 @@ def test_kl_surrogates_are_unbiased_in_value_and_gradient(x64, name):
     lambda p: _rows(policy, p, estimators.sequence_kl_surrogate, policy.token_kls(p, ref)),
     lambda p: _rows(policy, p, score, ref, baseline=0.0),
     lambda p: _rows(policy, p, score, ref, baseline=0.7),
+    *(
+      lambda p, b=b: _rows(
+        policy, p, estimators.sequence_kl_surrogate, policy.token_kls(p, ref), baseline=b
+      )
+      for b in (0.6, _slope(policy))
+    ),
   ]
   _assert_unbiased(policy, params, surrogates, lambda p: policy.kl(p, policy.log_probs(ref_params)))
 
@@ -103,7 +120,71 @@ def test_rao_blackwell_has_the_least_variance_here(x64):
 
   for seed in range(3):
     found = variances(policy.init(jax.random.key(seed)))
+    del found["one_number"], found["by_position"]  # the same estimator with arbitrary baselines
     assert min(found, key=found.get) == "rao_blackwell"
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("target", ["entropy", "kl"])
+def test_leave_one_out_over_all_pairs_is_unbiased_and_quieter(x64, name, target):
+  policy = POLICIES[name]
+  params, ref_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
+  flat, unravel = jax.flatten_util.ravel_pytree(params)
+  mask, ref = jnp.asarray(policy.space.mask), policy.token_log_probs(ref_params)
+  if target == "entropy":
+    values, surrogate, exact = policy.token_entropies, estimators.sequence_entropy_surrogate, policy.entropy
+  else:
+    values = lambda p: policy.token_kls(p, ref)
+    surrogate = estimators.sequence_kl_surrogate
+    exact = lambda p: policy.kl(p, policy.log_probs(ref_params))
+  n = policy.space.num_sequences
+  pairs = jnp.asarray(np.indices((n, n)).reshape(2, -1).T)
+
+  def group_means(x, with_baseline):
+    log_probs, found = policy.token_log_probs(unravel(x)), values(unravel(x))
+
+    def mean(pair):
+      to_go = estimators.leave_one_out_to_go(found[pair], mask[pair])
+      baseline = to_go if with_baseline else jnp.zeros_like(to_go)
+      rows = jax.vmap(lambda a, b, c, d: surrogate(a, b, c, baseline=d))
+      return jnp.mean(rows(log_probs[pair], found[pair], mask[pair], baseline))
+
+    return jax.vmap(mean)(pairs)
+
+  weights = jnp.exp(jnp.sum(policy.log_probs(params)[pairs], axis=1))
+  wanted = jax.grad(lambda x: exact(unravel(x)))(flat)
+  spread = {}
+  for with_baseline in (False, True):
+    gradients = jax.jit(jax.jacfwd(lambda x, b=with_baseline: group_means(x, b)))(flat)
+    mean = weights @ gradients
+    np.testing.assert_allclose(mean, wanted, atol=1e-6)
+    spread[with_baseline] = float(weights @ jnp.sum((gradients - mean) ** 2, axis=1))
+  assert spread[True] < spread[False]
+
+
+def test_leave_one_out_to_go_by_hand():
+  # To come after each position: (5, 3, 0), (4, 0, -), (-); the last row is no sample, and its junk no number.
+  values = jnp.array([[1.0, 2, 3], [5, 4, jnp.nan], [jnp.inf] * 3])
+  mask = jnp.array([[1, 1, 1], [1, 1, 0], [0, 0, 0]])
+  found = estimators.leave_one_out_to_go(values, mask)
+  np.testing.assert_allclose(found[:2], [[4, 0, 0], [5, 3, 0]], atol=1e-6)
+  assert np.all(np.isfinite(found))
+  np.testing.assert_array_equal(estimators.leave_one_out_to_go(values[:1], mask[:1]), np.zeros((1, 3)))
+  detached = jax.grad(lambda x: jnp.sum(estimators.leave_one_out_to_go(x, jnp.ones((3, 3)))))
+  np.testing.assert_array_equal(detached(jnp.ones((3, 3))), np.zeros((3, 3)))
+  with pytest.raises(AssertionError):
+    estimators.leave_one_out_to_go(values, mask[:2])
+
+
+def test_a_baseline_changes_the_gradient_alone_and_must_fit():
+  log_probs, entropies, mask = jnp.array([-1.0, -2.0, 9.0]), jnp.array([0.5, 0.3, 7.0]), jnp.array([1, 1, 0])
+  surrogate = jax.value_and_grad(estimators.sequence_entropy_surrogate)
+  for baseline, want in [(0.2, [0.1, -0.2, 0]), (jnp.array([0.1, 0.2, jnp.nan]), [0.2, -0.2, 0])]:
+    value, gradient = surrogate(log_probs, entropies, mask, baseline=baseline)
+    np.testing.assert_allclose(value, 0.8, rtol=1e-6)
+    np.testing.assert_allclose(gradient, want, atol=1e-6)
+  with pytest.raises(AssertionError):
+    surrogate(log_probs, entropies, mask, baseline=jnp.ones(2))
 
 
 def test_token_only_entropy_is_right_in_value_and_biased_in_gradient(x64):

@@ -37,6 +37,7 @@ def config(tmp_path):
   config.objective.min_reward = FLOOR
   config.objective.max_kl = 0.5
   config.evaluation.samples_per_prompt = 128
+  config.feasibility.samples_per_prompt = 1024
   config.reward.max = None
   return config
 
@@ -107,7 +108,7 @@ def test_rare_good_answers_are_refused_without_a_number(run):
 
 
 def test_a_budget_too_wide_for_the_samples_is_refused_with_how_many_it_takes(run):
-  results, text = run(evaluation__samples_per_prompt=4, objective__min_reward=0.6, objective__max_kl=2.5)
+  results, text = run(feasibility__samples_per_prompt=32, evaluation__samples_per_prompt=4, objective__min_reward=0.6, objective__max_kl=2.5)
   row = next(row for row in results["forecasts"] if row["configured"])
   size = row["effective_sample_size"]["harmonic_mean"]
   assert size < 20 and row["status"] == "refused"

@@ -35,7 +35,7 @@ def test_jsonl_rows(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "line 1 is not JSON"), ('{"prompt": "a"}\n{"text": "b"}', "line 2 has no"), ("", "holds no rows")],
+    [("{", "line 1 is not JSON"), ('{"prompt": "a"}\n{"text": "b"}', "line 2 has the format"), ("", "holds no rows")],
 )
 def test_bad_rows_are_named(tmp_path, text, message):
   path = tmp_path / "rows.jsonl"

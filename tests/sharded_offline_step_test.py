@@ -60,7 +60,7 @@ def _both_steps(tmp_path, mesh, loss, group_size):
   rng = np.random.default_rng(0)
   groups, stats = _groups(rng)
   state, measured = offline.compile_dual_step(*arguments)(state, params, groups, stats)
-  state, metrics = offline.compile_step(*arguments)(state, _pair_batch(rng, group_size))
+  state, metrics = offline.compile_step(*arguments)(state, _pair_batch(rng, group_size), None)
   return state, metrics | measured
 
 

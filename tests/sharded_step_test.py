@@ -18,8 +18,9 @@ from tests.loops import toy
 MODEL = ModelConfig(48, 32, 64, 2, 4, 2, 8, 100.0, 1e-5, True)
 
 
-def _one_step(tmp_path, mesh, dtype="float32"):
+def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1):
   config = toy.config(tmp_path)
+  config.lora.rank, config.compute.micro_batches = rank, micro_batches
   config.objective.min_reward, config.objective.max_kl = 0.9, 0.1
   config.sampling.group_size = 4
   params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
@@ -61,6 +62,21 @@ def test_sharded_bfloat16_equals_single_device_to_its_rounding(tmp_path):
   _, metrics = _one_step(tmp_path, sharding.make_mesh((2, 2, 2)), "bfloat16")
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-2, atol=1e-2, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_sharded_adapters_and_micro_batches_equal_a_single_device(tmp_path, shape):
+  single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+  expected, expected_metrics = jax.device_get(_one_step(tmp_path, single, rank=2))
+  state, metrics = _one_step(tmp_path, sharding.make_mesh(shape), rank=2, micro_batches=2)
+  if shape[1] > 1:
+    adapter = state.params["layers"]["gate"]
+    assert not adapter.a.sharding.is_fully_replicated and not adapter.b.sharding.is_fully_replicated
+  for name, value in expected_metrics.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+  moments = lambda state: jax.device_get(state.opt_state[1][0].mu)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-6), moments(state), moments(expected))
+  assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(moments(expected))) > 1e-4
 
 
 def test_unmatched_leaf_is_named():

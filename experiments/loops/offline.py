@@ -12,10 +12,12 @@ from experiments import offline_builders
 from experiments.loops import pairs
 from experiments.loops import runs
 from experiments.loops import sampling
+from experiments.loops import saving
 from qempo_jax import duals
 from qempo_jax import offline_step
 from qempo_jax import packing
 from qempo_jax import sharding
+from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data import prompts
 from qempo_jax.errors import InputError
@@ -66,6 +68,8 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   objective = offline_builders.objective(config)
   found = pairs.load(config, policy, workdir)
   encoded = pairs.encode(config, policy, found)
+  if encoded.ended:
+    display.note(f"{encoded.ended} pairs left out: a response holds the token that ends it before its end")
   if encoded.dropped or encoded.seams:
     display.note(f"{encoded.dropped} pairs too long, left out; {encoded.seams} responses merge with their prompt")
   batches = pairs.Batches(config, policy, encoded)
@@ -73,57 +77,59 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   measure = Measurement(config, policy, preferences.prompt_rows(encoded.rows)) if every else None
 
   # 2. The state and its two compiled steps.
+  if warning := builders.precision_note(config, policy.params):
+    display.note(warning)
   optimizers, state, shardings = runs.initial(config, policy)
   step = compile_step(config, policy, objective, optimizers, shardings)
   dual_step = compile_dual_step(config, policy, objective, optimizers, shardings)
+  as_policy = builders.as_policy(config)
+  frozen = policy.params if builders.lora_config(config) else None
 
   # 3. Where an earlier run stopped.
-  checkpoints = runs.checkpoints(config, workdir)
-  if checkpoints and (restored := checkpoints.restore(state)):
-    state, host = restored
-    if host["pairs"] != encoded.fingerprint():
-      raise InputError(f"the pairs are not those of the checkpoint in {workdir}; restore the data, or use another workdir")
-    display.note(f"resumed after step {int(state.step)}")
+  same = {"pairs": encoded.fingerprint()}
+  saver = saving.Saver(config, workdir, policy, display.note, same=same, order=batches.order)
+  state, _ = saver.restore(state)
   first = int(state.step)
   log = runs.MetricsLog(workdir / "metrics.jsonl", keep=first)
 
   # 4. The loop: a measurement moves the multipliers, then pairs move the policy.
   shown, warned = {}, False
-  for index in range(first, config.steps):
-    started = time.monotonic()
-    measured, truncation = {}, {}
-    if every and index % every == 0:
-      groups, stats, cut = measure(state.params, index // every, jax.random.fold_in(state.rng, index))
-      state, measured = dual_step(state, policy.params, groups, stats)
-      truncation = {"truncation": cut}
-    sampled = time.monotonic()
-    batch = batches(index)
-    state, metrics = step(state, batch)
-    metrics = {name: float(value) for name, value in jax.device_get(measured | metrics).items()}
-    seconds = time.monotonic() - started
-    metrics |= truncation | {
-        "step": index + 1,
-        "floor": builders.objective(config).min_reward,
-        "seconds": seconds,
-        "sampling_seconds": sampled - started,
-        "tokens_per_second": int(batch.mask.sum()) / seconds,
-    }
-    log.write(metrics)
-    shown |= metrics  # between measurements the display keeps the last one; the log does not
-    display.step(index + 1, shown)
-    _check(metrics, config)
-    if not warned and metrics.get("chosen_change", 0.0) < -config.offline.chosen_fall:
-      warned = True
-      display.note(
-          f"step {index + 1}: the chosen responses' log-prob fell by {-metrics['chosen_change']:.1f} nats from the"
-          " reference; set offline.nll_weight, or lower the learning rate"
-      )
-    interval = config.checkpoint.every
-    if checkpoints and (index + 1 == config.steps or (interval and (index + 1) % interval == 0)):
-      checkpoints.save(state, {"pairs": encoded.fingerprint()})
+  with saver:
+    for index in range(first, config.steps):
+      started = time.monotonic()
+      measured, truncation = {}, {}
+      if every and index % every == 0:
+        current = as_policy(state.params, policy.params)
+        groups, stats, cut = measure(current, index // every, jax.random.fold_in(state.rng, index))
+        state, measured = dual_step(state, policy.params, groups, stats)
+        truncation = {"truncation": cut}
+      sampled = time.monotonic()
+      batch = batches(index)
+      placed = sharding.place(batch, runs.split(policy.mesh, config.offline.pairs_per_step))
+      state, metrics = step(state, placed, frozen)
+      metrics = {name: float(value) for name, value in jax.device_get(measured | metrics).items()}
+      seconds = time.monotonic() - started
+      metrics |= truncation | {
+          "step": index + 1,
+          "floor": builders.objective(config).min_reward,
+          "seconds": seconds,
+          "sampling_seconds": sampled - started,
+          "tokens_per_second": int(batch.mask.sum()) / seconds,
+          "padding": pair_tokens.padding_share(batch.packed),
+      }
+      metrics |= saver.count(metrics)
+      log.write(metrics)
+      shown |= metrics  # between measurements the display keeps the last one; the log does not
+      display.step(index + 1, shown)
+      _check(metrics, config)
+      if not warned and metrics.get("chosen_change", 0.0) < -config.offline.chosen_fall:
+        warned = True
+        display.note(
+            f"step {index + 1}: the chosen responses' log-prob fell by {-metrics['chosen_change']:.1f} nats from the"
+            " reference; set offline.nll_weight, or lower the learning rate"
+        )
+      saver.after_step(state, log)
   log.close()
-  if checkpoints:
-    checkpoints.close()
   return state
 
 
@@ -149,13 +155,22 @@ class Measurement:
 
 
 def compile_step(config, policy: builders.Policy, objective, optimizers, shardings):
-  """The jitted policy step: state placed by its shardings and donated."""
+  """The jitted policy step: state placed by its shardings and donated.
+
+  It takes (state, batch, the reference's parameters where adapters are trained beside them, else None).
+  """
   step = functools.partial(
-      offline_step.offline_step, objective=objective, optimizer=optimizers.policy, **_scoring(config, policy)
+      offline_step.offline_step,
+      objective=objective,
+      optimizer=optimizers.policy,
+      as_policy=builders.as_policy(config),
+      micro_batches=builders.micro_batches(config, config.offline.pairs_per_step),
+      **_scoring(config, policy),
   )
+  frozen = jax.tree.map(lambda leaf: leaf.sharding, policy.params) if builders.lora_config(config) else None
   return jax.jit(
-      step,
-      in_shardings=(shardings, runs.split(policy.mesh, config.offline.pairs_per_step)),
+      sharding.on_mesh(step, policy.mesh),
+      in_shardings=(shardings, runs.split(policy.mesh, config.offline.pairs_per_step), frozen),
       out_shardings=(shardings, sharding.replicated(policy.mesh)),
       donate_argnums=0,
   )
@@ -169,7 +184,7 @@ def compile_dual_step(config, policy: builders.Policy, objective, optimizers, sh
   reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
   split = runs.split(policy.mesh, config.data.prompts_per_step)
   return jax.jit(
-      step,
+      sharding.on_mesh(step, policy.mesh),
       in_shardings=(shardings, reference, split, split),
       out_shardings=(shardings, sharding.replicated(policy.mesh)),
       donate_argnums=0,
@@ -183,8 +198,6 @@ def _scoring(config, policy):
 
 def _check(metrics, config) -> None:
   """Stops a run that has gone wrong, with what to do about it."""
-  if not np.isfinite(metrics["loss"]):
-    raise InputError(f"step {metrics['step']}: the loss is not finite; lower optimizer.learning_rate")
   bound = config.alarms.max_entropy_per_token
   if metrics.get("entropy_per_token", 0.0) > bound:
     raise InputError(

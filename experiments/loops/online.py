@@ -10,10 +10,11 @@ import numpy as np
 from experiments import builders
 from experiments.loops import runs
 from experiments.loops import sampling
+from experiments.loops import saving
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax import train_step
-from qempo_jax.data import prompts
+from qempo_jax.data import order as orders
 from qempo_jax.errors import InputError
 from qempo_jax.sampling.replay import ReplayBuffer
 
@@ -38,48 +39,60 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     display.note(f"{sample.dropped} prompts longer than {config.data.max_prompt_length} tokens left out")
 
   # 2. The state and its one compiled step.
+  if warning := builders.precision_note(config, policy.params):
+    display.note(warning)
   optimizers, state, shardings = runs.initial(config, policy)
+  as_policy = builders.as_policy(config)
   step = compile_step(config, policy, optimizers, shardings)
 
   # 3. Where an earlier run stopped.
-  checkpoints = runs.checkpoints(config, workdir)
-  if checkpoints and (found := checkpoints.restore(state)):
-    state, host = found
-    replay.buffer.from_json(host["replay"])
-    display.note(f"resumed after step {int(state.step)}")
+  order = orders.Order(len(sample.rows), batch_size=config.data.prompts_per_step, seed=config.seed)
+  same = {"prompts": saving.fingerprint(sample.rows)}
+  saver = saving.Saver(config, workdir, policy, display.note, same=same, order=order)
+  state, memory = saver.restore(state)
+  if memory:
+    replay.buffer.from_json(memory["replay"])
+    if hasattr(reward, "from_json"):
+      reward.from_json(memory["reward"])
   first = int(state.step)
   log = runs.MetricsLog(workdir / "metrics.jsonl", keep=first)
 
+  def remember():
+    return {"replay": replay.buffer.to_json(), "reward": reward.to_json() if hasattr(reward, "to_json") else {}}
+
   # 4. The loop.
-  for index in range(first, config.steps):
-    started = time.monotonic()
-    chosen = prompts.batch_indices(index, config.data.prompts_per_step, len(sample.rows), config.seed)
-    rng = jax.random.fold_in(state.rng, index)
-    samples = sample(state.params, [sample.rows[i] for i in chosen], rng, config.sampling.group_size)
-    rewards = sampling.group_rewards(reward, samples)
-    sampled = time.monotonic()
-    batch = replay.make_batch(samples, rewards, np.random.default_rng([config.seed, index]))
-    state, metrics = step(state, policy.params, batch)
-    metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    seconds = time.monotonic() - started
-    metrics |= {
-        "step": index + 1,
-        "floor": builders.objective(config).min_reward,
-        "truncation": float(np.mean(samples.rollout.truncated)),
-        "found": replay.buffer.total,
-        "seconds": seconds,
-        "sampling_seconds": sampled - started,
-        "tokens_per_second": int(samples.rollout.mask.sum()) / seconds,
-    }
-    log.write(metrics)
-    display.step(index + 1, metrics)
-    _check(metrics, config)
-    every = config.checkpoint.every
-    if checkpoints and (index + 1 == config.steps or (every and (index + 1) % every == 0)):
-      checkpoints.save(state, {"replay": replay.buffer.to_json()})
+  with saver:
+    for index in range(first, config.steps):
+      started = time.monotonic()
+      rng = jax.random.fold_in(state.rng, index)
+      current = as_policy(state.params, policy.params)
+      rows = [sample.rows[i] for i in order.batch(index)]
+      samples = sample(current, rows, rng, config.sampling.group_size)
+      rewards, floor_rewards = sampling.group_scores(reward, samples)
+      sampled = time.monotonic()
+      batch = replay.make_batch(samples, rewards, np.random.default_rng([config.seed, index]), floor_rewards)
+      batch = sharding.place(batch, runs.split(policy.mesh, config.data.prompts_per_step))
+      state, metrics = step(state, policy.params, batch)
+      metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+      seconds = time.monotonic() - started
+      metrics |= {
+          "step": index + 1,
+          "floor": builders.objective(config).min_reward,
+          "truncation": float(np.mean(samples.rollout.truncated)),
+          "unscored": float(np.mean(np.isnan(rewards))),
+          "found": replay.buffer.total,
+          "seconds": seconds,
+          "sampling_seconds": sampled - started,
+          "tokens_per_second": int(samples.rollout.mask.sum()) / seconds,
+      }
+      metrics |= saver.count(metrics)
+      counts = reward.take_counts() if hasattr(reward, "take_counts") else {}
+      metrics |= {f"reward_counts/{kind}": count for kind, count in counts.items()}
+      log.write(metrics)
+      display.step(index + 1, metrics)
+      _check(metrics, config)
+      saver.after_step(state, log, remember)
   log.close()
-  if checkpoints:
-    checkpoints.close()
   return state
 
 
@@ -92,11 +105,13 @@ def compile_step(config, policy: builders.Policy, optimizers, shardings):
       optimizers=optimizers,
       temperature=config.sampling.temperature,
       chunk_size=config.compute.chunk_size,
+      as_policy=builders.as_policy(config),
+      micro_batches=builders.micro_batches(config, config.data.prompts_per_step),
   )
   reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
   prompts_split = runs.split(policy.mesh, config.data.prompts_per_step)
   return jax.jit(
-      step,
+      sharding.on_mesh(step, policy.mesh),
       in_shardings=(shardings, reference, prompts_split),
       out_shardings=(shardings, sharding.replicated(policy.mesh)),
       donate_argnums=0,
@@ -111,12 +126,15 @@ class Replay:
     self._config = config
     self.buffer = ReplayBuffer(config.replay.min_reward)
 
-  def make_batch(self, samples: sampling.Samples, rewards: np.ndarray, rng) -> train_step.GroupBatch:
-    """Packs the fresh samples with replayed ones, then remembers the fresh ones that are good."""
+  def make_batch(self, samples: sampling.Samples, rewards: np.ndarray, rng, floor_rewards=None) -> train_step.GroupBatch:
+    """Packs the fresh samples with replayed ones, then remembers the fresh ones that are good.
+
+    What was not scored (NaN) is neither fresh nor replayed: it is left out of its group.
+    """
     fresh_size, replay_size = rewards.shape[1], self._config.replay.size
     shape = (len(samples.rows), fresh_size + replay_size)
     all_rewards, replayed = np.zeros(shape, np.float32), np.zeros(shape, bool)
-    all_rewards[:, :fresh_size] = rewards
+    all_rewards[:, :fresh_size] = np.nan_to_num(rewards)
     mask = np.zeros((*shape, self._config.sampling.max_response_length), bool)
     groups = []
     for row, responses in enumerate(samples.responses):
@@ -129,12 +147,15 @@ class Replay:
       for slot, response in enumerate(groups[-1]):
         mask[row, slot, : len(response)] = True
       for response, value, truncated in zip(responses, rewards[row], samples.rollout.truncated[row]):
-        if replay_size and not truncated:
+        if replay_size and not truncated and np.isfinite(value):
           self.buffer.add(key, response, value)
     fresh = np.zeros(shape, bool)
-    fresh[:, :fresh_size] = True
+    fresh[:, :fresh_size] = np.isfinite(rewards)
+    if floor_rewards is not None:
+      absent = np.full((shape[0], replay_size, floor_rewards.shape[-1]), np.nan, np.float32)
+      floor_rewards = np.concatenate([floor_rewards, absent], axis=1)
     packed = packing.pack_groups(samples.prompts, groups, bucket=self._config.compute.bucket)
-    return train_step.GroupBatch(packed, mask, all_rewards, fresh, replayed)
+    return train_step.GroupBatch(packed, mask, all_rewards, fresh, replayed, floor_rewards)
 
 
 def _check(metrics, config) -> None:
@@ -145,5 +166,3 @@ def _check(metrics, config) -> None:
         f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
         f" alarms.max_entropy_per_token={bound}; raise duals.quality_multiplier or its gains, or set a KL budget"
     )
-  if not np.isfinite(metrics["loss"]):
-    raise InputError(f"step {metrics['step']}: the loss is not finite; lower optimizer.learning_rate")

@@ -12,10 +12,12 @@ from experiments import workdir as workdirs
 from experiments.loops import sampling
 from qempo_jax import offline_losses
 from qempo_jax import offline_step
+from qempo_jax.data import order
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
-from qempo_jax.data import prompts
+from qempo_jax.data import reference_cache
 from qempo_jax.errors import InputError
+from qempo_jax.models import demo_model
 
 SAMPLED_FILE = "sampled_pairs.jsonl"
 
@@ -33,17 +35,19 @@ def load(config, policy: builders.Policy, workdir: pathlib.Path | None) -> list[
   Returns:
     The pairs; of sampled ones without a workdir, none.
   """
-  kind, _, path = config.data.source.partition(":")
   if config.offline.pairs != "source":
     rows = builders.training_rows(config)
     return [] if workdir is None else _sampled(config, policy, rows, workdir / SAMPLED_FILE)
-  if kind == "jsonl" and path:
-    paired = offline_losses.LOSSES[config.offline.loss].responses > 1
-    return preferences.jsonl_preferences(path, rejected=paired)
   if config.data.source == "open_list":
     rows = builders.training_rows(config)
     return preferences.open_list_preferences(rows, per_prompt=config.offline.pairs_per_prompt, seed=config.seed)
-  raise InputError(f"data.source={config.data.source!r} is not known; use open_list or jsonl:PATH")
+  return preferences.load_preferences(
+      config.data.source,
+      rejected=offline_losses.LOSSES[config.offline.loss].responses > 1,
+      on_bad_row=config.data.on_bad_row,
+      max_bad_share=config.data.max_bad_share,
+      note=print,
+  )
 
 
 def encode(config, policy: builders.Policy, found) -> pair_tokens.PairTokens:
@@ -63,6 +67,13 @@ class Batches:
   def __init__(self, config, policy: builders.Policy, pairs: pair_tokens.PairTokens):
     """Scores the pairs that will be visited under the reference, once, where something reads that."""
     self._config, self._pairs = config, pairs
+    self.order = order.Order(
+        len(pairs.rows),
+        batch_size=config.offline.pairs_per_step,
+        seed=config.seed,
+        lengths=pairs.lengths(),
+        window=config.data.length_window,
+    )
     self._ref_log_probs = None
     if offline_losses.LOSSES[config.offline.loss].needs_reference or config.offline.log_change:
       self._ref_log_probs = self._reference(policy)
@@ -75,8 +86,7 @@ class Batches:
     return offline_step.PairBatch(packed, mask, ref_log_probs)
 
   def _indices(self, step):
-    size = self._config.offline.pairs_per_step
-    return prompts.batch_indices(step, size, len(self._pairs.rows), self._config.seed)
+    return self.order.batch(step)
 
   def _packed(self, indices):
     return pair_tokens.pack_pairs(
@@ -88,6 +98,29 @@ class Batches:
 
   def _reference(self, policy) -> np.ndarray:
     """[N, G] nats; rows never visited stay NaN, so that a wrong use of one shows."""
+    config, pairs = self._config, self._pairs
+    size, count = config.offline.pairs_per_step, len(pairs.rows)
+    steps = min(config.steps, -(-count // size))  # of the first epoch
+    visited = sorted({index for step in range(steps) for index in self._indices(step)})
+    found = np.full((count, len(pairs.responses[0])), np.nan, np.float32)
+    if not config.offline.reference_cache:
+      found[visited] = self._score(policy, visited)
+      return found
+    model = reference_cache.model_hash(policy.params, policy.config)
+    keys = reference_cache.example_keys(
+        pairs,
+        model=model,
+        tokenizer=reference_cache.tokenizer_hash(policy.tokenizer),
+        settings={"temperature": config.sampling.temperature},
+    )
+    path = demo_model.cache_dir() / "reference" / f"{model[:32]}-{found.shape[1]}.npz"
+    compute = lambda places: self._score(policy, [visited[place] for place in places])
+    found[visited], computed = reference_cache.get_or_compute(path, keys[visited], compute)
+    print(f"Reference log-probs of {len(visited)} pairs: {computed} computed, the others from {path}")
+    return found
+
+  def _score(self, policy, visited) -> np.ndarray:
+    """[n, G] nats of some examples."""
     config = self._config
     score = jax.jit(
         functools.partial(
@@ -97,16 +130,13 @@ class Batches:
             chunk_size=config.compute.chunk_size,
         )
     )
-    size, count = config.offline.pairs_per_step, len(self._pairs.rows)
-    steps = min(config.steps, -(-count // size))  # of the first epoch
-    visited = sorted({index for step in range(steps) for index in self._indices(step)})
-    found = np.full((count, len(self._pairs.responses[0])), np.nan, np.float32)
+    size, found = config.offline.pairs_per_step, []
     for start in range(0, len(visited), size):
       indices = visited[start : start + size]
       packed, mask = self._packed(indices + indices[:1] * (size - len(indices)))
       stats = score(policy.params, offline_step.PairBatch(packed, mask, None))
-      found[indices] = np.asarray(stats.log_prob.sum(-1))[: len(indices)]
-    return found
+      found.append(np.asarray(stats.log_prob.sum(-1))[: len(indices)])
+    return np.concatenate(found)
 
 
 def _sampled(config, policy, rows, path) -> list[preferences.Preference]:

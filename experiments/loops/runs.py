@@ -1,29 +1,43 @@
 """What every training loop needs of a run: its first state, its checkpoints, its metrics on disk."""
 
 import json
+import os
 import pathlib
 
 import jax
 import tensorboardX
 
 from experiments import builders
+from experiments import distributed
+from experiments import workdir as workdirs
 from qempo_jax import sharding
 from qempo_jax.checkpoint import Checkpoints
+from qempo_jax.errors import InputError
 
 
 def initial(config, policy: builders.Policy):
   """(optimizers, the state before the first step, placed; its shardings)."""
   optimizers = builders.optimizer_pair(config)
-  state = builders.initial_state(config, policy.params, optimizers)
-  shardings = sharding.tree_shardings(state, policy.mesh)
-  return optimizers, jax.device_put(state, shardings), shardings
+  create = lambda params: builders.initial_state(config, params, optimizers)
+  shardings = sharding.tree_shardings(jax.eval_shape(create, policy.params), policy.mesh)
+  return optimizers, jax.jit(create, out_shardings=shardings)(policy.params), shardings
 
 
-def checkpoints(config, workdir: pathlib.Path) -> Checkpoints | None:
+def trained_shapes(config, policy: builders.Policy):
+  """Shapes and shardings of what is trained; no memory is taken, an optimizer's least of all."""
+  optimizers = builders.optimizer_pair(config)
+  shapes = jax.eval_shape(lambda params: builders.initial_state(config, params, optimizers).params, policy.params)
+  place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+  return jax.tree.map(place, shapes, sharding.tree_shardings(shapes, policy.mesh, sharding.PARAM_RULES))
+
+
+def checkpoints(config, workdir: pathlib.Path, *, read_only: bool = False, note=print) -> Checkpoints | None:
   """The run's checkpoints, or None where the config wants none."""
-  if config.checkpoint.every < 0:
+  c = config.checkpoint
+  if c.every < 0:
     return None
-  return Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+  folder = c.folder or workdir / "checkpoints"
+  return Checkpoints(folder, keep=c.keep, asynchronous=c.asynchronous, read_only=read_only, note=note)
 
 
 def split(mesh, rows: int):
@@ -38,19 +52,47 @@ class MetricsLog:
 
   def __init__(self, path: pathlib.Path, *, keep: int):
     """Keeps the first `keep` steps of an earlier run, which a checkpoint vouches for, and drops later ones."""
-    self._path = path
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    path.write_text("".join(lines[:keep]), encoding="utf-8")
-    self._board = tensorboardX.SummaryWriter(str(path.parent / "tensorboard"), write_to_disk=True)
+    self._path, self._board = path, None
+    if not distributed.is_writer():
+      return
+    found = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in found if _step(line) in range(1, keep + 1)]
+    if kept != found:
+      workdirs.write_atomically(path, "".join(kept))
+    board = str(path.parent / "tensorboard")
+    self._board = tensorboardX.SummaryWriter(board, write_to_disk=True, purge_step=keep + 1 if found else None)
 
   def write(self, metrics) -> None:
-    """Appends one step."""
-    with open(self._path, "a", encoding="utf-8") as file:
-      file.write(json.dumps(metrics) + "\n")
+    """Appends one step, on the first process alone."""
+    if self._board is None:
+      return
+    try:
+      with open(self._path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(metrics) + "\n")
+    except OSError as error:
+      raise InputError(
+          f"{self._path} cannot be written ({error.strerror}); the last checkpoint stands: free space there, then start"
+          " the same command again"
+      ) from error
     for name, value in metrics.items():
       if value is not None:
         self._board.add_scalar(name, value, metrics["step"])
 
+  def sync(self) -> None:
+    """Returns once all rows are on the disk itself."""
+    if self._board is not None and self._path.exists():
+      with open(self._path, "rb") as file:
+        os.fsync(file.fileno())
+
   def close(self) -> None:
     """Writes out the events."""
-    self._board.close()
+    if self._board is not None:
+      self._board.close()
+
+
+def _step(line: str) -> int:
+  """The step of a row; 0 for a line that was cut short."""
+  try:
+    return json.loads(line)["step"] if line.endswith("\n") else 0
+  except (ValueError, KeyError, TypeError):
+    return 0

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments.loops import runs
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data import tokenization
 from qempo_jax.data.prompts import Row
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import checked
+from qempo_jax.rewards import compose
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
 from qempo_jax.types import Rollout
@@ -63,8 +65,9 @@ class GroupSampler:
   def __call__(self, params, rows: Sequence[Row], rng, group_size: int) -> Samples:
     """Samples a group for each row."""
     prompts = [self.encode(row) for row in rows]
-    batch = jax.device_put(self._pad(prompts), sharding.replicated(self._policy.mesh))
-    rollout = sampler.sample_groups(
+    mesh = self._policy.mesh
+    batch = sharding.place(self._pad(prompts), runs.split(mesh, len(prompts)))
+    rollout = sharding.on_mesh(sampler.sample_groups, mesh)(
         params,
         self._policy.config,
         batch,
@@ -74,7 +77,7 @@ class GroupSampler:
         temperature=self._settings.temperature,
         stop_tokens=self._policy.stop_tokens,
     )
-    rollout = jax.device_get(rollout)
+    rollout = sharding.to_host(rollout)
     responses = [
         [tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)
     ]
@@ -96,10 +99,27 @@ class GroupSampler:
 
 def group_rewards(function, samples: Samples) -> np.ndarray:
   """Scores every sample: [P, G]."""
+  prompts, completions, columns = _flat(samples)
+  return checked.scores(function, prompts, completions, columns).reshape(len(samples.rows), -1)
+
+
+def group_scores(function, samples: Samples) -> tuple[np.ndarray, np.ndarray | None]:
+  """(rewards [P, G], those with floors [P, G, n] or None); NaN where a sample was not scored."""
+  prompts, completions, columns = _flat(samples)
+  shape = (len(samples.rows), -1)
+  if not isinstance(function, compose.Composition):
+    return checked.scores_or_nan(function, prompts, completions, columns).reshape(shape), None
+  scores = function.scores(prompts, completions, columns)
+  total = scores.total if function.unscored is None else np.nan_to_num(scores.total, nan=function.unscored)
+  floors = [scores.by_name[name].reshape(shape) for name in function.floors]
+  return total.reshape(shape), np.stack(floors, axis=-1) if floors else None
+
+
+def _flat(samples: Samples):
+  """(prompts, completions, columns) with one entry a sample."""
   group_size = len(samples.texts[0])
   repeated = [row for row in samples.rows for _ in range(group_size)]
   names = [name for name in samples.rows[0] if name != "prompt"]
   columns = {name: [row.get(name) for row in repeated] for name in names}
   completions = [text for group in samples.texts for text in group]
-  scores = checked.scores(function, [row["prompt"] for row in repeated], completions, columns)
-  return scores.reshape(len(samples.rows), group_size)
+  return [row["prompt"] for row in repeated], completions, columns

@@ -17,18 +17,6 @@ def _others(x: jax.Array, k: int) -> jax.Array:
   return jax.lax.stop_gradient((jnp.sum(x) - x[k]) / max(x.shape[0] - 1, 1))
 
 
-def _to_go(x: jax.Array) -> jax.Array:
-  """sum_{j>t} x_j for every t, [G, T]."""
-  return jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1] - x
-
-
-def _baselined(s: Samples, k: int, surrogate: jax.Array, token_values: jax.Array) -> jax.Array:
-  """A Rao-Blackwell surrogate, less the others' mean of what is to come, position by position; unbiased."""
-  baseline = jnp.stack([_others(x, k) for x in _to_go(token_values).T])
-  log_pi = s.token_log_probs[k]
-  return surrogate - jnp.sum(jnp.where(s.mask[k], baseline * (log_pi - jax.lax.stop_gradient(log_pi)), 0.0))
-
-
 ENTROPY: dict[str, Surrogate] = {
   "score function": lambda s, k: estimators.score_function_entropy_surrogate(
     s.token_log_probs[k], s.mask[k], baseline=0.0
@@ -42,8 +30,17 @@ ENTROPY: dict[str, Surrogate] = {
   "Rao-Blackwell": lambda s, k: estimators.sequence_entropy_surrogate(
     s.token_log_probs[k], s.token_entropies[k], s.mask[k]
   ),
-  "Rao-Blackwell, leave-one-out": lambda s, k: _baselined(
-    s, k, ENTROPY["Rao-Blackwell"](s, k), s.token_entropies
+  "Rao-Blackwell, one number": lambda s, k: estimators.sequence_entropy_surrogate(
+    s.token_log_probs[k],
+    s.token_entropies[k],
+    s.mask[k],
+    baseline=_others(jnp.sum(s.token_entropies, axis=-1), k),
+  ),
+  "Rao-Blackwell, leave-one-out": lambda s, k: estimators.sequence_entropy_surrogate(
+    s.token_log_probs[k],
+    s.token_entropies[k],
+    s.mask[k],
+    baseline=estimators.leave_one_out_to_go(s.token_entropies, s.mask)[k],
   ),
   "token-only": lambda s, k: estimators.token_only_entropy_surrogate(
     s.token_entropies[k], s.mask[k]
@@ -62,13 +59,22 @@ KL: dict[str, Surrogate] = {
   "Rao-Blackwell": lambda s, k: estimators.sequence_kl_surrogate(
     s.token_log_probs[k], s.token_kls[k], s.mask[k]
   ),
-  "Rao-Blackwell, leave-one-out": lambda s, k: _baselined(
-    s, k, KL["Rao-Blackwell"](s, k), s.token_kls
+  "Rao-Blackwell, one number": lambda s, k: estimators.sequence_kl_surrogate(
+    s.token_log_probs[k],
+    s.token_kls[k],
+    s.mask[k],
+    baseline=_others(jnp.sum(s.token_kls, axis=-1), k),
+  ),
+  "Rao-Blackwell, leave-one-out": lambda s, k: estimators.sequence_kl_surrogate(
+    s.token_log_probs[k],
+    s.token_kls[k],
+    s.mask[k],
+    baseline=estimators.leave_one_out_to_go(s.token_kls, s.mask)[k],
   ),
   "token-only": lambda s, k: jnp.sum(s.token_kls[k]),
   "k3 in the loss": lambda s, k: estimators.kl_values(s.log_probs[k], s.ref_log_probs[k]).k3,
 }
-GROUPED = ("leave-one-out", "Rao-Blackwell, leave-one-out")
+GROUPED = ("leave-one-out", "Rao-Blackwell, one number", "Rao-Blackwell, leave-one-out")
 BIASED = ("token-only", "k3 in the loss")
 TARGETS = {"entropy": ENTROPY, "KL": KL}
 

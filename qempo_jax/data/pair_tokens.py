@@ -24,6 +24,7 @@ class PairTokens(NamedTuple):
     responses: [N][G] token ids: chosen, rejected, and for KTO a response to another prompt.
     dropped: pairs left out because a prompt or a response is too long.
     seams: responses whose tokens would differ if prompt and response were encoded as one text.
+    ended: pairs left out because a response holds the token that ends it before its end.
   """
 
   rows: list[Row]
@@ -31,6 +32,11 @@ class PairTokens(NamedTuple):
   responses: list[tuple[tuple[int, ...], ...]]
   dropped: int
   seams: int
+  ended: int = 0
+
+  def lengths(self) -> list[int]:
+    """Tokens of every example, the prompt once: what rows are sorted by to bound padding."""
+    return [len(prompt) + sum(map(len, group)) for prompt, group in zip(self.prompts, self.responses)]
 
   def fingerprint(self) -> str:
     """A hash of all token ids: tells whether a resumed run has the same pairs."""
@@ -64,23 +70,25 @@ def encode_pairs(
   Raises:
     InputError: no pair is left, or G = 3 and there is only one prompt.
   """
-  encoder = _Encoder(tokenizer)
-  rows, prompts, groups = [], [], []
+  encoder = Encoder(tokenizer)
+  rows, prompts, groups, ended = [], [], [], 0
   for row, *pair in preferences:
     prompt = encoder.prompt(row["prompt"])
     group = tuple(encoder.response(row["prompt"], response) for response in pair[: min(responses, 2)])
-    if len(prompt) <= max_prompt_length and max(map(len, group)) <= max_response_length:
+    if any(isinstance(given, str) and encoder.ends_early(ids) for given, ids in zip(pair, group)):
+      ended += 1
+    elif len(prompt) <= max_prompt_length and max(map(len, group)) <= max_response_length:
       rows.append(row)
       prompts.append(prompt)
       groups.append(group)
   if not rows:
     raise InputError(
-        f"every pair is too long: raise data.max_prompt_length={max_prompt_length} or"
+        f"no pair is left: every pair is too long{f', but for {ended} that end early' * bool(ended)}: raise data.max_prompt_length={max_prompt_length} or"
         f" sampling.max_response_length={max_response_length} (tokens, the ending token included)"
     )
   if responses == 3:
     groups = [(*group, groups[other][0]) for group, other in zip(groups, _next_other(rows))]
-  return PairTokens(rows, prompts, groups, len(preferences) - len(rows), encoder.seams)
+  return PairTokens(rows, prompts, groups, len(preferences) - len(rows) - ended, encoder.seams, ended)
 
 
 def pack_pairs(
@@ -93,12 +101,17 @@ def pack_pairs(
   return packed, np.arange(max_length) < lengths[:, :, None]
 
 
-class _Encoder:
-  """Encodes prompts once each, and responses as what follows them."""
+def padding_share(packed: PackedGroups) -> float:
+  """The share of a packed batch's places that hold no token."""
+  return float(np.mean(np.asarray(packed.segments) < 0))
+
+
+class Encoder:
+  """Encodes prompts once each, and responses as what follows them, with exactly one ending token."""
 
   def __init__(self, tokenizer):
     self._tokenizer = tokenizer
-    self._prompts, self._end = {}, None
+    self._prompts, self._end, self._stops, self._rendered = {}, None, None, None
     self.seams = 0
 
   def prompt(self, prompt) -> list[int]:
@@ -118,15 +131,33 @@ class _Encoder:
       # The two texts merge at the seam. A sampler starts from the prompt's own ids, and so do we.
       self.seams += 1
       ids = self._tokenizer.encode(response, add_special_tokens=False)
+    end, ids = self.end, list(ids)
+    while ids and ids[-1] in (end, self._tokenizer.eos_token_id):
+      ids.pop()  # the text's own ending, or one that the tokenizer adds
+    return (*ids, end)
+
+  @property
+  def end(self) -> int:
+    """The token that ends a response."""
     if self._end is None:
       self._end = end_token_id(self._tokenizer)
-    return (*ids,) if ids[-1:] == [self._end] else (*ids, self._end)
+    return self._end
+
+  def ends_early(self, ids: Sequence[int]) -> bool:
+    """Whether a sampler would have stopped before the last of these tokens."""
+    if self._stops is None:
+      self._stops = frozenset(tokenization.stop_token_ids(self._tokenizer))
+    return any(token in self._stops for token in ids[:-1])
 
   def _text(self, prompt) -> str:
     if not self._tokenizer.chat_template:
       return prompt
+    if self._rendered is not None and self._rendered[0] == prompt:  # a pair asks twice
+      return self._rendered[1]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    self._rendered = prompt, text
+    return text
 
 
 def end_token_id(tokenizer: Any) -> int:

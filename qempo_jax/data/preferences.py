@@ -1,75 +1,58 @@
-"""Preference pairs as text: from a JSON Lines file, from the open-list answer sets, from scored samples, or mixed."""
+"""Preference pairs as text: from a data source, from the open-list answer sets, from scored samples, or mixed."""
 
-from collections.abc import Sequence
-import gzip
-import json
+from collections.abc import Callable, Sequence
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from qempo_jax.data.prompts import Row
-from qempo_jax.errors import InputError
+from qempo_jax.data import formats
+from qempo_jax.data import sources
+from qempo_jax.data.examples import Message as Message
+from qempo_jax.data.examples import Preference as Preference
+from qempo_jax.data.examples import Prompt as Prompt
+from qempo_jax.data.examples import Response as Response
+from qempo_jax.data.examples import Row
 from qempo_jax.rewards import open_list
 
 
-class Message(dict):
-  """One message of a conversation, {"role", "content"}; hashable, so that a conversation can name a prompt."""
+def load_preferences(
+    source: str,
+    *,
+    rejected: bool,
+    on_bad_row: str = "error",
+    max_bad_share: float = 0.01,
+    note: Callable[[str], None] | None = None,
+) -> list[Preference]:
+  """Reads pairs, in any of the shapes of `formats`.
 
-  def __hash__(self):
-    return hash(tuple(sorted(self.items())))
+  A prompt is a string (one user message, or plain text for a model without a chat template) or a conversation that
+  ends with the user's message. A response is a string, one assistant message, or a list of token ids, taken as they
+  are. Without "rejected", "completion" may stand for "chosen".
 
+  Args:
+    source: one of those in `sources`.
+    rejected: whether every row must have a rejected response.
+    on_bad_row: "error" or "skip".
+    max_bad_share: of skipped rows, beyond which the run stops.
+    note: gets a line for the user where rows were skipped.
 
-Prompt = str | tuple[Message, ...]
-Response = str | tuple[int, ...]
+  Returns:
+    The pairs, in the source's order; further fields are columns of the row.
 
-
-class Preference(NamedTuple):
-  """One pair.
-
-  Attributes:
-    row: `prompt` (a user's message, or a conversation) and the further columns.
-    chosen: the preferred response: its text, or its token ids with the ending token.
-    rejected: the other one; None where there is none, which serves NLL alone.
+  Raises:
+    InputError: the source can't be read, or a row does not fit; names it.
   """
-
-  row: Row
-  chosen: Response
-  rejected: Response | None
+  needs = formats.PAIR if rejected else formats.COMPLETION
+  loaded = sources.load(source, needs=needs, on_bad_row=on_bad_row, max_bad_share=max_bad_share)
+  if loaded.bad and note:
+    note(loaded.line())
+  return loaded.examples
 
 
 def jsonl_preferences(path: str | pathlib.Path, *, rejected: bool) -> list[Preference]:
-  """Reads pairs with explicit prompts: {"prompt", "chosen", "rejected", ...}.
-
-  A prompt is a string (one user message, or plain text for a model without a chat template) or a list of messages
-  that ends with the user's. A response is a string, a list with one assistant message, or a list of token ids, taken
-  as they are. Without "rejected", "completion" may stand for "chosen".
-
-  Args:
-    path: a .jsonl file, or a .jsonl.gz one.
-    rejected: whether every row must have a rejected response.
-
-  Returns:
-    The pairs, in the file's order; further fields are columns of the row.
-
-  Raises:
-    InputError: the file can't be read, or a line is not such an object; names the line.
-  """
-  found = []
-  for number, line in enumerate(_lines(path), start=1):
-    if not line.strip():
-      continue
-    where = f"{path}, line {number}"
-    try:
-      entry = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise InputError(f"{where} is not JSON ({error.msg}); each line must be one object") from error
-    if not isinstance(entry, dict):
-      raise InputError(f"{where} is not an object; each line must hold prompt, chosen and rejected")
-    found.append(_preference(entry, where, rejected))
-  if not found:
-    raise InputError(f"{path} holds no rows")
-  return found
+  """`load_preferences` of one .jsonl or .jsonl.gz file."""
+  return load_preferences(f"jsonl:{path}", rejected=rejected)
 
 
 def open_list_preferences(rows: Sequence[Row], *, per_prompt: int, seed: int) -> list[Preference]:
@@ -158,54 +141,3 @@ def prompt_rows(rows: Sequence[Row]) -> list[Row]:
   for row in rows:
     first.setdefault(row["prompt"], row)
   return list(first.values())
-
-
-def _lines(path):
-  path = pathlib.Path(path).expanduser()
-  try:
-    if path.suffix == ".gz":
-      with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-        return list(file)
-    with open(path, encoding="utf-8", newline="\n") as file:
-      return list(file)
-  except (OSError, EOFError, UnicodeDecodeError) as error:
-    raise InputError(f"data file {path} cannot be read ({error})") from error
-
-
-def _preference(entry, where, needs_rejected) -> Preference:
-  chosen = "chosen" if needs_rejected or "chosen" in entry else "completion"
-  needed = ("prompt", chosen) + (("rejected",) if needs_rejected else ())
-  for name in needed:
-    if name not in entry:
-      raise InputError(
-          f'{where} has no "{name}"; each line must hold {", ".join(needed)} (the prompt apart from the responses)'
-      )
-  row = {name: value for name, value in entry.items() if name not in ("chosen", "rejected", "completion")}
-  row = {"split": "train"} | row | {"prompt": _prompt(entry["prompt"], where)}
-  rejected = _response(entry["rejected"], where, "rejected") if "rejected" in entry else None
-  return Preference(row, _response(entry[chosen], where, chosen), rejected)
-
-
-def _prompt(value, where) -> Prompt:
-  if isinstance(value, str) and value:
-    return value
-  if _is_messages(value) and value[-1]["role"] == "user":
-    messages = tuple(Message(role=m["role"], content=m["content"]) for m in value)
-    return messages[0]["content"] if len(messages) == 1 else messages
-  raise InputError(f'{where}: "prompt" must be a text, or messages with role and content that end with the user\'s')
-
-
-def _response(value, where, name) -> Response:
-  if isinstance(value, str) and value:
-    return value
-  if isinstance(value, list) and value and all(type(token) is int and token >= 0 for token in value):
-    return tuple(value)
-  if _is_messages(value) and len(value) == 1 and value[0]["role"] == "assistant" and value[0]["content"]:
-    return value[0]["content"]
-  raise InputError(f'{where}: "{name}" must be a text, one assistant message or token ids, and not empty')
-
-
-def _is_messages(value) -> bool:
-  return isinstance(value, list) and bool(value) and all(
-      isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-  )

@@ -125,7 +125,7 @@ def encode_chat(
   is_prompt = isinstance(messages_or_prompt, str)
   if not tokenizer.chat_template:
     if is_prompt:
-      return list(tokenizer.encode(messages_or_prompt))
+      return _without_eos(tokenizer, messages_or_prompt)
     raise InputError(
       "The tokenizer has no chat template: give plain prompts, or use an instruction-tuned model."
     )
@@ -141,6 +141,16 @@ def encode_chat(
       f"The chat template refuses the messages ({error}): check their roles and contents."
     ) from error
   return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _without_eos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+  """Encodes a plain prompt; an EOS that the tokenizer adds of itself would end what is to be continued."""
+  ids = list(tokenizer.encode(text))
+  if ids and ids[-1] == tokenizer.eos_token_id:
+    bare = tokenizer.encode(text, add_special_tokens=False)
+    if list(bare[-1:]) != ids[-1:]:
+      return ids[:-1]
+  return ids
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

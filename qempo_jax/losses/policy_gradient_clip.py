@@ -22,7 +22,7 @@ from qempo_jax.losses.policy_gradient import checked
 from qempo_jax.masking import at_least_float32, masked_mean, masked_sum
 
 _sg = jax.lax.stop_gradient
-_MAX_LOG_RATIO = 80.0  # keeps exp finite in float32; a ratio beyond it has no gradient
+_MAX_LOG_RATIO = 20.0  # a ratio beyond 5e8 has no gradient; keeps squared gradients finite in float32
 
 
 def ppo_clip_loss(

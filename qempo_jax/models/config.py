@@ -5,10 +5,14 @@ import dataclasses
 from qempo_jax.errors import InputError
 
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
+ATTENTIONS = ("auto", "xla", "cudnn", "splash")
+REMATS = ("none", "full", "dots", "dots_no_batch")
 _CHOICES = {
     "activation": ("silu", "gelu_tanh"),
     "norm_placement": ("pre", "post", "both"),
     "qk_norm": ("none", "head", "width"),
+    "attention": ATTENTIONS,
+    "remat": REMATS,
 }
 
 
@@ -66,6 +70,11 @@ class ModelConfig:
     query_scale: what scores are multiplied by, or None for 1 / sqrt(K).
     attention_softcap: c of scores <- c tanh(scores / c) (arXiv 2408.00118), or None.
     logit_softcap: likewise of the final logits, before any temperature.
+    num_tokens: tokens of the tokenizer, or None for V; rows of the embedding beyond it only pad the vocabulary,
+      and no distribution gives them anything.
+    attention: which implementation computes attention over whole rows, see `attention`.
+    remat: what the backward pass recomputes of each block, see `transformer.rematerialised`: "full" all of it,
+      "dots" all but products, "dots_no_batch" all but products with weights, "none" nothing.
   """
 
   vocab_size: int
@@ -91,6 +100,9 @@ class ModelConfig:
   query_scale: float | None = None
   attention_softcap: float | None = None
   logit_softcap: float | None = None
+  num_tokens: int | None = None
+  attention: str = "auto"
+  remat: str = "full"
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -106,6 +118,10 @@ class ModelConfig:
     for name, choices in _CHOICES.items():
       if getattr(self, name) not in choices:
         raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
+    if self.num_tokens is not None and not 0 < self.num_tokens <= self.vocab_size:
+      raise InputError(
+          f"num_tokens={self.num_tokens} does not fit vocab_size={self.vocab_size}; is this the model's own tokenizer?"
+      )
     if unknown := set(self.biases) - set(PROJECTIONS):
       raise InputError(f"biases names {sorted(unknown)}; projections are {', '.join(PROJECTIONS)}")
 

@@ -1,5 +1,6 @@
 """Weights in: GGUF files of Llama models, dequantised."""
 
+from collections.abc import Callable
 import pathlib
 
 import numpy as np
@@ -26,8 +27,13 @@ _LAYER = {
 }
 
 
-def load(path: pathlib.Path) -> tuple[ModelConfig, dict]:
-  """Reads a GGUF file of a Llama model, dequantised to float32; see `conversion.load`."""
+def load(path: pathlib.Path, place: Callable) -> tuple[ModelConfig, dict]:
+  """Reads a GGUF file of a Llama model, dequantised tensor by tensor; see `conversion.load`.
+
+  Args:
+    path: the file.
+    place: makes a leaf of its parts; see `tensor_names.assemble`.
+  """
   import gguf
 
   if not path.is_file():
@@ -47,7 +53,7 @@ def load(path: pathlib.Path) -> tuple[ModelConfig, dict]:
         values = _rotate_half_order(values, count) if projection in name else values
       return values
 
-    return config, tensor_names.assemble(read, config)
+    return config, tensor_names.assemble(read, config, place)
   except InputError:
     raise
   except (KeyError, ValueError, IndexError, TypeError, NotImplementedError, OSError) as error:

@@ -55,6 +55,8 @@ _FAMILIES = {
     ),
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+# Sizes beyond these are mistakes, and are refused before memory is asked for.
+_LARGEST, _DEEPEST = 2**28, 2000
 # Options that change what a decoder computes, and that this one does not compute.
 _EMPTY = ("num_experts", "num_local_experts", "quantization_config", "use_bidirectional_attention", "clip_qkv")
 
@@ -113,9 +115,12 @@ def _fields(values: Mapping[str, Any], family: _Family) -> dict[str, Any]:
 
 
 def _size(values, key: str) -> int:
-  if not isinstance(values[key], int) or values[key] < 1:
-    raise InputError(f"config.json says {key}={values[key]!r}; it must be a positive whole number")
-  return values[key]
+  size = values[key]
+  if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+    raise InputError(f"config.json says {key}={size!r}; it must be a positive whole number")
+  if size > _LARGEST or (key == "num_hidden_layers" and size > _DEEPEST):
+    raise InputError(f"config.json says {key}={size}, more than any decoder has; is it damaged?")
+  return size
 
 
 def _biases(values) -> tuple[str, ...]:

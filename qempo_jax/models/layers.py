@@ -9,7 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from qempo_jax import sharding
 from qempo_jax.linear import linear
+from qempo_jax.models.lora import LowRank
 from qempo_jax.token_stats import softcap
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -77,7 +79,11 @@ def block(layer, x_BxLxD, angles_BxLxC, config, attend):
   after = norm if config.norm_placement != "pre" else as_it_is
 
   def project(name, x):
-    product = linear(x, layer[name].reshape(x.shape[-1], -1), config.compute_dtype)
+    weight = layer[name]
+    if isinstance(weight, LowRank):
+      product = weight.product(x, config.compute_dtype)
+    else:
+      product = linear(x, weight.reshape(x.shape[-1], -1), config.compute_dtype)
     return product + layer[f"{name}_bias"] if name in config.biases else product
 
   def heads(name, x, normed):
@@ -96,4 +102,5 @@ def block(layer, x_BxLxD, angles_BxLxC, config, attend):
   x_BxLxD = x_BxLxD + after("attention_post_norm", project("output", joined_BxLxE))
   h_BxLxD = before("feed_forward_norm", x_BxLxD)
   gated_BxLxF = _ACTIVATIONS[config.activation](project("gate", h_BxLxD)) * project("up", h_BxLxD)
-  return x_BxLxD + after("feed_forward_post_norm", project("down", gated_BxLxF)), carried
+  x_BxLxD = x_BxLxD + after("feed_forward_post_norm", project("down", gated_BxLxF))
+  return sharding.constrain_rows(x_BxLxD), carried

@@ -1,9 +1,11 @@
 """Weights in: a Hugging Face folder of `config.json` and safetensors, one file or shards with an index."""
 
+from collections.abc import Callable
 import json
 import pathlib
 import re
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,33 +24,68 @@ _DTYPES = ("F32", "F16", "BF16")
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 
 
-def load(folder: pathlib.Path) -> tuple[ModelConfig, dict]:
+class Stored(NamedTuple):
+  """A tensor as a file's header describes it.
+
+  Attributes:
+    file: where it is.
+    dtype: safetensors' name of its type.
+    shape: its shape.
+  """
+
+  file: pathlib.Path
+  dtype: str
+  shape: tuple[int, ...]
+
+
+def load(folder: pathlib.Path, place: Callable) -> tuple[ModelConfig, dict]:
   """Reads a checkpoint's folder, one tensor at a time; see `conversion.load`.
 
   Args:
     folder: holds `config.json` and either `model.safetensors`, or shards with `model.safetensors.index.json`,
       or one file of any name; float32, float16 or bfloat16.
+    place: makes a leaf of its parts; see `tensor_names.assemble`.
 
   Returns:
-    (the decoder's shape, its parameters as float32 NumPy arrays).
+    (the decoder's shape, its parameters).
 
   Raises:
     InputError: what is missing, left over, damaged or of another shape, by name.
   """
   config = hugging_face.from_hugging_face(_read_json(folder / "config.json", "give a model folder"))
-  where = _tensors(folder)
-  names = tensor_names.expected(config)
-  if missing := set(names) - set(where):
+  where = stored_tensors(folder)
+  check(where, config, folder)
+  return config, tensor_names.assemble(lambda name: get(where[name], name), config, place)
+
+
+def check(where: dict[str, Stored], config: ModelConfig, folder: pathlib.Path) -> None:
+  """Compares what the files' headers say with what a decoder of this shape has, before any tensor is read.
+
+  Raises:
+    InputError: a tensor is missing, left over, or of another shape or type.
+  """
+  if config.num_layers > len(where):
+    raise InputError(
+        f"{folder}: config.json says {config.num_layers} blocks, but there are {len(where)} tensors; is it this"
+        " checkpoint's own?"
+    )
+  slots = {slot.name: slot for slot in tensor_names.slots(config)}
+  if missing := set(slots) - set(where):
     raise InputError(f"{folder} has no tensor {tensor_names.listed(missing)}; is the checkpoint complete?")
-  if config.tie_embeddings:
-    _check_tied(where, config, folder)
-  extra = {name for name in set(where) - set(names) - {"lm_head.weight"} if not _DERIVED.search(name)}
+  extra = {name for name in set(where) - set(slots) - {"lm_head.weight"} if not _DERIVED.search(name)}
   if extra:
     raise InputError(
         f"{folder} holds {tensor_names.listed(extra)}, which the decoder of its config.json does not have;"
         " is config.json this checkpoint's own?"
     )
-  return config, tensor_names.assemble(lambda name: _get(where[name], name), config)
+  for name, slot in slots.items():
+    tensor_names.check_shape(slot, where[name].shape)
+    if where[name].dtype not in _DTYPES:
+      raise InputError(
+          f"tensor {name!r} is stored as {where[name].dtype}; only {', '.join(_DTYPES)} weights are read"
+      )
+  if config.tie_embeddings:
+    _check_tied(where, folder)
 
 
 def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
@@ -61,8 +98,12 @@ def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
   return content
 
 
-def _tensors(folder: pathlib.Path) -> dict[str, Any]:
-  """Where each tensor is: name -> opened file."""
+def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
+  """All tensors of a checkpoint's folder by their names.
+
+  Raises:
+    InputError: there are none, or a file or the index is damaged.
+  """
   if (folder / "model.safetensors").is_file():
     return _open(folder / "model.safetensors")
   if (folder / INDEX).is_file():
@@ -76,13 +117,13 @@ def _tensors(folder: pathlib.Path) -> dict[str, Any]:
   raise InputError(f"{folder} holds no .safetensors file" + (f": {WHY_NO_PICKLE}" if pickled else ""))
 
 
-def _sharded(folder: pathlib.Path) -> dict[str, Any]:
+def _sharded(folder: pathlib.Path) -> dict[str, Stored]:
   weight_map = _read_json(folder / INDEX, "fetch it again").get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise InputError(f"{folder / INDEX} has no weight_map; fetch it again")
   shards = {}
-  for file in sorted(set(weight_map.values())):
-    if pathlib.PurePath(file).name != file or not (folder / file).is_file():
+  for file in sorted(set(weight_map.values()), key=str):
+    if not isinstance(file, str) or pathlib.PurePath(file).name != file or not (folder / file).is_file():
       raise InputError(f"{folder / INDEX} names the file {file!r}, which is not in the folder; fetch it")
     shards[file] = _open(folder / file)
   if lost := {name for name, file in weight_map.items() if name not in shards[file]}:
@@ -92,28 +133,32 @@ def _sharded(folder: pathlib.Path) -> dict[str, Any]:
   return {name: shards[file][name] for name, file in weight_map.items()}
 
 
-def _open(path: pathlib.Path) -> dict[str, Any]:
+def _open(path: pathlib.Path) -> dict[str, Stored]:
   import safetensors
 
   try:
-    opened = safetensors.safe_open(path, framework="numpy")
+    with safetensors.safe_open(path, framework="numpy") as opened:
+      slices = {name: opened.get_slice(name) for name in opened.keys()}
+      return {name: Stored(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
   except Exception as error:  # safetensors raises its own untyped errors
     raise InputError(f"{path} is damaged or cut short ({error}); fetch it again") from error
-  return dict.fromkeys(opened.keys(), opened)
 
 
-def _get(opened, name: str) -> np.ndarray:
-  """One tensor; bfloat16 needs ml_dtypes, which JAX brings."""
-  dtype = opened.get_slice(name).get_dtype()
-  if dtype not in _DTYPES:
-    raise InputError(f"tensor {name!r} is stored as {dtype}; only {', '.join(_DTYPES)} weights are read")
-  return opened.get_tensor(name)
+def get(stored: Stored, name: str) -> np.ndarray:
+  """Reads one tensor; bfloat16 needs ml_dtypes, which JAX brings.
+
+  The file is opened for each, since pages of a file that stays mapped would add up to its whole size.
+  """
+  import safetensors
+
+  with safetensors.safe_open(stored.file, framework="numpy") as opened:
+    return opened.get_tensor(name)
 
 
-def _check_tied(where, config: ModelConfig, folder: pathlib.Path) -> None:
+def _check_tied(where: dict[str, Stored], folder: pathlib.Path) -> None:
   """A tied checkpoint may repeat its embedding as output projection, but not have another one."""
   name, embedding = "lm_head.weight", "model.embed_tokens.weight"
-  if name in where and not np.array_equal(_get(where[name], name), _get(where[embedding], embedding)):
+  if name in where and not np.array_equal(get(where[name], name), get(where[embedding], embedding)):
     raise InputError(
         f"{folder}: config.json ties the embeddings, but {name!r} differs from {embedding!r};"
         " set tie_word_embeddings to false"

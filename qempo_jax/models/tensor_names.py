@@ -1,7 +1,12 @@
-"""Between Hugging Face's tensors, named one by one, and the parameter tree, stacked over the blocks."""
+"""Between Hugging Face's tensors, named one by one, and the parameter tree, stacked over the blocks.
+
+`slots` is the one description of names and shapes; reading, writing and adapters all follow it.
+"""
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,36 +47,90 @@ _NORMS = {
 }
 
 
-def assemble(read: Callable[[str], np.ndarray], config: ModelConfig) -> dict:
+class Slot(NamedTuple):
+  """One tensor of a checkpoint and its place in the parameter tree.
+
+  Attributes:
+    name: what Hugging Face calls it.
+    key: the leaf's key, under "layers" where `index` is given.
+    index: the block, or None outside the blocks.
+    shape: the leaf's shape, without its axis of blocks.
+    stored: the shape that Hugging Face stores: matrices as [out, in], all else as it is.
+  """
+
+  name: str
+  key: str
+  index: int | None
+  shape: tuple[int, ...]
+  stored: tuple[int, ...]
+
+  def inward(self, tensor: np.ndarray) -> np.ndarray:
+    """From Hugging Face's layout to the leaf's."""
+    return tensor.T.reshape(self.shape) if self._is_matrix else tensor
+
+  def outward(self, leaf: np.ndarray) -> np.ndarray:
+    """From the leaf's layout to Hugging Face's."""
+    return leaf.reshape(self.stored[::-1]).T if self._is_matrix else leaf
+
+  @property
+  def _is_matrix(self) -> bool:
+    return self.index is not None and len(self.shape) > 1
+
+
+def slots(config: ModelConfig) -> Iterator[Slot]:
+  """All tensors of a checkpoint of this shape, block by block."""
+  shapes = transformer.param_shapes(config)
+  for key, shape in shapes.items():
+    if key != "layers":
+      yield Slot(_OUTER[key], key, None, shape, shape)
+  for index in range(config.num_layers):
+    for key, (_, *shape) in shapes["layers"].items():
+      yield Slot(block_name(key, index, config), key, index, tuple(shape), _stored_shape(key, tuple(shape)))
+
+
+def block_name(key: str, index: int, config: ModelConfig) -> str:
+  """Hugging Face's name of a block's leaf."""
+  module = key.removesuffix("_bias")
+  kind = "bias" if module != key else "weight"
+  return f"model.layers.{index}.{(_MODULES | _NORMS[config.norm_placement])[module]}.{kind}"
+
+
+def expected(config: ModelConfig) -> list[str]:
+  """Hugging Face's names of all the tensors that a checkpoint of this shape has."""
+  return [slot.name for slot in slots(config)]
+
+
+def assemble(read: Callable[[str], np.ndarray], config: ModelConfig, place: Callable) -> dict:
   """Builds the parameter tree from tensors named and shaped as Hugging Face names and shapes them.
 
   Args:
     read: gives a tensor by its Hugging Face name; matrices are [out, in].
     config: the decoder's shape.
+    place: `place(path, shape, rows)` makes a leaf of a path such as ("layers", "query") from its parts, an
+      iterator of (block, array), or of one (None, array) outside the blocks; see `placing`.
 
   Returns:
-    The parameters, float32.
+    The parameters.
 
   Raises:
     InputError: a tensor has another shape than the configuration says, or is not finite.
   """
-  shapes = transformer.param_shapes(config)
-  params = {key: _leaf(read, _OUTER[key], key, shape) for key, shape in shapes.items() if key != "layers"}
-  params["layers"] = {}
-  for key, shape in shapes["layers"].items():
-    stacked = np.empty(shape, np.float32)
-    for index in range(config.num_layers):
-      stacked[index] = _leaf(read, _block_name(key, index, config), key, shape[1:])
-    params["layers"][key] = stacked
+  by_path: dict[tuple[str, ...], list[Slot]] = {}
+  for slot in slots(config):
+    path = (slot.key,) if slot.index is None else ("layers", slot.key)
+    by_path.setdefault(path, []).append(slot)
+  params = {"layers": {}}
+  for path, parts in by_path.items():
+    shape = parts[0].shape if parts[0].index is None else (len(parts), *parts[0].shape)
+    leaf = place(path, shape, ((slot.index, _checked(read, slot)) for slot in parts))
+    (params["layers"] if len(path) > 1 else params)[path[-1]] = leaf
   return params
 
 
-def expected(config: ModelConfig) -> list[str]:
-  """Hugging Face's names of all the tensors that a checkpoint of this shape has."""
-  shapes = transformer.param_shapes(config)
-  names = [_OUTER[key] for key in shapes if key != "layers"]
-  blocks = range(config.num_layers)
-  return names + [_block_name(key, index, config) for index in blocks for key in shapes["layers"]]
+def check_shape(slot: Slot, shape: tuple[int, ...]) -> None:
+  """Raises InputError where a tensor's shape is not the slot's."""
+  if shape != slot.stored:
+    raise InputError(f"tensor {slot.name!r} has shape {shape}, which does not fit the configuration's {slot.stored}")
 
 
 def listed(names: Iterable[str], *, most: int = 3) -> str:
@@ -81,25 +140,16 @@ def listed(names: Iterable[str], *, most: int = 3) -> str:
   return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _block_name(key: str, index: int, config: ModelConfig) -> str:
-  module = key.removesuffix("_bias")
-  kind = "bias" if module != key else "weight"
-  return f"model.layers.{index}.{(_MODULES | _NORMS[config.norm_placement])[module]}.{kind}"
-
-
-def _leaf(read, name: str, key: str, shape: tuple[int, ...]) -> np.ndarray:
-  tensor = np.asarray(read(name), np.float32)
-  stored = _stored_shape(key, shape)
-  if tensor.shape != stored:
-    raise InputError(f"tensor {name!r} has shape {tensor.shape}, which does not fit the configuration's {stored}")
+def _checked(read, slot: Slot) -> np.ndarray:
+  tensor = np.asarray(read(slot.name))
+  check_shape(slot, tensor.shape)
   if not np.isfinite(tensor).all():
-    raise InputError(f"tensor {name!r} holds NaN or infinity; the checkpoint is damaged")
-  return tensor if stored == shape else tensor.T.reshape(shape)
+    raise InputError(f"tensor {slot.name!r} holds NaN or infinity; the checkpoint is damaged")
+  return slot.inward(tensor)
 
 
 def _stored_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """What Hugging Face stores for a leaf: matrices as [out, in], all else as it is."""
-  if len(shape) == 1 or key in _OUTER:
+  if len(shape) == 1:
     return shape
   inputs = shape[0] * shape[1] if key == "output" else shape[0]
   return (int(np.prod(shape)) // inputs, inputs)

@@ -7,11 +7,15 @@ Parameters are a nested dict; every leaf under "layers" has the layers as its fi
 import jax
 import jax.numpy as jnp
 
+from qempo_jax import sharding
 from qempo_jax.linear import linear
+from qempo_jax.masking import at_least_float32
+from qempo_jax.models import attention
 from qempo_jax.models import layers
 from qempo_jax.models import positions as places
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
+from qempo_jax.token_stats import mask_columns
 from qempo_jax.token_stats import softcap
 
 
@@ -66,9 +70,12 @@ def unembedding(params):
 
 
 def logits(hidden, unembedding_VxD, config: ModelConfig):
-  """Next-token logits [..., V] of final hidden states [..., D], soft-capped where the decoder caps them."""
+  """Next-token logits [..., V] of final hidden states [..., D].
+
+  Soft-capped where the decoder caps them, -inf in the columns that stand for no token.
+  """
   product = linear(hidden, unembedding_VxD, config.compute_dtype, transpose=True)
-  return softcap(product, config.logit_softcap)
+  return mask_columns(softcap(product, config.logit_softcap), config.num_tokens)
 
 
 def rounded(params, config: ModelConfig):
@@ -90,7 +97,7 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
     tokens_BxL: token ids.
     positions_BxL: rotary positions; those of padding do not matter.
     mask_BxLxL: true where a query (second axis) may see a key (third axis).
-    remat: recompute each block in the backward pass instead of keeping its activations.
+    remat: recompute in the backward pass what `config.remat` names, instead of keeping it; False keeps all.
 
   Returns:
     [B, L, D].
@@ -101,10 +108,26 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
     x_BxLxD, _ = run(x_BxLxD, *layer_and_window)
     return x_BxLxD, None
 
-  body = jax.checkpoint(body) if remat else body
+  body = rematerialised(body, config.remat) if remat else body
   blocks = (params["layers"], places.block_windows(config))
   x_BxLxD, _ = jax.lax.scan(body, _embed(params, config, tokens_BxL), blocks)
   return _final_norm(params, config, x_BxLxD)
+
+
+def rematerialised(body, name: str):
+  """The body of a scan over blocks, its activations kept or recomputed as the policy of that name says."""
+  if name == "none":
+    return body
+  return jax.checkpoint(body, policy=_KEPT[name])
+
+
+# What each remat policy keeps of a block: nothing, every product, or the products with weights (attention's scores
+# and sums are batched, so recomputed).
+_KEPT = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
@@ -175,15 +198,16 @@ def _full_block(config, positions_BxL, mask_BxLxL):
 
   def run(x_BxLxD, layer, window):
     seen = places.within_window(mask_BxLxL, query_positions, key_positions, window)
-    attend = lambda q, k, v: (layers.attention(q, k, v, seen, config), (k, v))
+    attend = lambda q, k, v: (attention.attention(q, k, v, seen, config), (k, v))
     return layers.block(layer, x_BxLxD, places.block_angles(angles, window), config, attend)
 
   return run
 
 
 def _embed(params, config, tokens):
-  embedded = params["embedding"][tokens]
-  return embedded * config.hidden_size**0.5 if config.scale_embedding else embedded
+  embedded = at_least_float32(params["embedding"][tokens])
+  embedded = embedded * config.hidden_size**0.5 if config.scale_embedding else embedded
+  return sharding.constrain_rows(embedded)
 
 
 def _final_norm(params, config, x):

@@ -16,7 +16,7 @@ def load(path: str) -> Callable:
   """Imports a reward function from its dotted path.
 
   Args:
-    path: such as `my_package.rewards.brevity`.
+    path: such as `my_package.rewards.brevity`; or `reward_model:FOLDER`, a reward model's folder or workdir.
 
   Returns:
     The function.
@@ -24,6 +24,10 @@ def load(path: str) -> Callable:
   Raises:
     InputError: there is no such module or name, or it is not callable.
   """
+  if path.startswith("reward_model:"):
+    from qempo_jax.rewards import reward_model
+
+    return reward_model.load(path.partition(":")[2])
   module_name, _, name = path.rpartition(".")
   try:
     function = getattr(importlib.import_module(module_name), name)
@@ -54,9 +58,39 @@ def scores(
   Raises:
     InputError: it raised, or gave another number of scores, or one that is not a finite number.
   """
-  name = getattr(function, "__name__", repr(function))
+  values = _called(function, prompts, completions, columns)
+  return _as_array(function, values, completions, "every score must be a finite number")
+
+
+def scores_or_nan(
+    function: Callable,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+) -> np.ndarray:
+  """As `scores`, but None is allowed, for a completion that could not be scored, and becomes NaN.
+
+  Raises:
+    InputError: as `scores`; a NaN or an infinity that the function itself gives is still a mistake.
+  """
+  values = _called(function, prompts, completions, columns)
+  scored = [index for index, value in enumerate(values) if value is not None]
+  result = np.full(len(values), np.nan, np.float32)
+  result[scored] = _as_array(
+      function,
+      [values[index] for index in scored],
+      [completions[index] for index in scored],
+      "every score must be a finite number, or None where there is none",
+  )
+  return result
+
+
+def _called(function, prompts, completions, columns) -> list:
+  name = _name(function)
   try:
-    values = function(prompts, completions, **columns)
+    values = function(prompts=prompts, completions=completions, **columns)
+  except InputError:  # it says by itself what to mend
+    raise
   except Exception as error:  # a user's code: anything can come out of it
     raise InputError(f"reward function {name} raised {type(error).__name__}: {error}; mend it and run again") from error
   try:
@@ -65,14 +99,22 @@ def scores(
     raise InputError(f"reward function {name} returned {type(values).__name__}; it must return a list") from error
   if len(values) != len(completions):
     raise InputError(f"reward function {name} returned {len(values)} scores for {len(completions)} completions")
+  return values
+
+
+def _as_array(function, values, completions, demand) -> np.ndarray:
   for index, value in enumerate(values):
     try:
       finite = math.isfinite(value)
-    except TypeError:
+    except (TypeError, OverflowError):
       finite = False
     if not finite:
       raise InputError(
-          f"reward function {name} returned {value!r} for completion {index} ({completions[index]!r:.80});"
-          " every score must be a finite number"
+          f"reward function {_name(function)} returned {value!r:.80} for completion {index}"
+          f" ({completions[index]!r:.80}); {demand}"
       )
-  return np.asarray(values, np.float32)
+  return np.asarray([float(value) for value in values], np.float32)
+
+
+def _name(function) -> str:
+  return getattr(function, "__name__", None) or type(function).__name__

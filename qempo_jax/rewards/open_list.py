@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import open_list_sets
+from qempo_jax.rewards import texts
 
 SPLITS = ("train", "validation_wordings", "heldout_wordings", "heldout_set")
 
@@ -117,20 +118,23 @@ def parse_answer(completion: str, set_name: str) -> str | None:
 
 def open_list_reward(
   prompts: Sequence[str], completions: Sequence[str], *, set_name: Sequence[str], **columns
-) -> list[float]:
+) -> list[float | None]:
   """1.0 for each completion that is exactly one acceptable item of its set, else 0.0.
 
   Args:
     prompts: the prompts, one a completion; not used.
-    completions: the responses as text, without special tokens.
+    completions: the responses as text or messages, without special tokens.
     set_name: the set asked for, one a completion.
     **columns: other columns of the data; not used.
 
   Returns:
-    One score a completion.
+    One score a completion; None for what is not text.
   """
   del prompts, columns
-  return [float(parse_answer(text, name) is not None) for text, name in zip(completions, set_name, strict=True)]
+  return [
+    None if text is None else float(parse_answer(text, name) is not None)
+    for text, name in zip(texts.texts_of(completions), set_name, strict=True)
+  ]
 
 
 def answer_set(set_name: str) -> AnswerSet:

@@ -1,6 +1,6 @@
 """The losses once more in NumPy, straight from their formulas: slow, in double precision, for tests.
 
-One example a call, arguments as in `qempo_jax.losses` and `qempo_jax.advantages`.
+One example a call, arguments as in `qempo_jax.losses`; functions of a group of samples are in `reference_groups`.
 """
 
 import numpy as np
@@ -19,6 +19,11 @@ def sigmoid(x):
 def preference_loss(win, lose, ref_win, ref_lose, *, alpha, beta):
   """-log sigmoid(alpha (win - lose) - beta (ref_win - ref_lose))."""
   return -log_sigmoid(alpha * (np.float64(win) - lose) - beta * (np.float64(ref_win) - ref_lose))
+
+
+def preference_margin(win, lose, ref_win, ref_lose, *, alpha, beta):
+  """alpha (win - lose) - beta (ref_win - ref_lose)."""
+  return alpha * (np.float64(win) - lose) - beta * (np.float64(ref_win) - ref_lose)
 
 
 def qempo_loss(win, lose, *, alpha):
@@ -115,12 +120,28 @@ def bradley_terry_loss(r_win, r_lose, margin, *, centring_weight):
   )
 
 
+def nll_loss(token_log_probs, mask):
+  """-sum_t mask_t log pi_t."""
+  return -sum(np.float64(x) for x, m in zip(token_log_probs, mask, strict=True) if m)
+
+
+def nll_anchor(win, *, weight):
+  """-weight win."""
+  return -weight * np.float64(win)
+
+
 def policy_gradient_loss(token_log_probs, advantages, mask):
   """-sum_t mask_t A_t log pi_t."""
   advantages = np.broadcast_to(np.asarray(advantages, np.float64), np.shape(mask))
   return -sum(
     a * x for a, x, m in zip(advantages, np.float64(token_log_probs), mask, strict=True) if m
   )
+
+
+def token_entropy_bonus_loss(token_log_probs, token_entropies, advantages, mask, *, entropy_weight):
+  """-sum_t mask_t (A_t log pi_t + w h_t)."""
+  bonus = sum(np.float64(h) for h, m in zip(token_entropies, mask, strict=True) if m)
+  return policy_gradient_loss(token_log_probs, advantages, mask) - entropy_weight * bonus
 
 
 def ppo_clip_loss(token_log_probs, old_token_log_probs, advantages, mask, *, clip_low, clip_high):
@@ -175,19 +196,3 @@ def gspo_loss(token_log_probs, old_token_log_probs, advantage, mask, *, clip_low
     return 0.0
   s = np.exp(np.mean((np.float64(token_log_probs) - np.float64(old_token_log_probs))[keep]))
   return -min(s * advantage, np.clip(s, 1 - clip_low, 1 + clip_high) * advantage)
-
-
-def trajectory_balance_loss(log_probs, rewards, ref_log_probs, *, alpha, beta):
-  """mean_k (log Z + log pi_k - s_k)^2 with s_k = (r_k + beta log q_k) / alpha, log Z = mean_k (s_k - log pi_k)."""
-  gap = (np.float64(rewards) + beta * np.float64(ref_log_probs)) / alpha - np.float64(log_probs)
-  return np.mean((np.mean(gap) - gap) ** 2)
-
-
-def shaped_rewards(rewards, log_probs, ref_log_probs, *, alpha, beta):
-  """r - alpha log pi + beta log q."""
-  return np.float64(rewards) - alpha * np.float64(log_probs) + beta * np.float64(ref_log_probs)
-
-
-def leave_one_out(x):
-  """x_k minus the mean of the others."""
-  return np.array([x[k] - np.mean(np.delete(x, k)) for k in range(len(x))])

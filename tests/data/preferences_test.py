@@ -71,12 +71,16 @@ def test_compressed_files_and_completions_are_read(tmp_path):
     [
         ("{", "line 1 is not JSON"),
         ("[1]", "line 1 is not an object"),
-        ('{"chosen": "a", "rejected": "b"}', 'line 1 has no "prompt"'),
+        ('{"chosen": "a", "rejected": "b"}', 'line 1 has no "prompt", and chosen and rejected share no beginning'),
+        ('{"chosen": "a"}', 'line 1 has no "prompt"'),
+        ('{"prompt": "p", "chosen": "a", "rejected": "a"}', "same text as chosen and as rejected"),
+        ('{"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"}', "'prompt' stands twice"),
+        ('{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "half a character"),
         ('{"prompt": "p", "chosen": "a"}', 'line 1 has no "rejected"'),
-        ('{"prompt": 3, "chosen": "a", "rejected": "b"}', '"prompt" must be'),
-        ('{"prompt": [{"role": "assistant", "content": "a"}], "chosen": "a", "rejected": "b"}', '"prompt" must be'),
-        ('{"prompt": "p", "chosen": "", "rejected": "b"}', '"chosen" must be'),
-        ('{"prompt": "p", "chosen": "a", "rejected": [{"role": "user", "content": "b"}]}', '"rejected" must be'),
+        ('{"prompt": 3, "chosen": "a", "rejected": "b"}', 'has a "prompt" that is a number'),
+        ('{"prompt": [{"role": "assistant", "content": "a"}], "chosen": "a", "rejected": "b"}', "does not end with a user"),
+        ('{"prompt": "p", "chosen": "", "rejected": "b"}', 'has an empty "chosen"'),
+        ('{"prompt": "p", "chosen": "a", "rejected": [{"role": "user", "content": "b"}]}', '"rejected" that is not one assistant'),
         ("", "holds no rows"),
     ],
 )
@@ -158,6 +162,15 @@ def test_kto_gets_a_response_to_another_prompt():
   assert [group[2] for group in _encode(pairs, responses=3).responses] == [(2,), (2,), (3,), (4,), (0,)]
   with pytest.raises(InputError, match="at least two prompts"):
     _encode(pairs[:2], responses=3)
+
+
+def test_responses_end_once():
+  pairs = [_pair("q", "yes]]", "no]"), _pair("q", "y]es", "no"), _pair("q", (7, 93, 8), (93,))]
+  encoded = _encode(pairs)
+  end = ord("]")
+  assert [[ids.count(end) for ids in group] for group in encoded.responses] == [[1, 1], [1, 1]]
+  assert encoded.responses[0][0] == (*map(ord, "yes]"),) and encoded.responses[1] == ((7, 93, 8), (93,))
+  assert (encoded.ended, encoded.dropped, len(encoded.rows)) == (1, 0, 2)
 
 
 def test_nothing_left_is_said():

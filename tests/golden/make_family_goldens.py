@@ -110,10 +110,12 @@ CASES = {
 }
 
 
-def random_model(config: transformers.PreTrainedConfig, dtype: torch.dtype) -> torch.nn.Module:
+def random_model(
+  config: transformers.PreTrainedConfig, dtype: torch.dtype, seed: int = 7
+) -> torch.nn.Module:
   """A decoder with random parameters of one type: norms around their neutral value, biases around 0."""
   model = transformers.AutoModelForCausalLM.from_config(config)
-  generator = torch.Generator().manual_seed(7)
+  generator = torch.Generator().manual_seed(seed)
   neutral = 0.0 if config.model_type.startswith("gemma") else 1.0
   with torch.no_grad():
     for name, parameter in model.named_parameters():

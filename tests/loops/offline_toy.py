@@ -23,10 +23,12 @@ class Recorder:
 
 
 def write_pairs(path, count, *, scale, seed=0):
-  """Pairs of uniformly drawn responses, labelled with probability sigmoid(scale (r_a - r_b))."""
+  """Pairs of uniformly drawn unequal responses, labelled with probability sigmoid(scale (r_a - r_b))."""
   rng = np.random.default_rng(seed)
   rewards, responses = toy.rewards(), [[int(token) for token in ids] for ids in toy.responses()]
-  drawn = rng.integers(len(responses), size=(count, 2))
+  first = rng.integers(len(responses), size=count)
+  second = (first + rng.integers(1, len(responses), size=count)) % len(responses)
+  drawn = np.stack([first, second], axis=1)
   prompts = np.arange(count) % len(toy.PROMPTS)
   gaps = scale * (rewards[prompts, drawn[:, 0]] - rewards[prompts, drawn[:, 1]])
   flip = rng.random(count) > 1 / (1 + np.exp(-gaps))

@@ -38,6 +38,7 @@ class ToyTokenizer:
   """Token ids as text: "3 1 0"."""
 
   chat_template = None
+  eos_token_id = EOS
 
   def encode(self, text):
     return [int(token) for token in text.split()]

@@ -1,6 +1,7 @@
 """Reading checkpoints: the way in is exact, and what is damaged is said in one line."""
 
 import json
+import pickle
 
 import jax
 import ml_dtypes
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
 from qempo_jax.models import hugging_face
@@ -125,7 +127,13 @@ NORM = "model.norm.weight"
         (lambda f, t: _save(f, t | {UP: t[UP].T.copy()}), r"1.mlp.up_proj.*shape \(16, 24\).*fit.*\(24, 16\)"),
         (lambda f, t: _save(f, t | {NORM: np.ones(9, np.float32)}), "model.norm.weight.*shape"),
         (lambda f, t: _save(f, t | {NORM: np.full(16, np.nan, np.float32)}), "model.norm.weight.*NaN"),
+        (lambda f, t: _save(f, t | {NORM: np.full(16, -np.inf, np.float16)}), "model.norm.weight.*infinity"),
+        (lambda f, t: _save(f, t | {UP: _with_nan(t[UP]).astype(ml_dtypes.bfloat16)}), "1.mlp.up_proj.*NaN"),
         (lambda f, t: _save(f, t | {UP: t[UP].astype(np.int8)}), "1.mlp.up_proj.*stored as I8"),
+        (lambda f, t: (f / "model.safetensors").write_bytes(pickle.dumps(t)), "damaged or cut short"),
+        (lambda f, t: _overlapping(f / "model.safetensors"), "damaged or cut short"),
+        (lambda f, t: (_shard(f, t), _index(f, {"weight_map": {UP: 3}})), "names the file 3"),
+        (lambda f, t: (_shard(f, t), _index(f, {"weight_map": []})), "no weight_map"),
         (lambda f, t: _cut(f / "model.safetensors"), "damaged or cut short"),
         (lambda f, t: (f / "model.safetensors").write_bytes(b""), "damaged or cut short"),
         (lambda f, t: (f / "model.safetensors").unlink(), "no .safetensors file$"),
@@ -144,6 +152,12 @@ NORM = "model.norm.weight"
         (lambda f, t: _change(f, tie_word_embeddings=True), "ties the embeddings.*lm_head.weight"),
         (lambda f, t: _change(f, num_hidden_layers=1), "holds 'model.layers.1.input_layernorm.weight'.*6 more"),
         (lambda f, t: _change(f, hidden_size=20), "does not fit"),
+        (lambda f, t: _change(f, vocab_size=2**27), r"embed_tokens.weight' has shape \(40, 16\)"),
+        (lambda f, t: _change(f, num_hidden_layers=1999), "1999 blocks, but there are 21 tensors"),
+        (lambda f, t: _change(f, num_hidden_layers=3), "no tensor 'model.layers.2.* and 6 more"),
+        (lambda f, t: _change(f, num_key_value_heads=4), "k_proj.weight' has shape .* does not fit"),
+        (lambda f, t: _change(f, head_dim=8), "does not fit"),
+        (lambda f, t: _change(f, intermediate_size=-1), "intermediate_size=-1"),
         (lambda f, t: _change(f, model_type="qwen2"), "no tensor .*bias"),
     ],
 )
@@ -152,6 +166,41 @@ def test_damage_is_named(folder, damage, message):
   with pytest.raises(InputError, match=message) as caught:
     conversion.load(folder[0])
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 2, 2)])
+def test_damage_is_named_on_every_way_in(folder, mesh):
+  _save(folder[0], folder[2] | {UP: _with_nan(folder[2][UP])})
+  with pytest.raises(InputError, match="1.mlp.up_proj.*NaN"):
+    conversion.load(folder[0], mesh=mesh and sharding.make_mesh(mesh))
+
+
+def test_shapes_are_checked_before_anything_is_read(folder, monkeypatch):
+  _change(folder[0], intermediate_size=25)
+  monkeypatch.setattr(safetensors_files, "get", lambda *args: pytest.fail("a tensor was read"))
+  with pytest.raises(InputError, match="does not fit"):
+    conversion.load(folder[0])
+
+
+def _with_nan(tensor):
+  damaged = tensor.copy()
+  damaged[3, 4] = np.nan
+  return damaged
+
+
+def _index(folder, content):
+  (folder / safetensors_files.INDEX).write_text(json.dumps(content))
+
+
+def _overlapping(path):
+  """A header that places a tensor on another one's bytes."""
+  raw = path.read_bytes()
+  size = int.from_bytes(raw[:8], "little")
+  header = json.loads(raw[8 : 8 + size])
+  norms = [name for name in header if "layernorm" in name]
+  header[norms[0]]["data_offsets"] = header[norms[1]]["data_offsets"]
+  text = json.dumps(header).encode()
+  path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
 
 
 def _only_pickle(folder):

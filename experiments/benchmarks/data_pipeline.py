@@ -1,0 +1,83 @@
+"""How far the input is ahead of training: batches a second from file to packed arrays, beside a step's time.
+
+  python -m experiments.benchmarks.data_pipeline --config=configs/offline_dpo.py
+      --config.data.source=jsonl:pairs.jsonl.gz --config.offline.pairs=source
+      --config.sampling.max_response_length=512 --config.data.max_prompt_length=512
+
+Times are CPU seconds of all threads, so that other work on the machine does not count. It loads the tokenizer, not the
+model. What the input must keep ahead of is STEP_SECONDS.
+"""
+
+import itertools
+import pathlib
+import time
+
+from experiments import cli
+from experiments import inspect_data
+from qempo_jax.data import order
+from qempo_jax.data import pair_tokens
+from qempo_jax.data import pipeline
+from qempo_jax.data import tokenization
+from qempo_jax.errors import InputError
+from qempo_jax.models import demo_model
+
+# Seconds of one training step of the demo (online, 4 prompts of 32 samples) on two CPU cores.
+STEP_SECONDS = 2.6
+BATCHES = 200
+
+
+def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
+  """Times reading, tokenising and packing, each apart, then batches as a run gets them; in CPU seconds of all threads."""
+  del workdir, dry_run
+  source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
+  tokenizer = tokenization.load_tokenizer(source)
+  seconds = {}
+  started = time.process_time()
+  examples, line = inspect_data.load(config)
+  seconds["read"] = time.process_time() - started
+  print(f"{config.data.source}: {line}")
+  if examples[0].chosen is None:
+    raise InputError("this benchmark needs pairs or completions: set offline.loss and offline.pairs=source")
+  started = time.process_time()
+  limits = {
+      "max_prompt_length": config.data.max_prompt_length,
+      "max_response_length": config.sampling.max_response_length,
+  }
+  responses = 1 if examples[0].rejected is None else 2
+  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **limits)
+  seconds["tokenise"] = time.process_time() - started
+  size = config.offline.pairs_per_step
+  steps = order.Order(
+      len(pairs.rows),
+      batch_size=size,
+      seed=config.seed,
+      lengths=pairs.lengths(),
+      window=config.data.length_window,
+  )
+
+  def batch(step):
+    longest = config.sampling.max_response_length
+    return pair_tokens.pack_pairs(pairs, steps.batch(step), bucket=config.compute.bucket, max_length=longest)
+
+  started = time.process_time()
+  shares = [pair_tokens.padding_share(batch(step)[0]) for step in range(BATCHES)]
+  packing = (time.process_time() - started) / BATCHES
+  ahead = pipeline.Prefetched(batch, steps=BATCHES)
+  started = time.process_time()
+  count = sum(1 for _ in itertools.islice(ahead, BATCHES))
+  prefetched = (time.process_time() - started) / count
+  each = (seconds["read"] + seconds["tokenise"]) / len(examples) * size + packing
+  print(f"read {len(examples) / seconds['read']:,.0f} rows/s; tokenise {len(examples) / seconds['tokenise']:,.0f} rows/s")
+  print(f"pack {1 / packing:,.0f} batches/s of {size} pairs; by threads ahead of the step {1 / prefetched:,.0f}")
+  print(f"padding {sum(shares) / BATCHES:.1%} with data.length_window={config.data.length_window}")
+  print(f"all of it, read and tokenised afresh for each batch: {each * 1e3:.1f} ms a batch")
+  print(f"a step of {STEP_SECONDS} s: the input is {STEP_SECONDS / each:,.0f} times ahead; packing {STEP_SECONDS / packing:,.0f}")
+
+
+if __name__ == "__main__":
+  cli.run(
+      main,
+      description="Times the input: reading, tokenising, packing, and batches ahead of the step.",
+      example="python -m experiments.benchmarks.data_pipeline --config=configs/offline_dpo.py --config.offline.pairs=source",
+      needs_workdir=False,
+  )

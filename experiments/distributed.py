@@ -1,0 +1,40 @@
+"""Joining the processes of a run over many machines: first of all, and at most once."""
+
+import os
+
+import jax
+
+from qempo_jax.errors import InputError
+
+
+def start() -> None:
+  """Joins this process to the others of its run, before anything asks JAX for devices.
+
+  TPU slices, SLURM and Open MPI say by themselves who is who. Elsewhere these variables do: JAX_COORDINATOR_ADDRESS
+  (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+  Raises:
+    InputError: the others cannot be found.
+  """
+  if jax.distributed.is_initialized():
+    return
+  options = {}
+  if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+    try:
+      count, own = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+    except (KeyError, ValueError) as error:
+      raise InputError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too") from error
+    options = {"coordinator_address": address, "num_processes": count, "process_id": own}
+  try:
+    jax.distributed.initialize(**options)
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise InputError(
+        f"compute.distributed=true, but the other processes cannot be joined ({reason}); set JAX_COORDINATOR_ADDRESS,"
+        " JAX_NUM_PROCESSES and JAX_PROCESS_ID, or compute.distributed=false"
+    ) from error
+
+
+def is_writer() -> bool:
+  """Whether this process writes logs: the first of all alone."""
+  return jax.process_index() == 0

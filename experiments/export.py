@@ -1,0 +1,85 @@
+"""Exports a policy: `python -m experiments.export --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl`."""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from experiments import builders
+from experiments import cli
+from experiments import workdir as workdirs
+from experiments.loops import runs
+from qempo_jax.errors import InputError
+from qempo_jax.models import demo_model
+from qempo_jax.models import export
+from qempo_jax.models import export_tensors
+from qempo_jax.models import lora
+from qempo_jax.models import verify_export
+
+
+def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
+  """Writes the newest checkpoint of the workdir, or the config's own model where nothing was trained there."""
+  settings = config.export
+  target = pathlib.Path(settings.target).expanduser() if settings.target else workdir / "export"
+  if settings.dtype not in export_tensors.DTYPES:
+    raise InputError(f"config.export.dtype={settings.dtype!r} is not one of {', '.join(export_tensors.DTYPES)}")
+  if not settings.max_shard_gb > 0:
+    raise InputError(f"config.export.max_shard_gb={settings.max_shard_gb} must be positive")
+  export.check_target(target)
+  if dry_run:
+    print(f"The model would be exported to {target}")
+    return
+  workdir = workdirs.open_workdir(workdir, _of_the_run(config, workdir), lock=False)
+  policy = builders.policy(config)
+  params, what = trained(config, workdir, policy)
+  export.export_model(
+      target,
+      params,
+      policy.config,
+      tokenizer=policy.tokenizer,
+      source=demo_model.demo_model_path() if config.model.source == "demo" else config.model.source,
+      dtype=settings.dtype,
+      max_shard_bytes=int(settings.max_shard_gb * 10**9),
+  )
+  print(f"Exported {what} to {target} as {settings.dtype}")
+  found = verify_export.verify_export(
+      target, params, policy.config, dtype=settings.dtype, tolerance=settings.tolerance
+  )
+  print(found.message)
+
+
+def _of_the_run(config, workdir: pathlib.Path):
+  """The config with the run's own export settings: one run may be exported in several ways."""
+  path = workdir / "config.json"
+  try:
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config
+  except ValueError:
+    return config  # `open_workdir` says what is wrong with it
+  same = ConfigDict(config.to_dict())
+  del same.export
+  if "export" in there:
+    same.export = ConfigDict(dict(there["export"]))
+  return same
+
+
+def trained(config, workdir: pathlib.Path, policy: builders.Policy):
+  """The parameters of the workdir's newest checkpoint, or of the model itself where it has none, and what they are."""
+  if not config.checkpoint.folder and not (workdir / "checkpoints").is_dir():
+    return policy.params, f"the model {config.model.source} (no checkpoint in {workdir})"
+  checkpoints = runs.checkpoints(config, workdir, read_only=True)
+  found = checkpoints and checkpoints.restore_params(runs.trained_shapes(config, policy))
+  if not found:
+    return policy.params, f"the model {config.model.source} (no checkpoint in {workdir})"
+  checkpoints.close()
+  params, step = found
+  if builders.lora_config(config) is not None:
+    params = lora.merge(policy.params, params)
+  return params, f"the policy after step {step}"
+
+
+if __name__ == "__main__":
+  cli.run(
+      main,
+      description="Exports a trained policy, or a model as it is, to a folder for PyTorch transformers.",
+      example="python -m experiments.export --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl",
+  )

@@ -1,0 +1,96 @@
+"""Shows what a config trains on, token by token: `python -m experiments.inspect_data --config=configs/offline_dpo.py`.
+
+  ... --config.data.source=jsonl:pairs.jsonl --config.offline.pairs=source --config.inspection.examples=1
+"""
+
+import pathlib
+
+from experiments import builders
+from experiments import cli
+from qempo_jax import offline_losses
+from qempo_jax.data import formats
+from qempo_jax.data import inspection
+from qempo_jax.data import order
+from qempo_jax.data import pair_tokens
+from qempo_jax.data import preferences
+from qempo_jax.data import sources
+from qempo_jax.data import tokenization
+from qempo_jax.data.examples import Preference
+from qempo_jax.models import demo_model
+
+
+def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
+  """Prints some examples, then a summary over all; loads the tokenizer, not the model."""
+  del workdir
+  source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
+  tokenizer = tokenization.load_tokenizer(source)
+  examples, line = load(config)
+  print(f"{config.data.source}: {line}")
+  for place in range(0 if dry_run else min(config.inspection.examples, len(examples))):
+    _show(tokenizer, examples[place], place, _limits(config))
+  print("\nOver the data set:")
+  for line in inspection.summarise(tokenizer, examples, **_limits(config)).lines():
+    print(f"  {line}")
+  if (share := padding(config, tokenizer, examples)) is not None:
+    print(f"  padding {share:.1%} of the places of a batch, over the first epoch")
+
+
+def load(config) -> tuple[list[Preference], str]:
+  """The examples that a run of this config reads, and a line about them."""
+  loss = config.offline.loss
+  if config.data.source == "open_list":
+    rows = builders.training_rows(config)
+    if loss and config.offline.pairs == "source":
+      made = preferences.open_list_preferences(rows, per_prompt=config.offline.pairs_per_prompt, seed=config.seed)
+      return made, f"{len(made):,} pairs of {len(rows):,} prompts"
+    return [Preference(row, None, None) for row in rows], f"{len(rows):,} prompts"
+  needs = formats.PROMPT
+  if loss and config.offline.pairs == "source":
+    needs = formats.PAIR if offline_losses.LOSSES[loss].responses > 1 else formats.COMPLETION
+  loaded = sources.load(
+      config.data.source, needs=needs, on_bad_row=config.data.on_bad_row, max_bad_share=config.data.max_bad_share
+  )
+  return loaded.examples, loaded.line()
+
+
+def padding(config, tokenizer, examples) -> float | None:
+  """The share of padding in the packed batches of the first epoch; None where there are no responses to pack."""
+  if examples[0].chosen is None:
+    return None
+  responses = 1 if examples[0].rejected is None else 2
+  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **_limits(config))
+  size, window = config.offline.pairs_per_step, config.data.length_window
+  batches = order.Order(len(pairs.rows), batch_size=size, seed=config.seed, lengths=pairs.lengths(), window=window)
+  empty = places = 0
+  for step in range(max(len(pairs.rows) // size, 1)):
+    longest = config.sampling.max_response_length
+    packed, _ = pair_tokens.pack_pairs(pairs, batches.batch(step), bucket=config.compute.bucket, max_length=longest)
+    empty, places = empty + int((packed.segments < 0).sum()), places + packed.segments.size
+  return empty / places
+
+
+def _limits(config):
+  return {
+      "max_prompt_length": config.data.max_prompt_length,
+      "max_response_length": config.sampling.max_response_length,
+  }
+
+
+def _show(tokenizer, example, place, limits) -> None:
+  print(f"\nExample {place + 1}")
+  tokens = inspection.explain(tokenizer, example)
+  for name, side in tokens.items():
+    print(f"  {name}: {len(side)} tokens")
+    for token in side:
+      print(f"    {token.id:>7}  {'loss' if token.trained else '   .'}  {token.part:<9}  {token.piece}")
+  for fault in inspection.faults(tokens, **limits):
+    print(f"  NOTE: {fault}")
+
+
+if __name__ == "__main__":
+  cli.run(
+      main,
+      description="Prints what a config trains on: tokens, template, loss mask, and what is odd about the data set.",
+      example="python -m experiments.inspect_data --config=configs/offline_dpo.py --config.offline.pairs=source",
+      needs_workdir=False,
+  )

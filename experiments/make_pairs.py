@@ -1,0 +1,92 @@
+"""Makes preference pairs: samples a model, scores the samples, and pairs them.
+
+  python -m experiments.make_pairs --config=configs/open_list.py --workdir=runs/pairs
+      --config.make_pairs.select=rare_good_common_bad
+
+The pairs are in WORKDIR/pairs.jsonl in TRL's shape, with the prompt apart; train on them with
+--config.data.source=jsonl:WORKDIR/pairs.jsonl --config.offline.pairs=source.
+"""
+
+import json
+import pathlib
+
+import jax
+
+from experiments import builders
+from experiments import cli
+from experiments import workdir as workdirs
+from experiments.loops import sampling
+from qempo_jax.data import pair_selection
+from qempo_jax.errors import InputError
+
+FILE = "pairs.jsonl"
+
+
+def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
+  """Samples every prompt of config.data once and writes the pairs."""
+  select = selection(config)
+  policy = builders.policy(config)
+  sample, reward = sampling.GroupSampler(policy, config, builders.training_rows(config)), builders.reward(config)
+  print(f"{len(sample.rows)} prompts ({sample.dropped} too long), {config.sampling.group_size} samples each")
+  if dry_run:
+    return
+  workdir = workdirs.open_workdir(workdir, config)
+  found, without, size = [], 0, config.data.prompts_per_step
+  for start in range(0, len(sample.rows), size):
+    chosen = sample.rows[start : start + size]
+    rng = jax.random.fold_in(jax.random.key(config.seed), start)
+    samples = sample(policy.params, chosen + chosen[:1] * (size - len(chosen)), rng, config.sampling.group_size)
+    rewards = sampling.group_rewards(reward, samples)
+    for row, texts, cut, scores in zip(chosen, samples.texts, samples.rollout.truncated, rewards):
+      pairs = rows_of(row, texts, scores, cut, select)
+      found, without = found + pairs, without + (not pairs)
+    print(f"{min(start + size, len(sample.rows))}/{len(sample.rows)} prompts, {len(found)} pairs", flush=True)
+  if not found:
+    raise InputError("no prompt's samples make a pair; raise sampling.group_size, or loosen make_pairs.good and bad")
+  workdirs.write_atomically(workdir / FILE, "".join(json.dumps(row) + "\n" for row in found))
+  print(f"{len(found)} pairs in {workdir / FILE}; {without} prompts made none")
+
+
+def selection(config):
+  """From (texts, rewards) to the places of pairs, as the config says.
+
+  Raises:
+    InputError: an unknown choice.
+  """
+  c = config.make_pairs
+  choices = {
+      "best_worst": lambda texts, rewards: pair_selection.best_worst(rewards, most=c.per_prompt),
+      "rare_good_common_bad": lambda texts, rewards: pair_selection.rare_good_common_bad(
+          rewards, pair_selection.rarities(texts), threshold=c.good, most=c.per_prompt
+      ),
+      "thresholds": lambda texts, rewards: pair_selection.thresholds(
+          rewards, good=c.good, bad=c.bad, most=c.per_prompt
+      ),
+  }
+  if c.select not in choices:
+    raise InputError(f"make_pairs.select={c.select!r} is not one of {', '.join(choices)}")
+  return choices[c.select]
+
+
+def rows_of(row, texts, rewards, truncated, select) -> list[dict]:
+  """One prompt's pairs in TRL's shape; samples that were cut or are blank are never part of one, nor equal texts."""
+  usable = [place for place, text in enumerate(texts) if text.strip() and not truncated[place]]
+  kept, scores = [texts[place] for place in usable], [float(rewards[place]) for place in usable]
+  prompt = row["prompt"]
+  prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+  say = lambda text: [{"role": "assistant", "content": text}]
+  return [
+      row
+      | {"prompt": prompt, "chosen": say(kept[good]), "rejected": say(kept[bad])}
+      | {"score_chosen": scores[good], "score_rejected": scores[bad]}
+      for good, bad in select(kept, scores)
+      if kept[good] != kept[bad]
+  ]
+
+
+if __name__ == "__main__":
+  cli.run(
+      main,
+      description="Makes preference pairs of a model's own scored samples: WORKDIR/pairs.jsonl, in TRL's shape.",
+      example="python -m experiments.make_pairs --config=configs/open_list.py --workdir=runs/pairs",
+  )

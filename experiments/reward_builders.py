@@ -1,0 +1,176 @@
+"""The `reward_model` group of a config -> a model with a head, and pairs parted by prompt."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from experiments import builders
+from qempo_jax.data import pair_tokens
+from qempo_jax.data import preferences
+from qempo_jax.data.tokenization import stop_token_ids
+from qempo_jax.errors import InputError
+from qempo_jax.models import reward_head
+from qempo_jax.rewards import reward_model
+
+PARTS = ("train", "validation", "heldout")
+
+
+class Pairs(NamedTuple):
+  """Encoded pairs of one part.
+
+  Attributes:
+    prompts: token ids.
+    responses: of each, (chosen, rejected) token ids with their ending tokens.
+    margins: [N] of the loss, reward units.
+    prompt_keys: [N] what pairs of one prompt share.
+    sources: [N] which data set each came from.
+    dropped: pairs left out because a prompt or a response is too long.
+  """
+
+  prompts: list[list[int]]
+  responses: list[tuple]
+  margins: np.ndarray
+  prompt_keys: np.ndarray
+  sources: np.ndarray
+  dropped: int
+
+  def lengths(self) -> np.ndarray:
+    """[N] tokens of each pair, its prompt once."""
+    return np.array([len(p) + sum(map(len, pair)) for p, pair in zip(self.prompts, self.responses)])
+
+
+def model(config: ConfigDict) -> builders.Policy:
+  """The model that the config names, with its own head or, for a language model, one that scores all texts 0."""
+  found = reward_model.load_model(
+      config.model.source, mesh_shape=tuple(config.compute.mesh), compute_dtype=config.compute.dtype
+  )
+  shape = dataclasses.replace(found.config, attention=config.compute.attention, remat=config.compute.remat)
+  return builders.Policy(shape, found.params, found.tokenizer, tuple(stop_token_ids(found.tokenizer)), found.mesh)
+
+
+def pairs(config: ConfigDict, tokenizer: Any) -> dict[str, Pairs]:
+  """The pairs of every part of `PARTS`; no prompt is in two of them.
+
+  A prompt of a held-out file is held out wherever it occurs; of the others a share is, by a hash of the prompt, so
+  that the parting depends on neither order nor seed.
+
+  Raises:
+    InputError: a file cannot be read, or a part that is needed has no pairs.
+  """
+  r = config.reward_model
+  _check(r)
+  if config.lora.rank:
+    raise InputError("reward models are trained without adapters: set lora.rank to 0 and choose reward_model.trainable")
+  kept = _read(r.heldout)
+  measured = {_key(pair) for found in kept.values() for pair in found}
+  parts: dict[str, list] = {part: [] for part in PARTS}
+  for name, found in _read(r.sources).items():
+    by_part: dict[str, list] = {part: [] for part in PARTS}
+    for pair in found:
+      by_part["heldout" if _key(pair) in measured else _part(_key(pair), r)].append(pair)
+    parts["heldout"].append((name, by_part["heldout"]))
+    parts["train"].append((name, by_part["train"]))
+    parts["validation"].append((name, by_part["validation"]))
+  parts["heldout"] = [*kept.items(), *parts["heldout"]]
+  shares = {"train": 1 - r.validation_share, "validation": r.validation_share}
+  most = {part: int(r.pairs_per_source * share + 0.5) for part, share in shares.items()}
+  most["heldout"] = r.heldout_per_source
+  return {part: _encoded(config, tokenizer, parts[part], most[part], part) for part in PARTS}
+
+
+def fingerprint(parts: dict[str, Pairs]) -> str:
+  """A hash of all pairs, in order: tells whether a resumed run has the same ones."""
+  digest = hashlib.sha256()
+  for part in PARTS:
+    found = parts[part]
+    ids = [[p, *map(list, pair)] for p, pair in zip(found.prompts, found.responses)]
+    digest.update(json.dumps([part, ids, found.margins.tolist()], default=int).encode())
+  return digest.hexdigest()
+
+
+def _encoded(config, tokenizer, named, most, part) -> Pairs:
+  prompts, responses, margins, keys, sources, dropped = [], [], [], [], [], 0
+  for name, found in named:
+    if not found:
+      continue
+    try:
+      encoded = pair_tokens.encode_pairs(
+          tokenizer,
+          found,
+          responses=2,
+          max_prompt_length=config.data.max_prompt_length,
+          max_response_length=config.sampling.max_response_length,
+      )
+    except InputError:  # none fits
+      dropped += len(found)
+      continue
+    dropped += encoded.dropped
+    take = slice(most or None)
+    prompts += encoded.prompts[take]
+    responses += encoded.responses[take]
+    for row in encoded.rows[take]:
+      margins.append(config.reward_model.margin_scale * _score_gap(row))
+      keys.append(_key((row,)))
+      sources.append(str(row.get("source", name)))
+  if not prompts:
+    raise InputError(
+        f"no pair is left for {part}: raise data.max_prompt_length={config.data.max_prompt_length},"
+        f" sampling.max_response_length={config.sampling.max_response_length} or the share of its prompts"
+    )
+  return Pairs(prompts, responses, np.array(margins, np.float32), np.array(keys), np.array(sources), dropped)
+
+
+def _read(sources) -> dict[str, list[preferences.Preference]]:
+  found = {}
+  for source in sources:
+    kind, _, path = source.partition(":")
+    path = os.path.expandvars(path)
+    if kind != "jsonl" or not path:
+      raise InputError(f"reward_model source {source!r} is not known; use jsonl:PATH")
+    if "$" in path:
+      raise InputError(f"{source!r} names an environment variable that is not set; set it, or give the path")
+    found[pathlib.Path(path).name.removesuffix(".gz").removesuffix(".jsonl")] = preferences.jsonl_preferences(
+        path, rejected=True
+    )
+  return found
+
+
+def _part(key: str, r) -> str:
+  place = int(key, 16) / 16 ** len(key)
+  if place < r.heldout_share:
+    return "heldout"
+  return "validation" if place < r.heldout_share + r.validation_share else "train"
+
+
+def _key(pair) -> str:
+  """A hash of a pair's prompt."""
+  return hashlib.sha256(json.dumps(pair[0]["prompt"]).encode()).hexdigest()[:16]
+
+
+def _score_gap(row) -> float:
+  try:
+    return float(row["score_chosen"]) - float(row["score_rejected"])
+  except (KeyError, TypeError, ValueError):
+    return 0.0
+
+
+def _check(r) -> None:
+  for wrong, advice in (
+      (not r.sources, "reward_model.sources names no file of pairs; give jsonl:PATH"),
+      (r.pairs_per_step < 1, "reward_model.pairs_per_step must be positive"),
+      (
+          min(r.heldout_share, r.validation_share) < 0 or r.heldout_share + r.validation_share >= 1,
+          "reward_model.heldout_share and validation_share must be at least 0 and together below 1",
+      ),
+      (r.cache and r.trainable == "all", "reward_model.cache needs frozen blocks: set trainable to head or last:N"),
+      (min(r.centring_weight, r.margin_scale) < 0, "reward_model.centring_weight and margin_scale must be at least 0"),
+  ):
+    if wrong:
+      raise InputError(f"{advice} (config.reward_model)")

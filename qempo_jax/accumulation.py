@@ -1,0 +1,77 @@
+"""Gradients of a sum over a batch, some of its rows at a time: the same sum, in less memory.
+
+    grad sum_i L_i = sum_k grad sum_{i in part k} L_i
+
+Sums add up exactly where means do not: whatever divides the sum is counted over the whole batch, by the caller.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from qempo_jax.errors import InputError
+
+
+def value_and_grad(loss_fn: Callable, params, batch, *, micro_batches: int):
+  """Value, auxiliary results and gradient of a loss that is a sum over the rows of a batch.
+
+  One part is the plain `jax.value_and_grad`. More are scanned over, their sums kept in float32 at least.
+
+  Args:
+    loss_fn: (params, rows) -> (scalar, aux); the scalar of a batch is the sum of its parts', and every leaf of aux
+      has the rows on its first axis.
+    params: what is differentiated.
+    batch: a pytree whose leaves have the P rows on their first axis.
+    micro_batches: parts; they divide P.
+
+  Returns:
+    ((scalar, aux of all rows in their order), gradient).
+
+  Raises:
+    InputError: the parts do not divide the rows.
+  """
+  compute = jax.value_and_grad(loss_fn, has_aux=True)
+  if micro_batches == 1:
+    return compute(params, batch)
+
+  def one(total, part):
+    (loss, aux), gradient = compute(params, part)
+    return jax.tree.map(jnp.add, total, (loss, gradient)), aux
+
+  parts = split(batch, micro_batches)
+  (loss, _), gradient = jax.eval_shape(compute, params, jax.tree.map(lambda leaf: leaf[0], parts))
+  (loss, gradient), aux = jax.lax.scan(one, jax.tree.map(_zeros, (loss, gradient)), parts)
+  return (loss, join(aux)), gradient
+
+
+def map_rows(function: Callable, batch, *, micro_batches: int):
+  """function(batch), some rows at a time; every leaf of the result has the rows on its first axis."""
+  if micro_batches == 1:
+    return function(batch)
+  return join(jax.lax.map(function, split(batch, micro_batches)))
+
+
+def split(batch, micro_batches: int):
+  """[P, ...] -> [M, P / M, ...]: part m has the rows m, m + M, ..., so that each device's rows go to every part.
+
+  Raises:
+    InputError: M does not divide P.
+  """
+
+  def one(leaf):
+    rows = leaf.shape[0]
+    if rows % micro_batches:
+      raise InputError(f"compute.micro_batches={micro_batches} does not divide the batch's {rows} rows")
+    return jnp.swapaxes(leaf.reshape(rows // micro_batches, micro_batches, *leaf.shape[1:]), 0, 1)
+
+  return jax.tree.map(one, batch)
+
+
+def join(parts):
+  """Undoes `split`."""
+  return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), parts)
+
+
+def _zeros(like):
+  return jnp.zeros(like.shape, jnp.promote_types(like.dtype, jnp.float32))

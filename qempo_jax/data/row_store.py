@@ -1,0 +1,148 @@
+"""Rows on disk with random access: an ArrayRecord data set of TensorFlow Datasets, read and written without TensorFlow.
+
+A row is stored as JSON text, since the features of TFDS would turn messages into columns and texts into bytes; it is
+made ordinary again as it is read. Broken rows are stored too, so that a data set has as many rows as its files.
+"""
+
+from collections.abc import Iterable, Sequence
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+from qempo_jax.data import files
+from qempo_jax.data.files import RawRow
+from qempo_jax.errors import InputError
+
+# Part of a stored data set's name; a change of what is stored makes old ones unread.
+VERSION = "1.0.0"
+_ROWS_A_SHARD = 1_000_000
+_ROWS_A_WRITE = 4096
+
+
+class RowStore(Sequence):
+  """The rows of a TFDS data set; a row is read when it is asked for."""
+
+  def __init__(self, data_source: Any, name: str):
+    """Wraps what `as_data_source` of TFDS gives; `name` stands in messages."""
+    self._source, self._name = data_source, name
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.many(range(*index.indices(len(self))))
+    return self.many([range(len(self))[index]])[0]
+
+  def many(self, indices: Sequence[int]) -> list[RawRow]:
+    """Rows at several places, in one read."""
+    indices = list(indices)
+    found = self._source.__getitems__(indices) if indices else []
+    return [self._row(index, example) for index, example in zip(indices, found)]
+
+  def _row(self, index, example) -> RawRow:
+    place = f"{self._name}, row {index + 1}"
+    if set(example) == {"json", "place", "error"}:  # written by `write`
+      place, error = example["place"].decode("utf-8"), example["error"].decode("utf-8")
+      return RawRow(place, None if error else json.loads(example["json"]), error)
+    try:
+      return RawRow(place, files.plain(example), "")
+    except UnicodeDecodeError as error:
+      return RawRow(place, None, f"is not UTF-8 (byte {error.start})")
+
+
+def tfds() -> Any:
+  """TensorFlow Datasets, which needs no TensorFlow for what is done here."""
+  try:
+    import tensorflow_datasets
+  except ImportError as error:
+    raise InputError("this data source needs tensorflow-datasets: pip install 'qempo-jax[data]'") from error
+  return tensorflow_datasets
+
+
+def open_folder(folder: str | os.PathLike[str], split: str) -> RowStore:
+  """Opens a prepared data set by its folder, the one that holds dataset_info.json.
+
+  Raises:
+    InputError: there is no such data set, it is damaged, or it has no such split.
+  """
+  library, path = tfds(), pathlib.Path(folder).expanduser()
+  if not (path / "dataset_info.json").is_file():
+    raise InputError(f"{path} holds no dataset_info.json; name the folder of a prepared TFDS data set, with its version")
+  with reading(str(path)):
+    builder = library.builder_from_directory(str(path))
+    return from_builder(builder, split, str(path))
+
+
+def from_builder(builder: Any, split: str, name: str) -> RowStore:
+  """The rows of one split."""
+  base = split.partition("[")[0]
+  if base not in builder.info.splits:
+    raise InputError(f"{name} has no split {base!r}; it has {', '.join(builder.info.splits)}")
+  return RowStore(builder.as_data_source(split), f"{name}:{split}")
+
+
+@contextlib.contextmanager
+def reading(name: str):
+  """Turns whatever TFDS raises over a damaged or foreign data set into one line."""
+  try:
+    yield
+  except InputError:
+    raise
+  except Exception as error:  # TFDS wraps errors of files, protos and readers of many kinds.
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    raise InputError(f"the data set {name} cannot be read ({reason})") from error
+
+
+def write(rows: Iterable[RawRow], folder: pathlib.Path) -> None:
+  """Writes rows as a data set with the one split `train`, whole or not at all.
+
+  Args:
+    rows: in order.
+    folder: what it will be called; a data set that is there already stays.
+
+  Raises:
+    InputError: the folder can't be written.
+  """
+  library = tfds()
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+  except OSError as error:
+    raise InputError(f"{folder.parent} cannot be written ({error.strerror}); set QEMPO_CACHE_DIR") from error
+  try:
+    _write_tfds(library, rows, scratch)
+    with contextlib.suppress(FileExistsError):
+      try:
+        os.replace(scratch, folder)
+      except OSError:
+        if not (folder / "dataset_info.json").is_file():  # Else another process was first, with the same rows.
+          raise
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_tfds(library, rows, folder):
+  from tensorflow_datasets.core import dataset_info
+  from tensorflow_datasets.core.sequential_writer import SequentialWriter
+
+  text = library.features.Text
+  features = library.features.FeaturesDict({"json": text(), "place": text(), "error": text()})
+  identity = dataset_info.DatasetIdentity(
+      name="rows", version=library.core.Version(VERSION), data_dir=str(folder), module_name=__name__
+  )
+  info = dataset_info.DatasetInfo(builder=identity, features=features)
+  writer = SequentialWriter(info, max_examples_per_shard=_ROWS_A_SHARD, file_format="array_record")
+  writer.initialize_splits(["train"])
+  waiting = []
+  for row in rows:
+    waiting.append({"json": json.dumps(row.entry), "place": row.place, "error": row.error})
+    if len(waiting) == _ROWS_A_WRITE:
+      writer.add_examples({"train": waiting})
+      waiting = []
+  writer.add_examples({"train": waiting})
+  writer.close_all()

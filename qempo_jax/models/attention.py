@@ -1,0 +1,146 @@
+"""Attention over whole rows, by one of several implementations with the same results to rounding.
+
+  xla      an einsum over grouped heads, float32: every device, every option
+  cudnn    cuDNN's fused kernel on NVIDIA GPUs, in half precision: no soft-cap of scores
+  splash   the Pallas kernel for TPUs (sparse flash attention), on one device: rows of a multiple of 128 tokens
+
+All take the same mask, so that packed rows, padding and windows mean the same everywhere. Decoding with a cache has
+its own einsum (`kv_cache`). Shape letters as in `layers`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qempo_jax.errors import InputError
+from qempo_jax.models import layers
+
+SPLASH_BLOCK = 128
+_CUDNN_WIDTH = 128  # widest head of every GPU generation
+
+
+def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
+  """softmax(cap(scale q k')) v over masked keys, by the implementation that `config.attention` names.
+
+  Args:
+    q_BxLxHxK: queries.
+    k_BxLxJxK: keys.
+    v_BxLxJxK: values.
+    mask_BxLxL: true where a query may see a key.
+    config: the decoder's shape: scale and soft-cap of the scores, implementation, compute dtype.
+
+  Returns:
+    [B, L, H, K] in v's dtype; anything finite where a query sees no key.
+
+  Raises:
+    InputError: the named implementation cannot compute this; "auto" takes one that can.
+  """
+  length, width = q_BxLxHxK.shape[1], q_BxLxHxK.shape[3]
+  arrays = (q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config)
+  match chosen(config, length, width, jax.default_backend(), jax.device_count()):
+    case "cudnn":
+      return cudnn(*arrays)
+    case "splash":
+      return splash(*arrays)
+  return layers.attention(*arrays)
+
+
+def chosen(config, length: int, width: int, platform: str, devices: int) -> str:
+  """The implementation for rows of `length` tokens and heads of `width`, on so many devices of a platform.
+
+  Raises:
+    InputError: the named one cannot compute this.
+  """
+  obstacles = {
+      "cudnn": _cudnn_obstacle(config, length, width, platform),
+      "splash": _splash_obstacle(length, platform, devices),
+  }
+  if config.attention == "auto":
+    preferred = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
+    return "xla" if obstacles.get(preferred) else preferred
+  if obstacle := obstacles.get(config.attention):
+    raise InputError(f"compute.attention={config.attention} {obstacle}; use auto or xla")
+  return config.attention
+
+
+def cudnn(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
+  """By cuDNN through `jax.nn.dot_product_attention`, operands rounded to the compute dtype; see `attention`."""
+  low = lambda x: x.astype(config.compute_dtype)
+  attended = jax.nn.dot_product_attention(
+      low(q_BxLxHxK),
+      low(k_BxLxJxK),
+      low(v_BxLxJxK),
+      mask=mask_BxLxL[:, None],
+      scale=config.attention_scale,
+      implementation="cudnn",
+  )
+  return attended.astype(v_BxLxJxK.dtype)
+
+
+def splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config, *, interpret=False):
+  """By the TPU kernel, its mask computed row by row and shared by all heads; see `attention`.
+
+  Args:
+    q_BxLxHxK: queries.
+    k_BxLxJxK: keys.
+    v_BxLxJxK: values.
+    mask_BxLxL: true where a query may see a key.
+    config: the decoder's shape.
+    interpret: run the kernel step by step, on any device.
+
+  Returns:
+    [B, L, H, K].
+  """
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+
+  sizes = dict.fromkeys(
+      ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq",
+       "block_kv_dq"),
+      SPLASH_BLOCK,
+  )
+  # A query without keys sees itself: the kernel divides by its sum of weights.
+  lonely_BxLx1 = ~jnp.any(mask_BxLxL, axis=-1, keepdims=True)
+  mask_BxLxL = mask_BxLxL | (lonely_BxLx1 & jnp.eye(mask_BxLxL.shape[1], dtype=bool))
+  q_BxLxJxRxK = layers.group_heads(q_BxLxHxK, k_BxLxJxK.shape[2]) * config.attention_scale
+
+  def row(q_LxJxRxK, k_LxJxK, v_LxJxK, mask_LxL):
+    kernel = kernels.make_splash_mha(
+        mask_LxL[None],
+        block_sizes=kernels.BlockSizes(**sizes),
+        attn_logits_soft_cap=config.attention_softcap,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    # The kernel asks a Python question about its masks, whose answer jit has turned into an array.
+    for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
+      setattr(kernel, name, getattr(kernel, name)._replace(is_dynamic_mask=True))
+    one = lambda q_LxK, k_LxK, v_LxK: kernel(q_LxK[None], k_LxK[None], v_LxK[None])[0]
+    shared = jax.vmap(one, in_axes=(1, None, None), out_axes=1)  # the query heads of a key head
+    return jax.vmap(shared, in_axes=(1, 1, 1), out_axes=1)(q_LxJxRxK, k_LxJxK, v_LxJxK)
+
+  attended = [row(*arrays) for arrays in zip(q_BxLxJxRxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL)]
+  return jnp.stack(attended).reshape(q_BxLxHxK.shape).astype(v_BxLxJxK.dtype)
+
+
+def _cudnn_obstacle(config, length, width, platform) -> str | None:
+  if platform not in ("gpu", "cuda"):
+    return f"needs an NVIDIA GPU, and this is a {platform}"
+  if config.attention_softcap is not None:
+    return f"has no soft-cap of scores, and this model's attention_softcap is {config.attention_softcap}"
+  if config.compute_dtype not in ("bfloat16", "float16"):
+    return f"computes in half precision, and compute.dtype is {config.compute_dtype}"
+  if width > _CUDNN_WIDTH or width % 8:
+    return f"needs heads of a multiple of 8 up to {_CUDNN_WIDTH}, and this model's head_dim is {width}"
+  if length % 2:
+    return f"needs rows of an even number of tokens, and these have {length}; make compute.bucket even"
+  return None
+
+
+def _splash_obstacle(length, platform, devices) -> str | None:
+  if platform != "tpu":
+    return f"needs a TPU, and this is a {platform}"
+  if devices > 1:
+    return f"runs on one device, and compute.mesh spans {devices}"
+  if length % SPLASH_BLOCK:
+    return f"needs rows of a multiple of {SPLASH_BLOCK} tokens, and these have {length}; set compute.bucket"
+  return None

@@ -1,0 +1,163 @@
+"""Models out: a folder that `AutoModelForCausalLM.from_pretrained` loads, written whole or not at all."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+
+from qempo_jax.data import tokenization
+from qempo_jax.errors import InputError
+from qempo_jax.models import export_tensors
+from qempo_jax.models import hugging_face_out
+from qempo_jax.models.config import ModelConfig
+
+# Files beside the weights that a model keeps from the folder that it came from.
+_KEPT = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
+
+
+def export_model(
+    target: str | pathlib.Path,
+    params,
+    config: ModelConfig,
+    *,
+    tokenizer=None,
+    source: str | pathlib.Path | None = None,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 10**9,
+) -> pathlib.Path:
+  """Writes a model with its configuration, generation settings, tokenizer and chat template.
+
+  Args:
+    target: the folder to make; it must be absent or empty.
+    params: the parameter tree, with any sharding.
+    config: the decoder's shape.
+    tokenizer: a transformers tokenizer, or None to write none.
+    source: what the model was imported from; where it is a folder, its config.json and generation settings are
+      kept as far as they still hold.
+    dtype: of the written weights: "float32", "bfloat16" or "float16".
+    max_shard_bytes: most bytes of a file of weights.
+
+  Returns:
+    The folder.
+
+  Raises:
+    InputError: the target is not empty or cannot be written, or the parameters are not finite or do not fit into
+      the dtype. Nothing is left behind then.
+  """
+  tensors = export_tensors.to_hugging_face_names(params, config, dtype=dtype)
+  origin = pathlib.Path(source).expanduser() if source is not None else None
+  description = _description(config, origin, tokenizer, dtype)
+  with new_folder(target) as folder:
+    if folder is None:  # another host writes; this one takes part in gathering the tensors
+      for _ in tensors:
+        pass
+      return pathlib.Path(target).expanduser()
+    export_tensors.write_safetensors(folder, tensors, max_shard_bytes=max_shard_bytes)
+    write_json(folder / "config.json", description)
+    write_companions(folder, tokenizer, origin)
+  return pathlib.Path(target).expanduser()
+
+
+@contextlib.contextmanager
+def new_folder(target: str | pathlib.Path) -> Iterator[pathlib.Path | None]:
+  """A folder to fill that takes the target's name when all went well, and vanishes otherwise.
+
+  Args:
+    target: must be absent or empty.
+
+  Yields:
+    The folder, beside the target; None on all hosts but the first.
+
+  Raises:
+    InputError: the target is not an empty folder, or its parent cannot be written.
+  """
+  target = pathlib.Path(target).expanduser()
+  if jax.process_index() > 0:
+    yield None
+    return
+  check_target(target)
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+  except OSError as error:
+    raise InputError(f"cannot write into {target.parent} ({error.strerror or error}); name another folder") from error
+  try:
+    yield scratch
+    for file in scratch.iterdir():
+      _sync(file)
+    scratch.chmod(0o755)
+    if target.is_dir():
+      target.rmdir()  # empty, or this fails
+    os.rename(scratch, target)
+  except OSError as error:
+    raise InputError(f"cannot write {target} ({error.strerror or error}); free some space or name another") from error
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_target(target: pathlib.Path) -> None:
+  """Refuses a target that holds anything.
+
+  Raises:
+    InputError: it does.
+  """
+  if target.is_dir() and any(target.iterdir()):
+    raise InputError(f"{target} is not empty; name another folder, or remove it if it is not needed")
+  if target.exists() and not target.is_dir():
+    raise InputError(f"{target} is a file; name a folder")
+
+
+def write_companions(folder: pathlib.Path, tokenizer, origin: pathlib.Path | None) -> None:
+  """Writes what stands beside the weights: generation settings, licence, tokenizer and chat template."""
+  for name in _KEPT:
+    if origin is not None and (origin / name).is_file():
+      shutil.copyfile(origin / name, folder / name)
+  if tokenizer is None:
+    return
+  if not (folder / "generation_config.json").exists():
+    write_json(folder / "generation_config.json", _generation(tokenizer))
+  tokenizer.save_pretrained(folder)
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+  """Writes a JSON object, its keys sorted."""
+  path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def token_ids(tokenizer) -> dict[str, int]:
+  """The special tokens' ids that a config.json names."""
+  names = ("bos_token_id", "eos_token_id", "pad_token_id")
+  found = {name: getattr(tokenizer, name, None) for name in names}
+  return {name: value for name, value in found.items() if value is not None}
+
+
+def _description(config, origin, tokenizer, dtype) -> dict[str, Any]:
+  path = None if origin is None else origin / "config.json"
+  source = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+  longest = getattr(tokenizer, "model_max_length", None)
+  return hugging_face_out.to_hugging_face(
+      config,
+      source=source,
+      dtype=dtype,
+      max_length=longest if isinstance(longest, int) and longest < 10**9 else None,
+      tokens=token_ids(tokenizer) if tokenizer is not None else None,
+  )
+
+
+def _generation(tokenizer) -> dict[str, Any]:
+  stops = list(tokenization.stop_token_ids(tokenizer))
+  values = token_ids(tokenizer) | ({"eos_token_id": stops[0] if len(stops) == 1 else stops} if stops else {})
+  return {"_from_model_config": False} | values
+
+
+def _sync(file: pathlib.Path) -> None:
+  """Waits until a file is on disk, so that the folder never takes its name before its contents."""
+  if file.is_file():
+    with file.open("rb") as opened:
+      os.fsync(opened.fileno())

@@ -1,0 +1,168 @@
+"""A `ModelConfig` as Hugging Face's `config.json`: the inverse of `hugging_face`, checked by reading it back."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from qempo_jax.errors import InputError
+from qempo_jax.models import hugging_face
+from qempo_jax.models.config import ModelConfig
+
+_CLASSES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "olmo2": "Olmo2",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3",
+}
+_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
+# Sequence length that is written where nobody says one; rotary positions go on beyond it.
+_LENGTH = 8192
+
+
+def to_hugging_face(
+    config: ModelConfig,
+    *,
+    source: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    max_length: int | None = None,
+    tokens: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """The `config.json` of a decoder, as transformers 4 and 5 read it.
+
+  Args:
+    config: the decoder's shape.
+    source: the config.json that the model came with; it is kept wherever it still describes the model.
+    dtype: of the weights beside it.
+    max_length: tokens that the decoder was trained to read, where `source` does not say.
+    tokens: `bos_token_id` and the like, where `source` does not say.
+
+  Returns:
+    The file's contents.
+
+  Raises:
+    InputError: no architecture of Hugging Face's that is known here computes this decoder.
+  """
+  written = dict(source or {})
+  if not source or _normal(hugging_face.from_hugging_face(source)) != _normal(config):
+    family, values = _describe(config, written.get("model_type"))
+    stale = {"rope_scaling", "rope_parameters", "rope_local_base_freq", "layer_types", "sliding_window_pattern"}
+    written = {key: value for key, value in written.items() if key not in stale} | values
+    written["architectures"] = [f"{_CLASSES[family]}ForCausalLM"]
+  for key, value in {"max_position_embeddings": max_length or _LENGTH, **(tokens or {})}.items():
+    written.setdefault(key, value)
+  written.setdefault("use_cache", True)
+  written.pop("torch_dtype", None)
+  return written | {"dtype": dtype, "torch_dtype": dtype}
+
+
+def family_of(config: ModelConfig) -> str:
+  """The `model_type` of the first architecture that computes this decoder."""
+  return _describe(config, None)[0]
+
+
+def _describe(config: ModelConfig, wanted: str | None) -> tuple[str, dict[str, Any]]:
+  """(model_type, its config.json) of an architecture whose description reads back as `config`."""
+  for family in sorted(_CLASSES, key=lambda name: name != wanted):
+    values = _values(config, family)
+    try:
+      if _normal(hugging_face.from_hugging_face(values)) == _normal(config):
+        return family, values
+    except InputError:
+      continue
+  raise InputError(
+      f"no Hugging Face architecture of {', '.join(_CLASSES)} computes this decoder ({config}); export the shape "
+      "that it was imported with"
+  )
+
+
+def _normal(config: ModelConfig) -> ModelConfig:
+  """The same decoder in one wording, without what belongs to a run and not to its checkpoint."""
+  return dataclasses.replace(
+      config,
+      compute_dtype="float32",
+      num_tokens=None,
+      attention="auto",
+      remat="full",
+      query_scale=config.attention_scale,
+      windows=config.windows if any(config.windows) else (),
+      biases=tuple(sorted(config.biases)),
+  )
+
+
+def _values(config: ModelConfig, family: str) -> dict[str, Any]:
+  gemma = family.startswith("gemma")
+  values = {
+      "model_type": family,
+      "vocab_size": config.vocab_size,
+      "hidden_size": config.hidden_size,
+      "intermediate_size": config.intermediate_size,
+      "num_hidden_layers": config.num_layers,
+      "num_attention_heads": config.num_heads,
+      "num_key_value_heads": config.num_kv_heads,
+      "head_dim": config.head_dim,
+      "rms_norm_eps": config.norm_epsilon,
+      "tie_word_embeddings": config.tie_embeddings,
+      "hidden_activation" if gemma else "hidden_act": _ACTIVATIONS[config.activation],
+  }
+  if family != "qwen2" and family != "mistral":
+    values["attention_bias"] = "output" in config.biases
+  if family == "llama":
+    values["mlp_bias"] = "up" in config.biases
+  if gemma:
+    values |= {
+        "query_pre_attn_scalar": _scalar(config.attention_scale),
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.logit_softcap,
+    }
+  return values | _windows(config, family) | _rope(config, family)
+
+
+def _scalar(scale: float) -> int | float:
+  """n of scale = 1 / sqrt(n), whole where it is."""
+  whole = round(scale**-2)
+  return whole if whole**-0.5 == scale else scale**-2
+
+
+def _windows(config: ModelConfig, family: str) -> dict[str, Any]:
+  sizes = {size for size in config.windows if size is not None}
+  window = sizes.pop() if len(sizes) == 1 else None
+  if family in ("llama", "olmo2"):
+    return {}
+  if family == "mistral":
+    return {"sliding_window": window}
+  slides = [size is not None for size in config.windows] or [False] * config.num_layers
+  values = {"layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides]}
+  if family.startswith("gemma"):
+    return values | {"sliding_window": window or 4096}
+  late = slides.index(True) if any(slides) else config.num_layers
+  return values | {"use_sliding_window": any(slides), "sliding_window": window, "max_window_layers": late}
+
+
+def _rope(config: ModelConfig, family: str) -> dict[str, Any]:
+  """Rotary fields in the wording of transformers 4, flat, and of 5, `rope_parameters`."""
+  scaling = _scaling(config)
+  full = {"rope_type": "default", **scaling, "rope_theta": config.rope_theta}
+  flat = {"rope_theta": config.rope_theta, "rope_scaling": scaling or None}
+  if family != "gemma3_text":
+    return flat | {"rope_parameters": full}
+  local = config.rope_theta if config.local_rope_theta is None else config.local_rope_theta
+  sliding = {"rope_type": "default", "rope_theta": local}
+  nested = {"full_attention": full, "sliding_attention": sliding}
+  return flat | {"rope_local_base_freq": local, "rope_parameters": nested}
+
+
+def _scaling(config: ModelConfig) -> dict[str, Any]:
+  scaling = config.rope_scaling
+  if scaling is None:
+    return {}
+  values = {"rope_type": scaling.kind, "factor": scaling.factor}
+  if scaling.kind == "llama3":
+    values |= {
+        "low_freq_factor": scaling.low_frequency_factor,
+        "high_freq_factor": scaling.high_frequency_factor,
+        "original_max_position_embeddings": scaling.original_length,
+    }
+  return values

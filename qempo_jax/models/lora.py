@@ -1,0 +1,164 @@
+"""Low-rank adapters: a frozen parameter tree, and small trainable matrices beside its projections.
+
+    W x  becomes  W x + s B A x,     s = alpha / rank      (Hu et al., "LoRA", arXiv 2106.09685)
+
+Adapters are a tree of their own, so that gradients, optimizer state and checkpoints hold them alone. `apply` puts
+them beside the base without copying it, and gives a tree that stands wherever a plain one does: `transformer`,
+`scoring`, the sampler. The base itself stays whole, so it is also the reference policy, at no further memory.
+
+Shape letters as in `layers`; N blocks, I and O inputs and outputs of a matrix (heads and their width as one axis),
+R rank.
+"""
+
+import dataclasses
+import math
+import re
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from qempo_jax.errors import InputError
+from qempo_jax.linear import linear
+from qempo_jax.models.config import PROJECTIONS
+
+ALL_MATRICES = r"^layers/(query|key|value|output|gate|up|down)$"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Which matrices get adapters, and of what size.
+
+  Attributes:
+    rank: R.
+    alpha: the adapters' product is scaled by alpha / rank.
+    targets: regular expression; a projection whose path ("layers/query", ...) it is found in gets an adapter.
+  """
+
+  rank: int
+  alpha: float
+  targets: str = ALL_MATRICES
+
+  def __post_init__(self):
+    if self.rank < 1 or self.alpha <= 0:
+      raise InputError(f"lora.rank={self.rank} and lora.alpha={self.alpha} must be positive (rank 0 turns LoRA off)")
+    try:
+      re.compile(self.targets)
+    except re.error as error:
+      raise InputError(f"lora.targets={self.targets!r} is no regular expression ({error})") from error
+
+
+@struct.dataclass
+class Adapter:
+  """One projection's adapter, the blocks stacked.
+
+  Attributes:
+    a: [N, I, R].
+    b: [N, R, O].
+    scale: alpha / rank; fixed, no leaf of the tree.
+  """
+
+  a: jax.Array
+  b: jax.Array
+  scale: float = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class LowRank:
+  """A projection with its adapter; `lax.scan` over the blocks takes it apart like any leaf.
+
+  Attributes:
+    base: [(N,) ...] the frozen matrix, in its own shape.
+    a: [(N,) I, R].
+    b: [(N,) R, O].
+    scale: alpha / rank.
+  """
+
+  base: jax.Array
+  a: jax.Array
+  b: jax.Array
+  scale: float = struct.field(pytree_node=False)
+
+  @property
+  def shape(self):
+    """Shape of the frozen matrix."""
+    return self.base.shape
+
+  def product(self, x, dtype):
+    """x W + s (x A) B over x's last axis: [..., O]."""
+    low = linear(linear(x, self.a, dtype), self.b, dtype)
+    return linear(x, self.base.reshape(x.shape[-1], -1), dtype) + self.scale * low
+
+
+def init(rng, params, config: LoraConfig):
+  """Adapters that change nothing yet: B zero, A uniform in +-1 / sqrt(I), as in the authors' code.
+
+  Args:
+    rng: a key.
+    params: the base; only shapes are read.
+    config: targets and rank.
+
+  Returns:
+    {"layers": {projection: `Adapter`}}, float32.
+
+  Raises:
+    InputError: the pattern names no projection.
+  """
+  names = [name for name in PROJECTIONS if re.search(config.targets, f"layers/{name}")]
+  if not names:
+    known = ", ".join(f"layers/{name}" for name in PROJECTIONS)
+    raise InputError(f"lora.targets={config.targets!r} is found in none of {known}")
+
+  def adapter(name):
+    blocks, inputs, outputs = matrix_shape(name, params["layers"][name].shape)
+    key = jax.random.fold_in(rng, PROJECTIONS.index(name))
+    bound = 1 / math.sqrt(inputs)
+    a = jax.random.uniform(key, (blocks, inputs, config.rank), jnp.float32, -bound, bound)
+    return Adapter(a, jnp.zeros((blocks, config.rank, outputs)), config.alpha / config.rank)
+
+  return {"layers": {name: adapter(name) for name in names}}
+
+
+def apply(base, adapters):
+  """The base with its adapters beside it: a parameter tree that shares the base's arrays.
+
+  The base gets no gradient.
+
+  Args:
+    base: a plain parameter tree, of any float dtype.
+    adapters: what `init` made of it.
+
+  Returns:
+    The tree, adapted projections being `LowRank`.
+  """
+  frozen = jax.lax.stop_gradient(base)
+  adapted = {
+      name: LowRank(frozen["layers"][name], adapter.a, adapter.b, adapter.scale)
+      for name, adapter in adapters["layers"].items()
+  }
+  return frozen | {"layers": frozen["layers"] | adapted}
+
+
+def merge(base, adapters):
+  """The base with s A B added in: a plain parameter tree in the base's dtype, for export.
+
+  Args:
+    base: a plain parameter tree.
+    adapters: what `init` made of it.
+
+  Returns:
+    A tree of the base's shapes; leaves without an adapter are the base's own.
+  """
+
+  def merged(leaf, adapter):
+    change = adapter.scale * jnp.einsum("nir,nro->nio", adapter.a, adapter.b, precision="highest")
+    return (leaf + change.reshape(leaf.shape)).astype(leaf.dtype)
+
+  changed = {name: merged(base["layers"][name], adapter) for name, adapter in adapters["layers"].items()}
+  return base | {"layers": base["layers"] | changed}
+
+
+def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+  """(N, I, O) of a stacked projection: the output projection joins its leading axes, the others their last."""
+  inputs = math.prod(shape[1:-1]) if name == "output" else shape[1]
+  return shape[0], inputs, math.prod(shape[1:]) // inputs

@@ -1,0 +1,155 @@
+"""Adapters in the format of the `peft` package: `adapter_config.json` beside `adapter_model.safetensors`.
+
+peft stores lora_A as [rank, in] and lora_B as [out, rank], block by block; ours are their transposes, stacked.
+"""
+
+from collections.abc import Iterator
+import json
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from qempo_jax.errors import InputError
+from qempo_jax.models import export_tensors
+from qempo_jax.models import lora
+from qempo_jax.models import tensor_names
+from qempo_jax.models import transformer
+from qempo_jax.models.config import PROJECTIONS
+from qempo_jax.models.config import ModelConfig
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_SHARD_BYTES = 2**62  # peft reads one file
+# Options of peft that change what is computed, and that must be at the value given here.
+_PLAIN = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "layers_to_transform": (None, []),
+    "fan_in_fan_out": (False, None),
+    "layer_replication": (None, []),
+    "lora_bias": (False, None),
+}
+
+
+def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: str | None) -> None:
+  """Writes adapters so that `peft.PeftModel.from_pretrained` puts them on the base.
+
+  Args:
+    folder: made if absent.
+    adapters: what `lora.init` made.
+    config: the base's shape.
+    base_model: folder or Hugging Face id of the base, kept in the description; None for none.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  layers = adapters["layers"]
+  first = next(iter(layers.values()))
+  rank = first.a.shape[-1]
+  description = {
+      "peft_type": "LORA",
+      "task_type": "CAUSAL_LM",
+      "base_model_name_or_path": base_model,
+      "r": rank,
+      "lora_alpha": first.scale * rank,
+      "lora_dropout": 0.0,
+      "target_modules": sorted(_module(name, 0, config).rpartition(".")[2] for name in layers),
+      "bias": "none",
+      "fan_in_fan_out": False,
+      "inference_mode": True,
+      "init_lora_weights": True,
+      "use_rslora": False,
+  }
+  export_tensors.write_safetensors(
+      folder, _tensors(layers, config), max_shard_bytes=_SHARD_BYTES, stem=WEIGHTS_FILE.removesuffix(".safetensors")
+  )
+  (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
+  """Reads adapters that `write`, or peft, has written.
+
+  Args:
+    folder: holds both files.
+    config: the base's shape.
+
+  Returns:
+    Adapters as `lora.init` makes them, float32.
+
+  Raises:
+    InputError: a file is missing or damaged, a tensor is missing, left over or of another shape, or an option is
+      set that these adapters do not compute.
+  """
+  description = _description(folder / CONFIG_FILE)
+  tensors = _read_tensors(folder / WEIGHTS_FILE)
+  rank = description["r"]
+  scale = description["lora_alpha"] / (rank**0.5 if description.get("use_rslora") else rank)
+  layers = {}
+  for name in PROJECTIONS:
+    if _tensor_name(name, 0, "A", config) not in tensors:
+      continue
+    blocks, inputs, outputs = lora.matrix_shape(name, transformer.param_shapes(config)["layers"][name])
+    stack = lambda kind, shape: jnp.asarray(
+        np.stack([_take(tensors, _tensor_name(name, block, kind, config), shape).T for block in range(blocks)])
+    )
+    layers[name] = lora.Adapter(stack("A", (rank, inputs)), stack("B", (outputs, rank)), scale)
+  if tensors or not layers:
+    what = tensor_names.listed(tensors) if tensors else "no adapter of a projection"
+    raise InputError(f"{folder / WEIGHTS_FILE} holds {what}, which this decoder has no place for; is it its adapter?")
+  return {"layers": layers}
+
+
+def _tensors(layers, config) -> Iterator[tuple[str, np.ndarray]]:
+  for block in range(config.num_layers):
+    for name, adapter in layers.items():
+      for kind, leaf in (("A", adapter.a), ("B", adapter.b)):
+        part = export_tensors.host_part(leaf, block)
+        yield _tensor_name(name, block, kind, config), np.ascontiguousarray(part.T.astype(np.float32))
+
+
+def _module(name: str, block: int, config: ModelConfig) -> str:
+  return tensor_names.block_name(name, block, config).removesuffix(".weight")
+
+
+def _tensor_name(name: str, block: int, kind: str, config: ModelConfig) -> str:
+  return f"{_PREFIX}{_module(name, block, config)}.lora_{kind}.weight"
+
+
+def _take(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> np.ndarray:
+  if name not in tensors:
+    raise InputError(f"the adapter has no tensor {name!r}; all blocks need the same targets")
+  tensor = np.asarray(tensors.pop(name), np.float32)
+  if tensor.shape != shape:
+    raise InputError(f"tensor {name!r} has shape {tensor.shape}, which does not fit {shape} of the base and rank")
+  if not np.isfinite(tensor).all():
+    raise InputError(f"tensor {name!r} holds NaN or infinity; the adapter is damaged")
+  return tensor
+
+
+def _description(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    description = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path} cannot be read ({error}); give the folder that peft's save_pretrained wrote") from error
+  if description.get("peft_type") != "LORA":
+    raise InputError(f"{path}: peft_type={description.get('peft_type')!r} is not supported, only 'LORA'")
+  for key, allowed in _PLAIN.items():
+    if key in description and description[key] not in allowed:
+      raise InputError(f"{path}: {key}={description[key]!r} is not supported; it must be {allowed[0]!r}")
+  for key in ("r", "lora_alpha"):
+    if not isinstance(description.get(key), int | float) or description[key] <= 0:
+      raise InputError(f"{path}: {key}={description.get(key)!r} must be a positive number")
+  return description
+
+
+def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  import safetensors
+
+  try:
+    with safetensors.safe_open(path, framework="numpy") as opened:
+      return {name: opened.get_tensor(name) for name in opened.keys()}
+  except Exception as error:  # safetensors raises its own untyped errors
+    raise InputError(f"{path} is missing, damaged or cut short ({error}); fetch it again") from error

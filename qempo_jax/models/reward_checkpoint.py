@@ -1,0 +1,133 @@
+"""Reward models in and out: Hugging Face's sequence classifiers with one label, of the Llama and Qwen 2 families."""
+
+import copy
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from qempo_jax.errors import InputError
+from qempo_jax.models import export as model_export
+from qempo_jax.models import export_tensors
+from qempo_jax.models import hugging_face
+from qempo_jax.models import hugging_face_out
+from qempo_jax.models import placing
+from qempo_jax.models import reward_head
+from qempo_jax.models import safetensors_files
+from qempo_jax.models import tensor_names
+from qempo_jax.models.config import ModelConfig
+
+_SCORE, _CLASSIFIER = "score.weight", "ForSequenceClassification"
+_CLASSES = {"llama": "Llama", "qwen2": "Qwen2"}
+
+
+def is_checkpoint(folder: pathlib.Path) -> bool:
+  """Whether a folder's config.json names a sequence classifier."""
+  try:
+    return any(name.endswith(_CLASSIFIER) for name in _read(folder).get("architectures") or ())
+  except InputError:
+    return False
+
+
+def load(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any], int | None]:
+  """Reads a sequence-classification checkpoint with one label, such as `LlamaForSequenceClassification`.
+
+  Args:
+    folder: `config.json` and safetensors.
+
+  Returns:
+    (the decoder's shape, parameters as float32 NumPy arrays, the padding token's id or None); PyTorch transformers
+    reads the score before that token, see `reward_head.last_unlike_padding`.
+
+  Raises:
+    InputError: the classifier has another number of labels, or what `conversion.load` refuses.
+  """
+  described = _read(folder)
+  labels = len(described.get("id2label") or {}) or described.get("num_labels", 2)
+  if labels != 1:
+    raise InputError(f"{folder} has {labels} labels; a reward model has num_labels=1")
+  config = reward_head.without_projection(hugging_face.from_hugging_face(described))
+  where = safetensors_files.stored_tensors(folder)
+  if _SCORE not in where:
+    raise InputError(f"{folder} has no tensor {_SCORE!r}; is the checkpoint complete?")
+  stored = where.pop(_SCORE)
+  if stored.shape != (1, config.hidden_size):
+    raise InputError(f"tensor {_SCORE!r} has shape {stored.shape}, not {(1, config.hidden_size)}")
+  safetensors_files.check(where, config, folder)
+  read = lambda name: safetensors_files.get(where[name], name)
+  params = tensor_names.assemble(read, config, placing.on_host())
+  score = np.asarray(safetensors_files.get(stored, _SCORE), np.float32)
+  if not np.isfinite(score).all():
+    raise InputError(f"tensor {_SCORE!r} holds NaN or infinity; the checkpoint is damaged")
+  return config, params | {"score": score.T}, described.get("pad_token_id")
+
+
+def export(
+    target: str | pathlib.Path,
+    params: dict[str, Any],
+    config: ModelConfig,
+    *,
+    pad_token_id: int,
+    tokenizer: Any = None,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 10**9,
+) -> pathlib.Path:
+  """Writes a folder that `AutoModelForSequenceClassification.from_pretrained` loads.
+
+  Args:
+    target: the folder to make; it must be absent or empty.
+    params: the whole tree.
+    config: the decoder's shape, of the Llama or Qwen 2 family.
+    pad_token_id: a token that ends no text: the score is read at the last token unlike it.
+    tokenizer: a transformers tokenizer, written with that token as its padding, or None to write none.
+    dtype: of the written weights.
+    max_shard_bytes: most bytes of a file of weights.
+
+  Returns:
+    The folder.
+
+  Raises:
+    InputError: another family, or what `export.export_model` refuses.
+  """
+  family = hugging_face_out.family_of(config)
+  if family not in _CLASSES:
+    raise InputError(f"{family!r} reward models are not exported; only {', '.join(_CLASSES)} are")
+  longest = getattr(tokenizer, "model_max_length", None)
+  described = hugging_face_out.to_hugging_face(
+      config,
+      dtype=dtype,
+      max_length=longest if isinstance(longest, int) and longest < 10**9 else None,
+      tokens=model_export.token_ids(tokenizer) if tokenizer is not None else None,
+  )
+  described |= {
+      "architectures": [_CLASSES[family] + _CLASSIFIER],
+      "num_labels": 1,
+      "id2label": {"0": "LABEL_0"},
+      "label2id": {"LABEL_0": 0},
+      "pad_token_id": pad_token_id,
+      "problem_type": "regression",
+  }
+  head = export_tensors.host_part(params["score"], None).T
+  body = export_tensors.to_hugging_face_names(params, config, dtype=dtype)
+  tensors = itertools.chain(body, [(_SCORE, export_tensors.cast(_SCORE, head, dtype))])
+  with model_export.new_folder(target) as folder:
+    if folder is None:
+      for _ in tensors:  # another host writes; this one takes part in gathering them
+        pass
+      return pathlib.Path(target).expanduser()
+    export_tensors.write_safetensors(folder, tensors, max_shard_bytes=max_shard_bytes)
+    model_export.write_json(folder / "config.json", described)
+    if tokenizer is not None:
+      own = copy.deepcopy(tokenizer)
+      own.pad_token, own.padding_side = own.convert_ids_to_tokens(pad_token_id), "right"
+      own.save_pretrained(folder)
+  return pathlib.Path(target).expanduser()
+
+
+def _read(folder: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise InputError(f"{folder / 'config.json'} cannot be read ({error}); give a model folder") from error

@@ -1,0 +1,113 @@
+"""How distinct each response is from the others of its group: a baseline that asks for diversity in the reward."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qempo_jax.errors import InputError
+from qempo_jax.rewards import checked
+from qempo_jax.rewards import groups
+from qempo_jax.rewards import repetition
+from qempo_jax.rewards import texts
+
+_MAX_CHARS = 20_000  # what is compared, from the start
+
+
+def same_words(prompt: Any, first: str, second: str) -> bool:
+  """Whether two responses are the same but for case, blanks and the marks around words."""
+  del prompt
+  return _bare_words(first) == _bare_words(second)
+
+
+class DistinctnessReward:
+  """The share of the group's other members that say something else, times the quality where one is given.
+
+      d_k = |{j != k: class(y_j) != class(y_k)}| / (G - 1)          r'_k = r_k d_k
+
+  Classes come from an equivalence: each response joins the first class whose first member it is equivalent to. Give
+  rewards r >= 0: a negative one would be improved by repetition. 0.0 for a group of one.
+
+  Source: Li et al., "Jointly reinforcing diversity and quality" (DARLING), arXiv 2509.02534; reconstruction. There a
+  learned classifier is the equivalence, which can be given here.
+  """
+
+  def __init__(
+    self,
+    *,
+    equivalence: Callable[[Any, str, str], bool] | str = same_words,
+    quality: Callable | str | None = None,
+  ):
+    """Keeps the settings.
+
+    Args:
+      equivalence: (prompt, first, second) -> whether the two responses say the same; or its dotted path.
+      quality: a reward function whose score is multiplied, or its dotted path; None for distinctness alone.
+    """
+    self._equivalent = checked.load(equivalence) if isinstance(equivalence, str) else equivalence
+    self._quality = checked.load(quality) if isinstance(quality, str) else quality
+    self.__name__ = "distinctness"
+
+  def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
+    """One score a completion; None for what is not text or has no quality score."""
+    read = [None if text is None else text[:_MAX_CHARS] for text in texts.texts_of(completions)]
+    distinct = groups.score_groups(self._score, prompts, read, columns)
+    if self._quality is None:
+      return distinct
+    quality = self._quality(prompts, completions, **columns)
+    return [None if None in pair else pair[0] * pair[1] for pair in zip(quality, distinct, strict=True)]
+
+  def _score(self, prompt: Any, responses: list[str]) -> np.ndarray:
+    classes = partition(lambda first, second: self._equivalent(prompt, first, second), responses)
+    return groups.mean_over_others((classes[:, None] != classes[None]).astype(float))
+
+
+class NgramDistinctnessReward:
+  """One minus the mean overlap of a response's word n-grams with those of each other member of its group.
+
+      d_k = 1 - mean_{j != k} |N_k & N_j| / |N_k | N_j|
+
+  with N the sets of n-grams; responses shorter than n words are compared whole.
+  """
+
+  def __init__(self, *, n: int = 2):
+    """Keeps n, the words of an n-gram."""
+    if n < 1:
+      raise InputError(f"distinctness n={n}: it must be at least 1")
+    self._n = n
+    self.__name__ = f"ngram_distinctness({n})"
+
+  def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
+    """One score a completion; None for what is not text."""
+    read = [None if text is None else text[:_MAX_CHARS] for text in texts.texts_of(completions)]
+    return groups.score_groups(self._score, prompts, read, columns)
+
+  def _score(self, prompt: Any, responses: list[str]) -> np.ndarray:
+    del prompt
+    sets = [self._ngrams(text) for text in responses]
+    distance = np.array([[1 - len(a & b) / len(a | b) for b in sets] for a in sets])
+    return groups.mean_over_others(distance)
+
+  def _ngrams(self, text: str) -> set[tuple[str, ...]]:
+    words = _bare_words(text)
+    return set(repetition.ngrams(words, self._n)) or {tuple(words)}
+
+
+def partition(equivalent: Callable[[str, str], bool], responses: Sequence[str]) -> np.ndarray:
+  """[n] class numbers: each response joins the first class whose first member it is equivalent to, or opens one."""
+  first_members: list[str] = []
+  classes = []
+  for response in responses:
+    known = (number for number, other in enumerate(first_members) if equivalent(other, response))
+    number = next(known, len(first_members))
+    if number == len(first_members):
+      first_members.append(response)
+    classes.append(number)
+  return np.array(classes)
+
+
+def _bare_words(text: str) -> list[str]:
+  """Words without the marks around them."""
+  stripped = (word.strip(".,;:!?\"'`*()[]“”‘’") for word in texts.words_of(text))
+  return [word for word in stripped if word]

@@ -1,0 +1,84 @@
+"""From the text in a config to a reward function: a short name or a dotted path, with settings where it takes any.
+
+    open_list                                   a function by its short name
+    my_package.rewards.brevity                  a function of the user's
+    length(target=50, slack=10)                 a reward with settings
+    my_package.rewards.Brevity(limit=3)         likewise, a class or a function that returns one
+"""
+
+import ast
+from collections.abc import Callable
+
+from qempo_jax.errors import InputError
+from qempo_jax.rewards import checked
+
+_HERE = "qempo_jax.rewards"
+SHORT_NAMES = {
+  "compression": f"{_HERE}.repetition.CompressionReward",
+  "distinctness": f"{_HERE}.distinctness.DistinctnessReward",
+  "format": f"{_HERE}.format.FormatReward",
+  "length": f"{_HERE}.length.LengthReward",
+  "math": f"{_HERE}.math.MathReward",
+  "ngram_distinctness": f"{_HERE}.distinctness.NgramDistinctnessReward",
+  "open_list": f"{_HERE}.open_list.open_list_reward",
+  "pairwise": f"{_HERE}.pairwise.PairwiseReward",
+  "repetition": f"{_HERE}.repetition.RepetitionReward",
+  "sentiment": f"{_HERE}.sentiment.SentimentReward",
+  "tags": f"{_HERE}.format.TagsReward",
+}
+
+
+def resolve(text: str) -> Callable:
+  """The reward function that a text names.
+
+  Args:
+    text: as above; settings are Python literals, which are read and never evaluated.
+
+  Returns:
+    A function of (prompts, completions, **columns).
+
+  Raises:
+    InputError: it cannot be read, found or made, or settings are missing or wrong.
+  """
+  if text.startswith("reward_model:"):
+    return checked.load(text)
+  path, arguments, keywords = _parsed(text)
+  if "." not in path and path not in SHORT_NAMES:
+    raise InputError(
+      f"there is no reward {path!r}: give a dotted path, package.module.function, or one of {', '.join(SHORT_NAMES)}"
+    )
+  found = checked.load(SHORT_NAMES.get(path, path))
+  if arguments is None and not isinstance(found, type):
+    return found
+  try:
+    made = found(*(arguments or ()), **keywords)
+  except TypeError as error:
+    raise InputError(f"reward {text!r} has settings missing or too many ({error}); write {path}(name=value)") from error
+  if not callable(made):
+    raise InputError(f"reward {text!r} makes a {type(made).__name__}; it must make a reward function")
+  return made
+
+
+def _parsed(text: str) -> tuple[str, tuple | None, dict]:
+  """(dotted path, positional arguments or None without brackets, keywords)."""
+  try:
+    node = ast.parse(text.strip(), mode="eval").body
+    if not isinstance(node, ast.Call):
+      return _dotted(node), None, {}
+    arguments = tuple(ast.literal_eval(value) for value in node.args)
+    keywords = {item.arg: ast.literal_eval(item.value) for item in node.keywords if item.arg}
+    if len(keywords) != len(node.keywords):
+      raise ValueError("** is not for configs")
+    return _dotted(node.func), arguments, keywords
+  except (AttributeError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+    raise InputError(
+      f"reward {text!r} cannot be read; write a name, a dotted path, or either with settings such as length(target=50)"
+    ) from error
+
+
+def _dotted(node: ast.AST) -> str:
+  if isinstance(node, ast.Attribute):
+    return f"{_dotted(node.value)}.{node.attr}"
+  if not isinstance(node, ast.Name):
+    raise ValueError("neither a name nor a dotted path")
+  return node.id

@@ -1,0 +1,207 @@
+"""A reward model as a reward function: `(prompts, completions, **columns) -> scores`, jitted, batched, bucketed."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from qempo_jax import packing
+from qempo_jax import sharding
+from qempo_jax.data import pair_tokens
+from qempo_jax.data import preferences
+from qempo_jax.data import tokenization
+from qempo_jax.errors import InputError
+from qempo_jax.models import conversion
+from qempo_jax.models import demo_model
+from qempo_jax.models import reward_checkpoint
+from qempo_jax.models import reward_head
+from qempo_jax.models.config import ModelConfig
+
+# Where a training run of a reward model leaves its export, in its workdir.
+EXPORT_FOLDER = "model"
+_ANY_LENGTH = 2**30
+
+
+class Loaded(NamedTuple):
+  """A reward model on its devices.
+
+  Attributes:
+    config: the decoder's shape.
+    params: the tree with "score", placed.
+    tokenizer: its tokenizer.
+    pad_token_id: the token before which the score is read; it ends no text.
+    mesh: the devices.
+    has_head: whether the source had a head of its own, else every score is 0.
+  """
+
+  config: ModelConfig
+  params: Any
+  tokenizer: Any
+  pad_token_id: int
+  mesh: jax.sharding.Mesh
+  has_head: bool
+
+
+def load_model(
+    source: str | pathlib.Path, *, mesh_shape: tuple[int, ...] = (-1, 1, 1), compute_dtype: str = "float32"
+) -> Loaded:
+  """Loads a reward model, or a language model with a new head.
+
+  Args:
+    source: a folder of a sequence classifier, the workdir of a training run, or any source of a language model
+      ("demo", a .gguf file, a folder, a Hugging Face id).
+    mesh_shape: devices along (data, fsdp, tensor).
+    compute_dtype: of products with weights.
+
+  Returns:
+    The model.
+
+  Raises:
+    InputError: nothing readable is there.
+  """
+  place = demo_model.demo_model_path() if source == "demo" else pathlib.Path(source).expanduser()
+  if (place / EXPORT_FOLDER / "config.json").is_file():
+    place = place / EXPORT_FOLDER
+  has_head, pad = place.is_dir() and reward_checkpoint.is_checkpoint(place), None
+  if has_head:
+    config, params, pad = reward_checkpoint.load(place)
+  else:
+    place = place if place.exists() else source
+    config, params = reward_head.from_decoder(*conversion.load(place))
+  mesh = sharding.make_mesh(mesh_shape)
+  params = jax.device_put(params, sharding.tree_shardings(params, mesh, reward_head.RULES))
+  tokenizer = tokenization.load_tokenizer(place)
+  config = dataclasses.replace(config, compute_dtype=compute_dtype)
+  return Loaded(config, params, tokenizer, padding_id(tokenizer) if pad is None else pad, mesh, has_head)
+
+
+def padding_id(tokenizer: Any) -> int:
+  """A token to pad with that is not the one that ends responses, or else the score would be read before the end.
+
+  Raises:
+    InputError: the tokenizer has no such token.
+  """
+  end, vocabulary = pair_tokens.end_token_id(tokenizer), tokenizer.get_vocab()
+  named = (tokenizer.pad_token_id, tokenizer.unk_token_id, vocabulary.get("<|endoftext|>"), tokenizer.bos_token_id)
+  for candidate in named:
+    if candidate is not None and candidate != end:
+      return int(candidate)
+  raise InputError("the tokenizer has no padding token but the one that ends responses; set its pad_token to another")
+
+
+def load(path: str | pathlib.Path) -> "RewardModel":
+  """The reward function of a trained reward model.
+
+  Args:
+    path: its exported folder, or the workdir that it was trained in.
+
+  Raises:
+    InputError: there is no reward model.
+  """
+  folder = pathlib.Path(path).expanduser()
+  if not (reward_checkpoint.is_checkpoint(folder) or reward_checkpoint.is_checkpoint(folder / EXPORT_FOLDER)):
+    raise InputError(
+        f"{folder} holds no reward model; give the folder of a sequence classifier, or the workdir of a finished"
+        " experiments.train_reward_model"
+    )
+  return RewardModel(load_model(folder))
+
+
+class RewardModel:
+  """Scores texts; each call's texts are sorted by length, so that little is padded and few shapes are compiled."""
+
+  def __init__(self, model: Loaded, *, batch_size: int = 16, bucket: int = 64):
+    """Prepares to score.
+
+    Args:
+      model: the reward model.
+      batch_size: texts scored at once.
+      bucket: rows are padded to a multiple of it, tokens.
+    """
+    self.__name__ = "reward_model"
+    self._model, self._bucket = model, bucket
+    data = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+    self._batch_size = packing.round_up(batch_size, data)
+    rows = sharding.batch_sharding(model.mesh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, model.params)
+    self._score = jax.jit(
+        functools.partial(_score_rows, config=model.config, pad_token_id=model.pad_token_id),
+        in_shardings=(where, rows, rows),
+        out_shardings=sharding.replicated(model.mesh),
+    )
+
+  def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    """Scores completions, each as the answer to its prompt in the model's chat template, with its ending token.
+
+    Args:
+      prompts: texts (one user message), or conversations of messages with role and content.
+      completions: texts, or one assistant message each.
+      **columns: not read.
+
+    Returns:
+      One score a completion, reward units.
+
+    Raises:
+      InputError: a prompt or completion is of another form.
+    """
+    if len(prompts) != len(completions):
+      raise InputError(f"the reward model got {len(prompts)} prompts for {len(completions)} completions")
+    if not completions:
+      return []
+    texts = [
+        preferences.Preference({"prompt": _prompt(prompt)}, _completion(completion), None)
+        for prompt, completion in zip(prompts, completions)
+    ]
+    encoded = pair_tokens.encode_pairs(
+        self._model.tokenizer, texts, responses=1, max_prompt_length=_ANY_LENGTH, max_response_length=_ANY_LENGTH
+    )
+    return self.score_ids([[*prompt, *response] for prompt, (response,) in zip(encoded.prompts, encoded.responses)])
+
+  def score_ids(self, texts: Sequence[Sequence[int]]) -> list[float]:
+    """Scores token ids, prompt and response together, none empty."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    found = np.zeros(len(texts), np.float32)
+    for start in range(0, len(order), self._batch_size):
+      chosen = order[start : start + self._batch_size]
+      width = packing.round_up(len(texts[chosen[-1]]), self._bucket)
+      tokens = np.full((self._batch_size, width), self._model.pad_token_id, np.int32)
+      lengths = np.ones(self._batch_size, np.int32)
+      for row, index in enumerate(chosen):
+        lengths[row] = len(texts[index])
+        tokens[row, : lengths[row]] = texts[index]
+      found[chosen] = np.asarray(self._score(self._model.params, tokens, lengths))[: len(chosen)]
+    return found.tolist()
+
+
+def _score_rows(params, tokens_BxL, lengths_B, *, config, pad_token_id):
+  valid = jax.numpy.arange(tokens_BxL.shape[1]) < lengths_B[:, None]
+  last = reward_head.last_unlike_padding(tokens_BxL, pad_token_id)
+  return reward_head.score_rows(params, config, tokens_BxL, valid, last)[:, 0]
+
+
+def _prompt(value) -> preferences.Prompt:
+  if isinstance(value, str):
+    return value
+  messages = _messages(value)
+  return messages[0]["content"] if [m["role"] for m in messages] == ["user"] else messages
+
+
+def _completion(value) -> str:
+  if isinstance(value, str):
+    return value
+  messages = _messages(value)
+  if len(messages) != 1:
+    raise InputError(f"a completion has {len(messages)} messages; the reward model scores one assistant message")
+  return messages[0]["content"]
+
+
+def _messages(value) -> tuple[preferences.Message, ...]:
+  try:
+    return tuple(preferences.Message(role=m["role"], content=m["content"]) for m in value)
+  except (TypeError, KeyError) as error:
+    raise InputError(f"{value!r:.80} is neither a text nor messages with role and content") from error

@@ -1,0 +1,156 @@
+"""A batch in parts has the gradient, loss and metrics of the whole batch, for every objective and every loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qempo_jax import accumulation
+from qempo_jax import duals
+from qempo_jax import offline_losses
+from qempo_jax import offline_step
+from qempo_jax import packing
+from qempo_jax import train_state
+from qempo_jax import train_step
+from qempo_jax.errors import InputError
+from qempo_jax.models import transformer
+from qempo_jax.models.config import ModelConfig
+from qempo_jax.train_step import GroupBatch
+
+MODEL = ModelConfig(24, 16, 24, 1, 2, 1, 8, 100.0, 1e-5, True)
+SCORING = {"config": MODEL, "temperature": 1.0, "chunk_size": 32}
+PROMPTS, LONGEST = 8, 6
+# The "optimizer" keeps the gradient as its state, and moves nothing.
+KEEP = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), updates),
+)
+
+
+def _packed(group_size):
+  """Prompts with responses of very uneven lengths, the longest all in the first half of the batch."""
+  rng = np.random.default_rng(0)
+  prompts = [[int(token) for token in rng.integers(1, 24, 2 + row % 3)] for row in range(PROMPTS)]
+  most = [LONGEST if row < PROMPTS // 2 else 2 for row in range(PROMPTS)]
+  groups = [[rng.integers(1, 24, rng.integers(1, most[row] + 1)) for _ in range(group_size)] for row in range(PROMPTS)]
+  lengths = np.array([[len(response) for response in group] for group in groups])
+  return packing.pack_groups(prompts, groups, bucket=16), np.arange(LONGEST) < lengths[:, :, None], rng
+
+
+def _state():
+  params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
+  dual_params = duals.init_dual_params(
+      {"quality": 3.0, "kl": 0.5}, parametrisation={"quality": "log", "kl": "linear"}
+  )
+  return train_state.create(params, dual_params, jax.random.key(1), optimizer=KEEP, dual_optimizer=optax.sgd(0.1))
+
+
+def _online(gradient, baseline, normalise):
+  objective = train_step.OnlineObjective(
+      entropy_weight=1.0,
+      min_reward=0.5,
+      max_kl=0.2,
+      entropy_gradient=gradient,
+      baseline=baseline,
+      normalise=normalise,
+      replay_weight=0.7,
+      min_std=1e-2,
+      averaging=0.9,
+  )
+  packed, mask, rng = _packed(5)
+  fresh = np.ones((PROMPTS, 5), bool)
+  fresh[:, 4] = False
+  fresh[2, 3] = fresh[5, 1] = False  # uneven groups too
+  replayed = np.zeros_like(fresh)
+  replayed[:3, 4] = True
+  batch = GroupBatch(packed, mask, rng.random((PROMPTS, 5)).astype(np.float32), fresh, replayed)
+  reference = transformer.init(jax.random.key(2), MODEL, stddev=0.3)
+  optimizers = train_step.Optimizers(KEEP, optax.sgd(0.1))
+
+  def step(micro_batches):
+    one = lambda state, batch: train_step.online_step(
+        state, reference, batch, objective=objective, optimizers=optimizers, micro_batches=micro_batches, **SCORING
+    )
+    return jax.jit(one)(_state(), batch)
+
+  return step
+
+
+def _offline(loss, label_smoothing=0.1):
+  settings = offline_losses.LossSettings(label_smoothing, 0.5, 1.0, 0.7, 0.1)
+  objective = offline_step.OfflineObjective(loss, (0.4, 0.3), settings, None, None, 0.9)
+  group_size = offline_losses.LOSSES[loss].responses
+  packed, mask, rng = _packed(group_size)
+  # Close to the policy's own, so that KTO's estimate of the KL is positive and is read.
+  batch = offline_step.PairBatch(packed, mask, (-6.0 * mask.sum(-1) - rng.random(mask.shape[:2])).astype(np.float32))
+
+  def step(micro_batches):
+    one = lambda state, batch: offline_step.offline_step(
+        state, batch, objective=objective, optimizer=KEEP, micro_batches=micro_batches, **SCORING
+    )
+    return jax.jit(one)(_state(), batch)
+
+  return step
+
+
+def _same_for_every_split(step, splits=(2, 4)):
+  whole, whole_metrics = step(1)
+  size = float(optax.global_norm(whole.opt_state))
+  assert size > 1e-3
+  for parts in splits:
+    state, metrics = step(parts)
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6 * size)
+    jax.tree.map(near, state.opt_state, whole.opt_state)
+    assert metrics.keys() == whole_metrics.keys()
+    for name, value in whole_metrics.items():
+      np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    jax.tree.map(near, state.dual_params, whole.dual_params)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "baseline", "normalise"),
+    [
+        ("score_function", "leave_one_out", False),
+        ("score_function", "group_mean", True),
+        ("rao_blackwell", "leave_one_out", True),
+        ("rao_blackwell", "group_mean", False),
+    ],
+)
+def test_online_objectives(gradient, baseline, normalise):
+  _same_for_every_split(_online(gradient, baseline, normalise))
+
+
+@pytest.mark.parametrize("loss", sorted(offline_losses.LOSSES))
+def test_offline_losses(loss):
+  splits = (2, 4) if loss in ("qempo_kl", "kto", "nll") else (4,)  # one of each kind by two splits
+  _same_for_every_split(_offline(loss), splits)
+
+
+def test_kto_reads_the_estimate_of_the_whole_batch():
+  """The estimate differs between the parts, so a part's own would show."""
+  step = _offline("kto")
+  _, metrics = step(1)
+  assert metrics["chosen_change"] > 1  # the reference is far enough below for a positive estimate
+
+
+def test_rows_keep_their_order():
+  batch = {"x": np.arange(12.0).reshape(6, 2)}
+  parts = accumulation.split(batch, 3)
+  np.testing.assert_array_equal(parts["x"][1], [[2, 3], [8, 9]])  # rows 1 and 4
+  np.testing.assert_array_equal(accumulation.join(parts)["x"], batch["x"])
+  doubled = accumulation.map_rows(lambda b: b["x"] * 2, batch, micro_batches=3)
+  np.testing.assert_array_equal(doubled, batch["x"] * 2)
+
+
+def test_half_precision_gradients_are_summed_in_single():
+  params = jnp.ones((), jnp.bfloat16)
+  loss = lambda params, rows: (jnp.sum(params.astype(jnp.float32) * rows), rows)
+  rows = jnp.array([1.0] + [2.0**-9] * 7)
+  (_, _), gradient = accumulation.value_and_grad(loss, params, rows, micro_batches=8)
+  assert gradient.dtype == jnp.float32 and float(gradient) == 1 + 7 * 2.0**-9
+
+
+def test_parts_that_do_not_divide_the_rows_are_refused():
+  with pytest.raises(InputError, match="micro_batches=3 does not divide the batch's 8 rows"):
+    _online("score_function", "leave_one_out", False)(3)

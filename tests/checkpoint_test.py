@@ -1,0 +1,178 @@
+"""Checkpoints: what comes back is what was saved, on any topology; damage is passed over; the best outlives its age."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qempo_jax import checkpoint
+from qempo_jax import duals
+from qempo_jax import sharding
+from qempo_jax import train_state
+from qempo_jax.errors import InputError
+
+ADAM = optax.adam(0.1)
+
+
+def _state(step=0, mesh=None, width=16):
+  params = {"layers": {"gate": jax.random.normal(jax.random.key(step), (2, 8, width))}, "norm": jnp.ones(3, jnp.bfloat16)}
+  dual_params = duals.init_dual_params({"quality": 2.0}, parametrisation={"quality": "log"})
+  state = train_state.create(params, dual_params, jax.random.key(step + 1), optimizer=ADAM, dual_optimizer=ADAM)
+  state = state.replace(step=jnp.asarray(step, jnp.int32))
+  return state if mesh is None else jax.device_put(state, sharding.tree_shardings(state, mesh))
+
+
+def _mesh(count):
+  return sharding.make_mesh((1, count, 1), devices=jax.devices()[:count])
+
+
+def _open(folder, keep=3, **options):
+  notes = []
+  return checkpoint.Checkpoints(folder, keep=keep, note=notes.append, **options), notes
+
+
+def _saved(folder, steps=(1, 2), mesh=None):
+  checkpoints, _ = _open(folder)
+  for step in steps:
+    checkpoints.save(_state(step, mesh), {"position": 10 * step})
+  checkpoints.close()
+
+
+def _same(found, expected):
+  raw = lambda state: jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
+  jax.tree.map(np.testing.assert_array_equal, raw(found), raw(expected))
+
+
+def _largest_file(folder: pathlib.Path) -> pathlib.Path:
+  return max((path for path in folder.rglob("*") if path.is_file() and "host" not in path.parts), key=lambda p: p.stat().st_size)
+
+
+def test_a_state_of_eight_devices_comes_back_on_four_and_on_one(tmp_path):
+  _saved(tmp_path, (1,), _mesh(8))
+  for count in (4, 1):
+    checkpoints, _ = _open(tmp_path)
+    state, host = checkpoints.restore(_state(7, _mesh(count)))
+    checkpoints.close()
+    assert host == {"position": 10} and len(state.params["layers"]["gate"].sharding.device_set) == count
+    _same(state, _state(1))
+
+
+def test_nothing_there_is_nothing_restored(tmp_path):
+  checkpoints, _ = _open(tmp_path)
+  assert checkpoints.restore(_state()) is None and checkpoints.restore_params(_state().params) is None
+  assert checkpoints.best_step() is None
+
+
+def _truncate(folder):
+  path = _largest_file(folder)
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(folder):
+  path = _largest_file(folder)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 0xFF
+  path.write_bytes(data)
+
+
+def _forget_the_host(folder):
+  for path in (folder / "host").iterdir():
+    path.unlink()
+
+
+def _change_a_bit_of_the_record(folder):
+  path = folder / "host" / "metadata"
+  found = json.loads(path.read_text())
+  found["about"]["bits"]["rest"] ^= 1
+  path.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, _forget_the_host, _change_a_bit_of_the_record])
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path, damage):
+  _saved(tmp_path, (1, 2, 3))
+  damage(tmp_path / "3")
+  checkpoints, notes = _open(tmp_path)
+  state, host = checkpoints.restore(_state())
+  assert host == {"position": 20} and len(notes) == 1 and "/3" in notes[0] and "going back" in notes[0]
+  _same(state, _state(2))
+  assert (tmp_path / "damaged-3").is_dir() and checkpoints.steps() == [1, 2]
+  checkpoints.save(_state(3), {"position": 30})  # its place is free again
+  checkpoints.close()
+  assert _open(tmp_path)[0].restore(_state())[1] == {"position": 30}
+
+
+def test_no_whole_checkpoint_is_said(tmp_path):
+  _saved(tmp_path, (1,))
+  _truncate(tmp_path / "1")
+  checkpoints, notes = _open(tmp_path)
+  with pytest.raises(InputError, match="none of the checkpoints in .* is whole"):
+    checkpoints.restore(_state())
+  assert len(notes) == 1
+
+
+def test_another_model_is_named_and_its_checkpoint_kept(tmp_path):
+  _saved(tmp_path)
+  checkpoints, notes = _open(tmp_path)
+  with pytest.raises(InputError, match=r"another model or optimizer: params.*gate.* is float32\[2, 8, 16\] there"):
+    checkpoints.restore(_state(width=32))
+  assert not notes and checkpoints.steps() == [1, 2]
+
+
+def test_an_old_format_is_refused_by_name(tmp_path):
+  import orbax.checkpoint as ocp
+
+  manager = ocp.CheckpointManager(tmp_path, options=ocp.CheckpointManagerOptions())
+  items = ocp.args.Composite(state=ocp.args.StandardSave({"a": jnp.ones(2)}), host=ocp.args.JsonSave({"replay": []}))
+  manager.save(4, args=items)
+  manager.close()
+  with pytest.raises(InputError, match="format 1, and this version reads format 2 alone"):
+    _open(tmp_path)[0].restore(_state())
+
+
+def test_parameters_alone_come_back_onto_other_devices(tmp_path):
+  _saved(tmp_path, mesh=_mesh(8))
+  checkpoints, _ = _open(tmp_path, read_only=True)
+  abstract = jax.eval_shape(lambda: _state().params)
+  shardings = sharding.tree_shardings(abstract, _mesh(2))
+  place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+  params, step = checkpoints.restore_params(jax.tree.map(place, abstract, shardings))
+  assert step == 2 and len(params["layers"]["gate"].sharding.device_set) == 2
+  jax.tree.map(np.testing.assert_array_equal, params, _state(2).params)
+
+
+def test_read_only_passes_over_damage_without_moving_it(tmp_path):
+  _saved(tmp_path)
+  _truncate(tmp_path / "2" / "params")
+  checkpoints, notes = _open(tmp_path, read_only=True)
+  assert checkpoints.restore_params(_state().params)[1] == 1 and len(notes) == 1
+  assert (tmp_path / "2").is_dir() and not list(tmp_path.glob("damaged*"))
+
+
+def test_the_newest_and_the_best_feasible_are_kept(tmp_path):
+  checkpoints, _ = _open(tmp_path, keep=2)
+  found = []
+  for step, (entropy, shortfall) in enumerate([(9.0, 0.4), (9.0, 0.1), (3.0, 0.0), (5.0, 0.0), (4.0, 0.0), (8.0, 0.2)], 1):
+    checkpoints.save(_state(step), {}, {"entropy": entropy, "shortfall": shortfall})
+    checkpoints.wait()
+    found.append((checkpoints.steps(), checkpoints.best_step()))
+  assert found == [([1], 1), ([1, 2], 2), ([2, 3], 3), ([3, 4], 4), ([4, 5], 4), ([4, 5, 6], 4)]
+  params, step = checkpoints.restore_params(_state().params, best=True)
+  assert step == 4
+  jax.tree.map(np.testing.assert_array_equal, params, _state(4).params)
+  checkpoints.save(_state(7), {})  # unmeasured: kept as one of the newest, never the best
+  checkpoints.wait()
+  assert checkpoints.steps() == [4, 6, 7]
+  checkpoints.close()
+  assert _open(tmp_path)[0].best_step() == 4
+
+
+def test_bits_do_not_depend_on_the_sharding_but_on_every_leaf():
+  bits = lambda state: checkpoint._bits(state.params)
+  assert bits(_state(1)) == bits(_state(1, _mesh(8))) != bits(_state(2))
+  state = _state(1)
+  state.params["norm"] = state.params["norm"].at[1].set(1.0078125)  # the next bfloat16
+  assert bits(state) != bits(_state(1))

@@ -1,0 +1,129 @@
+"""Every shape of row, told apart and read into prompt, chosen and rejected."""
+
+import pytest
+
+from qempo_jax.data import formats
+from qempo_jax.data.examples import RowError
+
+
+def _say(role, content):
+  return {"role": role, "content": content}
+
+
+def _read(entry, needs=formats.PAIR):
+  name, example = formats.read(entry, needs=needs)
+  return name, example.row["prompt"], example.chosen, example.rejected
+
+
+TALK = [_say("user", "q"), _say("assistant", "a"), _say("user", "again")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "prompt"),
+    [
+        ({"prompt": "p", "chosen": "yes", "rejected": "no"}, "preference, explicit prompt, standard", "p"),
+        (
+            {"prompt": [_say("user", "p")], "chosen": [_say("assistant", "yes")], "rejected": [_say("assistant", "no")]},
+            "preference, explicit prompt, conversational",
+            "p",
+        ),
+        ({"chosen": "The sky is yes", "rejected": "The sky is no"}, "preference, implicit prompt, standard", "The sky is"),
+        (
+            {"chosen": TALK + [_say("assistant", "yes")], "rejected": TALK + [_say("assistant", "no")]},
+            "preference, implicit prompt, conversational",
+            tuple(TALK),
+        ),
+        (
+            {
+                "prompt": "p",
+                "chosen": [_say("user", "p"), _say("assistant", "yes")],
+                "rejected": [_say("user", "p"), _say("assistant", "no")],
+                "score_chosen": 8.0,
+                "score_rejected": 5.0,
+            },
+            "UltraFeedback binarized",
+            "p",
+        ),
+        (
+            {
+                "chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: again\n\nAssistant: yes",
+                "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: again\n\nAssistant: no",
+            },
+            "HH transcripts",
+            tuple(TALK),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_preference_formats(entry, name, prompt):
+  found = _read(entry)
+  assert found[:2] == (name, prompt)
+  assert [side.strip() for side in found[2:]] == ["yes", "no"]
+
+
+def test_implicit_texts_are_cut_between_words_and_lose_nothing():
+  entry = {"chosen": "Say it: blueish", "rejected": "Say it: blue"}
+  _, prompt, chosen, rejected = _read(entry)
+  assert prompt == "Say it:" and (prompt + chosen, prompt + rejected) == (entry["chosen"], entry["rejected"])
+
+
+def test_scores_and_other_fields_are_columns():
+  entry = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 8.5, "tags": ["x"]}
+  row = formats.read(entry, needs=formats.PAIR)[1].row
+  assert row == {"split": "train", "prompt": "p", "score_chosen": 8.5, "tags": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({"prompt": "p", "completion": "c"}, ("completion", "p", "c", None)),
+        ({"messages": TALK[:2]}, ("conversation", "q", "a", None)),
+        ({"question": "1+1?", "answer": "It is 2\n#### 2"}, ("GSM8K", "1+1?", "It is 2\n#### 2", None)),
+        ({"problem": "$1+1$?", "solution": r"$\boxed{2}$", "answer": "2"}, ("MATH", "$1+1$?", r"$\boxed{2}$", None)),
+        ({"text": "one two three four five six seven eight nine ten"}, None),
+    ],
+)
+def test_completions(entry, found):
+  expected = found or ("text", "one two three four five six seven eight", "nine ten", None)
+  assert _read(entry, formats.COMPLETION) == expected
+  with pytest.raises(RowError, match='no "rejected"'):
+    _read(entry)
+
+
+def test_prompts_keep_every_column():
+  entry = {"prompt": "p", "chosen": True, "answer": 3}  # fields of other meaning may have any type
+  assert formats.read(entry, needs=formats.PROMPT)[1] == ({"split": "train", "prompt": "p", "chosen": True, "answer": 3}, None, None)
+  turns = formats.read({"turns": ["first", "second"], "category": "x"}, needs=formats.PROMPT)
+  assert turns[0] == "questions in turns" and turns[1].row["prompt"] == "first" and turns[1].row["turns"] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({}, "keys are none"),
+        ({"x": 1, "y": 2}, "its keys are x, y"),
+        ({"prompt": None, "chosen": "a", "rejected": "b"}, '"prompt" that is null'),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, '"prompt" that is an empty list'),
+        ({"prompt": [_say("tool", "p")], "chosen": "a", "rejected": "b"}, "role 'tool'"),
+        ({"prompt": [_say("user", " ")], "chosen": "a", "rejected": "b"}, 'empty "prompt, message 1"'),
+        ({"prompt": [_say("user", "p"), _say("system", "s")], "chosen": "a", "rejected": "b"}, "not the first"),
+        ({"prompt": "p", "chosen": "a" * 2_000_001, "rejected": "b"}, "2,000,001 characters"),
+        ({"prompt": "p", "chosen": [1, -2], "rejected": "b"}, "message 1 is no object"),
+        ({"prompt": "p", "completion": "c", "label": False}, "labelled false"),
+        ({"chosen": TALK, "rejected": TALK}, "same text"),
+        ({"chosen": TALK, "rejected": TALK[:2]}, "differ before their last"),
+        ({"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "empty turn"),
+        ({"chosen": "\n\nHuman: q\n\nHuman: r\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "alternate"),
+        (
+            {
+                "prompt": "other",
+                "chosen": [_say("user", "p"), _say("assistant", "a")],
+                "rejected": [_say("user", "p"), _say("assistant", "b")],
+            },
+            "conversations do not hold",
+        ),
+    ],
+)
+def test_a_row_that_does_not_fit_says_why(entry, reason):
+  with pytest.raises(RowError, match=reason):
+    _read(entry, formats.COMPLETION if "label" in entry else formats.PAIR)

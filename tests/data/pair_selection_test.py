@@ -1,0 +1,74 @@
+"""Which samples make a pair, and the rows that the command writes of them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import base
+from experiments import make_pairs
+from qempo_jax.data import formats
+from qempo_jax.data import pair_selection
+from qempo_jax.data import sources
+from qempo_jax.errors import InputError
+
+
+def test_best_with_worst():
+  assert pair_selection.best_worst([0.5, 1.0, 0.0, 0.5, 0.2], most=9) == [(1, 2), (0, 4)]
+  assert pair_selection.best_worst([0.5, 1.0, 0.0, 0.5, 0.2], most=1) == [(1, 2)]
+  assert pair_selection.best_worst([1.0] * 4, most=9) == [] == pair_selection.best_worst([], most=3)
+
+
+def test_rare_and_good_with_common_and_bad():
+  rewards = [1, 1, 1, 0, 0, 0]
+  rarity = [0.1, 2.0, 1.0, 3.0, 0.2, 1.5]
+  found = pair_selection.rare_good_common_bad(rewards, rarity, threshold=1, most=9)
+  assert found == [(1, 4), (2, 5), (0, 3)]
+  assert pair_selection.rare_good_common_bad(rewards, rarity, threshold=1, most=1) == [(1, 4)]
+  assert pair_selection.rare_good_common_bad(rewards, rarity, threshold=2, most=9) == []
+
+
+def test_thresholds_leave_the_middle_out():
+  assert pair_selection.thresholds([0.9, 0.5, 0.1, 0.8, 0.2], good=0.8, bad=0.2, most=9) == [(0, 2), (3, 4)]
+  with pytest.raises(InputError, match="0.2 must be above the bad one 0.2"):
+    pair_selection.thresholds([1.0], good=0.2, bad=0.2, most=1)
+
+
+def test_rarity_is_minus_the_log_share():
+  np.testing.assert_allclose(pair_selection.rarities(["Fig", "fig ", "Plum", "FIG"]), np.log([4 / 3, 4 / 3, 4, 4 / 3]))
+
+
+def _config(select):
+  config = base.get_config()
+  config.make_pairs.select, config.make_pairs.per_prompt = select, 9
+  return config
+
+
+TEXTS = ["fig", "fig", "plum", "stone", "stone", "rock", "kiwi", " "]
+REWARDS = [1, 1, 1, 0, 0, 0, 1, 0]
+
+
+def test_the_rows_are_trls_and_read_back(tmp_path):
+  select = make_pairs.selection(_config("rare_good_common_bad"))
+  cut = [False] * 6 + [True, False]  # the kiwi was cut; the last sample is blank
+  rows = make_pairs.rows_of({"prompt": "Name a fruit.", "split": "train"}, TEXTS, REWARDS, cut, select)
+  assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows] == [
+      ("plum", "stone"), ("fig", "stone"), ("fig", "rock")
+  ]
+  path = tmp_path / "pairs.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  found = sources.load(f"jsonl:{path}", needs=formats.PAIR)
+  assert found.formats == {"preference, explicit prompt, conversational": 3}
+  assert found.examples[0].row == {"split": "train", "prompt": "Name a fruit.", "score_chosen": 1.0, "score_rejected": 0.0}
+
+
+@pytest.mark.parametrize(("select", "count"), [("best_worst", 3), ("thresholds", 3)])
+def test_every_choice_makes_pairs_of_different_texts(select, count):
+  rows = make_pairs.rows_of({"prompt": "p"}, TEXTS, REWARDS, [False] * 8, make_pairs.selection(_config(select)))
+  assert len(rows) == count and all(row["chosen"] != row["rejected"] for row in rows)
+  assert all(row["score_chosen"] > row["score_rejected"] for row in rows)
+
+
+def test_an_unknown_choice_is_named():
+  with pytest.raises(InputError, match="make_pairs.select='all' is not one of best_worst"):
+    make_pairs.selection(_config("all"))

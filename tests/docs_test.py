@@ -1,0 +1,38 @@
+"""Every Python block of the README and of the documentation runs; a page's blocks share their names."""
+
+import pathlib
+import re
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_code_runs_as_printed(page):
+  names = {}
+  for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+    exec(compile(block, str(page), "exec"), names)
+
+
+def test_pages_with_code_are_found():
+  assert {"README", "composing", "idea", "choosing", "getting_started"} <= {page.stem for page in WITH_CODE}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+  for target in LINK.findall(page.read_text(encoding="utf-8")):
+    if "://" not in target:
+      assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_menu():
+  menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+  listed = re.findall(r": ([\w/]+\.md)$", menu, flags=re.MULTILINE)
+  assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in PAGES[1:])
+  assert yaml.safe_load(menu)["theme"]["name"] == "material"

@@ -1,0 +1,131 @@
+"""The export program: a trained checkpoint, or a plain model, ends as a folder that is read back."""
+
+import json
+import pathlib
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from experiments import builders
+from experiments import cli
+from experiments import export
+from experiments import workdir as workdirs
+from experiments.loops import runs
+from qempo_jax.models import conversion
+from qempo_jax.models import verify_export
+
+FAMILY = pathlib.Path(__file__).parent / "golden" / "families" / "llama3"
+CONFIG = """
+from configs import base
+
+def get_config():
+  config = base.get_config()
+  config.model.source = {source!r}
+  return config
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+  """Runs the program with more arguments; the model has no tokenizer, so one that writes nothing stands in."""
+  config = tmp_path / "config.py"
+  config.write_text(CONFIG.format(source=str(FAMILY)))
+  vocabulary = {str(index): index for index in range(60)}  # of the embedding's 64 rows
+  stand_in = types.SimpleNamespace(get_vocab=lambda: vocabulary, eos_token_id=2, save_pretrained=lambda folder: None)
+  monkeypatch.setattr(builders.tokenization, "load_tokenizer", lambda source: stand_in)
+
+  def run(*arguments):
+    cli.run(
+        export.main, description="", example="", argv=[f"--config={config}", f"--workdir={tmp_path / 'run'}", *arguments]
+    )
+
+  return run
+
+
+def _config():
+  config = base.get_config()
+  config.model.source = str(FAMILY)
+  return config
+
+
+def _train(workdir, *, lora_rank=0):
+  """A workdir with a checkpoint whose parameters are not the model's own."""
+  config = _config()
+  config.lora.rank = lora_rank
+  policy = builders.policy(config)
+  workdirs.open_workdir(workdir, config)
+  _, state, _ = runs.initial(config, policy)
+  moved = jax.tree.map(lambda leaf: leaf + 0.5, state.params)
+  checkpoints = runs.checkpoints(config, workdir)
+  checkpoints.save(state.replace(step=state.step + 3, params=moved), {})
+  checkpoints.close()
+  return policy, moved
+
+
+def _same(params, expected, **tolerance):
+  jax.tree.map(lambda leaf, own: np.testing.assert_allclose(leaf, np.asarray(own), **tolerance), params, expected)
+
+
+def test_a_plain_model_goes_out(program, tmp_path, capsys):
+  program()
+  config, params = conversion.load(tmp_path / "run" / "export")
+  own_config, own = conversion.load(FAMILY)
+  assert config == own_config
+  _same(params, own, rtol=0, atol=0)
+  printed = capsys.readouterr().out
+  assert "no checkpoint" in printed and ("was not verified" in printed or "verified with PyTorch" in printed)
+
+
+def test_the_newest_checkpoint_goes_out_in_several_ways(program, tmp_path, capsys):
+  _, moved = _train(tmp_path / "run")
+  program()
+  _same(conversion.load(tmp_path / "run" / "export")[1], moved, rtol=0, atol=0)
+  assert "the policy after step 3" in capsys.readouterr().out
+  half = tmp_path / "half"
+  program("--config.export.dtype=bfloat16", f"--config.export.target={half}", "--config.export.max_shard_gb=4e-6")
+  assert json.loads((half / "config.json").read_text())["dtype"] == "bfloat16"
+  assert len(list(half.glob("model-*.safetensors"))) > 1
+  _same(conversion.load(half)[1], moved, rtol=2**-8, atol=0)
+
+
+def test_adapters_go_out_merged(program, tmp_path):
+  policy, _ = _train(tmp_path / "run", lora_rank=2)
+  program("--config.lora.rank=2")
+  _, params = conversion.load(tmp_path / "run" / "export")
+  assert np.abs(params["layers"]["query"] - np.asarray(policy.params["layers"]["query"])).max() > 0.1
+  np.testing.assert_array_equal(params["embedding"], np.asarray(policy.params["embedding"]))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.export.dtype=float8", "config.export.dtype='float8' is not one of float32"),
+        ("--config.export.max_shard_gb=0.0", "max_shard_gb=0.0 must be positive"),
+        ("--config.export.target={here}", "is not empty"),
+        ("--config.seed=5", "holds the run of another config (seed is 0 there and 5 here)"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(program, tmp_path, capsys, argument, message):
+  workdirs.open_workdir(tmp_path / "run", _config())
+  before = sorted(path.name for path in tmp_path.rglob("*"))
+  with pytest.raises(SystemExit) as caught:
+    program(argument.format(here=tmp_path))
+  error = capsys.readouterr().err
+  assert caught.value.code == 2 and message in error and error.count("\n") == 1
+  assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_an_export_that_computes_something_else_is_said(program, tmp_path, monkeypatch, capsys):
+  failing = lambda *args, **kwargs: (_ for _ in ()).throw(verify_export.InputError("logits differ by 1"))
+  monkeypatch.setattr(verify_export, "verify_export", failing)
+  with pytest.raises(SystemExit):
+    program()
+  assert "logits differ by 1" in capsys.readouterr().err
+
+
+def test_a_dry_run_writes_nothing(program, tmp_path):
+  program("--dry_run")
+  assert not (tmp_path / "run").exists()

@@ -1,0 +1,110 @@
+"""Both loops with adapters: the loss falls, the base stays, and a resumed run is the uninterrupted one."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import builders
+from experiments.loops import offline
+from experiments.loops import online
+from experiments.loops import pairs
+from qempo_jax.errors import InputError
+from qempo_jax.models import lora
+from tests.loops import offline_toy
+from tests.loops import toy
+from tests.loops.online_exact_test import Silent
+
+
+def _offline_config(folder, **changes):
+  folder.mkdir(exist_ok=True)
+  config = offline_toy.config(folder, count=40, scale=4.0)
+  config.steps, config.lora.rank, config.lora.alpha = 6, 2, 4.0
+  config.offline.loss, config.offline.measure_every = "qempo_kl", 3
+  config.offline.pairs_per_step = 40  # the same pairs every step
+  config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
+  config.optimizer.learning_rate = 5e-3
+  for key, value in changes.items():
+    group, name = key.split("__")
+    config[group][name] = value
+  return config
+
+
+def _metrics(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _raw(state):
+  return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
+
+
+def test_offline_trains_adapters_alone_and_resumes_bit_by_bit(tmp_path, monkeypatch):
+  policy = toy.policy()
+  before = jax.device_get(policy.params)
+  config = _offline_config(tmp_path / "whole", checkpoint__every=3)
+  whole = offline.train(config, tmp_path / "whole", policy, Silent())
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(policy.params), before)
+  found = _metrics(tmp_path / "whole")
+  assert found[-1]["loss"] < found[0]["loss"] and found[0]["chosen_change"] == pytest.approx(0, abs=1e-5)
+  assert found[0]["kl"] == pytest.approx(0, abs=1e-4)  # fresh adapters: the policy is the reference
+  sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (whole.params, policy.params)]
+  assert sizes[0] < sizes[1] / 3
+  assert sum(leaf.size for leaf in jax.tree.leaves(whole.opt_state)) < 2 * sizes[0] + 10
+
+  make_batch = pairs.Batches.__call__
+
+  def fail_at_the_fifth(self, step):
+    if step == 4:
+      raise KeyboardInterrupt
+    return make_batch(self, step)
+
+  config = _offline_config(tmp_path / "cut", checkpoint__every=3)
+  with monkeypatch.context() as patch:
+    patch.setattr(pairs.Batches, "__call__", fail_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+      offline.train(config, tmp_path / "cut", policy, Silent())
+  resumed = offline.train(config, tmp_path / "cut", policy, Silent())
+  jax.tree.map(np.testing.assert_array_equal, _raw(resumed), _raw(whole))
+
+  # The whole policy is base and adapters: merged, it scores the responses as the run's own does.
+  applied = builders.as_policy(config)(whole.params, policy.params)
+  merged = toy.log_probs(lora.merge(policy.params, whole.params))
+  np.testing.assert_allclose(toy.log_probs(applied), merged, atol=1e-4)
+  assert np.abs(merged - toy.log_probs(policy.params)).max() > 0.05
+
+
+def test_online_trains_adapters(tmp_path):
+  config = toy.config(tmp_path)
+  config.steps, config.lora.rank, config.checkpoint.every = 8, 2, -1
+  config.compute.micro_batches, config.optimizer.moments_dtype = 2, "bfloat16"
+  config.objective.min_reward, config.objective.max_kl = 0.9, 5.0
+  config.duals.quality.initial, config.optimizer.learning_rate = 30.0, 1e-2
+  policy = toy.policy()
+  before = jax.device_get(policy.params)
+  state = online.train(config, tmp_path, policy, Silent())
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(policy.params), before)
+  found = _metrics(tmp_path)
+  assert found[0]["kl"] == pytest.approx(0, abs=1e-5) and found[-1]["kl"] > 0.01
+  assert found[-1]["reward"] > found[0]["reward"] + 0.02
+  moments = [leaf.dtype for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+  assert moments and set(moments) == {jax.numpy.dtype("bfloat16")}
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jax.numpy.dtype("float32")}
+
+
+def test_micro_batches_must_divide_the_batch(tmp_path):
+  config = toy.config(tmp_path)
+  config.compute.micro_batches = 3
+  with pytest.raises(InputError, match="micro_batches=3 does not divide the 16 rows"):
+    builders.micro_batches(config, 16)
+
+
+def test_half_precision_parameters_are_warned_of(tmp_path):
+  config, params = toy.config(tmp_path), toy.policy().params
+  assert builders.precision_note(config, params) is None
+  config.model.dtype = "bfloat16"
+  assert "away on about 100%" in builders.precision_note(config, params)
+  config.optimizer.learning_rate = 1.0
+  assert "away on about 0%" in builders.precision_note(config, params)
+  config.lora.rank = 2
+  assert builders.precision_note(config, params) is None

@@ -1,0 +1,72 @@
+"""The online loop with a second reward under a floor of its own: its multiplier moves until the floor holds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import builders
+from experiments.loops import online
+from qempo_jax.errors import InputError
+from tests.loops import toy
+
+FLOOR = 0.85
+
+
+class Quiet:
+  """A display that shows nothing."""
+
+  def step(self, *args):
+    pass
+
+  note = step
+
+
+def starts_high(prompts, completions, **columns):
+  """1 where the first token is 3 or 4; None for every response that begins with 5."""
+  first = [int(text.split()[0]) for text in completions]
+  return [None if token == 5 else float(token in (3, 4)) for token in first]
+
+
+def make(folder):
+  config = toy.config(folder)
+  config.steps = 100
+  config.reward.functions = (
+      ("value", "tests.loops.toy.reward", 1.0, "none", None),
+      ("high", "tests.loops.online_floors_test.starts_high", 0.0, "none", FLOOR),
+  )
+  config.optimizer.learning_rate = 1e-2
+  config.duals.quality.initial = 1.0
+  config.duals.kl.initial = 0.0
+  config.duals.floors.integral_gain = 0.3
+  return config
+
+
+def test_the_floor_of_the_second_reward_is_reached_by_its_own_multiplier(tmp_path):
+  config, policy = make(tmp_path), toy.policy()
+  state = online.train(config, tmp_path, policy, Quiet())
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert rows[0]["reward/high"] < 0.4 and rows[0]["unscored"] == 0.0
+  assert rows[-1]["dual/high/multiplier"] > 1.2 and rows[-1]["dual/high/bound"] == pytest.approx(FLOOR)
+  assert "dual/quality/bound" not in rows[-1]
+  probabilities = np.exp(toy.log_probs(state.params))
+  first = np.array([response[0] for response in toy.responses()])
+  scored = probabilities * (first != 5)
+  mean = (scored * np.isin(first, (3, 4))).sum(1) / scored.sum(1)
+  assert abs(mean.mean() - FLOOR) < 0.05, mean
+
+
+def test_a_floor_needs_online_training_without_replay(tmp_path):
+  config = make(tmp_path)
+  config.replay.size = 4
+  with pytest.raises(InputError, match="'high' has a floor"):
+    builders.reward(config)
+
+
+def test_what_nothing_scored_is_left_out_of_its_group(tmp_path):
+  config = make(tmp_path)
+  config.steps = 1
+  config.reward.functions = (("high", "tests.loops.online_floors_test.starts_high", 1.0, "none", None),)
+  online.train(config, tmp_path, toy.policy(), Quiet())
+  row = json.loads((tmp_path / "metrics.jsonl").read_text())
+  assert 0 < row["unscored"] < 0.5 and np.isfinite(row["loss"]) and 0 < row["reward"] < 1

@@ -1,0 +1,136 @@
+"""Attention's implementations agree, and each says what it cannot do; so do the remat policies."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qempo_jax.errors import InputError
+from qempo_jax.models import attention
+from qempo_jax.models import transformer
+from qempo_jax.models.config import REMATS
+from qempo_jax.models.config import ModelConfig
+
+CONFIG = ModelConfig(16, 16, 24, 2, 4, 2, 8, 100.0, 1e-5, True)
+LENGTH = 128
+
+
+def _inputs(rows=2):
+  """Random arrays, and the mask of a prompt of 20 tokens with two responses, the rest of the row empty."""
+  rng = np.random.default_rng(0)
+  draw = lambda heads: jnp.asarray(rng.normal(size=(rows, LENGTH, heads, 8)), jnp.float32)
+  place = np.arange(LENGTH)
+  segments = np.select([place < 20, place < 60, place < 100], [0, 1, 2], -1)
+  seen = (segments[:, None] == segments) | (segments[None] == 0)
+  mask = np.tril(seen) & (segments[:, None] >= 0) & (segments >= 0)
+  mask &= place[:, None] - place < 50  # a window too
+  return draw(4), draw(2), draw(2), jnp.asarray(np.broadcast_to(mask, (rows, LENGTH, LENGTH)))
+
+
+def _plain(q, k, v, mask, config):
+  """Every head on its own, in float64."""
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  k, v = (np.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+  scores = np.einsum("blhk,bmhk->bhlm", q, k) / np.sqrt(q.shape[-1])
+  if config.attention_softcap:
+    scores = config.attention_softcap * np.tanh(scores / config.attention_softcap)
+  weights = np.where(np.asarray(mask)[:, None], np.exp(scores), 0)
+  weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+  return np.einsum("bhlm,bmhk->blhk", weights, v)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_xla_and_splash_equal_the_formula(softcap):
+  config = dataclasses.replace(CONFIG, attention_softcap=softcap)
+  *qkv, mask = _inputs()
+  real = np.asarray(mask.any(-1))[:, :, None, None]
+  expected = _plain(*qkv, mask, config)
+  xla = attention.attention(*qkv, mask, config)
+  np.testing.assert_allclose(np.where(real, xla, 0), np.where(real, expected, 0), atol=1e-5)
+  splash = jax.jit(lambda *qkv: attention.splash(*qkv, mask, config, interpret=True))(*qkv)
+  np.testing.assert_allclose(np.where(real, splash, 0), np.where(real, expected, 0), atol=1e-5)
+  assert np.isfinite(splash).all()
+
+
+def test_splash_has_the_gradient_of_xla():
+  *qkv, mask = _inputs(rows=1)
+  weights = jnp.where(mask.any(-1)[:, :, None, None], jax.random.normal(jax.random.key(0), qkv[0].shape), 0)
+  gradient = lambda attend: jax.jit(jax.grad(lambda *x: jnp.sum(weights * attend(*x)), argnums=(0, 1, 2)))(*qkv)
+  xla = gradient(lambda *x: attention.attention(*x, mask, CONFIG))
+  splash = gradient(lambda *x: attention.splash(*x, mask, CONFIG, interpret=True))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), splash, xla)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN runs on GPUs alone")
+def test_cudnn_equals_xla_to_half_precision():
+  config = dataclasses.replace(CONFIG, compute_dtype="bfloat16", attention="cudnn")
+  *qkv, mask = _inputs()
+  weights = jnp.where(mask.any(-1)[:, :, None, None], jax.random.normal(jax.random.key(0), qkv[0].shape), 0)
+  total = lambda config: jax.value_and_grad(
+      lambda *x: jnp.sum(weights * attention.attention(*x, mask, config)), argnums=(0, 1, 2)
+  )
+  ours, expected = (total(dataclasses.replace(config, attention=name))(*qkv) for name in ("cudnn", "xla"))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05), ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "expected"),
+    [
+        ("cpu", {}, "xla"),
+        ("gpu", {}, "xla"),  # float32
+        ("gpu", {"compute_dtype": "bfloat16"}, "cudnn"),
+        ("gpu", {"compute_dtype": "bfloat16", "attention_softcap": 50.0}, "xla"),
+        ("gpu", {"compute_dtype": "bfloat16", "attention": "xla"}, "xla"),
+        ("tpu", {"attention_softcap": 50.0}, "splash"),
+    ],
+)
+def test_auto_takes_what_is_possible(platform, changes, expected):
+  assert attention.chosen(dataclasses.replace(CONFIG, **changes), LENGTH, 8, platform, 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "length", "devices", "changes", "message"),
+    [
+        ("cudnn", "cpu", 128, 1, {}, "compute.attention=cudnn needs an NVIDIA GPU"),
+        ("cudnn", "gpu", 128, 1, {}, "compute.dtype is float32"),
+        ("cudnn", "gpu", 128, 1, {"attention_softcap": 50.0}, "attention_softcap is 50.0"),
+        ("cudnn", "gpu", 127, 1, {"compute_dtype": "bfloat16"}, "these have 127"),
+        ("splash", "gpu", 128, 1, {}, "needs a TPU"),
+        ("splash", "tpu", 100, 1, {}, "multiple of 128 tokens, and these have 100; set compute.bucket"),
+        ("splash", "tpu", 128, 4, {}, "spans 4"),
+    ],
+)
+def test_what_cannot_be_done_is_said(name, platform, length, devices, changes, message):
+  config = dataclasses.replace(CONFIG, attention=name, **changes)
+  with pytest.raises(InputError, match=message):
+    attention.chosen(config, length, 8, platform, devices)
+  auto = dataclasses.replace(config, attention="auto")
+  assert attention.chosen(auto, length, 8, platform, devices) == "xla"
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_remat_policies_have_one_gradient(compute):
+  params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+  tokens, positions = jnp.arange(8)[None], jnp.arange(8)[None]
+  mask = transformer.causal_mask(positions, jnp.ones((1, 8), bool))
+
+  def compiled(name):
+    config = dataclasses.replace(CONFIG, compute_dtype=compute, remat=name)
+    loss = lambda params: jnp.sum(transformer.forward(params, config, tokens, positions, mask) ** 2)
+    return jax.jit(jax.grad(loss)).lower(params).compile()
+
+  programs = {name: compiled(name) for name in REMATS}
+  full = programs["full"](params)
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(jnp.abs(b).max()))
+  for program in programs.values():
+    jax.tree.map(near, program(params), full)
+  flops = {name: program.cost_analysis()["flops"] for name, program in programs.items()}
+  assert flops["none"] <= flops["dots"] <= flops["dots_no_batch"] <= flops["full"]
+  assert flops["none"] < flops["full"]  # the policies do recompute different things
+
+
+def test_an_unknown_policy_is_refused():
+  with pytest.raises(InputError, match="remat='some' is not one of 'none', 'full'"):
+    dataclasses.replace(CONFIG, remat="some")

@@ -1,0 +1,119 @@
+"""Adapters in peft's format: read from what peft wrote, and read by peft from what is written here."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qempo_jax.errors import InputError
+from qempo_jax.models import conversion
+from qempo_jax.models import lora
+from qempo_jax.models import lora_peft
+from qempo_jax.models import transformer
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+_HERE = sys.executable if all(importlib.util.find_spec(name) for name in ("torch", "peft")) else None
+PYTHON = os.environ.get("QEMPO_PARITY_PYTHON", _HERE)
+FAMILIES = {"llama": 7, "qwen2": 3}  # and how many matrices their adapters change
+
+
+def _load(family):
+  config, base = conversion.load(GOLDEN / "peft" / family / "base")
+  return config, jax.tree.map(jnp.asarray, base), np.load(GOLDEN / "peft" / family / "logits.npz")
+
+
+def _logits(params, config, tokens):
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  mask = transformer.causal_mask(positions, jnp.ones_like(tokens, bool))
+  hidden = transformer.forward(params, config, jnp.asarray(tokens), positions, mask, remat=False)
+  return transformer.logits(hidden, transformer.unembedding(params), config)
+
+
+def _moved(adapters):
+  return jax.tree.map(lambda leaf: leaf[::-1] * 1.5 + 0.01, adapters)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_written_by_peft_give_its_logits(family):
+  config, base, golden = _load(family)
+  adapters = lora_peft.read(GOLDEN / "peft" / family / "adapter", config)
+  assert len(adapters["layers"]) == FAMILIES[family]
+  for params in (lora.apply(base, adapters), lora.merge(base, adapters)):
+    np.testing.assert_allclose(_logits(params, config, golden["tokens"]), golden["logits"], atol=1e-4)
+  assert np.abs(_logits(base, config, golden["tokens"]) - golden["logits"]).max() > 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_written_adapters_read_back(tmp_path, family):
+  config, _, _ = _load(family)
+  theirs = GOLDEN / "peft" / family / "adapter"
+  adapters = lora_peft.read(theirs, config)
+  lora_peft.write(tmp_path, adapters, config, base_model=None)
+  again = lora_peft.read(tmp_path, config)
+  jax.tree.map(np.testing.assert_array_equal, again, adapters)
+  # The same tensors under the same names, and the same of every option that we write.
+  assert (
+      lora_peft._read_tensors(tmp_path / lora_peft.WEIGHTS_FILE).keys()
+      == lora_peft._read_tensors(theirs / lora_peft.WEIGHTS_FILE).keys()
+  )
+  ours, peft = (json.loads((folder / lora_peft.CONFIG_FILE).read_text()) for folder in (tmp_path, theirs))
+  peft["target_modules"] = sorted(peft["target_modules"])
+  assert ours == {key: peft[key] for key in ours}
+
+
+@pytest.mark.skipif(PYTHON is None, reason="needs torch and peft, here or in the Python of QEMPO_PARITY_PYTHON")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_reads_what_is_written_here(tmp_path, family):
+  config, base, golden = _load(family)
+  adapters = _moved(lora_peft.read(GOLDEN / "peft" / family / "adapter", config))
+  lora_peft.write(tmp_path, adapters, config, base_model=None)
+  program = [PYTHON, str(GOLDEN / "make_peft_golden.py")]
+  arguments = [str(GOLDEN / "peft" / family / "base"), str(tmp_path), str(tmp_path / "logits.npz")]
+  subprocess.run([*program, *arguments], check=True, capture_output=True)
+  ours = _logits(lora.apply(base, adapters), config, golden["tokens"])
+  theirs = np.load(tmp_path / "logits.npz")["logits"]
+  assert np.abs(theirs - golden["logits"]).max() > 0.1  # other adapters than the golden ones
+  np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type='IA3'"),
+        ({"use_dora": True}, "use_dora=True is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"r": 0}, "r=0 must be a positive number"),
+        ({"r": 3}, "does not fit"),
+    ],
+)
+def test_options_that_change_the_result_are_refused(tmp_path, changes, message):
+  config, _, _ = _load("qwen2")
+  shutil.copytree(GOLDEN / "peft" / "qwen2" / "adapter", tmp_path / "a")
+  path = tmp_path / "a" / lora_peft.CONFIG_FILE
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  with pytest.raises(InputError, match=message):
+    lora_peft.read(tmp_path / "a", config)
+
+
+def test_missing_damaged_and_foreign_files_are_said(tmp_path):
+  config, _, _ = _load("qwen2")
+  with pytest.raises(InputError, match="adapter_config.json cannot be read"):
+    lora_peft.read(tmp_path, config)
+  shutil.copytree(GOLDEN / "peft" / "qwen2" / "adapter", tmp_path / "a")
+  weights = tmp_path / "a" / lora_peft.WEIGHTS_FILE
+  weights.write_bytes(weights.read_bytes()[:100])
+  with pytest.raises(InputError, match="damaged or cut short"):
+    lora_peft.read(tmp_path / "a", config)
+  other, _, _ = _load("llama")
+  shutil.copytree(GOLDEN / "peft" / "qwen2" / "adapter", tmp_path / "b")
+  shallow = type(other)(**{**vars(config), "num_layers": 1})
+  with pytest.raises(InputError, match="has no place for"):
+    lora_peft.read(tmp_path / "b", shallow)

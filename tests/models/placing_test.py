@@ -1,0 +1,186 @@
+"""Parameters go straight to their devices as they are read: the same values, and little memory beside the model."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import gguf
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from qempo_jax import sharding
+from qempo_jax.errors import InputError
+from qempo_jax.models import conversion
+from qempo_jax.models import placing
+from qempo_jax.models import tensor_names
+from qempo_jax.models.config import ModelConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "families"
+FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+def _equal_and_placed(params, expected, mesh):
+  shardings = sharding.tree_shardings(expected, mesh, sharding.PARAM_RULES)
+
+  def same(leaf, own, where):
+    np.testing.assert_array_equal(np.asarray(leaf), own)
+    assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
+    for shard in leaf.addressable_shards:
+      np.testing.assert_array_equal(np.asarray(shard.data), own[shard.index])
+
+  jax.tree.map(same, params, expected, shardings)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_lands_where_its_rules_say(name):
+  _, expected = conversion.load(GOLDEN / name)
+  mesh = sharding.make_mesh((2, 2, 2))
+  _equal_and_placed(conversion.load(GOLDEN / name, mesh=mesh)[1], expected, mesh)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8)])
+def test_any_mesh_gets_the_same(shape):
+  _, expected = conversion.load(GOLDEN / "qwen2")
+  mesh = sharding.make_mesh(shape)
+  _equal_and_placed(conversion.load(GOLDEN / "qwen2", mesh=mesh)[1], expected, mesh)
+
+
+def test_blocks_may_be_split_too():
+  rows = np.arange(24, dtype=np.float32).reshape(4, 6)
+  rules = ((r"layers/gate$", sharding.P("fsdp", "tensor")),)
+  place = placing.onto_mesh(sharding.make_mesh((1, 4, 2)), rules=rules)
+  leaf = place(("layers", "gate"), rows.shape, enumerate(rows))
+  assert leaf.addressable_shards[0].data.shape == (1, 3)
+  np.testing.assert_array_equal(np.asarray(leaf), rows)
+
+
+@pytest.mark.parametrize("mesh_shape", [None, (1, 4, 2)])
+def test_parameters_get_the_type_asked_for(mesh_shape):
+  mesh = mesh_shape and sharding.make_mesh(mesh_shape)
+  _, wide = conversion.load(GOLDEN / "llama2")
+  _, params = conversion.load(GOLDEN / "llama2", mesh=mesh, dtype=ml_dtypes.bfloat16)
+  same = lambda leaf, own: np.testing.assert_array_equal(np.asarray(leaf), own.astype(ml_dtypes.bfloat16))
+  jax.tree.map(same, params, wide)
+
+
+GGUF_CONFIG = ModelConfig(
+    vocab_size=40,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=500.0,
+    norm_epsilon=1e-5,
+    tie_embeddings=False,
+)
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.": "blk.",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def _write_gguf(path, kind, config=GGUF_CONFIG, **lies):
+  """A random GGUF file; returns what it holds, by Hugging Face's names and in its layout."""
+  writer = gguf.GGUFWriter(path, "llama")
+  writer.add_embedding_length(config.hidden_size)
+  writer.add_feed_forward_length(lies.get("feed_forward", config.intermediate_size))
+  writer.add_block_count(lies.get("blocks", config.num_layers))
+  writer.add_head_count(config.num_heads)
+  writer.add_head_count_kv(config.num_kv_heads)
+  writer.add_rope_freq_base(config.rope_theta)
+  writer.add_layer_norm_rms_eps(config.norm_epsilon)
+  rng, held = np.random.default_rng(0), {}
+  for slot in tensor_names.slots(config):
+    values = rng.normal(size=slot.stored).astype(np.float32)
+    quantised = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else kind
+    stored = gguf.quants.quantize(values, quantised)
+    held[slot.name] = gguf.quants.dequantize(stored, quantised)
+    name = slot.name
+    for theirs, own in GGUF_NAMES.items():
+      name = name.replace(theirs, own)
+    for projection, heads in (("q_proj", config.num_heads), ("k_proj", config.num_kv_heads)):
+      if projection in slot.name:  # llama.cpp puts a head's two rotary halves side by side
+        split = held[slot.name].reshape(heads, 2, -1, config.hidden_size)
+        stored = gguf.quants.quantize(split.swapaxes(1, 2).reshape(values.shape), quantised)
+    writer.add_tensor(name, stored, raw_dtype=quantised)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return held
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("mesh_shape", [None, (2, 2, 2)])
+def test_gguf_files_come_in_exactly(tmp_path, kind, mesh_shape):
+  held = _write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType[kind])
+  mesh = mesh_shape and sharding.make_mesh(mesh_shape)
+  config, params = conversion.load(tmp_path / "model.gguf", mesh=mesh)
+  epsilon = float(np.float32(GGUF_CONFIG.norm_epsilon))  # what a GGUF file can say
+  assert config == dataclasses.replace(GGUF_CONFIG, norm_epsilon=epsilon)
+  params = jax.device_get(params)
+  for slot in tensor_names.slots(config):
+    leaf = params[slot.key] if slot.index is None else params["layers"][slot.key][slot.index]
+    np.testing.assert_array_equal(slot.outward(leaf), held[slot.name], err_msg=slot.name)
+
+
+@pytest.mark.parametrize(("lies", "message"), [({"feed_forward": 96}, "does not fit"), ({"blocks": 3}, "blk.2")])
+def test_a_gguf_file_that_lies_about_its_shapes_is_named(tmp_path, lies, message):
+  _write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType.F16, **lies)
+  with pytest.raises(InputError, match=message):
+    conversion.load(tmp_path / "model.gguf")
+
+
+PEAK = """
+import sys, numpy as np, jax
+from qempo_jax import sharding
+from qempo_jax.models import conversion
+from qempo_jax.models import placing
+mesh = sharding.make_mesh((1, -1, 1))
+jax.block_until_ready(jax.device_put(np.zeros(8 * 1024), sharding.batch_sharding(mesh)))
+status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) * 1024
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+_, params = conversion.load(sys.argv[1], mesh=mesh)
+jax.block_until_ready(params)
+print(status("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_the_peak_is_about_one_stacked_leaf_over_the_model(tmp_path):
+  # 16 blocks of 23 MB each, four devices.
+  config = {"model_type": "llama", "vocab_size": 512, "hidden_size": 512, "intermediate_size": 3072}
+  config |= {"num_hidden_layers": 16, "num_attention_heads": 8, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  shape = ModelConfig(512, 512, 3072, 16, 8, 8, 64, 1e4, 1e-5, True)
+  tensors = {slot.name: np.full(slot.stored, 0.5, np.float32) for slot in tensor_names.slots(shape)}
+  safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+  largest = 16 * 512 * 3072 * 4
+
+  environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PATH": ""}
+  command = [sys.executable, "-c", PEAK, str(tmp_path)]
+  result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+  peak, model = map(int, result.stdout.split())
+  print(f"model {model / 1e6:.0f} MB, largest leaf {largest / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB over the start")
+  assert model > 3 * largest
+  assert peak < model + 1.5 * largest

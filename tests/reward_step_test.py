@@ -1,0 +1,128 @@
+"""The reward-model step: packed == apart, gradients, frozen parts, and eight devices == one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from qempo_jax import optimizers
+from qempo_jax import duals
+from qempo_jax import reward_step
+from qempo_jax import sharding
+from qempo_jax import train_state
+from qempo_jax.losses.reward_model import bradley_terry_loss
+from qempo_jax.models import reward_head
+from qempo_jax.models import transformer
+from qempo_jax.models.config import ModelConfig
+
+MODEL = ModelConfig(48, 32, 64, 3, 4, 2, 8, 100.0, 1e-5, True, windows=(None, 4, None))
+ADAMW = optimizers.adamw(
+    learning_rate=1e-2, warmup_steps=0, total_steps=10, final_fraction=1.0, b1=0.9, b2=0.95, weight_decay=0.0,
+    max_grad_norm=1.0,
+)
+
+
+def _params():
+  params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
+  return params | {"score": jax.random.normal(jax.random.key(1), (32, 1))}
+
+
+def _pairs(count=6):
+  rng = np.random.default_rng(0)
+  ids = lambda low, high: [int(token) for token in rng.integers(1, 48, rng.integers(low, high))]
+  return [ids(2, 6) for _ in range(count)], [(ids(1, 7), ids(1, 7)) for _ in range(count)], list(rng.random(count))
+
+
+def _batch(rows=8):
+  prompts, responses, margins = _pairs()
+  return reward_step.pack_pairs(prompts, responses, margins, bucket=8, rows=rows)
+
+
+def _state(trained):
+  dual_params = duals.init_dual_params({"quality": 1.0, "kl": 1.0}, parametrisation={"quality": "log", "kl": "linear"})
+  return train_state.create(trained, dual_params, jax.random.key(2), optimizer=ADAMW, dual_optimizer=ADAMW)
+
+
+def _step(state, frozen, batch):
+  return reward_step.reward_step(state, frozen, batch, config=MODEL, optimizer=ADAMW, centring_weight=0.1)
+
+
+def _apart(params):
+  """Each response after its prompt in a row of its own: [N, 2]."""
+  prompts, responses, _ = _pairs()
+  found = []
+  for prompt, pair in zip(prompts, responses):
+    for response in pair:
+      row = np.array([[*prompt, *response]])
+      valid = np.ones(row.shape, bool)
+      found.append(reward_head.score_rows(params, MODEL, row, valid, reward_head.last_place(valid))[0, 0])
+  return np.array(found).reshape(-1, 2)
+
+
+@pytest.mark.parametrize("trainable", ["all", "head", "last:1", "last:2"])
+def test_packed_pairs_score_as_each_text_apart(trainable):
+  params = _params()
+  trained, frozen = reward_head.split(params, MODEL, trainable)
+  batch, apart = _batch(), _apart(params)
+  scores = np.asarray(reward_step.pair_scores(trained, frozen, batch, config=MODEL))
+  np.testing.assert_allclose(scores[:6], apart, atol=1e-4)
+  assert np.isfinite(scores).all() and np.ptp(apart) > 0.1
+  if frozen:
+    kept = batch.replace(hidden=reward_step.frozen_hidden(frozen, batch, config=MODEL))
+    with_kept = reward_step.pair_scores(trained, frozen, kept, config=MODEL)
+    np.testing.assert_allclose(with_kept[:6], apart, atol=1e-4)
+
+
+def test_the_loss_and_metrics_are_those_of_the_formula():
+  params = _params()
+  scores, margins = _apart(params), np.array(_pairs()[2])
+  gaps = scores[:, 0] - scores[:, 1]
+  expected = np.mean(np.log1p(np.exp(-(gaps - margins))) + 0.1 * scores.sum(axis=1) ** 2)
+  _, metrics = _step(_state(params), {}, _batch())
+  np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+  np.testing.assert_allclose(metrics["margin"], gaps.mean(), rtol=1e-4)
+  np.testing.assert_allclose(metrics["accuracy"], np.mean(gaps > 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("trainable", ["all", "last:1"])
+def test_gradients_are_those_of_the_whole_model(trainable):
+  params, batch = _params(), _batch(6)
+  trained, frozen = reward_head.split(params, MODEL, trainable)
+
+  def loss(part, rest):
+    scores = reward_step.pair_scores(part, rest, batch, config=MODEL)
+    one = functools.partial(bradley_terry_loss, centring_weight=0.1)
+    return jax.vmap(lambda pair, margin: one(pair[0], pair[1], margin))(scores, batch.margin).mean()
+
+  of_whole = reward_head.split(jax.grad(loss)(params, {}), MODEL, trainable)[0]
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+  jax.tree.map(near, jax.grad(loss)(trained, frozen), of_whole)
+
+
+def test_steps_learn_the_pairs():
+  trained, frozen = reward_head.split(_params(), MODEL, "last:2")
+  state, step = _state(trained), jax.jit(_step)
+  for _ in range(20):
+    state, metrics = step(state, frozen, _batch())
+  assert metrics["accuracy"] == 1.0 and int(state.step) == 20
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_sharded_equals_single_device(shape):
+  def run(mesh):
+    trained, frozen = reward_head.split(_params(), MODEL, "last:2")
+    state = _state(trained)
+    place = lambda tree: jax.device_put(tree, sharding.tree_shardings(tree, mesh, reward_head.RULES))
+    rows = jax.device_put(_batch(), sharding.batch_sharding(mesh))
+    state, metrics = jax.jit(_step)(place(state), place(frozen), rows)
+    return jax.device_get((state.opt_state[1][0].mu, metrics)), state
+
+  single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+  (expected, expected_metrics), _ = run(single)
+  (moments, metrics), state = run(sharding.make_mesh(shape))
+  if shape[1] > 1:
+    assert not state.params["layers"]["gate"].sharding.is_fully_replicated
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5)
+  jax.tree.map(near, moments, expected)
+  jax.tree.map(near, metrics, expected_metrics)

@@ -1,0 +1,76 @@
+"""A reward model as a reward function: shapes, order, prompts in every form, and what is refused."""
+
+import numpy as np
+import pytest
+
+from qempo_jax import sharding
+from qempo_jax.errors import InputError
+from qempo_jax.models import reward_checkpoint
+from qempo_jax.models import reward_head
+from qempo_jax.rewards import checked
+from qempo_jax.rewards import reward_model
+from tests.loops.reward_model_test import tokenizer
+from tests.models.reward_head_test import GOLDEN
+
+TEMPLATE = "{% for m in messages %}w1 {{ m['content'] }} <eos> {% endfor %}{% if add_generation_prompt %}w2 {% endif %}"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+  config, params, pad = reward_checkpoint.load(GOLDEN / "llama")
+  return reward_model.Loaded(config, params, tokenizer(), pad, sharding.make_mesh((8, 1, 1)), True)
+
+
+def _placed(loaded, **changes):
+  import jax
+
+  where = sharding.tree_shardings(loaded.params, loaded.mesh, reward_head.RULES)
+  return loaded._replace(params=jax.device_put(loaded.params, where), **changes)
+
+
+def test_token_ids_score_as_pytorch_whatever_batch_and_bucket(loaded):
+  found = np.load(GOLDEN / "llama" / "expected.npz")
+  rows = [row.tolist() for row in np.split(found["token_ids"], np.cumsum(found["lengths"])[:-1])]
+  for batch_size, bucket in ((8, 64), (8, 4)):
+    reward = reward_model.RewardModel(_placed(loaded), batch_size=batch_size, bucket=bucket)
+    np.testing.assert_allclose(reward.score_ids(rows * 5), np.tile(found["right"], 5), rtol=0, atol=1e-4)
+
+
+def test_texts_are_scored_with_template_and_ending_token_in_their_order(loaded):
+  templated = tokenizer()
+  templated.chat_template = TEMPLATE
+  reward = reward_model.RewardModel(_placed(loaded, tokenizer=templated), batch_size=8, bucket=8)
+  ids = templated.convert_tokens_to_ids
+  long = ["w1", "w3", "<eos>", "w2", "w4", "w5", "w6", "<eos>"]
+  expected = reward.score_ids([ids(["w1", "w3", "<eos>", "w2", "w4", "<eos>"]), ids(long)])
+  assert reward(["w3", "w3"], ["w4", "w4 w5 w6"], column=[1, 2]) == pytest.approx(expected, abs=1e-5)
+  assert reward(["w3", "w3"], ["w4 w5 w6", "w4"]) == pytest.approx(expected[::-1], abs=1e-5)
+  user, assistant = {"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}
+  assert reward([[user]], [[assistant]]) == pytest.approx(expected[:1], abs=1e-5)
+  talk = [user, assistant, {"role": "user", "content": "w7"}]
+  whole = ids(["w1", "w3", "<eos>", "w1", "w4", "<eos>", "w1", "w7", "<eos>", "w2", "w4", "<eos>"])
+  assert reward([talk], ["w4"]) == pytest.approx(reward.score_ids([whole]), abs=1e-5)
+  assert reward([], []) == [] and all(type(score) is float for score in expected)
+  np.testing.assert_allclose(checked.scores(reward, ["w3"], ["w4"], {}), expected[:1], atol=1e-5)
+
+
+def test_forms_that_are_no_texts_are_refused(loaded):
+  reward = reward_model.RewardModel(_placed(loaded))
+  with pytest.raises(InputError, match="1 prompts for 2"):
+    reward(["w1"], ["w2", "w3"])
+  with pytest.raises(InputError, match="neither a text nor messages"):
+    reward([[1]], ["w2"])
+  with pytest.raises(InputError, match="2 messages"):
+    reward(["w1"], [[{"role": "assistant", "content": "w2"}] * 2])
+
+
+def test_a_folder_without_a_reward_model_is_refused(tmp_path):
+  with pytest.raises(InputError, match="holds no reward model"):
+    checked.load(f"reward_model:{tmp_path}")
+
+
+def test_the_padding_token_never_ends_a_response():
+  assert reward_model.padding_id(tokenizer()) == tokenizer().unk_token_id  # its pad_token is its ending token
+  other = tokenizer()
+  other.pad_token = "<pad>"
+  assert reward_model.padding_id(other) == other.convert_tokens_to_ids("<pad>")
