@@ -97,7 +97,7 @@ setup(
     "data": DATA,
     "test": [*DATA, *MATH, *TEST],
     # Only for remaking golden files from PyTorch; no test needs it.
-    "parity": ["gguf>=0.17", "peft>=0.17", "regex", "torch>=2.6", "transformers>=5.0"],
+    "parity": ["gguf>=0.17", "peft>=0.17", "regex", "torch>=2.6", "transformers>=5.0", "trl>=1.16"],
     "dev": [*TRAIN, *CONVERT, *DATA, *EVAL, *MATH, *TEST, "ruff>=0.12"],
     "colab": [*TRAIN, *CONVERT, *EVAL, "ipykernel>=6", "nbclient>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],

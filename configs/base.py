@@ -54,6 +54,10 @@ def get_config() -> ConfigDict:
   config.objective.normalise = False  # divide each prompt's loss by the spread of its shaped rewards, as GRPO does
   config.objective.min_std = 1e-2  # floor of that spread
   config.objective.averaging = 0.9  # decay of the measured averages
+  config.objective.transform = "none"  # or other methods' "mara", "ucpo", "setpo": qempo_jax/group_transforms.py
+  config.objective.transform_strength = 0.0  # tau of ucpo, in [0, 1]; weight of setpo, in units of the advantage
+  config.objective.good_reward = 1.0  # mara, ucpo: responses of at least this reward are good
+  config.objective.token_entropy_weight = 0.0  # of the usual fixed bonus on next-token entropies: a baseline, never advice
 
   config.offline = ConfigDict()  # training on pairs; read only where a loss is named
   config.offline.loss = config_dict.placeholder(str)  # none: train online; else dpo, qempo_kl, nll, ...: qempo_jax/offline_losses.py

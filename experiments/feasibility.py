@@ -26,6 +26,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     raise InputError("this config holds several methods; give one method's, such as configs/online_qempo_kl.py")
   programs = forecast.programs(config)
   aim, samples = builders.objective(config).min_reward, config.feasibility.samples_per_prompt
+  if samples < 1:
+    raise InputError(f"feasibility.samples_per_prompt={samples} draws nothing; give at least 1")
   group_size = min(samples, config.evaluation.samples_per_prompt)
   rounds = -(-samples // group_size)
   prompts = min(MAX_PROMPTS, len(builders.training_rows(config)))

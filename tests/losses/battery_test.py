@@ -153,7 +153,7 @@ def test_padding_may_hold_anything(name):
   for place, gradient, found in zip(case.floats, gradients, gradients_dirty, strict=True):
     np.testing.assert_array_equal(found, gradient)
     if gradient.ndim == 2:
-      np.testing.assert_array_equal(np.where(stacked(clean)[case.mask], 0, gradient), 0)
+      np.testing.assert_array_equal(np.where(stacked(clean, np.float32)[case.mask], 0, gradient), 0)
 
 
 @masked
