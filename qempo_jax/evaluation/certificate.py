@@ -1,11 +1,15 @@
-"""A certificate says whether a measured constraint holds, and admits it when the samples cannot tell."""
+"""A certificate says whether a measured constraint holds, and admits it when the samples cannot tell.
+
+`quality_floors` gives floors relative to the reference and entropy gains the same treatment.
+"""
 
 import math
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from qempo_jax.evaluation import intervals
+from qempo_jax.errors import InputError
+from qempo_jax.evaluation import intervals, studentised
 
 Direction = Literal["at least", "at most"]
 Verdict = Literal["MET", "NOT MET", "UNDECIDED"]
@@ -21,13 +25,15 @@ class Certificate(NamedTuple):
     estimate: mean over prompts.
     one_sided_bound: of the estimate, toward the bound: the lower one for a floor, the upper one for a budget.
     opposite_bound: the other one-sided bound, which decides NOT MET.
-    level: confidence of each one-sided bound.
+    level: confidence of each one-sided bound at this look.
     verdict: MET iff `one_sided_bound` is on the right side, NOT MET iff `opposite_bound` is on the wrong side.
     num_prompts: clusters that the bounds rest on.
     num_samples: over all prompts.
     further_prompts: when UNDECIDED, about how many more prompts would decide it if the estimate stayed; None when
       decided, or when the estimate is too close to the bound for a number to mean anything.
     further_samples: the same in samples, at as many samples a prompt as now.
+    overall_level: confidence over all looks together; equal to `level` for a single one.
+    look: which look at the data this is, from 1.
   """
 
   constraint: str
@@ -42,6 +48,24 @@ class Certificate(NamedTuple):
   num_samples: int
   further_prompts: int | None
   further_samples: int | None
+  overall_level: float | None = None
+  look: int = 1
+
+
+def level_of_look(level: float, *, look: int, planned_looks: int | None) -> float:
+  """The confidence that look number `look` may use so that all looks together keep `level`.
+
+  The error 1 - level is spent in parts, even ones over the planned looks, or without a plan 6 / (pi k)^2 of it at look
+  k, which sums to 1. By the union bound this holds however the looks depend on one another, new samples added or not,
+  and whenever one stops. Alpha spending: Lan & DeMets, "Discrete Sequential Boundaries for Clinical Trials", 1983.
+
+  Raises:
+    InputError: if the look is below 1 or beyond the plan.
+  """
+  if look < 1 or (planned_looks is not None and look > planned_looks):
+    raise InputError(f"Look {look} of {planned_looks} planned: count looks from 1, and plan as many as are taken.")
+  share = 1 / planned_looks if planned_looks is not None else 6 / (math.pi * look) ** 2
+  return 1 - (1 - level) * share
 
 
 def certify(
@@ -52,6 +76,8 @@ def certify(
   direction: Direction,
   value_range: tuple[float, float] | None = None,
   level: float = 0.95,
+  look: int = 1,
+  planned_looks: int | None = 1,
   num_draws: int = 10_000,
   seed: int = 0,
 ) -> Certificate:
@@ -59,8 +85,8 @@ def certify(
 
   The claim is about prompts like these, not these prompts alone. When the range of the values is known, a MET
   verdict at the bound itself is wrong in at most (1 - level) of cases (see `intervals.bounded_lower_bound`); with
-  percentile bounds (no range) in about so many. One look at one set of
-  samples is what the level covers: sampling on until the verdict is MET is not.
+  studentised bounds (no range) in about so many, and in more with few prompts and a long tail (see `studentised`).
+  Sampling on until the verdict is MET is a look each time: say which look it is, and how many were planned at most.
 
   Args:
     values: [prompts, samples] figures of every sample.
@@ -69,7 +95,9 @@ def certify(
     direction: "at least" or "at most".
     value_range: the least and greatest possible value, such as (0, 1) for a reward; None where there is none, as for
       the KL divergence.
-    level: confidence of each one-sided bound.
+    level: confidence of each one-sided bound, over all looks.
+    look: which look at growing data this is, from 1.
+    planned_looks: how many looks there can be at most; None for no plan. See `level_of_look`.
     num_draws: bootstrap draws.
     seed: of the bootstrap.
 
@@ -81,18 +109,17 @@ def certify(
     raise ValueError(f"A certificate needs values as [prompts, samples], got shape {values.shape}.")
   if direction not in ("at least", "at most"):
     raise ValueError(f"Direction is 'at least' or 'at most', not {direction!r}.")
+  overall, level = level, level_of_look(level, look=look, planned_looks=planned_looks)
   settings = {"level": level, "num_draws": num_draws, "seed": seed}
   if value_range is None:
-    low, high = intervals.lower_bound(values, **settings), intervals.upper_bound(values, **settings)
+    low, high = studentised.lower_bound(values, **settings), studentised.upper_bound(values, **settings)
   else:
     low = intervals.bounded_lower_bound(values, lowest=value_range[0], **settings)
     high = intervals.bounded_upper_bound(values, highest=value_range[1], **settings)
   estimate = float(values.mean())
   toward, opposite = (low, high) if direction == "at least" else (high, low)
   sign = 1 if direction == "at least" else -1
-  if values.size == 1 and value_range is None:
-    verdict = "UNDECIDED"  # a single sample has no spread to resample
-  elif sign * (toward - bound) >= 0:
+  if sign * (toward - bound) >= 0:
     verdict = "MET"
   elif sign * (opposite - bound) < 0:
     verdict = "NOT MET"
@@ -116,6 +143,8 @@ def certify(
     num_samples=values.size,
     further_prompts=further,
     further_samples=None if further is None else further * values.shape[1],
+    overall_level=overall,
+    look=look,
   )
 
 
@@ -134,8 +163,10 @@ def in_words(certificate: Certificate, digits: int = 3) -> str:
   }
   text = (
     f"{name} {c.direction} {c.bound:.{digits}g}: {c.verdict}. Estimate {c.estimate:.{digits}f}, one-sided "
-    f"{c.level:.0%} {bounds[c.verdict]}, from {c.num_samples} samples of {c.num_prompts} prompts."
+    f"{_percent(c.level)} {bounds[c.verdict]}, from {c.num_samples} samples of {c.num_prompts} prompts."
   )
+  if c.overall_level is not None and c.level != c.overall_level:
+    text += f" Look {c.look}; {_percent(c.overall_level)} over all looks."
   if c.verdict == "UNDECIDED":
     if c.further_prompts is None:
       text += " The estimate is too close to the bound for more samples to be a promise."
@@ -149,6 +180,11 @@ def in_words(certificate: Certificate, digits: int = 3) -> str:
 def _further_prompts(num_prompts, margin, width_toward, width_opposite):
   """More prompts until the bound in the way reaches `bound`, its distance shrinking with 1/sqrt(prompts)."""
   width = width_toward if margin > 0 else width_opposite
-  if abs(margin) <= width / 10:  # over 100 times the prompts
+  if not math.isfinite(width) or abs(margin) <= width / 10:  # over 100 times the prompts
     return None
   return max(1, math.ceil(num_prompts * (width / margin) ** 2) - num_prompts)
+
+
+def _percent(level):
+  """A confidence level in percent, with as many digits as it needs, at most four."""
+  return f"{100 * level:.4g}%"

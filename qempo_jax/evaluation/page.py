@@ -17,7 +17,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>QEMPO report</title>
+<title>$title</title>
 <style>
 :root { color-scheme: light; --ink: #1d1d1f; --soft: #55585f; --line: #d8dade; --blue: #0072b2; --red: #a33c00; }
 * { box-sizing: border-box; }
@@ -99,7 +99,21 @@ def render(results: Mapping, plots: Mapping[str, tuple[bytes, str]], rows: Seque
     "<h2>How this was made</h2>",
     _run(results),
   ]
-  return _PAGE.substitute(body="\n".join(sections))
+  return document("QEMPO report", "\n".join(sections))
+
+
+def document(title: str, body: str) -> str:
+  """A page in the report's style; `body` is HTML, its outside text escaped already."""
+  return _PAGE.substitute(title=escape(title), body=body)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table that stacks into labelled lines on a phone; the first column heads each row. All text is escaped."""
+  cells = lambda row: "".join(
+    f'<td data-label="{escape(name)}"><span>{escape(text)}</span></td>' for name, text in zip(head[1:], row[1:], strict=True)
+  )
+  body = "".join(f'<tr><td class="head">{escape(row[0])}</td>{cells(row)}</tr>' for row in rows)
+  return f"<table><thead><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def headline(results: Mapping) -> tuple[str, str, list[str]]:
@@ -261,3 +275,7 @@ def _text(text):
   """Escaped for HTML, with control characters and lone surrogates made visible."""
   shown = "".join(char if char in "\n\t" or ord(char) >= 32 else "\ufffd" for char in str(text))
   return html.escape(shown.encode("utf-8", "replace").decode("utf-8"), quote=True)
+
+
+# What other pages in the same style are made of.
+escape, figure = _text, _figure

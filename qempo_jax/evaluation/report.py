@@ -34,10 +34,10 @@ def write_report(
   directory.mkdir(parents=True, exist_ok=True)
   results = dict(results) | {"warnings": [*results["warnings"], *alarms.training_warnings(metrics)]}
   drawn = _plots(results, metrics)
-  _write(directory / "results.json", json.dumps(results, indent=2, allow_nan=False, default=str).encode())
+  write_file(directory / "results.json", json.dumps(results, indent=2, allow_nan=False, default=str).encode())
   for name, (png, _) in drawn.items():
-    _write(directory / f"{name}.png", png)
-  _write(directory / "index.html", page.render(results, drawn, rows).encode())
+    write_file(directory / f"{name}.png", png)
+  write_file(directory / "index.html", page.render(results, drawn, rows).encode())
   return directory / "index.html"
 
 
@@ -106,7 +106,8 @@ def _plots(results, metrics):
   return drawn
 
 
-def _write(path, data):
+def write_file(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file that is complete or absent: under another name first, then renamed."""
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
     with os.fdopen(handle, "wb") as file:

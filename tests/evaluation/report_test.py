@@ -133,7 +133,7 @@ def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
   monkeypatch.setattr(report.os, "replace", fail)
   with pytest.raises(OSError, match="disk full"):
-    report._write(path, b"new")
+    report.write_file(path, b"new")
   assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 

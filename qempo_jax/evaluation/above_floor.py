@@ -1,0 +1,173 @@
+"""Every diversity figure twice: over all outputs, and over the acceptable ones only (reward at or above the floor).
+
+Diverse garbage is not diversity: a figure over all outputs is read together with the one above the floor, and beside
+length, truncation, repetition and entropy, all of which move diversity figures without any gain.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from qempo_jax.errors import InputError
+from qempo_jax.evaluation import lexical
+from qempo_jax.evaluation.intervals import Interval, mean_interval
+
+
+class Metric(NamedTuple):
+  """A diversity figure of several texts.
+
+  Attributes:
+    function: from texts to the figure, NaN where there is none.
+    worst: the least diverse value, which a prompt without two texts gets.
+    of_tokens: whether the function takes a `lexical.Corpus`, tokenised once for all such metrics, instead of texts.
+  """
+
+  function: Callable[[Sequence[str]], float] | Callable[[lexical.Corpus], float]
+  worst: float
+  of_tokens: bool = False
+
+
+class Figure(NamedTuple):
+  """One metric over all outputs or the acceptable ones.
+
+  Attributes:
+    per_prompt: [prompts] between the samples of one prompt.
+    mean: over prompts, with its interval.
+    corpus: of all prompts' outputs together.
+  """
+
+  per_prompt: np.ndarray
+  mean: Interval
+  corpus: float
+
+
+class Diversity(NamedTuple):
+  """Figures of one method.
+
+  Attributes:
+    all_outputs: by metric.
+    above_floor: by metric, acceptable outputs only.
+    beside: reward, acceptable share, length, truncation, repetition, sequence_entropy and token_entropy where given:
+      means over prompts with intervals.
+    samples_per_prompt: outputs a prompt in `all_outputs`.
+    acceptable_per_prompt: [prompts] outputs each prompt has in `above_floor`.
+    floor: the least acceptable reward.
+  """
+
+  all_outputs: dict[str, Figure]
+  above_floor: dict[str, Figure]
+  beside: dict[str, Interval]
+  samples_per_prompt: int
+  acceptable_per_prompt: np.ndarray
+  floor: float
+
+
+LEXICAL_METRICS: dict[str, Metric] = {
+  "distinct_1": Metric(partial(lexical.distinct_n, n=1), 0.0, of_tokens=True),
+  "distinct_2": Metric(partial(lexical.distinct_n, n=2), 0.0, of_tokens=True),
+  "distinct_3": Metric(partial(lexical.distinct_n, n=3), 0.0, of_tokens=True),
+  "ead_1": Metric(partial(lexical.expectation_adjusted_distinct, n=1, vocabulary_size=50_000), 0.0, of_tokens=True),
+  "self_bleu": Metric(lexical.self_bleu, 1.0, of_tokens=True),
+  "compressed_share": Metric(lambda texts: 1 / lexical.compression_ratio(texts), 0.0),
+  "mattr": Metric(lexical.moving_average_type_token_ratio, 0.0, of_tokens=True),
+  "root_ttr": Metric(lexical.root_type_token_ratio, 0.0, of_tokens=True),
+}
+
+
+def diversity(
+  texts: Sequence[Sequence[str]],
+  rewards: np.ndarray,
+  *,
+  floor: float,
+  num_tokens: np.ndarray,
+  truncated: np.ndarray,
+  sequence_entropy: np.ndarray | None = None,
+  metrics: Mapping[str, Metric] | None = None,
+  matched: int | None = None,
+  level: float = 0.95,
+  num_draws: int = 1000,
+  seed: int = 0,
+) -> Diversity:
+  """All figures of one method's samples.
+
+  Diversity figures change with the number of texts, and the acceptable ones differ in number between methods and
+  prompts. `matched` makes them comparable: each prompt gives its first `matched` acceptable outputs, and a prompt that
+  has fewer gets the metric's worst value, so that failing a prompt never pays. Without it all acceptable ones count.
+
+  Args:
+    texts: [prompts][samples], equally many of each prompt.
+    rewards: [prompts, samples].
+    floor: the least reward of an acceptable output.
+    num_tokens: [prompts, samples] response tokens, the ending one included.
+    truncated: [prompts, samples] whether the length cap cut the response.
+    sequence_entropy: [prompts, samples] sum of next-token entropies along the response, nats; token entropy is its
+      prompt mean over the mean length.
+    metrics: by name; `LEXICAL_METRICS` by default.
+    matched: acceptable outputs a prompt, or None.
+    level: of the intervals.
+    num_draws: bootstrap draws.
+    seed: of the bootstrap.
+
+  Raises:
+    InputError: if shapes differ or `matched` is below 2.
+  """
+  counts = {len(samples) for samples in texts}
+  if len(counts) != 1 or not texts:
+    raise InputError(f"Prompts have {sorted(counts)} samples: diversity figures need equally many of each prompt.")
+  shape = (len(texts), counts.pop())
+  arrays = {"rewards": rewards, "num_tokens": num_tokens, "truncated": truncated, "sequence_entropy": sequence_entropy}
+  given = {name: np.asarray(values, float) for name, values in arrays.items() if values is not None}
+  for name, values in given.items():
+    if values.shape != shape or not np.all(np.isfinite(values)):
+      raise InputError(f"{name} must be finite numbers of shape {shape}, one a text, not of shape {values.shape}.")
+  if matched is not None and matched < 2:
+    raise InputError(f"matched is {matched}: diversity is between at least 2 outputs.")
+  acceptable = given["rewards"] >= floor
+  everything = np.arange(acceptable.size).reshape(shape)
+  kept = [positions[good][:matched] for positions, good in zip(everything, acceptable, strict=True)]
+  settings = {"level": level, "num_draws": num_draws, "seed": seed}
+  metrics = LEXICAL_METRICS if metrics is None else metrics
+  pooled = [text for samples in texts for text in samples]
+  corpus = lexical.encode(pooled)
+  beside = {
+    "reward": given["rewards"],
+    "acceptable": acceptable.astype(float),
+    "length": given["num_tokens"],
+    "truncation": given["truncated"],
+    "repetition": lexical.repeated_shares(corpus).reshape(shape),
+  }
+  if sequence_entropy is not None:
+    beside["sequence_entropy"] = given["sequence_entropy"]
+    lengths = np.maximum(1, given["num_tokens"].mean(axis=1))
+    beside["token_entropy"] = given["sequence_entropy"].mean(axis=1) / lengths
+  return Diversity(
+    all_outputs=_figures(metrics, pooled, corpus, list(everything), 2, settings),
+    above_floor=_figures(metrics, pooled, corpus, kept, matched or 2, settings),
+    beside={name: mean_interval(values, **settings) for name, values in beside.items()},
+    samples_per_prompt=shape[1],
+    acceptable_per_prompt=np.array([len(samples) for samples in kept]),
+    floor=float(floor),
+  )
+
+
+def _figures(metrics, texts, corpus, prompts, least, settings):
+  """By metric: per prompt, their mean with interval, and pooled; the worst value where there is no other."""
+
+  def values(positions, least):
+    tokens = lexical.subset(corpus, positions)
+    chosen = [texts[position] for position in positions]
+    found = {}
+    for name, metric in metrics.items():
+      value = metric.function(tokens if metric.of_tokens else chosen) if len(positions) >= least else np.nan
+      found[name] = metric.worst if np.isnan(value) else float(value)
+    return found
+
+  per_prompt = [values(positions, least) for positions in prompts]
+  pooled = values(np.concatenate(prompts), 2)
+  figures = {}
+  for name in metrics:
+    column = np.array([found[name] for found in per_prompt])
+    figures[name] = Figure(column, mean_interval(column, **settings), pooled[name])
+  return figures

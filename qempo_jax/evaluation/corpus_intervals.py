@@ -1,0 +1,141 @@
+"""Intervals over prompts for figures of a whole corpus, which are no means over prompts.
+
+A mean over pairs of sentences is a ratio of sums over pairs of prompts, so a bootstrap over prompts needs those sums
+only. A prompt drawn twice is two prompts, and a sentence is never paired with its own copy, which would pull the
+figure down. Type counts would fall with every prompt drawn twice: there the jackknife over prompts is used.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qempo_jax.evaluation import functional, lexical
+from qempo_jax.evaluation.intervals import Interval
+
+_BLOCK = 8192
+
+
+def prompt_products(vectors: np.ndarray, owners: np.ndarray, num_prompts: int) -> tuple[np.ndarray, np.ndarray]:
+  """Sums of dot products over pairs of rows: between prompts, and within each over pairs of different rows.
+
+  Args:
+    vectors: [items, dimensions].
+    owners: [items] prompt of each.
+    num_prompts: of all.
+
+  Returns:
+    [prompts, prompts] sums over all pairs (the diagonal with all pairs of one prompt, an item with itself included),
+    and [prompts] the sums of squares to take off that diagonal for pairs of different items.
+  """
+  totals = np.zeros((num_prompts, vectors.shape[1]))
+  np.add.at(totals, owners, vectors)
+  return totals @ totals.T, np.bincount(owners, np.einsum("nd,nd->n", vectors, vectors), num_prompts)
+
+
+def prompt_products_sparse(rows, columns, values, owners, num_prompts: int) -> tuple[np.ndarray, np.ndarray]:
+  """The same for sparse vectors given as row, column and value of every entry, all sorted or not."""
+  of_prompt = owners[rows]
+  products = np.zeros((num_prompts, num_prompts))
+  order = np.argsort(columns, kind="stable")
+  of_prompt_sorted, columns, entries = of_prompt[order], columns[order], values[order]
+  for start in range(0, int(columns[-1]) + 1 if len(columns) else 0, _BLOCK):
+    inside = slice(*np.searchsorted(columns, [start, start + _BLOCK]))
+    cells = of_prompt_sorted[inside] * _BLOCK + columns[inside] - start
+    block = np.bincount(cells, entries[inside], num_prompts * _BLOCK).reshape(num_prompts, _BLOCK)
+    products += block @ block.T
+  return products, np.bincount(of_prompt, values**2, num_prompts)
+
+
+def pair_interval(
+  sums: tuple[np.ndarray, np.ndarray],
+  sizes: np.ndarray,
+  *,
+  scale: float,
+  estimate: float,
+  level: float = 0.95,
+  num_draws: int = 1000,
+  seed: int = 0,
+) -> Interval:
+  """Percentile interval of scale * (1 - mean over pairs of different items of their product), over prompts.
+
+    sum_pq w_p w_q S_pq (p != q) + sum_p [w_p W_p + w_p (w_p - 1) S_pp*]   over the same sums of numbers of pairs,
+
+  w how often a prompt is drawn, W_p its pairs of different items, and S_pp* between two copies of one prompt taken as
+  W_p, scaled to as many pairs as two prompts of that size have.
+
+  Args:
+    sums: what `prompt_products` returned.
+    sizes: [prompts] items of each.
+    scale: 1 for 1 - K, 0.5 for (1 - cos) / 2.
+    estimate: the figure itself.
+    level: of the interval.
+    num_draws: resamples of the prompts.
+    seed: of the resampling.
+  """
+  products, squares = sums
+  sizes = np.asarray(sizes, float)
+  num_prompts = len(sizes)
+  if num_prompts < 2:
+    return Interval(float(estimate), np.nan, np.nan)
+  within = np.diagonal(products) - squares
+  within_pairs = sizes * (sizes - 1)
+  # Two copies of a prompt stand for two prompts alike: their mean product is that of the prompt's different items.
+  copies = np.divide(within * sizes**2, within_pairs, out=np.zeros_like(within), where=within_pairs > 0)
+  copy_pairs = np.where(within_pairs > 0, sizes**2, 0.0)
+  between, between_pairs = products.copy(), np.outer(sizes, sizes)
+  np.fill_diagonal(between, 0.0)
+  np.fill_diagonal(between_pairs, 0.0)
+  drawn = np.random.default_rng(seed).multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), num_draws)
+  weights = drawn.astype(float)
+  twice = weights * (weights - 1)
+
+  def total(across, own, two):
+    return np.einsum("dp,pq,dq->d", weights, across, weights, optimize=True) + weights @ own + twice @ two
+
+  pairs = total(between_pairs, within_pairs, copy_pairs)
+  means = total(between, within, copies)[pairs > 0] / pairs[pairs > 0]
+  low, high = np.quantile(scale * (1 - means), [(1 - level) / 2, (1 + level) / 2])
+  return Interval(float(estimate), float(low), float(high))
+
+
+def lexical_interval(
+  prompts: Sequence[Sequence[str]],
+  estimate: float,
+  *,
+  tokenize: Callable[[str], Sequence[str]],
+  size: int,
+  level: float = 0.95,
+) -> Interval:
+  """Jackknife interval over prompts of the mean type-token ratio of `size` n-grams, n = 1, 2, 3.
+
+  Each ratio is its expectation over all subsamples of `size` (rarefaction), so the subsample adds no noise; where one
+  prompt's absence leaves fewer n-grams, all methods use the least number left. estimate +- t standard errors, with
+  t the quantile of Student's distribution at (prompts - 1) degrees of freedom (Efron & Stein, 1981: the jackknife's
+  variance errs on the large side).
+  """
+  from scipy import special
+
+  texts = [sample for samples in prompts for sample in samples]
+  owners = np.repeat(np.arange(len(prompts)), [len(samples) for samples in prompts])
+  corpus = lexical.encode(texts, tokenize=tokenize)
+  count = len(prompts)
+  if count < 2:
+    return Interval(float(estimate), np.nan, np.nan)
+  values = np.zeros(count)
+  for n in (1, 2, 3):
+    ids, text_of = lexical.ngrams(corpus, n)
+    of_prompt = owners[text_of]
+    counts = np.bincount(ids)
+    per_prompt = np.bincount(of_prompt, minlength=count)
+    drawn = min(size, len(ids) - int(per_prompt.max()))
+    order = np.argsort(of_prompt, kind="stable")
+    ends = np.cumsum(per_prompt)
+    for prompt in range(count):
+      own = ids[order[ends[prompt] - per_prompt[prompt] : ends[prompt]]]
+      left = counts.copy()
+      np.subtract.at(left, own, 1)
+      kinds = functional.rarefied_types(left[left > 0], total=len(ids) - len(own), size=drawn)
+      values[prompt] += kinds / max(1, drawn) / 3
+  error = np.sqrt((count - 1) / count * np.sum((values - values.mean()) ** 2))
+  half = special.stdtrit(count - 1, (1 + level) / 2) * error
+  return Interval(float(estimate), float(estimate - half), float(estimate + half))

@@ -1,0 +1,165 @@
+"""Quality against diversity over many runs: points with intervals, who is dominated, hypervolume, matched comparisons."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qempo_jax.errors import InputError
+from qempo_jax.evaluation import comparisons, intervals
+
+
+class Point(NamedTuple):
+  """One operating point of one method, all its seeds together.
+
+  Attributes:
+    method: its name.
+    label: the keys and values that make the operating point.
+    prompts: in the order of the figures.
+    seeds: of training.
+    figures: by name [prompts, seeds x samples].
+  """
+
+  method: str
+  label: str
+  prompts: tuple[str, ...]
+  seeds: tuple[int, ...]
+  figures: dict[str, np.ndarray]
+
+  def mean(self, name: str) -> float:
+    """The mean over prompts of a figure."""
+    return float(self.figures[name].mean())
+
+  def interval(self, name: str, *, num_draws: int, level: float = 0.95, seed: int = 0) -> intervals.Interval:
+    """The same with its interval, from a bootstrap over prompts, then over seeds and samples."""
+    return intervals.mean_interval(self.figures[name], level=level, num_draws=num_draws, seed=seed)
+
+
+def points(runs: Sequence[Mapping]) -> list[Point]:
+  """Joins the seeds of every operating point, in the order in which the points first occur.
+
+  Args:
+    runs: each with method, point ([[key, value], ...]), seed, prompts, and figures by name [prompts, any].
+
+  Raises:
+    InputError: without runs, or where two of them have other prompts.
+  """
+  if not runs:
+    raise InputError("There are no runs to draw: make some first.")
+  groups = {}
+  for run in runs:
+    if run["prompts"] != runs[0]["prompts"]:
+      raise InputError(f"{run['method']} with seed {run['seed']} has other prompts than the first run: use the same.")
+    groups.setdefault((run["method"], label(run["point"])), []).append(run)
+  found = []
+  for (method, text), members in groups.items():
+    joined = {
+      name: np.concatenate([np.asarray(run["figures"][name], float) for run in members], axis=1)
+      for name in members[0]["figures"]
+    }
+    seeds = tuple(run["seed"] for run in members)
+    found.append(Point(method, text, tuple(runs[0]["prompts"]), seeds, joined))
+  return found
+
+
+def label(point: Sequence) -> str:
+  """An operating point in words: the last part of each key with its value."""
+  return ", ".join(f"{'.'.join(key.split('.')[-2:])} {value:.3g}" for key, value in point)
+
+
+def dominated(values: np.ndarray) -> np.ndarray:
+  """Which points another one beats: at least as good in every column and better in one.
+
+  Args:
+    values: [points, columns], larger is better.
+
+  Returns:
+    [points] booleans.
+  """
+  values = np.asarray(values, float)
+  at_least = np.all(values[:, None] >= values[None], axis=-1)
+  better = np.any(values[:, None] > values[None], axis=-1)
+  return np.any(at_least & better, axis=0)
+
+
+def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
+  """The area between the reference point and the upper right edge of the points, both larger-is-better.
+
+  Points that do not exceed the reference in both columns add nothing. It grows with the number of points, so compare
+  methods with like numbers of them. Zitzler & Thiele, "Multiobjective evolutionary algorithms", 1999.
+
+  Args:
+    values: [points, 2].
+    reference: the lower left corner.
+  """
+  above = np.asarray(values, float) - np.asarray(reference, float)
+  above = above[np.all(above > 0, axis=1)]
+  area, height = 0.0, 0.0
+  for width, tall in above[np.lexsort((-above[:, 1], -above[:, 0]))]:
+    area += width * max(0.0, tall - height)
+    height = max(height, tall)
+  return float(area)
+
+
+def hypervolume_interval(
+  of_method: Sequence[Point], names: tuple[str, str], reference: Sequence[float], *, num_draws: int, seed: int = 0
+) -> intervals.Interval:
+  """The hypervolume of one method's points with a 95 % percentile interval over prompts.
+
+  A maximum over noisy points is biased upwards, and the interval does not undo that.
+  """
+  tables = np.array([[point.figures[name].mean(axis=1) for name in names] for point in of_method])  # [points, 2, P]
+  chosen = np.random.default_rng(seed).integers(tables.shape[2], size=(num_draws, tables.shape[2]))
+  draws = [hypervolume(tables[:, :, rows].mean(axis=2), reference) for rows in chosen]
+  low, high = np.quantile(draws, [0.025, 0.975])
+  return intervals.Interval(hypervolume(tables.mean(axis=2), reference), float(low), float(high))
+
+
+class Match(NamedTuple):
+  """One method against the baseline at one level of quality; None for whoever has no point there.
+
+  Attributes:
+    level: of quality.
+    method: its name.
+    point: its most diverse one within the tolerance of the level.
+    baseline_point: the baseline's, likewise.
+    quality: the difference in quality that is left.
+    diversity: the comparison of diversity, corrected (Holm) over all methods at this level.
+  """
+
+  level: float
+  method: str
+  point: Point | None
+  baseline_point: Point | None
+  quality: intervals.Interval | None
+  diversity: comparisons.Comparison | None
+
+
+def matched(
+  found: Sequence[Point], *, quality: str, diversity: str, baseline: str, levels: Sequence[float], tolerance: float,
+  num_draws: int, seed: int = 0,
+) -> list[Match]:  # fmt: skip
+  """At each level of quality, each method's most diverse point within `tolerance` of it against the baseline's.
+
+  The points are picked on the same figures that are compared, which favours methods with more points a little.
+  """
+  methods = list(dict.fromkeys(point.method for point in found))
+  rows = []
+  for level in levels:
+    picked = {}
+    for method in methods:
+      near = [p for p in found if p.method == method and abs(p.mean(quality) - level) <= tolerance]
+      if near:
+        picked[method] = max(near, key=lambda point: point.mean(diversity))
+    compared, left = {}, {}
+    if baseline in picked and len(picked) > 1:
+      settings = {"num_draws": num_draws, "seed": seed}
+      figures = {name: point.figures[diversity] for name, point in picked.items()}
+      compared = comparisons.compare_with(baseline, figures, **settings)
+      theirs = picked[baseline].figures[quality]
+      left = {n: intervals.paired_difference(picked[n].figures[quality], theirs, **settings) for n in compared}
+    for method in methods:
+      if method != baseline:
+        pair = picked.get(method), picked.get(baseline)
+        rows.append(Match(level, method, *pair, left.get(method), compared.get(method)))
+  return rows

@@ -1,0 +1,197 @@
+"""A frontier as files: index.html (needs nothing else), frontier.png, frontier.json and frontier.tex."""
+
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from qempo_jax.evaluation import frontier, page, report
+
+LABELS = {
+  "base": "Base", "grpo": "GRPO", "grpo_bonus": "GRPO + bonus", "spl": "SPL", "mara": "MARA", "ucpo": "UCPO",
+  "setpo": "SetPO", "qempo_kl": "QEMPO-KL", "qempo": "QEMPO",
+}  # fmt: skip
+FIGURES = {
+  "reward": "Reward", "entropy": "Sequence entropy (nats)", "effective_answers": "Effective number of good answers",
+  "kl": "KL to reference (nats)", "length": "Length (tokens)", "truncation": "Truncated", "good": "Good",
+}  # fmt: skip
+# Okabe & Ito's colours, darkened where they were too light for text; every method has a marker of its own too.
+_STYLES = {
+  "base": ("#595959", "s"), "grpo": ("#D55E00", "^"), "grpo_bonus": ("#8C3B00", "v"), "spl": ("#7A6A00", "P"),
+  "mara": ("#A8457A", "X"), "ucpo": ("#2B7FB8", "<"), "setpo": ("#6A51A3", ">"), "qempo_kl": ("#00795A", "o"),
+  "qempo": ("#0B3C8C", "D"),
+}  # fmt: skip
+_GREY = "#BBBBBB"
+_DASHES = ("--", "-.", ":")
+
+
+def write(directory: pathlib.Path, results: Mapping) -> pathlib.Path:
+  """Writes the four files; each is complete or absent.
+
+  Args:
+    directory: made if absent.
+    results: runs, curves (exact ones by name, each a list of figures), config and command.
+
+  Returns:
+    The path of index.html.
+  """
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  config = results["config"]
+  found = frontier.points(results["runs"])
+  png = draw(found, config, results["curves"])
+  report.write_file(directory / "frontier.json", json.dumps(results).encode())
+  report.write_file(directory / "frontier.png", png)
+  report.write_file(directory / "frontier.tex", latex(found, config).encode())
+  report.write_file(directory / "index.html", render(found, results, png).encode())
+  return directory / "index.html"
+
+
+def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> bytes:
+  """PNG of quality against each figure of diversity: 95 % intervals, dominated points grey, each method named once."""
+  names = config["diversity"]
+  canvas = FigureCanvasAgg(Figure(figsize=(6.4, 4.6 * len(names)), dpi=150, layout="constrained"))
+  axes = canvas.figure.subplots(len(names), 1, squeeze=False)[:, 0]
+  for axis, name in zip(axes, names, strict=True):
+    beaten = frontier.dominated([(p.mean(config["quality"]), p.mean(name)) for p in found])
+    for dashes, (curve, rows) in zip(_DASHES, curves.items(), strict=False):
+      axis.plot([r[name] for r in rows], [r[config["quality"]] for r in rows], dashes, color="#333333", linewidth=1,
+                label=curve)  # fmt: skip
+    best = {}
+    for point, is_beaten in zip(found, beaten, strict=True):
+      x, y = (point.interval(key, num_draws=config["num_draws"]) for key in (name, config["quality"]))
+      colour, marker = _STYLES.get(point.method, ("#000000", "o"))
+      axis.errorbar(x.mean, y.mean, xerr=_whiskers(x), yerr=_whiskers(y), linestyle="none", marker=marker,
+                    markersize=5, linewidth=0.8, color=_GREY if is_beaten else colour,
+                    markeredgecolor=colour, zorder=2 if is_beaten else 3)  # fmt: skip
+      best.setdefault(point.method, []).append((y.mean, x.mean))
+    _name_methods(axis, best)
+    axis.set_xlabel(FIGURES.get(name, name))
+    axis.set_ylabel(FIGURES.get(config["quality"], config["quality"]))
+    axis.spines[["top", "right"]].set_visible(False)
+    if curves:
+      axis.legend(loc="lower left", frameon=False, fontsize=8)
+  axes[0].set_title("Grey: another point is better in both; bars: 95 % over prompts and seeds", loc="left", fontsize=9)
+  buffer = io.BytesIO()
+  canvas.print_png(buffer, metadata={"Software": None})
+  return buffer.getvalue()
+
+
+def latex(found: Sequence[frontier.Point], config: Mapping) -> str:
+  """The operating points as a LaTeX tabular, booktabs' rules."""
+  names = [config["quality"], *config["diversity"]]
+  head = " & ".join(["Method", "Operating point", *(FIGURES.get(n, n) for n in names)])
+  lines = [r"\begin{tabular}{ll" + "r" * len(names) + "}", r"\toprule", head + r" \\", r"\midrule"]
+  for point in found:
+    cells = [LABELS.get(point.method, point.method), point.label.replace("_", r"\_")]
+    for name in names:
+      mean, low, high = point.interval(name, num_draws=config["num_draws"])
+      cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+    lines.append(" & ".join(cells) + r" \\")
+  return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def volumes(found: Sequence[frontier.Point], config: Mapping) -> dict[str, tuple]:
+  """By method (number of points, the hypervolume's interval) of quality and the first figure of diversity."""
+  names = (config["quality"], config["diversity"][0])
+  by_method = {}
+  for point in found:
+    by_method.setdefault(point.method, []).append(point)
+  settings = {"num_draws": config["num_draws"]}
+  return {
+    method: (len(of), frontier.hypervolume_interval(of, names, config["reference_point"], **settings))
+    for method, of in by_method.items()
+  }
+
+
+def matches(found: Sequence[frontier.Point], config: Mapping) -> list[frontier.Match]:
+  """The matched-quality comparisons that a config asks for, on its first figure of diversity."""
+  keys = ("quality", "baseline", "levels", "tolerance", "num_draws")
+  return frontier.matched(found, diversity=config["diversity"][0], **{key: config[key] for key in keys})
+
+
+def headline(found: Sequence[frontier.Point], config: Mapping) -> str:
+  """The first sentence: at how many levels of quality the last method is more diverse than the baseline."""
+  method, name = config["methods"][-1], FIGURES[config["diversity"][0]].lower()
+  of_method = [m for m in matches(found, config) if m.method == method and m.diversity is not None]
+  ours, theirs = LABELS.get(method, method), LABELS.get(config["baseline"], config["baseline"])
+  if not of_method:
+    return f"{ours} and {theirs} have no points of equal quality, so nothing can be compared."
+  higher = sum(m.diversity.different and m.diversity.difference.mean > 0 for m in of_method)
+  lower = sum(m.diversity.different and m.diversity.difference.mean < 0 for m in of_method)
+  return (
+    f"{ours} against {theirs} in {name}: higher at {higher} and lower at {lower} of {len(of_method)} matched levels"
+    " of quality (Holm-corrected, 5 %)."
+  )
+
+
+def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str:
+  """The page, in the report's style."""
+  config, escape = results["config"], page.escape
+  name = FIGURES[config["diversity"][0]]
+  volume_rows = [
+    [LABELS.get(m, m), str(count), f"{v.mean:.3f}", f"[{v.low:.3f}, {v.high:.3f}]"]
+    for m, (count, v) in sorted(volumes(found, config).items(), key=lambda item: -item[1][1].mean)
+  ]
+  match_rows = []
+  for m in matches(found, config):
+    if m.diversity is not None:
+      d, q = m.diversity.difference, m.quality
+      verdict = ("higher" if d.mean > 0 else "lower") if m.diversity.different else "no difference shown"
+      match_rows.append([
+        LABELS.get(m.method, m.method), f"{m.level:.2f}", f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
+        f"{m.diversity.adjusted_p_value:.3f}", verdict, f"{q.mean:+.3f} [{q.low:+.3f}, {q.high:+.3f}]",
+        m.point.label, m.baseline_point.label,
+      ])  # fmt: skip
+  point_rows = []
+  for point in found:
+    cells = [f"{LABELS.get(point.method, point.method)}: {point.label}"]
+    for key in (config["quality"], *config["diversity"], "kl", "length", "truncation"):
+      mean, low, high = point.interval(key, num_draws=config["num_draws"])
+      cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+    point_rows.append(cells)
+  baseline = LABELS.get(config["baseline"], config["baseline"])
+  reference = ", ".join(f"{value:g}" for value in config["reference_point"])
+  columns = [FIGURES.get(k, k) for k in (config["quality"], *config["diversity"], "kl", "length", "truncation")]
+  body = [
+    "<h1>Quality against diversity</h1>",
+    f'<div class="verdict"><p>{escape(headline(found, config))}</p></div>',
+    page.figure("frontier", png, "Quality against diversity of every method's operating points"),
+    "<h2>At matched quality</h2>",
+    f'<p class="soft">{escape(name)} less {escape(baseline)}\'s; each method\'s most diverse point within'
+    f" {config['tolerance']:g} of the level. Points are picked on the figures compared.</p>",
+    page.table(["Method", "Level", "Difference", "p (Holm)", "Verdict", "Quality left", "Point", "Baseline's"], match_rows),
+    "<h2>Hypervolume</h2>",
+    f'<p class="soft">Area above the reference point ({reference}) of reward and {escape(name.lower())}; more operating'
+    " points can only enlarge it.</p>",
+    page.table(["Method", "Points", "Hypervolume", "95 % interval"], volume_rows),
+    "<h2>Every operating point</h2>",
+    page.table(["Point", *columns], point_rows),
+    "<h2>How this was made</h2>",
+    f"<pre>{escape(results['command'])}\n{escape(json.dumps(results['made_now']))}\nseeds {config['seeds']}</pre>",
+    f"<details><summary>Config</summary><pre>{escape(json.dumps(config, indent=2))}</pre></details>",
+  ]
+  return page.document("Quality against diversity", "\n".join(body))
+
+
+def _name_methods(axis, best) -> None:
+  """Each method's name beside its point of highest quality, spread so that none hides another."""
+  low, high = axis.get_ylim()
+  taken = []
+  for method, places in sorted(best.items(), key=lambda item: -max(item[1])[0]):
+    y, x = max(places)
+    height = y
+    while any(abs(height - other) < 0.045 * (high - low) for other in taken):
+      height -= 0.012 * (high - low)
+    taken.append(height)
+    axis.annotate(LABELS.get(method, method), (x, y), xytext=(1.01, height), textcoords=("axes fraction", "data"),
+                  va="center", fontsize=9, fontweight="bold", color=_STYLES.get(method, ("#000000",))[0],
+                  annotation_clip=False,
+                  arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#999999"})  # fmt: skip
+
+
+def _whiskers(interval):
+  return [[max(0.0, interval.mean - interval.low)], [max(0.0, interval.high - interval.mean)]]

@@ -1,0 +1,241 @@
+"""Lexical diversity: figures of words and n-grams, of the texts given to them (one prompt's samples, or a corpus).
+
+All of them change with the number and the length of texts: compare equal numbers of samples and report length beside
+them. None of them sees meaning, and none sees quality: random words score best.
+"""
+
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qempo_jax.errors import InputError
+
+_WORD_PUNCT = re.compile(r"\w+|[^\w\s]+")
+
+
+def split(text: str) -> list[str]:
+  """Runs of letters, digits and underscores, and runs of other visible characters, as they are."""
+  return _WORD_PUNCT.findall(text)
+
+
+def words(text: str) -> list[str]:
+  """The same, lower-cased."""
+  return [token.lower() for token in split(text)]
+
+
+class Corpus(NamedTuple):
+  """Tokenised texts as numbers.
+
+  Attributes:
+    ids: [tokens] of all texts in turn; equal tokens have equal ids.
+    owners: [tokens] the text of each token.
+    lengths: [texts] tokens of each text.
+    num_types: different tokens, or more.
+  """
+
+  ids: np.ndarray
+  owners: np.ndarray
+  lengths: np.ndarray
+  num_types: int
+
+
+def encode(texts: Sequence[str], *, tokenize: Callable[[str], Sequence[str]] = words) -> Corpus:
+  """Tokenises texts once for all the figures below."""
+  vocabulary: dict[str, int] = {}
+  lists = [[vocabulary.setdefault(token, len(vocabulary)) for token in tokenize(text)] for text in texts]
+  lengths = np.array([len(ids) for ids in lists], np.int64)
+  ids = np.fromiter((number for ids in lists for number in ids), np.int64, int(lengths.sum()))
+  return Corpus(ids, np.repeat(np.arange(len(lists)), lengths), lengths, len(vocabulary))
+
+
+def subset(corpus: Corpus, chosen: np.ndarray) -> Corpus:
+  """The texts at positions `chosen`, in that order, without tokenising again; `num_types` stays an upper bound."""
+  chosen = np.asarray(chosen, np.int64)
+  starts = np.cumsum(corpus.lengths) - corpus.lengths
+  lengths = corpus.lengths[chosen]
+  owners = np.repeat(np.arange(len(chosen)), lengths)
+  place = np.arange(len(owners)) - (np.cumsum(lengths) - lengths)[owners]
+  return Corpus(corpus.ids[starts[chosen][owners] + place], owners, lengths, corpus.num_types)
+
+
+def ngrams(corpus: Corpus, n: int) -> tuple[np.ndarray, np.ndarray]:
+  """The n-grams inside texts, never across two: numbers equal where the n-grams are, and the text of each."""
+  if n < 1:
+    raise InputError(f"n-grams need n of at least 1, not {n}.")
+  ids, owners = corpus.ids, corpus.owners
+  for step in range(1, n):
+    inside = owners[step:] == corpus.owners[: len(owners) - step] if len(owners) > step else np.zeros(0, bool)
+    # `ids` has one entry a start position; a position is kept while its last token is in the same text.
+    joined = ids[: len(inside)] * max(1, corpus.num_types) + corpus.ids[step : step + len(inside)]
+    ids = np.unique(joined, return_inverse=True)[1] if joined.size else joined
+    if step == n - 1:
+      return ids[inside], corpus.owners[: len(inside)][inside]
+  return ids, owners
+
+
+def distinct_n(corpus: Corpus, *, n: int) -> float:
+  """Distinct-n: different n-grams over all n-grams, pooled over the texts.
+
+  Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models",
+  https://arxiv.org/abs/1510.03055. Range (0, 1], 1 where no n-gram occurs twice; falls as text grows. Does not measure
+  how evenly the n-grams occur. NaN without n-grams.
+  """
+  ids, _ = ngrams(corpus, n)
+  return len(np.unique(ids)) / len(ids) if len(ids) else float("nan")
+
+
+def expectation_adjusted_distinct(corpus: Corpus, *, n: int, vocabulary_size: int) -> float:
+  """EAD: different n-grams over how many a uniform draw of as many from the vocabulary would give.
+
+    EAD = N / (V (1 - ((V - 1) / V)^C)),   N different, C in all, V the vocabulary's size.
+
+  Liu et al., "Rethinking and Refining the Distinct Metric", https://arxiv.org/abs/2202.13587 (V is the tokenizer's
+  vocabulary there, for every n). Range from 0; about 1 for uniform draws, and above 1 where n-grams repeat less than
+  that. Removes most of the fall of distinct-n with length, not the dependence on V: state it. NaN without n-grams.
+  """
+  if vocabulary_size < 2:
+    raise InputError(f"vocabulary_size is {vocabulary_size}: EAD needs at least 2.")
+  ids, _ = ngrams(corpus, n)
+  if not len(ids):
+    return float("nan")
+  expected = -vocabulary_size * np.expm1(len(ids) * np.log1p(-1 / vocabulary_size))
+  return float(len(np.unique(ids)) / expected)
+
+
+def type_token_ratio(corpus: Corpus) -> float:
+  """TTR: different tokens over tokens, pooled; `distinct_n` with n = 1. Falls with length."""
+  return distinct_n(corpus, n=1)
+
+
+def root_type_token_ratio(corpus: Corpus) -> float:
+  """Root TTR: different tokens over the square root of tokens, pooled.
+
+  Guiraud, "Les caractères statistiques du vocabulaire", 1954. Range from 0 to the root of the number of tokens;
+  depends on length less than TTR, but still. NaN without tokens.
+  """
+  return len(np.unique(corpus.ids)) / np.sqrt(len(corpus.ids)) if len(corpus.ids) else float("nan")
+
+
+def moving_average_type_token_ratio(corpus: Corpus, *, window: int = 50) -> float:
+  """MATTR: the mean TTR of all windows of `window` consecutive tokens, within texts.
+
+  Covington & McFall, "Cutting the Gordian Knot: The Moving-Average Type-Token Ratio", 2010. Range (0, 1], free of
+  length; a text shorter than the window counts as one window. Sees repetition within a text, not between texts. NaN
+  without tokens.
+  """
+  if window < 1:
+    raise InputError(f"The window of MATTR is {window}: it needs at least 1 token.")
+  if not len(corpus.ids):
+    return float("nan")
+  starts = np.cumsum(corpus.lengths) - corpus.lengths
+  size = np.minimum(window, corpus.lengths)[corpus.owners]
+  first, last = starts[corpus.owners], (starts + corpus.lengths)[corpus.owners] - size  # where windows may start
+  position = np.arange(len(corpus.ids))
+  order = np.argsort(corpus.owners * max(1, corpus.num_types) + corpus.ids, kind="stable")
+  same = (corpus.ids[order][1:] == corpus.ids[order][:-1]) & (corpus.owners[order][1:] == corpus.owners[order][:-1])
+  previous = np.full(len(order), -1)
+  previous[order[1:][same]] = order[:-1][same]
+  # A token is the first of its kind in the windows that hold it and start behind its previous occurrence; they are
+  # counted by where such runs of starts begin and end.
+  low = np.maximum(np.maximum(previous + 1, position - size + 1), first)
+  high = np.minimum(position, last)
+  valid = low <= high
+  changes = np.bincount(low[valid], minlength=len(order) + 1) - np.bincount(high[valid] + 1, minlength=len(order) + 1)
+  types = np.cumsum(changes)[:-1]
+  is_start = position <= last
+  return float(np.mean(types[is_start] / size[is_start]))
+
+
+def repeated_shares(corpus: Corpus, *, n: int = 4) -> np.ndarray:
+  """[texts] the share of each text's n-grams that occurred earlier in it (seq-rep-n).
+
+  Welleck et al., "Neural Text Generation with Unlikelihood Training", https://arxiv.org/abs/1908.04319. Range [0, 1);
+  0 for a text shorter than n tokens. Repetition in other words escapes it.
+  """
+  count = len(corpus.lengths)
+  ids, owners = ngrams(corpus, n)
+  different = np.bincount(np.unique(ids * count + owners) % max(1, count), minlength=count)
+  total = np.bincount(owners, minlength=count)
+  return np.where(total > 0, 1 - different / np.maximum(1, total), 0.0)
+
+
+def compression_ratio(texts: Sequence[str]) -> float:
+  """Bytes of the texts over bytes of one gzip stream of them, joined by spaces.
+
+  Shaib et al., "Standardizing the Measurement of Text Diversity", https://arxiv.org/abs/2403.00553. Range from about
+  0.1 (gzip's header outweighs a very short text) upward; higher means more repetition, within and between texts, of
+  strings at most 32 kB apart. Grows with length and number of texts. NaN without text.
+  """
+  raw = " ".join(texts).encode()
+  if not raw:
+    return float("nan")
+  packer = zlib.compressobj(9, zlib.DEFLATED, 31)  # 31: gzip's header and the largest window
+  return len(raw) / len(packer.compress(raw) + packer.flush())
+
+
+def self_bleu(corpus: Corpus, *, max_order: int = 4) -> float:
+  """Self-BLEU: the mean over texts of BLEU with all the other texts as references; see `self_bleu_scores`."""
+  return float(np.mean(self_bleu_scores(corpus, max_order=max_order)))
+
+
+def self_bleu_scores(corpus: Corpus, *, max_order: int = 4) -> np.ndarray:
+  """BLEU of every text against all the other texts.
+
+    BLEU = BP * exp(mean over n of log p_n),   BP = exp(min(0, 1 - r / c)),
+
+  with p_n the share of n-grams found in another text, each counted at most as often as in the text that has it most,
+  r the other length nearest to the text's own c (the shorter of two), and a count of 0.1 where no n-gram of that order
+  is found (method 1 of Chen & Cherry, 2014); 0 where no token is found at all. Zhu et al., "Texygen",
+  https://arxiv.org/abs/1802.01886. Range [0, 1], 1 for equal texts, so higher means less diverse. Grows with the
+  number of texts; blind to paraphrase. Linear in the number of tokens.
+
+  Returns:
+    [texts] scores; NaN for fewer than two texts.
+  """
+  count = len(corpus.lengths)
+  if count < 2:
+    return np.full(count, np.nan)
+  logs = np.zeros(count)
+  for n in range(1, max_order + 1):
+    matched = _matches(corpus, n, count)
+    total = np.maximum(1, corpus.lengths - n + 1)
+    logs += np.log(np.where(matched > 0, matched, 0.1) / total)
+    if n == 1:
+      found = matched > 0
+  nearest = _nearest_other(corpus.lengths)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    penalty = np.where(corpus.lengths > nearest, 0.0, 1 - nearest / corpus.lengths)
+    return np.where(found, np.exp(penalty + logs / max_order), 0.0)
+
+
+def _matches(corpus, n, count):
+  """[texts] n-grams of each text that others have, clipped at the highest count in any one of them."""
+  ids, owners = ngrams(corpus, n)
+  if not len(ids):
+    return np.zeros(count)
+  cells, times = np.unique(ids * count + owners, return_counts=True)
+  gram, text = cells // count, cells % count
+  order = np.lexsort((-times, gram))  # by n-gram, then most frequent first
+  gram, text, times = gram[order], text[order], times[order]
+  first = np.flatnonzero(np.r_[True, gram[1:] != gram[:-1]])
+  group = np.cumsum(np.r_[True, gram[1:] != gram[:-1]]) - 1
+  second = np.minimum(first + 1, len(gram) - 1)
+  runner_up = np.where((second > first) & (gram[second] == gram[first]), times[second], 0)
+  is_first = np.arange(len(gram)) == first[group]
+  others = np.where(is_first, runner_up[group], times[first][group])
+  return np.bincount(text, np.minimum(times, others), count)
+
+
+def _nearest_other(lengths):
+  """[texts] the length among the other texts nearest to each one's own, the shorter of two equally near."""
+  order = np.argsort(lengths, kind="stable")
+  ordered = lengths[order].astype(float)
+  before = np.r_[-np.inf, ordered[:-1]]
+  after = np.r_[ordered[1:], np.inf]
+  nearest = np.where(ordered - before <= after - ordered, before, after)
+  result = np.empty(len(lengths))
+  result[order] = nearest
+  return result

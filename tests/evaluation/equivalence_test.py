@@ -1,0 +1,78 @@
+"""Equivalences, and distinct_k against enumeration and SciPy's hypergeometric distribution (golden)."""
+
+import itertools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from qempo_jax.errors import InputError
+from qempo_jax.evaluation import equivalence, functional
+
+GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_exact_and_normalised():
+  outputs = ["The Café.", "cafe\u0301", " a café!", "Cafe", "the", "The.", "!", "?", "A"]
+  assert equivalence.exact(outputs).tolist() == list(range(9))
+  assert equivalence.normalised(outputs).tolist() == [0, 0, 0, 1, 2, 2, 3, 4, 5]
+
+
+def test_ngram_overlap_by_hand():
+  outputs = ["a b c d", "a b c e", "x y z w", "a", "a", ""]
+  # {ab, bc, cd} and {ab, bc, ce} share 2 of 4.
+  assert equivalence.ngram_overlap(threshold=0.5)(outputs).tolist() == [0, 0, 1, 2, 2, 3]
+  assert equivalence.ngram_overlap(threshold=0.51)(outputs).tolist() == [0, 1, 2, 3, 3, 4]
+
+
+def test_embedding_threshold_joins_the_first_class_alike():
+  angles = {"a": 0, "b": 40, "c": 80, "d": 81}
+
+  def embed(texts):
+    return np.array([[np.cos(np.radians(angles[t])), np.sin(np.radians(angles[t]))] for t in texts])
+
+  same = equivalence.embedding_threshold(embed, threshold=np.cos(np.radians(45)))
+  assert same(["a", "b", "c", "d"]).tolist() == [0, 0, 1, 1]
+  assert same(["b", "a", "c", "d"]).tolist() == [0, 0, 0, 0]
+  assert same([]).shape == (0,)
+
+
+def test_classifier_is_asked_once_a_pair():
+  asked = []
+
+  def same(first, second):
+    asked.append((first, second))
+    return first[0] == second[0]
+
+  labels = equivalence.classifier(same)(["ax", "bx", "ay", "ay", "ax", "by"])
+  assert labels.tolist() == [0, 1, 0, 0, 0, 1]
+  assert len(asked) == len(set(asked)) == 4
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 6])
+def test_distinct_k_is_the_mean_over_all_draws(k):
+  outputs = ["a", "a", "b", None, "a", "c"]
+  draws = [len({outputs[i] for i in chosen} - {None}) for chosen in itertools.combinations(range(6), k)]
+  assert functional.distinct_k(outputs, k=k, equivalence=equivalence.exact) == pytest.approx(np.mean(draws), abs=1e-12)
+
+
+def test_rarefaction_is_that_of_the_hypergeometric_distribution():
+  case = GOLDEN["others"]["rarefied"]
+  found = functional.rarefied_types(np.array(case["counts"]), total=case["total"], size=case["size"])
+  assert found == pytest.approx(case["types"], rel=1e-12)
+
+
+def test_nothing_acceptable_counts_nothing():
+  assert functional.distinct_k([None, None], k=2, equivalence=equivalence.exact) == 0
+
+
+def test_impossible_counts_are_refused():
+  for call in (
+    lambda: functional.distinct_k(["a"], k=2, equivalence=equivalence.exact),
+    lambda: functional.distinct_k(["a", "b"], k=1, equivalence=lambda outputs: np.zeros(1)),
+    lambda: functional.rarefied_types(np.array([2]), total=2, size=3),
+    lambda: equivalence.ngram_overlap(threshold=0),
+  ):
+    with pytest.raises(InputError):
+      call()
