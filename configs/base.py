@@ -157,6 +157,9 @@ def get_config() -> ConfigDict:
   config.checkpoint.asynchronous = True  # write while training goes on
   config.checkpoint.folder = ""  # "" for `checkpoints` in the workdir; gs://BUCKET/FOLDER is left to Orbax
 
+  config.logging = ConfigDict()  # besides metrics.jsonl and TensorBoard's events, which are always written
+  config.logging.wandb = ""  # a project of Weights & Biases to log to as well; "" for none
+
   config.faults = ConfigDict()
   config.faults.max_skipped_in_row = 10  # updates whose loss or gradient is not finite are skipped; more in a row stop the run
   config.faults.grace_seconds = 25.0  # after SIGTERM, for the step in progress and its checkpoint; 0 for no limit

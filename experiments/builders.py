@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from qempo_jax import dual_controllers
 from qempo_jax import duals
+from qempo_jax import group_transforms
 from qempo_jax import optimizers
 from qempo_jax import sharding
 from qempo_jax import train_state
@@ -110,6 +111,7 @@ def objective(config: ConfigDict) -> train_step.OnlineObjective:
   o = config.objective
   _one_of("objective.entropy_gradient", o.entropy_gradient, ("score_function", "rao_blackwell"))
   _one_of("objective.baseline", o.baseline, ("leave_one_out", "group_mean"))
+  _one_of("objective.transform", o.transform, group_transforms.TRANSFORMS)
   return train_step.OnlineObjective(
       entropy_weight=o.entropy_weight,
       min_reward=None if o.min_reward is None else o.min_reward + o.margin,
@@ -121,6 +123,8 @@ def objective(config: ConfigDict) -> train_step.OnlineObjective:
       min_std=o.min_std,
       averaging=o.averaging,
       reward_floors=reward_floors(config),
+      transform=group_transforms.Transform(o.transform, o.transform_strength, o.good_reward),
+      token_entropy_weight=o.token_entropy_weight or None,
   )
 
 
@@ -177,15 +181,22 @@ def lora_config(config: ConfigDict) -> lora.LoraConfig | None:
   return lora.LoraConfig(rank, config.lora.alpha, config.lora.targets) if rank else None
 
 
-def micro_batches(config: ConfigDict, rows: int) -> int:
+def micro_batches(config: ConfigDict, rows: int, mesh: jax.sharding.Mesh | None = None) -> int:
   """Into how many parts a batch of so many rows is split.
 
   Raises:
-    InputError: that many parts do not divide the rows.
+    InputError: that many parts do not divide the rows, or the mesh does not divide the rows of a part.
   """
   parts = config.compute.micro_batches
   if parts < 1 or rows % parts:
     raise InputError(f"compute.micro_batches={parts} does not divide the {rows} rows of a batch; choose a divisor")
+  shards = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+  if rows // parts % shards:
+    raise InputError(
+        f"{rows} rows a step in compute.micro_batches={parts} parts leave {rows // parts} for data x fsdp = {shards}"
+        f" devices of compute.mesh, each of which would compute them all: make data.prompts_per_step (or"
+        f" offline.pairs_per_step) a multiple of {parts * shards}, or start with fewer devices visible"
+    )
   return parts
 
 

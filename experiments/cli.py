@@ -1,13 +1,14 @@
 """The command line every program here shares: --config, --workdir, --dry_run and --config.KEY=VALUE."""
 
 import argparse
+from collections.abc import Callable
+from collections.abc import Sequence
 import difflib
 import importlib.util
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ml_collections.config_dict import ConfigDict
@@ -44,6 +45,8 @@ def run(
     if "compute" in config and config.compute.distributed:
       distributed.start()
     main(config, workdir, arguments.dry_run)
+    if arguments.dry_run and distributed.is_writer():
+      print(overrides.resolved(config))
   except InputError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
@@ -104,15 +107,16 @@ def load_config(path: pathlib.Path) -> ConfigDict:
   return config
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
   """Raises InputError where argparse would print its usage and exit."""
 
   def error(self, message: str) -> NoReturn:
+    """Raises the message as InputError."""
     raise InputError(f"{message}; --help shows an example.")
 
 
 def _parser(description: str, example: str, needs_workdir: bool) -> argparse.ArgumentParser:
-  parser = _Parser(
+  parser = Parser(
     description=description,
     epilog=f"example:\n  {example}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -126,7 +130,7 @@ def _parser(description: str, example: str, needs_workdir: bool) -> argparse.Arg
     required = needs_workdir or flag != "--workdir"
     parser.add_argument(flag, type=_path, required=required, metavar=metavar, help=text)
   parser.add_argument(
-    "--dry_run", action="store_true", help="check the inputs, then stop before the work"
+    "--dry_run", action="store_true", help="build everything, print shapes, memory and config, then stop"
   )
   parser.add_argument_group(
     "overrides", "--config.KEY=VALUE sets one key; dots lead into groups: a.b=1"

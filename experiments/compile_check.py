@@ -23,7 +23,11 @@ from experiments import chips
 from experiments import cli
 from experiments import compile_programs
 from experiments import compile_report
+from experiments import dry_run as dry_runs
+from experiments import overrides
 from qempo_jax.errors import InputError
+
+EXAMPLE = "python -m experiments.compile_check --config=configs/paper/online_math.py:qwen2.5-7b,qempo_kl --topology=v5p:2x2x4"
 
 
 def check(config, topology: str) -> list[compile_report.ProgramReport]:
@@ -80,13 +84,26 @@ def _shortage(message: str) -> str:
 
 def main(argv=None) -> int:
   """Prints the reports; 0 if everything fits, 1 if not, 2 for a mistake in the arguments."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  parser.add_argument("--config", type=pathlib.Path, required=True, help="config file, FILE.py or FILE.py:ARGUMENT")
-  parser.add_argument("--topology", required=True, help="such as v5e:4x4, v5p:2x2x4 or v6e:4x4")
-  parser.add_argument("--json", type=pathlib.Path, help="also write the reports there")
-  arguments, extra = parser.parse_known_args(argv)
+  parser = cli.Parser(
+      description="Compiles a config's programs for a TPU slice on a machine without one, and says what they take.",
+      epilog=f"example:\n  {EXAMPLE}",
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      usage="%(prog)s --config=FILE --topology=TPU [--json=FILE] [--dry_run] [--config.KEY=VALUE ...]",
+      allow_abbrev=False,
+  )
+  say = parser.add_argument
+  say("--config", type=pathlib.Path, required=True, metavar="FILE", help="config file, FILE.py or FILE.py:ARGUMENT")
+  say("--topology", required=True, metavar="TPU", help="such as v5e:4x4, v5p:2x2x4 or v6e:4x4")
+  say("--json", type=pathlib.Path, metavar="FILE", help="also write the reports there")
+  say("--dry_run", action="store_true", help="build everything, print shapes, memory and config, then stop")
   try:
-    reports = check(cli.complete_config(arguments.config, extra), arguments.topology)
+    arguments, extra = parser.parse_known_args(argv)
+    config = cli.complete_config(arguments.config, extra)
+    if arguments.dry_run:
+      print(dry_runs.describe_programs(config, devices(arguments.topology)))
+      print(overrides.resolved(config))
+      return 0
+    reports = check(config, arguments.topology)
   except InputError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2

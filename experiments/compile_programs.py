@@ -66,7 +66,12 @@ def programs(config, devices) -> list[Program]:
   )
   create = lambda: transformer.init(jax.random.key(0), model, dtype=jnp.dtype(config.model.dtype))
   params = _placed(jax.eval_shape(create), mesh, sharding.PARAM_RULES)
-  policy = builders.Policy(model, params, None, (0,), mesh)
+  return of_policy(config, builders.Policy(model, params, None, (0,), mesh))
+
+
+def of_policy(config, policy: builders.Policy) -> list[Program]:
+  """The same for a policy whose parameters are placed on its mesh, or are shapes with shardings."""
+  mesh, params = policy.mesh, policy.params
   optimizers = builders.optimizer_pair(config)
   state = jax.eval_shape(lambda p: builders.initial_state(config, p, optimizers), params)
   shardings = sharding.tree_shardings(state, mesh)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from experiments import builders
 from experiments import cli
+from experiments import dry_run as dry_runs
 from experiments import workdir as workdirs
 from experiments.display import Display
 from experiments.loops import evaluation
@@ -27,6 +28,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   policy = builders.policy(shared)
   print(feasibility.check(shared, policy))
   if dry_run:
+    for method in config.methods:
+      print(f"{method}:\n{dry_runs.describe(config[method], policy)}")
     return
   (workdir / "samples").mkdir(exist_ok=True)
   evaluate = evaluation.Evaluator(shared, policy, evaluation_rows(shared), builders.reward(shared))

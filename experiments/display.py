@@ -1,7 +1,7 @@
 """What a run shows while it trains: a live panel in a terminal, one plain line a step anywhere else."""
 
-import time
 from collections.abc import Mapping
+import time
 from typing import Self
 
 from rich.console import Console

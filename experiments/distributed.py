@@ -1,10 +1,13 @@
 """Joining the processes of a run over many machines: first of all, and at most once."""
 
 import os
+from typing import Any
 
 import jax
 
 from qempo_jax.errors import InputError
+
+LOST_AFTER = 30  # seconds without a sign of life, after which the other processes of a run end too
 
 
 def start() -> None:
@@ -18,13 +21,13 @@ def start() -> None:
   """
   if jax.distributed.is_initialized():
     return
-  options = {}
+  options: dict[str, Any] = {"heartbeat_timeout_seconds": LOST_AFTER}
   if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
     try:
       count, own = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
     except (KeyError, ValueError) as error:
       raise InputError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too") from error
-    options = {"coordinator_address": address, "num_processes": count, "process_id": own}
+    options |= {"coordinator_address": address, "num_processes": count, "process_id": own}
   try:
     jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as error:

@@ -3,10 +3,12 @@
 import json
 import pathlib
 
+import jax
 from ml_collections import ConfigDict
 
 from experiments import builders
 from experiments import cli
+from experiments import dry_run as dry_runs
 from experiments import workdir as workdirs
 from experiments.loops import runs
 from qempo_jax.errors import InputError
@@ -27,7 +29,10 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     raise InputError(f"config.export.max_shard_gb={settings.max_shard_gb} must be positive")
   export.check_target(target)
   if dry_run:
-    print(f"The model would be exported to {target}")
+    policy = builders.policy(config)
+    size = sum(leaf.size for leaf in jax.tree.leaves(policy.params)) * jax.numpy.dtype(settings.dtype).itemsize
+    print(dry_runs.model_line(policy))
+    print(f"The model would be exported to {target}: {size / dry_runs.GIB:.2f} GiB of {settings.dtype}")
     return
   workdir = workdirs.open_workdir(workdir, _of_the_run(config, workdir), lock=False)
   policy = builders.policy(config)

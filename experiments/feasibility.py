@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments import builders
 from experiments import cli
+from experiments import dry_run as dry_runs
 from experiments import workdir as workdirs
 from experiments.loops import feasibility
 from experiments.loops import feasibility_tables
@@ -33,6 +34,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   prompts = min(MAX_PROMPTS, len(builders.training_rows(config)))
   if dry_run:
     print(f"Would draw {rounds * group_size} samples of each of {prompts} prompts from the reference policy.")
+    print(dry_runs.describe_sampling(config, builders.policy(config)))
     return
   policy = builders.policy(config)
   if None not in (aim, config.reward.max) and aim > config.reward.max:

@@ -176,6 +176,8 @@ def _traffic(instruction, shapes, computations):
     return 2 * size(operands[1]) if len(operands) > 1 else 0
   if operation == "fusion":
     called = _CALLS.search(instruction.rest)
+    if called and called[1].startswith("async_collective"):
+      return _overlapped_traffic(instruction, operands)
     return _fusion_traffic(instruction, operands, computations.get(called[1], ()) if called else ())
   return size(instruction.shape) + sum(size(shape) for shape in operands)
 
@@ -197,6 +199,16 @@ def _fusion_traffic(instruction, operands, body):
     else:
       total += size(shape)
   return total + max(size(instruction.shape) - updated, 0)
+
+
+def _overlapped_traffic(instruction, operands):
+  """Of work done while a collective is on its way: the collective's buffers only pass through, and count with it."""
+  aliases = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", instruction.rest)
+  passing = re.findall(r"\{(\d+)\}: \((\d+),", aliases[1]) if aliases else []
+  results = [match[0] for match in _SHAPE.finditer(instruction.shape)]
+  kept = [shape for place, shape in enumerate(results) if str(place) not in {result for result, _ in passing}]
+  kept += [shape for place, shape in enumerate(operands) if str(place) not in {operand for _, operand in passing}]
+  return sum(map(size, kept))
 
 
 def _bare(shape):

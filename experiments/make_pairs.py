@@ -14,6 +14,7 @@ import jax
 
 from experiments import builders
 from experiments import cli
+from experiments import dry_run as dry_runs
 from experiments import workdir as workdirs
 from experiments.loops import sampling
 from qempo_jax.data import pair_selection
@@ -29,6 +30,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   sample, reward = sampling.GroupSampler(policy, config, builders.training_rows(config)), builders.reward(config)
   print(f"{len(sample.rows)} prompts ({sample.dropped} too long), {config.sampling.group_size} samples each")
   if dry_run:
+    print(dry_runs.describe_sampling(config, policy))
     return
   workdir = workdirs.open_workdir(workdir, config)
   found, without, size = [], 0, config.data.prompts_per_step

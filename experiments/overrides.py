@@ -73,6 +73,17 @@ def leaf_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
       yield f"{prefix}{name}"
 
 
+def resolved(config: ConfigDict) -> str:
+  """Every key with its value, as it would be written on the command line."""
+  lines = []
+  for key in leaf_keys(config):
+    value = config
+    for part in key.split("."):
+      value = value[part]
+    lines.append(f"  {key}={value}")
+  return "\n".join(["Config:", *lines])
+
+
 def nearest(word: str, valid: list[str]) -> str | None:
   """Returns the valid word most like `word`, judged whole or by its last dotted part, if any is close."""
   if whole := difflib.get_close_matches(word, valid, n=1, cutoff=0.7):

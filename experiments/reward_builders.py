@@ -16,7 +16,6 @@ from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data.tokenization import stop_token_ids
 from qempo_jax.errors import InputError
-from qempo_jax.models import reward_head
 from qempo_jax.rewards import reward_model
 
 PARTS = ("train", "validation", "heldout")

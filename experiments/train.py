@@ -4,25 +4,31 @@ import pathlib
 
 from experiments import builders
 from experiments import cli
+from experiments import distributed
+from experiments import dry_run as dry_runs
 from experiments import offline_builders
 from experiments import workdir as workdirs
 from experiments.display import Display
 from experiments.loops import feasibility
 from experiments.loops import offline
 from experiments.loops import online
+from experiments.loops import wandb_log
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Trains on pairs where config.offline.loss names a loss, else online; writes metrics.jsonl and the last state."""
   on_pairs = config.offline.loss is not None
-  workdirs.check_workdir(workdir, config)  # a mistake is said before the model is loaded
+  lock = distributed.is_writer()  # one lock a run, which may be many processes
+  workdirs.check_workdir(workdir, config, lock=lock)  # a mistake is said before the model is loaded
+  wandb_log.check(config)
   if on_pairs:
     offline_builders.objective(config)
   policy = builders.policy(config)
   print((offline if on_pairs else feasibility).check(config, policy))
   if dry_run:
+    print(dry_runs.describe(config, policy))
     return
-  workdir = workdirs.open_workdir(workdir, config)
+  workdir = workdirs.open_workdir(workdir, config, lock=lock)
   with Display(config.steps, title=config.objective.method) as display:
     (offline if on_pairs else online).train(config, workdir, policy, display)
   print(f"Trained {config.steps} steps; metrics and checkpoints are in {workdir}")

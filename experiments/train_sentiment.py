@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 
+from experiments import cli
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import intervals
 from qempo_jax.rewards import sentiment
@@ -81,17 +82,39 @@ def _rows(path: pathlib.Path) -> list[dict]:
 
 
 def _arguments(argv):
-  parser = argparse.ArgumentParser(description="Trains the sentiment reward's classifier.")
+  parser = cli.Parser(
+    description="Trains the sentiment reward's classifier.",
+    epilog="example:\n  python -m experiments.train_sentiment --data=data",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
   parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="the data folder")
   parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the classifier; default: in the user's cache")
+  parser.add_argument("--dry_run", action="store_true", help="read the data, print what would be trained, then stop")
   return parser.parse_args(argv)
+
+
+def describe(data: pathlib.Path, out: pathlib.Path) -> str:
+  """What --dry_run prints: rows, memory and settings."""
+  train, heldout = _split(_rows(data / SENTENCES), _rows(data / REVIEWS))
+  features = sentiment.featurize([row["text"] for row in train], NUM_FEATURES)
+  size = sum(part.nbytes for part in (features.indices, features.values, features.rows)) / 2**20
+  counts = ", ".join(f"{len(rows)} {name}" for name, rows in heldout.items())
+  settings = "\n".join(f"  {name}={value}" for name, value in SETTINGS.items())
+  return (
+    f"{len(train)} training texts, held out {counts}; {len(features.indices):,} features that are not zero of"
+    f" [{len(train)}, {NUM_FEATURES}], {size:.0f} MiB\nThe classifier would be {out}\nSettings:\n{settings}"
+  )
 
 
 def run(argv=None) -> None:
   """The command line; a user's mistake ends in one line and exit code 2."""
-  arguments = _arguments(argv)
-  out = arguments.out or sentiment.default_path()
   try:
+    arguments = _arguments(argv)
+    out = arguments.out or sentiment.default_path()
+    if arguments.dry_run:
+      print(describe(arguments.data, out))
+      return
     figures = main(arguments.data, out)
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)

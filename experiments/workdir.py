@@ -15,7 +15,7 @@ from ml_collections.config_dict import ConfigDict
 from qempo_jax.errors import InputError
 
 # What a resumed run may have otherwise: where it runs and how often it saves, none of which says what it computes.
-MAY_CHANGE = ("checkpoint.", "compute.distributed", "compute.mesh", "faults.")
+MAY_CHANGE = ("checkpoint.", "compute.distributed", "compute.mesh", "faults.", "logging.")
 LOCK = ".lock"
 
 _ABSENT = "absent"
@@ -23,7 +23,7 @@ _MAX_LISTED = 3
 _held: dict[pathlib.Path, int] = {}  # File descriptors of this process's locks; closing one gives its lock back.
 
 
-def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict) -> None:
+def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: bool = True) -> None:
   """Raises what `open_workdir` would raise, and changes nothing: to be called before anything slow."""
   folder = _folder(workdir)
   existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -31,7 +31,7 @@ def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict) -> None:
     raise InputError(f"Can't write the workdir {folder} ({existing} is in the way): choose another --workdir.")
   if (folder / "config.json").exists():
     check_same(folder, json.loads(config.to_json_best_effort()))
-  if (folder / LOCK).exists() and folder.resolve() not in _held:
+  if lock and (folder / LOCK).exists() and folder.resolve() not in _held:
     with open(folder / LOCK, "rb") as file:
       _flock(file.fileno(), folder)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from qempo_jax import sharding
 from qempo_jax.errors import InputError
 
 
@@ -31,17 +32,22 @@ def value_and_grad(loss_fn: Callable, params, batch, *, micro_batches: int):
   Raises:
     InputError: the parts do not divide the rows.
   """
-  compute = jax.value_and_grad(loss_fn, has_aux=True)
+  def compute(params, batch):
+    found, gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+    return found, sharding.constrain_params(gradient)
+
   if micro_batches == 1:
     return compute(params, batch)
 
   def one(total, part):
     (loss, aux), gradient = compute(params, part)
-    return jax.tree.map(jnp.add, total, (loss, gradient)), aux
+    loss, gradient = jax.tree.map(jnp.add, total, (loss, gradient))
+    return (loss, sharding.constrain_params(gradient)), aux
 
   parts = split(batch, micro_batches)
   (loss, _), gradient = jax.eval_shape(compute, params, jax.tree.map(lambda leaf: leaf[0], parts))
-  (loss, gradient), aux = jax.lax.scan(one, jax.tree.map(_zeros, (loss, gradient)), parts)
+  loss, gradient = jax.tree.map(_zeros, (loss, gradient))
+  (loss, gradient), aux = jax.lax.scan(one, (loss, sharding.constrain_params(gradient)), parts)
   return (loss, join(aux)), gradient
 
 

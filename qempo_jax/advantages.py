@@ -6,10 +6,12 @@ for every inner epoch, since a stored one turns the entropy into a cross-entropy
 
 import chex
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
-from qempo_jax.masking import at_least_float32, masked, masked_mean
+from qempo_jax.masking import at_least_float32
+from qempo_jax.masking import masked
+from qempo_jax.masking import masked_mean
 
 _sg = jax.lax.stop_gradient
 

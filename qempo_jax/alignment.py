@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
-from qempo_jax.dual_newton import entropy, expectation
+from qempo_jax.dual_newton import entropy
+from qempo_jax.dual_newton import expectation
 
 
 class AlignmentDecomposition(NamedTuple):

@@ -1,12 +1,13 @@
 """Saving and restoring a run: the whole train state and what the host remembers, together or not at all.
 
 A checkpoint is a folder STEP with the items `params` (the policy, or adapters), `rest` (optimizer, multipliers and
-their controller, averages, rng), `host` (JSON) and, where measured, `metrics`. It appears under its name only once all
-of it is written. The host's item also lists every leaf's shape and a sum over the bits of all leaves, so that what was
-damaged on the way is noticed whatever the storage checks itself, and what was resharded is known to be the same.
+their controller, averages, rng) and `host` (JSON). It appears under its name only once all of it is written. The host's
+item also lists every leaf's shape and a sum over the bits of all leaves, so that what was damaged on the way is noticed
+whatever the storage checks itself, and what was resharded is known to be the same.
 """
 
 from collections.abc import Callable
+import json
 import os
 from typing import Any
 import warnings
@@ -14,7 +15,6 @@ import warnings
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from qempo_jax.errors import InputError
 from qempo_jax.train_state import TrainState
@@ -50,12 +50,10 @@ class Checkpoints:
     Raises:
       InputError: the folder cannot be made or read.
     """
-    self._note, self._read_only = note, read_only
-    self._best = preservation_policy.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
+    self._note, self._read_only, self._keep = note, read_only, max(keep, 1)
+    self._qualities: dict[int, dict[str, float] | None] = {}
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.AnyPreservationPolicy(
-            [preservation_policy.LatestN(max(keep, 1)), self._best]
-        ),
+        preservation_policy=self,
         enable_async_checkpointing=asynchronous,
         cleanup_tmp_directories=not read_only,
         create=not read_only,
@@ -85,14 +83,17 @@ class Checkpoints:
       InputError: this checkpoint, or the one before, could not be written; earlier ones stand.
     """
     params, rest = _split(state)
-    about = {"format": FORMAT, "leaves": _shapes(state), "bits": {"params": _bits(params), "rest": _bits(rest)}}
+    shapes = _shapes(params, "params") | _shapes(rest, "rest")
+    about = {"format": FORMAT, "leaves": shapes, "quality": quality}
+    about["bits"] = {"params": _bits(params), "rest": _bits(rest)}
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(params),
         rest=ocp.args.StandardSave(rest),
         host=ocp.args.JsonSave({"about": about, "host": host}),
     )
     step = int(state.step)
-    self._written(lambda: self._manager.save(step, args=items, metrics=quality), step)
+    self._qualities[step] = quality
+    self._written(lambda: self._manager.save(step, args=items), step)
 
   def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest checkpoint that is whole, in the shapes and shardings of `state`, or None where there is none.
@@ -103,7 +104,8 @@ class Checkpoints:
       InputError: checkpoints are there but none is whole, or one belongs to another model, optimizer or format.
     """
     params, rest = map(_abstract, _split(state))
-    found = self._newest(_shapes(state), params=params, rest=rest)
+    shapes = _shapes(params, "params") | _shapes(rest, "rest")
+    found = self._newest(shapes, params=params, rest=rest)
     if found is None:
       return None
     _, items, host = found
@@ -129,9 +131,14 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """The step of the best checkpoint; None where nothing was measured."""
-    qualities = {step: self._manager.metrics(step) for step in self.steps()}
-    measured = [step for step, quality in qualities.items() if quality]
-    return max(measured, key=lambda step: (rank(qualities[step]), step), default=None)
+    return self._best_of(self.steps())
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Which checkpoints stay; Orbax asks at every save, oldest first."""
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept = {*sorted(steps)[-self._keep :], self._best_of(steps)}
+    return [step in kept for step in steps]
 
   def wait(self) -> None:
     """Returns once everything is on disk; raises InputError where something could not be written."""
@@ -143,6 +150,16 @@ class Checkpoints:
       self.wait()
     finally:
       self._manager.close()
+
+  def _best_of(self, steps) -> int | None:
+    for step in steps:
+      if step not in self._qualities:
+        try:
+          self._qualities[step] = self._read_host(step)["about"]["quality"]
+        except Exception:  # damaged, so the best of nothing; `restore` says so
+          self._qualities[step] = None
+    measured = [step for step in steps if self._qualities[step]]
+    return max(measured, key=lambda step: (rank(self._qualities[step]), step), default=None)
 
   def _written(self, write: Callable, step: int | None = None):
     try:
@@ -177,7 +194,7 @@ class Checkpoints:
     return None
 
   def _host(self, step: int):
-    found = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))["host"]
+    found = self._read_host(step)
     if not isinstance(found, dict) or "about" not in found or found["about"].get("format") != FORMAT:
       what = "one with the items `state` and `host`, format 1"
       if isinstance(found, dict) and "about" in found:
@@ -187,6 +204,9 @@ class Checkpoints:
           " the version that began it, or use another workdir"
       )
     return found["about"], found["host"]
+
+  def _read_host(self, step: int):
+    return json.loads(_path(f"{self.folder}/{step}/host/metadata").read_text())
 
   def _check(self, step: int, about: dict[str, Any], shapes: dict[str, Any]) -> None:
     there = {name: leaf for name, leaf in about["leaves"].items() if _item(name) in set(map(_item, shapes))}
@@ -245,11 +265,8 @@ def _abstract(tree):
   return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def _shapes(tree, start: str = "") -> dict[str, Any]:
+def _shapes(tree, start: str) -> dict[str, str]:
   """Type and shape of every leaf by its path."""
-  if isinstance(tree, TrainState):
-    params, rest = _split(tree)
-    return _shapes(params, "params") | _shapes(rest, "rest")
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {start + jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 

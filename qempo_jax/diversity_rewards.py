@@ -5,15 +5,17 @@ scored): they count in no argmax, mean or set, and get zero. The fixed token-ent
 baseline, is `losses.token_entropy_bonus_loss`.
 """
 
-import functools
 from collections.abc import Callable
+import functools
 
 import chex
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
-from qempo_jax.masking import at_least_float32, masked, masked_mean
+from qempo_jax.masking import at_least_float32
+from qempo_jax.masking import masked
+from qempo_jax.masking import masked_mean
 
 _sg = jax.lax.stop_gradient
 

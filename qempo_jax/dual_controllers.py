@@ -3,15 +3,18 @@
 That gradient is minus the violation of each constraint under every parametrisation (`duals.lagrangian_terms`).
 """
 
-import math
 from collections.abc import Mapping
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from qempo_jax.dual_parametrisation import DualParams, for_name, items, leaf_bounds
+from qempo_jax.dual_parametrisation import DualParams
+from qempo_jax.dual_parametrisation import for_name
+from qempo_jax.dual_parametrisation import items
+from qempo_jax.dual_parametrisation import leaf_bounds
 from qempo_jax.errors import InputError
 
 

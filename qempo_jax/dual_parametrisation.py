@@ -3,8 +3,8 @@
 Dual parameters are `{name: {leaf: scalar}}`; the leaf's name says what is stored.
 """
 
-import math
 from collections.abc import Mapping
+import math
 
 import jax
 import jax.numpy as jnp

@@ -192,7 +192,7 @@ def dual_step(
   return optax.apply_updates(dual_params, updates), dual_state, metrics
 
 
-def resolve_floor(spec, ref_rewards: chex.Array, *, max_reward: float | None = None) -> float:
+def resolve_floor(spec: float | tuple[str, float], ref_rewards: chex.Array, *, max_reward: float | None = None) -> float:
   """Returns the quality floor that a specification means, in units of the reward; runs on the host.
 
       0.9                          that very value
@@ -226,7 +226,7 @@ def resolve_floor(spec, ref_rewards: chex.Array, *, max_reward: float | None = N
   return floor
 
 
-def _floor_value(spec, rewards) -> float:
+def _floor_value(spec: float | tuple[str, float], rewards: np.ndarray) -> float:
   if isinstance(spec, (int, float)):
     return float(spec)
   if isinstance(spec, (tuple, list)) and len(spec) == 2:

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import chex
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
-from qempo_jax.masking import at_least_float32, masked
+from qempo_jax.masking import at_least_float32
+from qempo_jax.masking import masked
 
 
 class KLValues(NamedTuple):

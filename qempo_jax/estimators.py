@@ -18,10 +18,14 @@ names). The same table holds at q = 1 for the entropy: differentiating -log pi o
 
 import chex
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
-from qempo_jax.estimator_values import EntropyReport, KLValues, Total, entropy_report, kl_values
+from qempo_jax.estimator_values import EntropyReport
+from qempo_jax.estimator_values import KLValues
+from qempo_jax.estimator_values import Total
+from qempo_jax.estimator_values import entropy_report
+from qempo_jax.estimator_values import kl_values
 from qempo_jax.masking import masked
 
 _sg = jax.lax.stop_gradient

@@ -22,12 +22,17 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from qempo_jax import dual_newton, family, feasible
-from qempo_jax.alignment import AlignmentDecomposition, alignment_decomposition
+from qempo_jax import dual_newton
+from qempo_jax import family
+from qempo_jax import feasible
+from qempo_jax.alignment import AlignmentDecomposition
+from qempo_jax.alignment import alignment_decomposition
 from qempo_jax.dual_newton import qempo_kl_dual
 from qempo_jax.errors import InputError
 from qempo_jax.family import Multipliers
-from qempo_jax.feasible import FeasibleRange, InfeasibleError, feasible_range
+from qempo_jax.feasible import FeasibleRange
+from qempo_jax.feasible import InfeasibleError
+from qempo_jax.feasible import feasible_range
 
 __all__ = [
   "AlignmentDecomposition",

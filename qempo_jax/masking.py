@@ -1,7 +1,7 @@
 """Sums over the response tokens of a sequence: padding, whatever it holds, counts for nothing."""
 
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 
 def at_least_float32(x: Array) -> Array:

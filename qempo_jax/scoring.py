@@ -31,7 +31,7 @@ def score_groups(
     group_size: responses a prompt, G.
     max_length: longest response, T tokens.
     temperature: that of the sampler.
-    chunk_size: tokens whose logits exist at once, on each part of the rows (see `sharding.row_shards`).
+    chunk_size: tokens whose logits exist at once, on each device.
     remat: recompute blocks in the backward pass.
 
   Returns:
@@ -40,44 +40,30 @@ def score_groups(
   mask = shared_prompt_mask(packed.positions, packed.segments)
   hidden = transformer.forward(params, config, packed.tokens, packed.positions, mask, remat=remat)
   predicting = jnp.take_along_axis(hidden, packed.source[:, :, None], axis=1)
-  prompts, scored, _ = predicting.shape
-  shards = sharding.row_shards()
-  # A chunk takes a few tokens of every row, so that every device works on each with the rows that it has.
-  places = max(1, min(chunk_size * shards // prompts, scored)) if shards > 1 else None
-  flat = token_stats(
-      _chunked(predicting, places),
-      transformer.unembedding(params),
-      _chunked(packed.target, places),
-      temperature=temperature,
-      chunk_size=chunk_size if places is None else prompts * places,
-      compute_dtype=config.compute_dtype,
-      logit_softcap=config.logit_softcap,
-      num_tokens=config.num_tokens,
-  )
+  prompts = predicting.shape[0]
+
+  def stats_of(unembedding, hidden_PxSxD, target_PxS):
+    flat = token_stats(
+        hidden_PxSxD.reshape(-1, hidden_PxSxD.shape[-1]),
+        unembedding,
+        target_PxS.reshape(-1),
+        temperature=temperature,
+        chunk_size=chunk_size,
+        compute_dtype=config.compute_dtype,
+        logit_softcap=config.logit_softcap,
+        num_tokens=config.num_tokens,
+    )
+    return jax.tree.map(lambda x: x.reshape(target_PxS.shape), flat)
+
+  stats = sharding.over_rows(stats_of, transformer.unembedding(params), predicting, packed.target)
   row = jnp.arange(prompts)[:, None]
 
   def spread(values):
     empty = jnp.zeros((prompts, group_size, max_length), values.dtype)
     place = (row, packed.sample, packed.time)
-    return empty.at[place].set(_unchunked(values, prompts, scored, places), mode="drop")
+    return empty.at[place].set(values, mode="drop")
 
-  return jax.tree.map(spread, flat)
-
-
-def _chunked(rows_PxS, places):
-  """[P, S, ...] -> [T, ...]: row by row, or `places` tokens of every row, then the next, the end padded with zeros."""
-  prompts, scored, *rest = rows_PxS.shape
-  if places is None:
-    return rows_PxS.reshape(prompts * scored, *rest)
-  padded = jnp.pad(rows_PxS, ((0, 0), (0, -scored % places), *((0, 0) for _ in rest)))
-  return jnp.swapaxes(padded.reshape(prompts, -1, places, *rest), 0, 1).reshape(-1, *rest)
-
-
-def _unchunked(flat_T, prompts, scored, places):
-  """Undoes `_chunked`: [T] -> [P, S]."""
-  if places is None:
-    return flat_T.reshape(prompts, scored)
-  return jnp.swapaxes(flat_T.reshape(-1, prompts, places), 0, 1).reshape(prompts, -1)[:, :scored]
+  return jax.tree.map(spread, stats)
 
 
 def shared_prompt_mask(positions_PxR, segments_PxR):

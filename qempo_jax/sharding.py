@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from qempo_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # what rows are split over
 
 # Path of a leaf (joined by "/") -> its axes. The first rule that matches anywhere in the path holds, so the
 # optimizer's moments follow their parameters.
@@ -73,9 +74,9 @@ def tree_shardings(tree, mesh: Mesh, rules=STATE_RULES):
 
   def place(path, leaf):
     name = "/".join(_key(entry) for entry in path)
-    for pattern, spec in rules:
-      if re.search(pattern, name):
-        return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
+    spec = _spec(name, rules)
+    if spec is not None:
+      return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
     raise ValueError(f"no sharding rule matches {name!r}; add one to qempo_jax/sharding.py")
 
   return jax.tree_util.tree_map_with_path(place, tree)
@@ -83,11 +84,11 @@ def tree_shardings(tree, mesh: Mesh, rules=STATE_RULES):
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Prompts are split over the data and fsdp axes."""
-  return NamedSharding(mesh, P(("data", "fsdp")))
+  return NamedSharding(mesh, P(ROWS))
 
 
 def on_mesh(function, mesh: Mesh):
-  """The function, traced so that `constrain_rows` and `row_shards` know the mesh."""
+  """The function, traced so that the functions below know the mesh."""
 
   @functools.wraps(function)
   def wrapped(*args, **kwargs):
@@ -97,29 +98,98 @@ def on_mesh(function, mesh: Mesh):
   return wrapped
 
 
+def platform() -> str:
+  """What the devices of `on_mesh` are ("cpu", "gpu" or "tpu"); those of this process without a mesh."""
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+  return getattr(device, "platform", None) or jax.default_backend()
+
+
 def row_shards() -> int:
-  """Into how many parts rows are split on the mesh of `on_mesh`; 1 without one."""
-  sizes = jax.sharding.get_abstract_mesh().shape
-  return sizes.get("data", 1) * sizes.get("fsdp", 1)
+  """Into how many parts rows are split on the mesh of `on_mesh`; 1 without one, and within one part."""
+  return _size("data") * _size("fsdp")
 
 
-def constrain_rows(x, *, axis: int = 0):
+def head_shards() -> int:
+  """Into how many parts heads and other widths are split, likewise."""
+  return _size("tensor")
+
+
+def constrain_rows(x):
   """Keeps rows split as `batch_sharding` splits them, and every other axis whole.
 
   Parameters are split over fsdp too. Without this the compiler may follow them instead: then every device computes
   every row, on a part of the width, and sums of activations go over the links where parameters should.
 
   Args:
-    x: an array of activations.
-    axis: of its rows.
+    x: an array of activations, its rows on the first axis.
 
   Returns:
     x; unconstrained outside of `on_mesh`, and where the rows do not divide evenly.
   """
   shards = row_shards()
-  if shards == 1 or x.shape[axis] % shards:
+  if shards == 1 or x.shape[0] % shards:
     return x
-  return jax.lax.with_sharding_constraint(x, P(*(None,) * axis, ("data", "fsdp")))
+  return jax.lax.with_sharding_constraint(x, P(ROWS))
+
+
+def constrain_params(tree, *, layer: bool = False, gathered: bool = False):
+  """Keeps parameters split by `PARAM_RULES`, and what is summed into their gradients too.
+
+  Without this the compiler may sum a gradient whole on every device, and cut it afterwards.
+
+  Args:
+    tree: parameters, adapters or gradients in the shape of either; leaves that no rule matches stay as they are.
+    layer: the tree is of one block, without the axis of the blocks.
+    gathered: whole over fsdp, for a loop that would gather them each time; still split over tensor.
+
+  Returns:
+    The tree; unconstrained outside of `on_mesh`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if row_shards() * head_shards() == 1:
+    return tree
+
+  def keep(path, leaf):
+    spec = _spec("/".join(["layers"] * layer + [_key(entry) for entry in path]).removesuffix("/base"), PARAM_RULES)
+    if spec is None:
+      return leaf
+    spec = _fitting(spec[1:] if layer else spec, leaf.shape, mesh)
+    if gathered:
+      spec = P(*(None if axis == "fsdp" else axis for axis in spec))
+    return jax.lax.with_sharding_constraint(leaf, spec)
+
+  return jax.tree_util.tree_map_with_path(keep, tree)
+
+
+def over_rows(function, matrix, *rows):
+  """function(matrix, *rows), computed by each device for its own rows alone.
+
+  The matrix is gathered once, whatever loops are inside, and its gradient summed over the devices once.
+
+  Args:
+    function: (matrix [V, D], arrays with rows on their first axis) -> a pytree of such arrays.
+    matrix: of the output projection, split by `PARAM_RULES`.
+    *rows: arrays.
+
+  Returns:
+    What the function returns; where rows do not divide evenly, or without a mesh, it is simply called.
+  """
+  shards = row_shards()
+  if shards == 1 or any(array.shape[0] % shards for array in rows):
+    return function(matrix, *rows)
+  spec = _fitting(P(None, "fsdp"), matrix.shape, jax.sharding.get_abstract_mesh())
+
+  def local(part, *rows):
+    whole = part if spec[1] is None else jax.lax.all_gather(part, "fsdp", axis=1, tiled=True)
+    return function(whole, *rows)
+
+  return jax.shard_map(
+      local,
+      in_specs=(spec, *(P(ROWS) for _ in rows)),
+      out_specs=P(ROWS),
+      axis_names=set(ROWS),
+      check_vma=False,
+  )(matrix, *rows)
 
 
 def place(tree, where):
@@ -147,6 +217,18 @@ def to_host(tree):
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same value on every device."""
   return NamedSharding(mesh, P())
+
+
+def _size(axis: str) -> int:
+  """Devices along an axis of the mesh of `on_mesh` that the compiler still splits; 1 within `jax.shard_map` over it."""
+  mesh = jax.sharding.get_abstract_mesh()
+  split = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
+  return next((size for name, size, kind in split if name == axis and kind == jax.sharding.AxisType.Auto), 1)
+
+
+def _spec(name: str, rules):
+  """What the first rule that matches says, or None."""
+  return next((spec for pattern, spec in rules if re.search(pattern, name)), None)
 
 
 def _key(entry) -> str:

@@ -1,12 +1,12 @@
 """Log-probability and entropy of every token from hidden states, without a [tokens, vocabulary] array."""
 
+from typing import Any
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from qempo_jax import sharding
 from qempo_jax.linear import linear
 
 
@@ -22,19 +22,19 @@ class TokenStats(NamedTuple):
   entropy: jax.Array
 
 
-def softcap(x, cap):
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
   """cap tanh(x / cap), which keeps x within (-cap, cap) (arXiv 2408.00118); x itself where `cap` is None."""
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def mask_columns(logits, num_tokens):
+def mask_columns(logits: jax.Array, num_tokens: int | None) -> jax.Array:
   """Logits [..., V] with -inf in the columns from `num_tokens` on, which stand for no token; None has none such."""
   if num_tokens is None or num_tokens == logits.shape[-1]:
     return logits
   return jnp.where(jnp.arange(logits.shape[-1]) < num_tokens, logits, -jnp.inf)
 
 
-def from_logits(logits, targets):
+def from_logits(logits: jax.Array, targets: jax.Array) -> TokenStats:
   """Log-probability of the targets and entropy, from logits [..., V] and targets [...]."""
   logits = logits.astype(jnp.float32)
   log_normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -46,16 +46,16 @@ def from_logits(logits, targets):
 
 
 def token_stats(
-    hidden,
-    unembedding,
-    targets,
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
     *,
-    temperature,
-    chunk_size,
-    compute_dtype=jnp.float32,
-    logit_softcap=None,
-    num_tokens=None,
-):
+    temperature: chex.Numeric,
+    chunk_size: int,
+    compute_dtype: Any = jnp.float32,
+    logit_softcap: float | None = None,
+    num_tokens: int | None = None,
+) -> TokenStats:
   """Log-probability and entropy of next-token distributions, chunk by chunk.
 
   log pi(y_t) = l_{y_t} - logsumexp(l),   h_t = logsumexp(l) - sum_v pi_v l_v,   l = softcap(hidden W') / temperature
@@ -81,11 +81,10 @@ def token_stats(
   chunk_size = min(chunk_size, length)
   padding = -length % chunk_size
   hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk_size, hidden.shape[1])
-  hidden = sharding.constrain_rows(hidden, axis=1)
   targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk_size)
 
   @jax.checkpoint
-  def chunk(inputs):
+  def chunk(inputs: tuple[jax.Array, jax.Array]) -> TokenStats:
     hidden_CxD, targets_C = inputs
     logits = linear(hidden_CxD, unembedding, compute_dtype, transpose=True)
     logits = mask_columns(softcap(logits, logit_softcap), num_tokens)

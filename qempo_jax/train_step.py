@@ -22,10 +22,12 @@ from qempo_jax import accumulation
 from qempo_jax import advantages
 from qempo_jax import duals
 from qempo_jax import estimators
+from qempo_jax import group_transforms
 from qempo_jax import reward_floors
 from qempo_jax import scoring
 from qempo_jax.losses.policy_gradient import policy_gradient_loss
 from qempo_jax.masking import masked_mean
+from qempo_jax.masking import masked_sum
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train_state import TrainState
 from qempo_jax.train_state import keep_if_finite
@@ -44,6 +46,7 @@ class GroupBatch:
     fresh: [P, G] true on samples of the current policy; the measured values come from these alone.
     replayed: [P, G] true on responses found earlier (off-policy); a response that is neither is not there.
     floor_rewards: [P, G, n] the rewards of `OnlineObjective.reward_floors`, NaN where not scored; None without any.
+    similarities: [P, G, G] of the responses, which the transformation "setpo" needs; None without it.
   """
 
   packed: PackedGroups
@@ -52,6 +55,7 @@ class GroupBatch:
   fresh: jax.Array
   replayed: jax.Array
   floor_rewards: jax.Array | None = None
+  similarities: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,9 @@ class OnlineObjective:
     min_std: floor of that spread.
     averaging: decay of the measured averages.
     reward_floors: (name, floor) of each further reward whose mean is held by a multiplier of that name.
+    transform: what another method does to a group's rewards or advantages, see `group_transforms`.
+    token_entropy_weight: of the usual fixed bonus on next-token entropies, added to the normalised loss: biased, a baseline;
+      None for none.
   """
 
   entropy_weight: float
@@ -82,6 +89,8 @@ class OnlineObjective:
   min_std: float
   averaging: float
   reward_floors: tuple[tuple[str, float], ...] = ()
+  transform: group_transforms.Transform = group_transforms.Transform("none", 0.0, 0.0)
+  token_entropy_weight: float | None = None
 
 
 class Optimizers(NamedTuple):
@@ -140,7 +149,7 @@ def online_step(
   def loss_fn(params, rows):
     groups, ref_log_probs = rows
     stats = score(as_policy(params, ref_params), groups.packed)
-    losses = jax.vmap(_group_loss, in_axes=(0, 0, 0, None, None))(
+    losses = jax.vmap(group_loss, in_axes=(0, 0, 0, None, None))(
         stats, ref_log_probs, groups, multipliers, objective
     )
     return jnp.sum(losses) / prompts, stats
@@ -224,8 +233,19 @@ def floor_values(batch: GroupBatch, objective: OnlineObjective) -> dict[str, jax
   return {f"reward/{name}": mean for (name, _), mean in zip(objective.reward_floors, means)}
 
 
-def _group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective: OnlineObjective):
-  """Loss of one prompt's group; its gradient is minus that of the Lagrangian over (h + lambda + mu)."""
+def group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective: OnlineObjective):
+  """Loss of one prompt's group; its gradient is minus that of the Lagrangian over (h + lambda + mu).
+
+  Args:
+    stats: TokenStats of the group's responses, [G, T].
+    ref_log_probs: [G] under the reference, nats.
+    group: one prompt's part of a batch; `packed` is not read.
+    multipliers: by name.
+    objective: what is climbed.
+
+  Returns:
+    Scalar.
+  """
   rewards, quality = group.rewards, multipliers["quality"]
   if objective.reward_floors:
     rewards, quality = reward_floors.combine(
@@ -241,6 +261,9 @@ def _group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective:
       "entropy_weight": objective.entropy_weight,
   }
   log_probs = jax.lax.stop_gradient(jnp.sum(stats.log_prob, axis=-1))
+  if objective.transform.name == "mara":
+    beta = multipliers["kl"] / quality
+    rewards = group_transforms.rewards(objective.transform, rewards, ref_log_probs, group.fresh, beta=beta)
   shaped = advantages.lagrangian_rewards(rewards, log_probs, ref_log_probs, **weights)
   loss_of = jax.vmap(policy_gradient_loss)
 
@@ -256,14 +279,24 @@ def _group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective:
     credited, entropy_loss = shaped, 0.0
   baseline = advantages.leave_one_out if objective.baseline == "leave_one_out" else advantages.group_mean
   advantage = baseline(credited, group.fresh)
+  log_z = masked_mean(shaped, group.fresh)
+  spread = 1.0
+  if objective.normalise:
+    spread = jnp.maximum(jnp.sqrt(masked_mean((shaped - log_z) ** 2, group.fresh)), objective.min_std)
+  if objective.transform.name in ("ucpo", "setpo"):
+    share = quality / (objective.entropy_weight + quality + multipliers["kl"])
+    of_reward = baseline(share * rewards, group.fresh) / spread
+    advantage += spread * group_transforms.advantage_change(
+        objective.transform, of_reward, group.rewards, log_probs, group.similarities, group.fresh
+    )
   fresh = masked_mean(loss_of(stats.log_prob, advantage, group.mask) + entropy_loss, group.fresh)
 
   # Trajectory balance, exact off-policy: at the optimum every shaped reward equals alpha log Z.
-  log_z = masked_mean(shaped, group.fresh)
   replayed = loss_of(stats.log_prob, shaped - log_z, group.mask)
   count = jnp.maximum(jnp.sum(group.fresh), 1)
   loss = fresh + objective.replay_weight * jnp.sum(replayed * group.replayed) / count
-  if objective.normalise:
-    spread = jnp.sqrt(masked_mean((shaped - log_z) ** 2, group.fresh))
-    loss = loss / jnp.maximum(spread, objective.min_std)
+  loss = loss / spread
+  if objective.token_entropy_weight is not None:
+    bonus = masked_mean(jax.vmap(masked_sum)(stats.entropy, group.mask), group.fresh)
+    loss -= objective.token_entropy_weight * bonus
   return loss

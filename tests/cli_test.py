@@ -5,8 +5,8 @@ import re
 import subprocess
 import sys
 
-import pytest
 from ml_collections.config_dict import ConfigDict
+import pytest
 
 from experiments import cli
 from qempo_jax.errors import InputError

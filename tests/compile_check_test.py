@@ -1,14 +1,19 @@
 """Costs are counted as often as loops run; a step donates its state, and splits its rows rather than its width."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import base
+from experiments import builders
 from experiments import chips
+from experiments import cli
 from experiments import compile_programs
 from experiments import compile_report
 from experiments import hlo_costs
+from experiments.studies import compile_table
 from qempo_jax.errors import InputError
 from qempo_jax.models.config import ModelConfig
 
@@ -44,6 +49,18 @@ def test_collectives_of_a_loop_count_as_often_as_it_runs():
   assert found.hbm_bytes == 256  # the negation reads and writes 128
 
 
+def test_buffers_of_a_collective_on_its_way_are_not_traffic_of_the_work_beside_it():
+  text = """
+ENTRY %main (a: f32[4,8], b: f32[1000,8]) -> f32[4,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[1000,8]{1,0} parameter(1)
+  ROOT %f = (f32[4,8]{1,0}, f32[1000,8]{1,0}) fusion(%a, %b), output_to_operand_aliasing={{1}: (1, {})}, calls=%async_collective_fusion.1
+}
+"""
+  assert hlo_costs.costs(text, devices=4).hbm_bytes == 2 * 128
+  assert hlo_costs.costs(text.replace("async_collective_fusion", "fused"), devices=4).hbm_bytes == 2 * (128 + 32000)
+
+
 def test_flops_count_scans():
   def looped(x):
     return jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=5)[0]
@@ -52,19 +69,19 @@ def test_flops_count_scans():
   assert compile_report.product_flops(looped, x) == 5 * 2 * 8**3
 
 
-def _program(monkeypatch, loss):
+def _programs(monkeypatch, loss):
   monkeypatch.setattr(compile_programs, "model_config", lambda source: MODEL)
   config = base.get_config()
   config.compute.mesh, config.compute.bucket = (2, 4, 1), 16
   config.data.prompts_per_step = config.offline.pairs_per_step = 16
   config.data.max_prompt_length, config.sampling.max_response_length, config.sampling.group_size = 8, 5, 2
   config.offline.loss = loss
-  return compile_programs.programs(config, jax.devices())[0]
+  return {program.name: program for program in compile_programs.programs(config, jax.devices())}
 
 
 @pytest.mark.parametrize("loss", [None, "dpo"])
 def test_a_step_donates_its_state_and_splits_its_rows(monkeypatch, loss):
-  program = _program(monkeypatch, loss)
+  program = _programs(monkeypatch, loss)["offline_step" if loss else "online_step"]
   compiled = program.jitted.lower(*program.arguments).compile()
   state = program.arguments[0]
   held = compile_report.device_bytes(state)
@@ -74,6 +91,34 @@ def test_a_step_donates_its_state_and_splits_its_rows(monkeypatch, loss):
   assert "f32[16,16,32]" not in text and "f32[16,16,8]" not in text  # never every row
 
 
+def test_the_sampler_gathers_parameters_once_and_not_for_every_token(monkeypatch):
+  program = _programs(monkeypatch, None)["sampler"]
+  text = program.jitted.lower(*program.arguments).compile().as_text()
+  moved = lambda trips: sum(size for _, size in hlo_costs.costs(text, devices=8, unknown_trips=trips).collectives.values())
+  a_token = moved(2) - moved(1)
+  whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.parts["params"]))
+  assert moved(1) > whole / 2  # all but the embedding's rows
+  assert a_token < whole / 50
+
+
 def test_unknown_chip_is_refused():
   with pytest.raises(InputError, match="v5p"):
     chips.chip_of("v9:2x2")
+
+
+def test_the_page_and_its_results_agree():
+  text, found = compile_table.PAGE.read_text(encoding="utf-8"), compile_table.results()
+  assert compile_table.page(text, found) == text
+  names = [f"{config} on {topology}" for config, topology in compile_table.entries()]
+  assert set(found) <= set(names)
+  assert text.count("not compiled") == len(set(names) - set(found))
+
+
+def test_every_paper_config_has_a_row_and_names_its_slice():
+  for config, topology in compile_table.entries():
+    complete = cli.complete_config(compile_table.ROOT / config, [])
+    rows = complete.offline.pairs_per_step if complete.offline.loss else complete.data.prompts_per_step
+    chips_in_slice = math.prod(int(side) for side in topology.partition(":")[2].split("x"))
+    assert math.prod(complete.compute.mesh) == chips_in_slice
+    mesh = jax.sharding.AbstractMesh(tuple(complete.compute.mesh), ("data", "fsdp", "tensor"))
+    assert builders.micro_batches(complete, rows, mesh) >= 1

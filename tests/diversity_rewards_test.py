@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qempo_jax import advantages, diversity_rewards, family
+from qempo_jax import advantages
+from qempo_jax import diversity_rewards
+from qempo_jax import family
 
 GROUP = 6
 FLOOR = 0.4

@@ -1,7 +1,10 @@
 """Every Python block of the README and of the documentation runs; a page's blocks share their names."""
 
+import importlib.util
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -36,3 +39,15 @@ def test_every_page_is_in_the_menu():
   listed = re.findall(r": ([\w/]+\.md)$", menu, flags=re.MULTILINE)
   assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in PAGES[1:])
   assert yaml.safe_load(menu)["theme"]["name"] == "material"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_or_a_script_from_elsewhere(tmp_path):
+  for name in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
+    if importlib.util.find_spec(name) is None:
+      pytest.skip(f"{name} is not installed; `make docs` installs it")
+  command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+  assert "<math " in home and "arithmatex" not in home and not re.search(r'<script[^>]*src="https?:', home)

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies import estimator_surrogates, estimator_variance
+from experiments.studies import estimator_surrogates
+from experiments.studies import estimator_variance
 from qempo_jax import estimators
-from qempo_jax.testing import EnumerablePolicy, random_problem
+from qempo_jax.testing import EnumerablePolicy
+from qempo_jax.testing import random_problem
 from qempo_jax.testing.expectation import group_moments
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "estimators.md"

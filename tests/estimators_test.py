@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from qempo_jax import estimators
-from qempo_jax.testing import EnumerablePolicy, sequence_space, space_of_sequences
+from qempo_jax.testing import EnumerablePolicy
+from qempo_jax.testing import sequence_space
+from qempo_jax.testing import space_of_sequences
 
 POLICIES = {
   "table": EnumerablePolicy.table(vocab_size=3, max_length=4),  # 31 sequences

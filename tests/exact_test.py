@@ -1,15 +1,17 @@
 """Exact optima against closed forms, an independent solution by SciPy, and their own symmetries."""
 
 import hypothesis
+from hypothesis import strategies
 import jax
 import jax.numpy as jnp
+from jax.test_util import check_grads
 import numpy as np
 import pytest
-from hypothesis import strategies
-from jax.test_util import check_grads
-from scipy import optimize, special
+from scipy import optimize
+from scipy import special
 
-from qempo_jax import exact, family
+from qempo_jax import exact
+from qempo_jax import family
 from qempo_jax.errors import InputError
 
 Y = 5

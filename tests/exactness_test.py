@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies import controllers_over_problems, exactness
-from experiments.studies.exactness_methods import (
-  CONTROLS,
-  METHODS,
-  draw_responses,
-  enumerated_loss,
-  of_all_responses,
-  sampled_loss,
-)
-from experiments.studies.exactness_problems import KINDS, random_problem, table_policy
+from experiments.studies import controllers_over_problems
+from experiments.studies import exactness
+from experiments.studies.exactness_methods import CONTROLS
+from experiments.studies.exactness_methods import METHODS
+from experiments.studies.exactness_methods import draw_responses
+from experiments.studies.exactness_methods import enumerated_loss
+from experiments.studies.exactness_methods import of_all_responses
+from experiments.studies.exactness_methods import sampled_loss
+from experiments.studies.exactness_problems import KINDS
+from experiments.studies.exactness_problems import random_problem
+from experiments.studies.exactness_problems import table_policy
 
 FIGURES = pathlib.Path(__file__).parents[1] / "docs" / "figures"
 

@@ -1,11 +1,11 @@
 """The family of objectives: conversions, the closed form, and its symmetries."""
 
 import hypothesis
+from hypothesis import strategies
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies
 
 from qempo_jax import family
 

@@ -1,10 +1,10 @@
 """Who may import whom: data flows one way, and the mathematics stands on JAX alone."""
 
 import ast
+from collections.abc import Iterator
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 

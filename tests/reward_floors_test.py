@@ -7,7 +7,9 @@ import optax
 import pytest
 import scipy.optimize
 
-from qempo_jax import advantages, duals, reward_floors
+from qempo_jax import advantages
+from qempo_jax import duals
+from qempo_jax import reward_floors
 from qempo_jax.testing.enumerable import EnumerablePolicy
 
 POLICY = EnumerablePolicy.table(vocab_size=3, max_length=3)

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from qempo_jax import optimizers
 from qempo_jax import duals
+from qempo_jax import optimizers
 from qempo_jax import reward_step
 from qempo_jax import sharding
 from qempo_jax import train_state

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from scipy import special
 
-from qempo_jax import dual_newton, exact, sampled_duals, sampled_evidence
+from qempo_jax import dual_newton
+from qempo_jax import exact
+from qempo_jax import sampled_duals
+from qempo_jax import sampled_evidence
 from qempo_jax.errors import InputError
 from qempo_jax.feasible import InfeasibleError
 from qempo_jax.sampled_duals import PathPoint

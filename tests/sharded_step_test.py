@@ -87,3 +87,11 @@ def test_unmatched_leaf_is_named():
 def test_impossible_mesh_is_refused():
   with pytest.raises(InputError, match="8 devices"):
     sharding.make_mesh((3, 1, 1))
+
+
+def test_rows_that_the_mesh_cannot_share_are_refused(tmp_path):
+  config = toy.config(tmp_path)
+  config.compute.micro_batches = 4
+  assert builders.micro_batches(config, 16, sharding.make_mesh((2, 2, 2))) == 4
+  with pytest.raises(InputError, match="leave 4 for data x fsdp = 8 .* a multiple of 32"):
+    builders.micro_batches(config, 16, sharding.make_mesh((2, 4, 1)))

@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from ml_collections.config_dict import ConfigDict, placeholder
 
-from experiments.workdir import open_workdir, write_atomically
+from experiments.workdir import check_workdir, open_workdir, write_atomically
 from qempo_jax.errors import InputError
 
 
@@ -25,7 +29,7 @@ def test_a_new_workdir_holds_the_config(tmp_path):
   saved = json.loads((folder / "config.json").read_text())
   assert saved["policy"] == {"rate": 1e-3, "layers": 2} and saved["sizes"] == [1, 2]
   assert saved["dual"] == {"max_kl": None}
-  assert os.listdir(folder) == ["config.json"]
+  assert sorted(os.listdir(folder)) == [".lock", "config.json"]
 
 
 def test_the_same_config_opens_it_again_and_keeps_its_files(tmp_path):
@@ -95,3 +99,61 @@ def test_a_failed_write_leaves_the_old_contents(tmp_path, monkeypatch):
   with pytest.raises(OSError, match="no space left"):
     write_atomically(path, "new")
   assert path.read_text() == "old" and os.listdir(tmp_path) == ["report.json"]
+
+
+def test_where_a_run_computes_may_change_but_not_what(tmp_path):
+  config = make_config()
+  config.compute = ConfigDict(dict(mesh=(1, 8, 1), dtype="float32"))
+  open_workdir(tmp_path, config)
+  config.compute.mesh = (1, 4, 1)
+  open_workdir(tmp_path, config)
+  config.compute.dtype = "bfloat16"
+  with pytest.raises(InputError, match=r'\(compute.dtype is "float32" there and "bfloat16" here\)'):
+    open_workdir(tmp_path, config)
+
+
+def test_a_check_says_the_same_and_writes_nothing(tmp_path):
+  check_workdir(tmp_path / "new" / "run", make_config())
+  assert not (tmp_path / "new").exists()
+  (tmp_path / "file").write_text("in the way")
+  with pytest.raises(InputError, match="Can't write the workdir .*file is in the way"):
+    check_workdir(tmp_path / "file" / "run", make_config())
+  open_workdir(tmp_path / "run", make_config())
+  check_workdir(tmp_path / "run", make_config())
+  with pytest.raises(InputError, match="another config .seed is 0 there and 1 here"):
+    check_workdir(tmp_path / "run", make_config(seed=1))
+
+
+def test_a_bucket_is_no_workdir(tmp_path):
+  for check in (check_workdir, open_workdir):
+    with pytest.raises(InputError, match="checkpoint.folder"):
+      check(Path("gs://bucket/run"), make_config())
+
+
+HOLDER = """
+import os, sys, time
+from tests.workdir_test import make_config
+from experiments.workdir import open_workdir
+open_workdir(sys.argv[1], make_config())
+if child := os.fork():
+  print(os.getpid(), child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_while_the_first_lives_and_no_longer(tmp_path):
+  command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+  with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True) as holder:
+    owner, child = map(int, holder.stdout.readline().split())
+    try:
+      for refused in (open_workdir, check_workdir):
+        with pytest.raises(InputError, match=f"in use by process {owner} on .*another --workdir"):
+          refused(tmp_path, make_config())
+      open_workdir(tmp_path, make_config(), lock=False)  # to read from it
+    finally:
+      os.kill(owner, signal.SIGKILL)
+      holder.wait()
+    try:
+      open_workdir(tmp_path, make_config())  # the dead run's child lives on, and holds nothing
+    finally:
+      os.kill(child, signal.SIGKILL)

@@ -42,6 +42,7 @@ def get_config(model: str) -> ConfigDict:
   config.model.source = chosen.source
   config.compute.mesh = chosen.mesh
   config.compute.dtype = "bfloat16"
+  config.compute.bucket = 128  # rows that the TPU's attention kernel takes
   config.compute.micro_batches = max(1, 64 // rows)
   config.data.prompts_per_step = 64
   config.offline.pairs_per_step = 64

@@ -6,7 +6,7 @@
       --topology=v5p:2x2x4
 
 Weights are fixed: without a reward to measure, no floor is enforced. For a learned multiplier, name a reward and set
-offline.weights=multipliers, offline.measure_every and objective.min_reward. Memory: not yet compiled; compile_check says it.
+offline.weights=multipliers, offline.measure_every and objective.min_reward. Memory and step times: the table in docs/pods.md.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
       --config.data.source=jsonl:PATH
   python -m experiments.compile_check --config=configs/paper/online_math.py:qwen2.5-7b,qempo_kl --topology=v5p:2x2x4
 
-Memory: not yet compiled; compile_check says it. Lengths are our choice.
+Memory and step times: the table in docs/pods.md. Lengths are our choice.
 """
 
 from ml_collections import ConfigDict

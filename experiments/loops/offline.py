@@ -13,6 +13,7 @@ from experiments.loops import pairs
 from experiments.loops import runs
 from experiments.loops import sampling
 from experiments.loops import saving
+from experiments.loops import wandb_log
 from qempo_jax import duals
 from qempo_jax import offline_step
 from qempo_jax import packing
@@ -90,7 +91,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   saver = saving.Saver(config, workdir, policy, display.note, same=same, order=batches.order)
   state, _ = saver.restore(state)
   first = int(state.step)
-  log = runs.MetricsLog(workdir / "metrics.jsonl", keep=first)
+  log = wandb_log.also(config, runs.MetricsLog(workdir / "metrics.jsonl", keep=first))
 
   # 4. The loop: a measurement moves the multipliers, then pairs move the policy.
   shown, warned = {}, False
@@ -101,7 +102,8 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
       if every and index % every == 0:
         current = as_policy(state.params, policy.params)
         groups, stats, cut = measure(current, index // every, jax.random.fold_in(state.rng, index))
-        state, measured = dual_step(state, policy.params, groups, stats)
+        placed = sharding.place((groups, stats), runs.split(policy.mesh, config.data.prompts_per_step))
+        state, measured = dual_step(state, policy.params, *placed)
         truncation = {"truncation": cut}
       sampled = time.monotonic()
       batch = batches(index)
@@ -164,7 +166,7 @@ def compile_step(config, policy: builders.Policy, objective, optimizers, shardin
       objective=objective,
       optimizer=optimizers.policy,
       as_policy=builders.as_policy(config),
-      micro_batches=builders.micro_batches(config, config.offline.pairs_per_step),
+      micro_batches=builders.micro_batches(config, config.offline.pairs_per_step, policy.mesh),
       **_scoring(config, policy),
   )
   frozen = jax.tree.map(lambda leaf: leaf.sharding, policy.params) if builders.lora_config(config) else None

@@ -11,6 +11,8 @@ from experiments import builders
 from experiments.loops import runs
 from experiments.loops import sampling
 from experiments.loops import saving
+from experiments.loops import wandb_log
+from qempo_jax import group_transforms
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax import train_step
@@ -55,7 +57,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     if hasattr(reward, "from_json"):
       reward.from_json(memory["reward"])
   first = int(state.step)
-  log = runs.MetricsLog(workdir / "metrics.jsonl", keep=first)
+  log = wandb_log.also(config, runs.MetricsLog(workdir / "metrics.jsonl", keep=first))
 
   def remember():
     return {"replay": replay.buffer.to_json(), "reward": reward.to_json() if hasattr(reward, "to_json") else {}}
@@ -106,7 +108,7 @@ def compile_step(config, policy: builders.Policy, optimizers, shardings):
       temperature=config.sampling.temperature,
       chunk_size=config.compute.chunk_size,
       as_policy=builders.as_policy(config),
-      micro_batches=builders.micro_batches(config, config.data.prompts_per_step),
+      micro_batches=builders.micro_batches(config, config.data.prompts_per_step, policy.mesh),
   )
   reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
   prompts_split = runs.split(policy.mesh, config.data.prompts_per_step)
@@ -155,7 +157,14 @@ class Replay:
       absent = np.full((shape[0], replay_size, floor_rewards.shape[-1]), np.nan, np.float32)
       floor_rewards = np.concatenate([floor_rewards, absent], axis=1)
     packed = packing.pack_groups(samples.prompts, groups, bucket=self._config.compute.bucket)
-    return train_step.GroupBatch(packed, mask, all_rewards, fresh, replayed, floor_rewards)
+    return train_step.GroupBatch(packed, mask, all_rewards, fresh, replayed, floor_rewards, self._similarities(groups, mask))
+
+  def _similarities(self, groups, mask: np.ndarray) -> np.ndarray | None:
+    if self._config.objective.transform != "setpo":
+      return None
+    tokens = np.zeros(mask.shape, np.int32)
+    tokens[mask] = [token for group in groups for response in group for token in response]
+    return group_transforms.token_similarities(tokens, mask)
 
 
 def _check(metrics, config) -> None:

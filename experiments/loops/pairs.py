@@ -9,9 +9,11 @@ import numpy as np
 
 from experiments import builders
 from experiments import workdir as workdirs
+from experiments.loops import runs
 from experiments.loops import sampling
 from qempo_jax import offline_losses
 from qempo_jax import offline_step
+from qempo_jax import sharding
 from qempo_jax.data import order
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
@@ -122,20 +124,20 @@ class Batches:
   def _score(self, policy, visited) -> np.ndarray:
     """[n, G] nats of some examples."""
     config = self._config
-    score = jax.jit(
-        functools.partial(
-            offline_step.score,
-            config=policy.config,
-            temperature=config.sampling.temperature,
-            chunk_size=config.compute.chunk_size,
-        )
+    score = functools.partial(
+        offline_step.score,
+        config=policy.config,
+        temperature=config.sampling.temperature,
+        chunk_size=config.compute.chunk_size,
     )
+    score = jax.jit(sharding.on_mesh(score, policy.mesh))
     size, found = config.offline.pairs_per_step, []
     for start in range(0, len(visited), size):
       indices = visited[start : start + size]
       packed, mask = self._packed(indices + indices[:1] * (size - len(indices)))
-      stats = score(policy.params, offline_step.PairBatch(packed, mask, None))
-      found.append(np.asarray(stats.log_prob.sum(-1))[: len(indices)])
+      batch = sharding.place(offline_step.PairBatch(packed, mask, None), runs.split(policy.mesh, size))
+      stats = score(policy.params, batch)
+      found.append(sharding.to_host(stats.log_prob.sum(-1))[: len(indices)])
     return np.concatenate(found)
 
 

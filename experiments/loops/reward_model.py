@@ -15,6 +15,7 @@ from experiments import workdir as workdirs
 from experiments.loops import reward_pairs
 from experiments.loops import runs
 from experiments.loops import saving
+from experiments.loops import wandb_log
 from qempo_jax import reward_step
 from qempo_jax import sharding
 from qempo_jax.evaluation import reward_report
@@ -68,7 +69,7 @@ def train(config, workdir: pathlib.Path, model: builders.Policy, parts, display)
   saver = saving.Saver(config, workdir, model, display.note, same=mark)
   state, _ = saver.restore(state)
   first = int(state.step)
-  log = runs.MetricsLog(workdir / "metrics.jsonl", keep=first)
+  log = wandb_log.also(config, runs.MetricsLog(workdir / "metrics.jsonl", keep=first))
 
   # 4. The loop.
   lengths = parts["train"].lengths()

@@ -137,12 +137,13 @@ def quality(config, state) -> dict[str, float] | None:
   if not float(state.averages.weight):
     return None
   values = {name: float(value) for name, value in state.averages.values().items()}
-  o, shortfall = config.objective, 0.0
+  o, shortfalls = config.objective, [0.0]
   if o.min_reward is not None:
-    shortfall = max(shortfall, (o.min_reward - values["reward"]) / max(abs(o.min_reward), 1e-6))
+    shortfalls.append((o.min_reward - values["reward"]) / max(abs(o.min_reward), 1e-6))
   if o.max_kl is not None:
-    shortfall = max(shortfall, (values["kl"] - o.max_kl) / max(abs(o.max_kl), 1e-6))
-  return {"entropy": values["entropy"], "shortfall": shortfall} if np.isfinite(shortfall + values["entropy"]) else None
+    shortfalls.append((values["kl"] - o.max_kl) / max(abs(o.max_kl), 1e-6))
+  found = {"entropy": values["entropy"], "shortfall": float(np.max(shortfalls))}
+  return found if np.isfinite(list(found.values())).all() else None
 
 
 def fingerprint(rows) -> str:

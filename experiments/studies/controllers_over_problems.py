@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.studies.exactness_problems import Problem, random_problems, table_policy
+from experiments.studies.exactness_problems import Problem
+from experiments.studies.exactness_problems import random_problems
+from experiments.studies.exactness_problems import table_policy
 from qempo_jax import duals
 
 TUNING_SEEDS, SEEDS = tuple(range(10)), tuple(range(100, 110))

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qempo_jax import duals, exact
+from qempo_jax import duals
+from qempo_jax import exact
 
 REWARDS = np.random.default_rng(3).normal(size=64).astype(np.float32)
 MIN_REWARD = 0.3

@@ -19,9 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.studies import figures
-from experiments.studies.estimator_surrogates import BIASED, GROUPED, TARGETS, ascended
-from qempo_jax.testing import Problem, random_problem
-from qempo_jax.testing.expectation import flat_gradient, group_moments
+from experiments.studies.estimator_surrogates import BIASED
+from experiments.studies.estimator_surrogates import GROUPED
+from experiments.studies.estimator_surrogates import TARGETS
+from experiments.studies.estimator_surrogates import ascended
+from qempo_jax.testing import Problem
+from qempo_jax.testing import random_problem
+from qempo_jax.testing.expectation import flat_gradient
+from qempo_jax.testing.expectation import group_moments
 
 LOGIT_SIZES = {"flat": 0.3, "moderate": 1.0, "peaked": 2.5}
 REFERENCES = 4  # of each size

@@ -31,16 +31,17 @@ import numpy as np
 import optax
 
 from experiments.studies import exactness_figure
-from experiments.studies.exactness_methods import (
-  CONTROLS,
-  METHODS,
-  Method,
-  draw_responses,
-  enumerated_loss,
-  of_all_responses,
-  sampled_loss,
-)
-from experiments.studies.exactness_problems import KINDS, Problem, PromptedPolicy, random_problems
+from experiments.studies.exactness_methods import CONTROLS
+from experiments.studies.exactness_methods import METHODS
+from experiments.studies.exactness_methods import Method
+from experiments.studies.exactness_methods import draw_responses
+from experiments.studies.exactness_methods import enumerated_loss
+from experiments.studies.exactness_methods import of_all_responses
+from experiments.studies.exactness_methods import sampled_loss
+from experiments.studies.exactness_problems import KINDS
+from experiments.studies.exactness_problems import Problem
+from experiments.studies.exactness_problems import PromptedPolicy
+from experiments.studies.exactness_problems import random_problems
 from qempo_jax import duals
 
 SEEDS = tuple(range(100, 110))

@@ -5,15 +5,21 @@ has in expectation: training on it proves the estimator free of bias, without no
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
-from experiments.studies.exactness_problems import Problem, PromptedPolicy
-from qempo_jax import advantages, estimators, losses
-from qempo_jax.testing import EnumerablePolicy, Pair, Samples
+from experiments.studies.exactness_problems import Problem
+from experiments.studies.exactness_problems import PromptedPolicy
+from qempo_jax import advantages
+from qempo_jax import estimators
+from qempo_jax import losses
+from qempo_jax.testing import EnumerablePolicy
+from qempo_jax.testing import Pair
+from qempo_jax.testing import Samples
 
 _sg = jax.lax.stop_gradient
 

@@ -7,11 +7,12 @@ at a random position well inside, so that both constraints bind.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 from qempo_jax import exact
 from qempo_jax.testing import EnumerablePolicy

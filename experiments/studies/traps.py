@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.studies import traps_drawing, traps_offline
-from qempo_jax import exact, family
+from experiments.studies import traps_drawing
+from experiments.studies import traps_offline
+from qempo_jax import exact
+from qempo_jax import family
 from qempo_jax.testing import EnumerablePolicy
 
 

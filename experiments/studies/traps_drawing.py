@@ -1,11 +1,17 @@
 """Drawings of the four traps, from what `traps` measured."""
 
-import pathlib
 from collections.abc import Mapping
+import pathlib
 
 import numpy as np
 
-from experiments.studies.figures import BLUE, GREEN, GREY, ORANGE, label, panels, save
+from experiments.studies.figures import BLUE
+from experiments.studies.figures import GREEN
+from experiments.studies.figures import GREY
+from experiments.studies.figures import ORANGE
+from experiments.studies.figures import label
+from experiments.studies.figures import panels
+from experiments.studies.figures import save
 
 
 def draw_all(results: Mapping[str, Mapping], out: pathlib.Path) -> None:

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qempo_jax import duals, family, losses
+from qempo_jax import duals
+from qempo_jax import family
+from qempo_jax import losses
 
 OFFLINE_FLOOR, KL_MULTIPLIER = 0.8, 1.0
 DECISIVENESS = (0.5, 1.0, 2.0)  # annotators prefer w to l with chance sigmoid(c (r_w - r_l))

@@ -1,7 +1,8 @@
 """What one row of data becomes: a prompt with its columns, and the responses to it, each part checked as it is read."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 Row = dict[str, Any]
 

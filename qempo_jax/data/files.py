@@ -1,12 +1,14 @@
 """Rows of local files, one by one, each with the name of its place; a broken row is a row that says what is wrong."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence
 import glob
 import gzip
 import hashlib
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 import zlib
 
 from qempo_jax.errors import InputError

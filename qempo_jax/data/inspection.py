@@ -1,7 +1,8 @@
 """What a model will really be trained on: an example token by token, and what is odd about a whole data set."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 

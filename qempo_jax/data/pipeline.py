@@ -1,6 +1,7 @@
 """Batches made ahead of the step, in threads, by grain; their order stays a function of the step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 from qempo_jax.errors import InputError

@@ -1,6 +1,7 @@
 """Preference pairs as text: from a data source, from the open-list answer sets, from scored samples, or mixed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import pathlib
 from typing import Any
 

@@ -1,6 +1,7 @@
 """Rows with a prompt and further columns, and the order in which training visits them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 
 from qempo_jax.data import formats
 from qempo_jax.data import order

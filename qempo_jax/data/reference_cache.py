@@ -5,7 +5,8 @@ template, the settings of the scorer, and the example's own token ids. Another m
 hash, so a stale value is never found rather than used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import hashlib
 import json
 import os

@@ -4,7 +4,8 @@ A row is stored as JSON text, since the features of TFDS would turn messages int
 made ordinary again as it is read. Broken rows are stored too, so that a data set has as many rows as its files.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence
 import contextlib
 import json
 import os

@@ -6,15 +6,18 @@ tokenizer from these alone. Everything else goes through transformers. Heavy pac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from typing import Any
 
 from qempo_jax.errors import InputError
 
 if TYPE_CHECKING:
-  from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+  from transformers import PreTrainedTokenizerBase
+  from transformers import PreTrainedTokenizerFast
 
 Message = Mapping[str, str]
 
@@ -209,7 +212,12 @@ def _gguf_fields(path: pathlib.Path) -> dict[str, Any]:
 
 def _byte_level_bpe(fields: Mapping[str, Any], bos_token: str | None) -> Any:
   """Builds the `tokenizers` pipeline: split, map bytes to characters, merge, and the way back."""
-  from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+  from tokenizers import AddedToken
+  from tokenizers import Tokenizer
+  from tokenizers import decoders
+  from tokenizers import models
+  from tokenizers import pre_tokenizers
+  from tokenizers import processors
 
   tokens = fields["tokenizer.ggml.tokens"]
   merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]

@@ -4,7 +4,9 @@ Diverse garbage is not diversity: a figure over all outputs is read together wit
 length, truncation, repetition and entropy, all of which move diversity figures without any gain.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +14,8 @@ import numpy as np
 
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import lexical
-from qempo_jax.evaluation.intervals import Interval, mean_interval
+from qempo_jax.evaluation.intervals import Interval
+from qempo_jax.evaluation.intervals import mean_interval
 
 
 class Metric(NamedTuple):

@@ -1,8 +1,11 @@
 """What looks wrong in a run, in words, each with advice: collapse, explosion, truncation, a floor not met."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 
-from qempo_jax.evaluation.rows import METHOD_LABELS, SPLIT_LABELS
+from qempo_jax.evaluation.rows import METHOD_LABELS
+from qempo_jax.evaluation.rows import SPLIT_LABELS
 
 TRUNCATION_LIMIT = 0.2
 FEW_PROMPTS = 15

@@ -4,12 +4,14 @@
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import intervals, studentised
+from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import studentised
 
 Direction = Literal["at least", "at most"]
 Verdict = Literal["MET", "NOT MET", "UNDECIDED"]

@@ -5,11 +5,13 @@ only. A prompt drawn twice is two prompts, and a sentence is never paired with i
 figure down. Type counts would fall with every prompt drawn twice: there the jackknife over prompts is used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
-from qempo_jax.evaluation import functional, lexical
+from qempo_jax.evaluation import functional
+from qempo_jax.evaluation import lexical
 from qempo_jax.evaluation.intervals import Interval
 
 _BLOCK = 8192

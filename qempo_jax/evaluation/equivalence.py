@@ -6,14 +6,17 @@ transitive, and then an output joins the first class, in sampling order, whose f
 NoveltyBench (Zhang et al., https://arxiv.org/abs/2504.05228).
 """
 
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Sequence
 import re
 import unicodedata
-from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import lexical, semantic
+from qempo_jax.evaluation import lexical
+from qempo_jax.evaluation import semantic
 
 Equivalence = Callable[[Sequence[str]], np.ndarray]
 

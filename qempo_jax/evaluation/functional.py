@@ -5,7 +5,8 @@ samples: compare policies at the same number of samples a prompt.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np

@@ -5,10 +5,11 @@ required, and how often the order decided is reported. A win rate is the judge's
 length-controlled form is a variant, never a replacement.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np

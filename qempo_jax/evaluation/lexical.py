@@ -4,10 +4,11 @@ All of them change with the number and the length of texts: compare equal number
 them. None of them sees meaning, and none sees quality: random words score best.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import re
-import zlib
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
+import zlib
 
 import numpy as np
 

@@ -1,12 +1,14 @@
 """The report as one HTML page that needs nothing else. All text from outside is escaped; scripts are not allowed."""
 
 import base64
+from collections.abc import Mapping
+from collections.abc import Sequence
 import html
 import json
-from collections.abc import Mapping, Sequence
 from string import Template
 
-from qempo_jax.evaluation.rows import METHOD_LABELS, SPLIT_LABELS
+from qempo_jax.evaluation.rows import METHOD_LABELS
+from qempo_jax.evaluation.rows import SPLIT_LABELS
 
 _LONGEST_COMPLETION = 240
 _COMPLETIONS = 8

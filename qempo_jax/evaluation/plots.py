@@ -1,14 +1,17 @@
 """The report's plots, as PNG bytes: colours safe for the colour-blind (Okabe & Ito), labels beside lines and points."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import io
-from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+import numpy as np
 
-from qempo_jax.evaluation.rows import METHOD_LABELS, SPLIT_LABELS, in_order
+from qempo_jax.evaluation.rows import METHOD_LABELS
+from qempo_jax.evaluation.rows import SPLIT_LABELS
+from qempo_jax.evaluation.rows import in_order
 
 COLOURS = {"base": "#595959", "grpo": "#D55E00", "qempo": "#0072B2", "qempo_kl": "#00795A"}
 _OTHER_COLOURS = ("#CC79A7", "#8A6D00", "#56B4E9")

@@ -14,16 +14,21 @@ largest that every method has, and the result says which. Its own interval takes
 not; here prompts are resampled (pairs) or left out one at a time (n-grams).
 """
 
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import random
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import corpus_intervals, lexical, semantic, syntactic
+from qempo_jax.evaluation import corpus_intervals
+from qempo_jax.evaluation import lexical
+from qempo_jax.evaluation import semantic
+from qempo_jax.evaluation import syntactic
 from qempo_jax.evaluation.intervals import Interval
 
 PROTOCOLS = ("guo2024",)

@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import certificate, intervals
+from qempo_jax.evaluation import certificate
+from qempo_jax.evaluation import intervals
 
 Kind = Literal["absolute", "reference quantile", "reference minus"]
 

@@ -1,16 +1,20 @@
 """Writes the report of a run: results.json, index.html and its plots as PNG files; and the table for the terminal."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 
-from qempo_jax.evaluation import alarms, page, plots
-from qempo_jax.evaluation.rows import METHOD_LABELS, SPLIT_LABELS
+from qempo_jax.evaluation import alarms
+from qempo_jax.evaluation import page
+from qempo_jax.evaluation import plots
+from qempo_jax.evaluation.rows import METHOD_LABELS
+from qempo_jax.evaluation.rows import SPLIT_LABELS
 
 
 def write_report(

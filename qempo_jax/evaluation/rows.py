@@ -1,8 +1,10 @@
 """Evaluation rows: one JSON object for every sampled completion, checked and arranged by prompt."""
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
 from typing import NamedTuple
 
 import numpy as np

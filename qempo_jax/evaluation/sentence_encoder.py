@@ -6,10 +6,11 @@ https://arxiv.org/abs/1810.04805), the mean over tokens, scaled to length 1 (Rei
 https://arxiv.org/abs/1908.10084). Trained for English; texts are cut at 256 tokens.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp

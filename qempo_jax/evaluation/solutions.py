@@ -1,6 +1,7 @@
 """Diversity and quality at the level of solutions: pass@k, majority@k and different correct solutions."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
+from collections.abc import Sequence
 
 import numpy as np
 

@@ -5,12 +5,15 @@ cluster bootstrap over prompts; seeds are averaged within a prompt, so they spea
 training seed would give: `by_seed` shows that spread.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
-from qempo_jax.evaluation import alarms, functional, intervals
+from qempo_jax.evaluation import alarms
 from qempo_jax.evaluation import certificate as certificates
+from qempo_jax.evaluation import functional
+from qempo_jax.evaluation import intervals
 from qempo_jax.evaluation import rows as evaluation_rows
 from qempo_jax.rewards import open_list
 

@@ -4,9 +4,10 @@ Trees come from CoNLL-U files of any parser, or from spaCy where it is installed
 compare: name the parser.
 """
 
+from collections.abc import Iterable
+from collections.abc import Sequence
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np

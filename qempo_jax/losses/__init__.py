@@ -1,36 +1,32 @@
 """Losses: one example a call, arrays positional, hyper-parameters keyword-only; `jax.vmap` outside."""
 
-from qempo_jax.losses.policy_gradient import policy_gradient_loss, token_entropy_bonus_loss
-from qempo_jax.losses.policy_gradient_clip import (
-  dr_grpo_loss,
-  grpo_loss,
-  gspo_loss,
-  ppo_clip_loss,
-  sequence_clip_loss,
-)
-from qempo_jax.losses.preference import (
-  dpo_loss,
-  h_dpo_loss,
-  preference_loss,
-  preference_margin,
-  qempo_kl_loss,
-  qempo_loss,
-)
-from qempo_jax.losses.preference_baselines import (
-  cpo_loss,
-  ipo_loss,
-  robust_dpo_loss,
-  smoothed_dpo_loss,
-)
-from qempo_jax.losses.preference_normalised import (
-  length_normalised_ipo_loss,
-  length_normalised_preference_loss,
-  simpo_loss,
-)
+from qempo_jax.losses.policy_gradient import policy_gradient_loss
+from qempo_jax.losses.policy_gradient import token_entropy_bonus_loss
+from qempo_jax.losses.policy_gradient_clip import dr_grpo_loss
+from qempo_jax.losses.policy_gradient_clip import grpo_loss
+from qempo_jax.losses.policy_gradient_clip import gspo_loss
+from qempo_jax.losses.policy_gradient_clip import ppo_clip_loss
+from qempo_jax.losses.policy_gradient_clip import sequence_clip_loss
+from qempo_jax.losses.preference import dpo_loss
+from qempo_jax.losses.preference import h_dpo_loss
+from qempo_jax.losses.preference import preference_loss
+from qempo_jax.losses.preference import preference_margin
+from qempo_jax.losses.preference import qempo_kl_loss
+from qempo_jax.losses.preference import qempo_loss
+from qempo_jax.losses.preference_baselines import cpo_loss
+from qempo_jax.losses.preference_baselines import ipo_loss
+from qempo_jax.losses.preference_baselines import robust_dpo_loss
+from qempo_jax.losses.preference_baselines import smoothed_dpo_loss
+from qempo_jax.losses.preference_normalised import length_normalised_ipo_loss
+from qempo_jax.losses.preference_normalised import length_normalised_preference_loss
+from qempo_jax.losses.preference_normalised import simpo_loss
 from qempo_jax.losses.reward_model import bradley_terry_loss
 from qempo_jax.losses.trajectory_balance import trajectory_balance_loss
-from qempo_jax.losses.translate import Translation, translate
-from qempo_jax.losses.unpaired import kto_loss, nll_anchor, nll_loss
+from qempo_jax.losses.translate import Translation
+from qempo_jax.losses.translate import translate
+from qempo_jax.losses.unpaired import kto_loss
+from qempo_jax.losses.unpaired import nll_anchor
+from qempo_jax.losses.unpaired import nll_loss
 
 __all__ = [
   "Translation",

@@ -6,10 +6,11 @@ The default is a sum over tokens, the gradient of the sequence's log-prob. Losse
 
 import chex
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
-from qempo_jax.masking import masked, masked_sum
+from qempo_jax.masking import masked
+from qempo_jax.masking import masked_sum
 
 _sg = jax.lax.stop_gradient
 

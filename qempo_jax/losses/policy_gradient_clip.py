@@ -15,11 +15,13 @@ loss of one normalisation has the same gradient.
 
 import chex
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 from qempo_jax.losses.policy_gradient import checked
-from qempo_jax.masking import at_least_float32, masked_mean, masked_sum
+from qempo_jax.masking import at_least_float32
+from qempo_jax.masking import masked_mean
+from qempo_jax.masking import masked_sum
 
 _sg = jax.lax.stop_gradient
 _MAX_LOG_RATIO = 20.0  # a ratio beyond 5e8 has no gradient; keeps squared gradients finite in float32

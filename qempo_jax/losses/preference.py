@@ -17,8 +17,8 @@ from qempo_jax.masking import at_least_float32
 def preference_loss(
   chosen_log_prob: Array,
   rejected_log_prob: Array,
-  ref_chosen_log_prob: Array,
-  ref_rejected_log_prob: Array,
+  ref_chosen_log_prob: Array | float,
+  ref_rejected_log_prob: Array | float,
   *,
   alpha: float | Array,
   beta: float | Array,
@@ -58,8 +58,8 @@ def preference_loss(
 def preference_margin(
   chosen_log_prob: Array,
   rejected_log_prob: Array,
-  ref_chosen_log_prob: Array,
-  ref_rejected_log_prob: Array,
+  ref_chosen_log_prob: Array | float,
+  ref_rejected_log_prob: Array | float,
   *,
   alpha: float | Array,
   beta: float | Array,

@@ -3,7 +3,8 @@
 import jax
 from jax import Array
 
-from qempo_jax.losses.preference import preference_margin, qempo_loss
+from qempo_jax.losses.preference import preference_margin
+from qempo_jax.losses.preference import qempo_loss
 from qempo_jax.losses.unpaired import nll_anchor
 
 

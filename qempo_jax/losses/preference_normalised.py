@@ -7,8 +7,8 @@ They are here as baselines.
 
 import chex
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 from qempo_jax.losses.preference import preference_loss
 from qempo_jax.losses.preference_baselines import ipo_loss

@@ -2,10 +2,11 @@
 
 import chex
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
-from qempo_jax.masking import at_least_float32, masked_mean
+from qempo_jax.masking import at_least_float32
+from qempo_jax.masking import masked_mean
 
 _sg = jax.lax.stop_gradient
 

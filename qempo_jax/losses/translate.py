@@ -8,8 +8,8 @@ Every method below maximises E[r] + alpha H(pi) + beta E[log q]; two are the sam
 translation.
 """
 
-import math
 from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 from qempo_jax.errors import InputError

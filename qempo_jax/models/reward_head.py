@@ -18,8 +18,8 @@ from qempo_jax.models import layers
 from qempo_jax.models import positions as places
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
-from qempo_jax.sharding import P
 from qempo_jax.sharding import STATE_RULES
+from qempo_jax.sharding import P
 
 # Placement on the mesh: the decoder's rules, and the head's one column everywhere.
 RULES = ((r"(^|/)score$", P()), *STATE_RULES)

@@ -81,11 +81,13 @@ def logits(hidden, unembedding_VxD, config: ModelConfig):
 def rounded(params, config: ModelConfig):
   """The matrices of the products in the compute dtype, once for many uses: (params, unembedding).
 
-  The embedding that is looked up stays as it is, so that the results are those of the unrounded parameters.
+  On a mesh they are gathered over fsdp too, since each of those uses would do so. The embedding that is looked up stays as it is, so that the results are those of the unrounded parameters.
   """
   cast = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 2 else leaf
-  matrices = jax.tree.map(cast, params["layers"])
-  return params | {"layers": matrices}, unembedding(params).astype(config.compute_dtype)
+  matrices = {"layers": jax.tree.map(cast, params["layers"])}
+  matrices["unembedding"] = unembedding(params).astype(config.compute_dtype)
+  matrices = sharding.constrain_params(matrices, gathered=True)
+  return params | {"layers": matrices["layers"]}, matrices["unembedding"]
 
 
 def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, *, remat=True):
@@ -105,7 +107,8 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
   run = _full_block(config, positions_BxL, mask_BxLxL)
 
   def body(x_BxLxD, layer_and_window):
-    x_BxLxD, _ = run(x_BxLxD, *layer_and_window)
+    layer, window = layer_and_window
+    x_BxLxD, _ = run(x_BxLxD, sharding.constrain_params(layer, layer=True), window)
     return x_BxLxD, None
 
   body = rematerialised(body, config.remat) if remat else body

@@ -11,10 +11,10 @@ Four splits keep training, the choice of settings, and evaluation apart:
   heldout_set          sets never trained on, in the training wordings, so that only the set is new
 """
 
-import re
-import unicodedata
 from collections.abc import Sequence
+import re
 from typing import NamedTuple
+import unicodedata
 
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import open_list_sets

@@ -1,25 +1,27 @@
 """Does a loss optimise what it should? Answered by exact enumeration, never by sampling."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
 import functools
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 from qempo_jax import advantages
 from qempo_jax.errors import InputError
-from qempo_jax.testing.expectation import (
-  Moments,
-  Pair,
-  Samples,
-  flat_gradient,
-  group_moments,
-  pair_moments,
-)
-from qempo_jax.testing.mistakes import Signature, group_signatures, pair_signatures
-from qempo_jax.testing.problems import Problem, random_problem
+from qempo_jax.testing.expectation import Moments
+from qempo_jax.testing.expectation import Pair
+from qempo_jax.testing.expectation import Samples
+from qempo_jax.testing.expectation import flat_gradient
+from qempo_jax.testing.expectation import group_moments
+from qempo_jax.testing.expectation import pair_moments
+from qempo_jax.testing.mistakes import Signature
+from qempo_jax.testing.mistakes import group_signatures
+from qempo_jax.testing.mistakes import pair_signatures
+from qempo_jax.testing.problems import Problem
+from qempo_jax.testing.problems import random_problem
 
 
 class CheckReport(NamedTuple):

@@ -10,15 +10,17 @@ read off the enumeration, so they need nothing more from the model.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 from qempo_jax.masking import masked
-from qempo_jax.testing.sequence_space import SequenceSpace, sequence_space
+from qempo_jax.testing.sequence_space import SequenceSpace
+from qempo_jax.testing.sequence_space import sequence_space
 
 Params = Any
 

@@ -1,14 +1,15 @@
 """What a loss does on average: its gradient's exact mean and variance over every group or pair there is."""
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import itertools
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+import numpy as np
 
 from qempo_jax.testing.enumerable import Params
 from qempo_jax.testing.problems import Problem

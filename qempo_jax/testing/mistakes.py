@@ -5,17 +5,24 @@ expected gradient; the table below holds every combination of them, and what gro
 stale log-probs do to the whole.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
 import functools
 import itertools
-from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
-from qempo_jax import advantages, estimators, losses
+from qempo_jax import advantages
+from qempo_jax import estimators
+from qempo_jax import losses
 from qempo_jax.testing.enumerable import Params
-from qempo_jax.testing.expectation import Pair, Samples, flat_gradient, group_moments, pair_moments
+from qempo_jax.testing.expectation import Pair
+from qempo_jax.testing.expectation import Samples
+from qempo_jax.testing.expectation import flat_gradient
+from qempo_jax.testing.expectation import group_moments
+from qempo_jax.testing.expectation import pair_moments
 from qempo_jax.testing.problems import Problem
 
 Signature = tuple[str, Callable[[Params], Array]]

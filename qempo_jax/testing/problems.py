@@ -3,11 +3,12 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 from qempo_jax.family import target_log_probs
-from qempo_jax.testing.enumerable import EnumerablePolicy, Params
+from qempo_jax.testing.enumerable import EnumerablePolicy
+from qempo_jax.testing.enumerable import Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

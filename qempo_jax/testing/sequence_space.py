@@ -4,9 +4,9 @@ import functools
 import itertools
 from typing import NamedTuple
 
+from jax import Array
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 EOS = 0
 

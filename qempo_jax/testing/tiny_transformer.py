@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import Array
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import above_floor, equivalence
+from qempo_jax.evaluation import above_floor
+from qempo_jax.evaluation import equivalence
 
 KINDS = {"kinds": above_floor.Metric(lambda texts: float(equivalence.exact(texts).max() + 1), 0.0)}
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import comparisons, intervals
+from qempo_jax.evaluation import comparisons
+from qempo_jax.evaluation import intervals
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "metrics.json").read_text(encoding="utf-8"))
 

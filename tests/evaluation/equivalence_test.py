@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import equivalence, functional
+from qempo_jax.evaluation import equivalence
+from qempo_jax.evaluation import functional
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "metrics.json").read_text(encoding="utf-8"))
 

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import corpus_intervals, functional, protocol, semantic, syntactic
+from qempo_jax.evaluation import corpus_intervals
+from qempo_jax.evaluation import functional
+from qempo_jax.evaluation import protocol
+from qempo_jax.evaluation import semantic
+from qempo_jax.evaluation import syntactic
 
 GUO = {"protocol": "guo2024"}
 

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import certificate, intervals, quality_floors, studentised
+from qempo_jax.evaluation import certificate
+from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import quality_floors
+from qempo_jax.evaluation import studentised
 
 RANGE = {"value_range": (0.0, 1.0), "num_draws": 400}
 

@@ -11,7 +11,10 @@ import subprocess
 import pytest
 from rich.console import Console
 
-from qempo_jax.evaluation import page, plots, report, summary
+from qempo_jax.evaluation import page
+from qempo_jax.evaluation import plots
+from qempo_jax.evaluation import report
+from qempo_jax.evaluation import summary
 
 PLOTS = {
   "quality_answers.png", "quality_entropy.png", "reward.png", "multipliers.png", "training_entropy.png",

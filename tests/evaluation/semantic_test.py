@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import semantic, sentence_encoder
+from qempo_jax.evaluation import semantic
+from qempo_jax.evaluation import sentence_encoder
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 GOLDEN = json.loads((FOLDER / "metrics.json").read_text(encoding="utf-8"))["embeddings"]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import alarms, summary
+from qempo_jax.evaluation import alarms
+from qempo_jax.evaluation import summary
 
 FIGURES = (
   "reward", "entropy", "entropy_per_token", "kl", "length", "truncation", "effective_answers", "coverage",

@@ -8,12 +8,14 @@ import gzip
 import json
 import pathlib
 
+from nltk.tokenize import WordPunctTokenizer
+from nltk.translate.bleu_score import SmoothingFunction
+from nltk.translate.bleu_score import sentence_bleu
+from nltk.util import ngrams
 import numpy as np
 import sacrebleu
-from nltk.tokenize import WordPunctTokenizer
-from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-from nltk.util import ngrams
-from scipy import special, stats
+from scipy import special
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import cosine_distances
 from vendi_score import vendi

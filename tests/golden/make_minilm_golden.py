@@ -9,7 +9,8 @@ import pathlib
 import sys
 
 import torch
-from transformers import AutoTokenizer, BertModel
+from transformers import AutoTokenizer
+from transformers import BertModel
 
 OUTPUT = pathlib.Path(__file__).with_name("minilm.json")
 TEXTS = [

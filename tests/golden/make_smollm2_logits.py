@@ -24,7 +24,8 @@ import sys
 import gguf
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
+from transformers import AutoTokenizer
 
 OUTPUT = pathlib.Path(__file__).with_name("smollm2_logits.npz")
 NUM_COLUMNS = 2048

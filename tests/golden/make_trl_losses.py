@@ -6,9 +6,9 @@
 The trainers' loss methods are called as they are, on a stand-in model that returns given per-token log-probs.
 """
 
+from collections import defaultdict
 import json
 import pathlib
-from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np

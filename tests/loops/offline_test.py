@@ -205,7 +205,7 @@ def test_exploding_entropy_and_a_broken_loss_stop_the_run(tmp_path):
   with pytest.raises(InputError, match="entropy per token"):
     _run(tmp_path / "a", alarms__max_entropy_per_token=0.01)
   with pytest.raises(InputError, match="loss is not finite"):
-    _run(tmp_path / "b", optimizer__learning_rate=1e30)
+    _run(tmp_path / "b", optimizer__learning_rate=1e30, faults__max_skipped_in_row=2)
 
 
 def test_online_is_the_default():

@@ -1,13 +1,17 @@
 """Every loss, advantage and diversity reward once: its inputs, a value by hand, and how it moves with them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from qempo_jax import advantages, diversity_rewards, losses
+from qempo_jax import advantages
+from qempo_jax import diversity_rewards
+from qempo_jax import losses
 from qempo_jax.masking import masked_sum
-from qempo_jax.testing import reference, reference_groups
+from qempo_jax.testing import reference
+from qempo_jax.testing import reference_groups
 
 SIZE = 5  # tokens of a trajectory, members of a group
 LOG3, LOG4_3, LOG2 = 1.0986122887, 0.2876820724, 0.6931471806

@@ -7,16 +7,23 @@ what permutations, shifts and scales do.
 import functools
 import inspect
 
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
+from jax.test_util import check_grads
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax.test_util import check_grads
 
-from qempo_jax import advantages, diversity_rewards, losses
-from tests.losses.battery_cases import CASES, GROUPS, KINDS, LOSSES, SIZE
+from qempo_jax import advantages
+from qempo_jax import diversity_rewards
+from qempo_jax import losses
+from tests.losses.battery_cases import CASES
+from tests.losses.battery_cases import GROUPS
+from tests.losses.battery_cases import KINDS
+from tests.losses.battery_cases import LOSSES
+from tests.losses.battery_cases import SIZE
 
 ROWS = 8
 every = pytest.mark.parametrize("name", CASES)

@@ -1,12 +1,14 @@
 """The methods of one family are one loss, in value and in gradient; `translate` knows which."""
 
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from qempo_jax import family, losses
+from qempo_jax import family
+from qempo_jax import losses
 from qempo_jax.errors import InputError
 
 log_prob = st.floats(-50, 0)

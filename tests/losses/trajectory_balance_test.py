@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qempo_jax import advantages, family, losses
+from qempo_jax import advantages
+from qempo_jax import family
+from qempo_jax import losses
 
 HYPER = dict(alpha=0.5, beta=0.2)
 

@@ -1,12 +1,15 @@
 """Attention's implementations agree, and each says what it cannot do; so do the remat policies."""
 
 import dataclasses
+import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import attention
 from qempo_jax.models import transformer
@@ -87,27 +90,56 @@ def test_cudnn_equals_xla_to_half_precision():
     ],
 )
 def test_auto_takes_what_is_possible(platform, changes, expected):
-  assert attention.chosen(dataclasses.replace(CONFIG, **changes), LENGTH, 8, platform, 1) == expected
+  assert attention.chosen(dataclasses.replace(CONFIG, **changes), LENGTH, 8, platform) == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "platform", "length", "devices", "changes", "message"),
+    ("name", "platform", "length", "changes", "message"),
     [
-        ("cudnn", "cpu", 128, 1, {}, "compute.attention=cudnn needs an NVIDIA GPU"),
-        ("cudnn", "gpu", 128, 1, {}, "compute.dtype is float32"),
-        ("cudnn", "gpu", 128, 1, {"attention_softcap": 50.0}, "attention_softcap is 50.0"),
-        ("cudnn", "gpu", 127, 1, {"compute_dtype": "bfloat16"}, "these have 127"),
-        ("splash", "gpu", 128, 1, {}, "needs a TPU"),
-        ("splash", "tpu", 100, 1, {}, "multiple of 128 tokens, and these have 100; set compute.bucket"),
-        ("splash", "tpu", 128, 4, {}, "spans 4"),
+        ("cudnn", "cpu", 128, {}, "compute.attention=cudnn needs an NVIDIA GPU"),
+        ("cudnn", "gpu", 128, {}, "compute.dtype is float32"),
+        ("cudnn", "gpu", 128, {"attention_softcap": 50.0}, "attention_softcap is 50.0"),
+        ("cudnn", "gpu", 127, {"compute_dtype": "bfloat16"}, "these have 127"),
+        ("splash", "gpu", 128, {}, "needs a TPU"),
+        ("splash", "tpu", 100, {}, "multiple of 128 tokens, and these have 100; set compute.bucket"),
     ],
 )
-def test_what_cannot_be_done_is_said(name, platform, length, devices, changes, message):
+def test_what_cannot_be_done_is_said(name, platform, length, changes, message):
   config = dataclasses.replace(CONFIG, attention=name, **changes)
   with pytest.raises(InputError, match=message):
-    attention.chosen(config, length, 8, platform, devices)
+    attention.chosen(config, length, 8, platform)
   auto = dataclasses.replace(config, attention="auto")
-  assert attention.chosen(auto, length, 8, platform, devices) == "xla"
+  assert attention.chosen(auto, length, 8, platform) == "xla"
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 1)])
+def test_splash_on_a_mesh_equals_xla_in_value_and_gradient(shape):
+  mesh = sharding.make_mesh(shape, devices=jax.devices()[: math.prod(shape)])
+  *qkv, mask = _inputs(rows=4)
+  weights = jnp.where(mask.any(-1)[:, :, None, None], jax.random.normal(jax.random.key(0), qkv[0].shape), 0)
+
+  def compiled(attend):
+    loss = lambda *x: jnp.sum(weights * attend(*x))
+    return jax.jit(sharding.on_mesh(jax.value_and_grad(loss, argnums=(0, 1, 2)), mesh))
+
+  placed = jax.device_put(qkv, sharding.batch_sharding(mesh))
+  splash = compiled(lambda *x: attention.splash(*x, mask, CONFIG, interpret=True))(*placed)
+  xla = compiled(lambda *x: attention.attention(*x, mask, CONFIG))(*placed)
+  assert splash[1][0].sharding.shard_shape(qkv[0].shape)[0] == 4 // (shape[0] * shape[1])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), splash, xla)
+
+
+def test_splash_says_what_its_mesh_cannot_split():
+  config = dataclasses.replace(CONFIG, attention="splash")
+  *qkv, mask = _inputs(rows=3)
+  run = lambda mesh: jax.eval_shape(sharding.on_mesh(lambda *x: attention.attention(*x, mask, config), mesh), *qkv)
+  with mock.patch.object(sharding, "platform", lambda: "tpu"):
+    with pytest.raises(InputError, match="data x fsdp = 8 divides, and these are 3"):
+      run(sharding.make_mesh((2, 4, 1)))
+    with pytest.raises(InputError, match="tensor = 8 divides, and these are 2"):
+      run(sharding.make_mesh((1, 1, 8)))
+    with pytest.raises(InputError, match="must know the mesh of its 8 devices"):
+      attention.attention(*qkv, mask, config)
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.rewards import checked, open_list, registry, sentiment, texts
+from qempo_jax.rewards import checked
+from qempo_jax.rewards import open_list
+from qempo_jax.rewards import registry
+from qempo_jax.rewards import sentiment
+from qempo_jax.rewards import texts
 
 BAD = [
   "", " ", "\x00", "a\x00b", "\udc80\ud800", "\ufeff\u202e\u2028", "x" * 1_000_000, "a b " * 250_000, "(" * 5000,

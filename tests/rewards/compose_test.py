@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.rewards import checked, compose
+from qempo_jax.rewards import checked
+from qempo_jax.rewards import compose
 
 PROMPTS = ["a", "a", "a", "b", "b"]
 TEXTS = ["1", "2", "3", "4", "5"]

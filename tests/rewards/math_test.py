@@ -9,7 +9,10 @@ import time
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.rewards import checked, math as math_rewards, math_worker, math_workers
+from qempo_jax.rewards import checked
+from qempo_jax.rewards import math as math_rewards
+from qempo_jax.rewards import math_worker
+from qempo_jax.rewards import math_workers
 from tests.rewards import real_answers
 
 pytest.importorskip("math_verify")

@@ -3,7 +3,8 @@
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.rewards import open_list, open_list_sets
+from qempo_jax.rewards import open_list
+from qempo_jax.rewards import open_list_sets
 
 
 def test_sets_are_many_large_and_without_repeats():

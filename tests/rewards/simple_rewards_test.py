@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.rewards.distinctness import DistinctnessReward, NgramDistinctnessReward
-from qempo_jax.rewards.format import FormatReward, TagsReward
+from qempo_jax.rewards.distinctness import DistinctnessReward
+from qempo_jax.rewards.distinctness import NgramDistinctnessReward
+from qempo_jax.rewards.format import FormatReward
+from qempo_jax.rewards.format import TagsReward
 from qempo_jax.rewards.length import LengthReward
 from qempo_jax.rewards.pairwise import PairwiseReward
-from qempo_jax.rewards.repetition import CompressionReward, RepetitionReward
+from qempo_jax.rewards.repetition import CompressionReward
+from qempo_jax.rewards.repetition import RepetitionReward
 
 PROSE = (
   "The film starts slowly, with a long look at the house where the two sisters grew up, and for a while it seems that "

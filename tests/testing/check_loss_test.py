@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qempo_jax import advantages, estimators, losses
+from qempo_jax import advantages
+from qempo_jax import estimators
+from qempo_jax import losses
 from qempo_jax.errors import InputError
-from qempo_jax.testing import check_loss, default_problem, loss_of_score_weights
+from qempo_jax.testing import check_loss
+from qempo_jax.testing import default_problem
+from qempo_jax.testing import loss_of_score_weights
 
 A, B = 0.5, 0.2
 GROUP = 2

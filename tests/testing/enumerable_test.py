@@ -2,12 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+from jax.test_util import check_grads
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from qempo_jax import family
-from qempo_jax.testing import EnumerablePolicy, random_problem, sequence_space, space_of_sequences
+from qempo_jax.testing import EnumerablePolicy
+from qempo_jax.testing import random_problem
+from qempo_jax.testing import sequence_space
+from qempo_jax.testing import space_of_sequences
 
 POLICIES = [
   EnumerablePolicy.table(3, 3),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from qempo_jax.models import transformer
-from qempo_jax.testing import EnumerablePolicy, tiny_transformer
+from qempo_jax.testing import EnumerablePolicy
+from qempo_jax.testing import tiny_transformer
 
 
 @pytest.mark.parametrize("prompt", [(0,), (0, 2, 1)])

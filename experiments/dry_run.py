@@ -1,0 +1,118 @@
+"""What --dry_run says of a run that was built and not started: shapes, and the memory they need at least."""
+
+from collections.abc import Iterator
+import math
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments import builders
+from experiments import compile_programs
+from qempo_jax import packing
+from qempo_jax import sharding
+from qempo_jax.models import reward_head
+
+GIB = 2**30
+
+
+def describe(config: ConfigDict, policy: builders.Policy) -> str:
+  """Shapes of one run's model and batches, and the memory that one of its devices needs at least."""
+  programs = compile_programs.of_policy(config, policy)
+  return "\n".join([model_line(policy), *_batches(programs), memory_line(memory(config, policy, programs), policy)])
+
+
+def describe_programs(config: ConfigDict, devices) -> str:
+  """The same for devices that need not exist, without weights."""
+  programs = compile_programs.programs(config, devices)
+  names = ("params", "optimizer", "reference")
+  parts = {name: max(_bytes(program.parts.get(name, ())) for program in programs) for name in names}
+  parts["gradients"] = _bytes(programs[0].parts["params"])
+  return "\n".join([*_batches(programs), memory_line(parts)])
+
+
+def model_line(policy: builders.Policy) -> str:
+  """The decoder's shape."""
+  c, leaves = policy.config, jax.tree.leaves(policy.params)
+  dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+  return (
+      f"Model: {sum(leaf.size for leaf in leaves):,} parameters ({dtypes}), {c.num_layers} layers of width"
+      f" {c.hidden_size}, {c.num_heads} heads ({c.num_kv_heads} of keys), vocabulary {c.vocab_size:,};"
+      f" mesh {dict(policy.mesh.shape)}"
+  )
+
+
+def memory(config: ConfigDict, policy: builders.Policy, programs) -> dict[str, int]:
+  """Bytes on one device by part; what is alive only within a step is its gradients and a chunk's logits.
+
+  A lower bound: activations, the compiler's scratch and what stays of the sampler are not in it, which
+  `experiments.compile_check` finds for TPUs by compiling.
+  """
+  trained = programs[0].parts
+  found = {
+      "trained parameters": _bytes(trained["params"]),
+      "optimizer": _bytes(trained["optimizer"]),
+      "reference": _bytes(policy.params),
+      "gradients": _bytes(trained["params"]),
+      "logits of a chunk": 2 * 4 * config.compute.chunk_size * policy.config.vocab_size,  # float32, and their gradient
+  }
+  if any(program.name == "sampler" for program in programs):
+    found["keys and values while sampling"] = _cache_bytes(config, policy)
+  return found
+
+
+def memory_line(parts: dict[str, int], policy: builders.Policy | None = None) -> str:
+  """The estimate, and what the policy's devices have where they say so."""
+  each = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+  stats = policy.mesh.devices.flat[0].memory_stats() if policy else None
+  limit = (stats or {}).get("bytes_limit")
+  there = f" of {limit / GIB:.1f} there" if limit else ""
+  return f"Memory of a device: at least {sum(parts.values()) / GIB:.2f} GiB{there} ({each}); activations come on top"
+
+
+def describe_sampling(config: ConfigDict, policy: builders.Policy) -> str:
+  """The same where samples are drawn and nothing is trained."""
+  parts = {"parameters": _bytes(policy.params), "keys and values while sampling": _cache_bytes(config, policy)}
+  return f"{model_line(policy)}\n{memory_line(parts, policy)}"
+
+
+def describe_reward_model(config: ConfigDict, model: builders.Policy) -> str:
+  """The same for a reward model."""
+  trained, frozen = reward_head.split(model.params, model.config, config.reward_model.trainable)
+  create = lambda params: builders.initial_state(config, params, builders.optimizer_pair(config))
+  state = jax.eval_shape(create, trained)
+  placed = jax.tree.map(
+      lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+      state,
+      sharding.tree_shardings(state, model.mesh, reward_head.RULES),
+  )
+  parts = {"trained parameters": _bytes(placed.params), "optimizer": _bytes(placed.opt_state)}
+  parts |= {"frozen parameters": _bytes(frozen), "gradients": _bytes(placed.params)}
+  return f"{model_line(model)}\n{memory_line(parts, model)}"
+
+
+def _batches(programs) -> list[str]:
+  return [f"{program.name}: takes {', '.join(dict.fromkeys(_batch_shapes(program)))}" for program in programs]
+
+
+def _batch_shapes(program) -> Iterator[str]:
+  """Arrays that are neither state nor parameters: the ones that grow with the config."""
+  known = {id(leaf) for part in program.parts.values() for leaf in jax.tree.leaves(part)}
+  for leaf in jax.tree.leaves(program.arguments[1:]):
+    if id(leaf) not in known and leaf.ndim:
+      yield f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _bytes(tree) -> int:
+  """Of the part that one device holds."""
+  size = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+  return sum(size(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf.dtype, "itemsize"))
+
+
+def _cache_bytes(config: ConfigDict, policy: builders.Policy) -> int:
+  """Keys and values of the prompts, once, and of each of their samples; rows are split over the data axes."""
+  c, rows = policy.config, config.data.prompts_per_step
+  ways = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
+  tokens = packing.round_up(config.data.max_prompt_length, 16)
+  tokens += config.sampling.group_size * config.sampling.max_response_length
+  each = 2 * c.num_layers * c.num_kv_heads * c.head_dim * (2 if c.compute_dtype == "bfloat16" else 4)
+  return (rows // ways if rows % ways == 0 else rows) * tokens * each

@@ -1,0 +1,118 @@
+"""Compiles the paper configs for their slices, one at a time, and keeps docs/pods.md's table true to what came out.
+
+  python -m experiments.studies.compile_table [--only=TEXT] [--table]
+
+What the results file already has is not compiled again: remove an entry there to have it anew. `--only` takes the
+entries with that text in their name, `--table` compiles nothing and writes the page from the file.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+from configs.paper import models
+from experiments import cli
+from experiments import compile_check
+from experiments.workdir import write_atomically
+from qempo_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results" / "compile_check.json"
+PAGE = ROOT / "docs" / "pods.md"
+START, END = "<!-- compile_check: made by experiments/studies/compile_table.py -->", "<!-- compile_check ends -->"
+TASKS = ("offline_ultrafeedback", "online_gsm8k", "online_math")
+# The methods of a task compile to one program but for scalars; this one's stands for them.
+METHOD = "qempo_kl"
+# Beyond each model's own slice: the smallest model on the smallest slice.
+FURTHER = (
+    ("offline_ultrafeedback", "qwen2.5-0.5b", "v5e:2x2"),
+    ("online_gsm8k", "qwen2.5-0.5b", "v5e:2x2"),
+)
+HEAD = (
+    "| config | slice | program | GiB of a chip | parameters, optimizer, reference, temporary | links, GiB | TFLOP"
+    " | at least, s | MFU at most |\n|---|---|---|---|---|---|---|---|---|"
+)
+GIB = 2**30
+
+
+def entries() -> list[tuple[str, str]]:
+  """(config with its argument, slice) of every row of the table."""
+  own = [(task, name, model.topology) for name, model in models.MODELS.items() for task in TASKS]
+  return [(f"configs/paper/{task}.py:{model},{METHOD}", topology) for task, model, topology in (*FURTHER, *own)]
+
+
+def results() -> dict[str, Any]:
+  """What was compiled: "CONFIG on SLICE" -> its programs."""
+  return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def table(found: dict[str, Any]) -> str:
+  """The Markdown table of all entries; those that are not in `found` are marked."""
+  lines = [HEAD]
+  for config, topology in entries():
+    start = f"| `{config.removeprefix('configs/paper/')}` | {topology} |"
+    entry = found.get(f"{config} on {topology}")
+    if entry is None:
+      lines.append(f"{start} not compiled |" + " |" * 6)
+    lines += [f"{start} {_cells(program)} |" for program in (entry or {}).get("programs", ())]
+  return "\n".join(lines)
+
+
+def page(text: str, found: dict[str, Any]) -> str:
+  """The page with the table between its two marks."""
+  before, rest = text.split(START)
+  return f"{before}{START}\n\n{table(found)}\n\n{END}{rest.split(END)[1]}"
+
+
+def _cells(program: dict[str, Any]) -> str:
+  if program["error"]:
+    return f"{program['name']} | does not fit: {program['error'].replace('|', '/')} |" + " |" * 4
+  gib = lambda name: f"{program[name] / GIB:.2f}"
+  fits = "" if program["fits"] else ": does not fit"
+  cells = [
+      program["name"],
+      f"{gib('total')} of {program['capacity'] / GIB:.0f}{fits}",
+      ", ".join(gib(name) for name in ("params", "optimizer", "reference", "temporary")),
+      f"{sum(size for _, size in program['collectives'].values()) / GIB:.2f}",
+      f"{program['flops'] / 1e12:.1f}",
+      f"{program['seconds']:.2f}",
+      f"{program['utilisation']:.0%}",
+  ]
+  return " | ".join(cells)
+
+
+def main(argv=None) -> int:
+  """Compiles what is missing, and writes file and page after each; 1 if something does not fit."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--only", default="", help="text in the entry's name, such as qwen2.5-0.5b or v5e")
+  parser.add_argument("--table", action="store_true", help="compile nothing")
+  arguments = parser.parse_args(argv)
+  found = results()
+  for config, topology in entries():
+    name = f"{config} on {topology}"
+    if arguments.table or name in found or arguments.only not in name:
+      continue
+    print(f"{name} ...", flush=True)
+    started = time.monotonic()
+    try:
+      reports = compile_check.check(cli.complete_config(ROOT / config, []), topology)
+    except InputError as error:
+      print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+      return 2
+    programs = [report.to_json() for report in reports]
+    found[name] = {"programs": programs, "compile_seconds": round(time.monotonic() - started)}
+    write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
+  write_atomically(PAGE, page(PAGE.read_text(encoding="utf-8"), found))
+  return 0 if all(program["fits"] for entry in found.values() for program in entry["programs"]) else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,219 @@
+"""What a run survives: a notice to stop, updates that break, a full disk, a cut line, another tokenizer or data."""
+
+import json
+import os
+import resource
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.loops import online
+from experiments.loops import preemption
+from experiments.loops import runs
+from experiments.loops import saving
+from qempo_jax import train_state
+from qempo_jax.errors import InputError
+from tests.loops import killed_runs
+from tests.loops import offline_toy
+from tests.loops import toy
+
+
+def _run(folder, steps=6, **changes):
+  folder.mkdir(exist_ok=True)
+  config = killed_runs.config(folder.parent, steps)
+  for key, value in changes.items():
+    group, name = key.split("__")
+    config[group][name] = value
+  recorder = offline_toy.Recorder()
+  return online.train(config, folder, toy.policy(), recorder), recorder
+
+
+def _raw(state):
+  return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """The run that nothing happened to, as (its state, its metrics)."""
+  folder = tmp_path_factory.mktemp("durability") / "whole"
+  state, _ = _run(folder)
+  return _raw(state), killed_runs.metrics(folder)
+
+
+def _break(monkeypatch, steps, what):
+  """At these calls of the loop's `make_batch`, from 1, `what` gets the batch and returns another."""
+  calls, make_batch = [], online.Replay.make_batch
+
+  def broken(self, *args):
+    calls.append(1)
+    batch = make_batch(self, *args)
+    return what(batch) if len(calls) in steps else batch
+
+  monkeypatch.setattr(online.Replay, "make_batch", broken)
+
+
+def _signal_ourselves(batch):
+  os.kill(os.getpid(), signal.SIGTERM)
+  return batch
+
+
+def _nan_rewards(batch):
+  return batch.replace(rewards=np.full_like(batch.rewards, np.nan))
+
+
+def test_a_notice_saves_exits_with_0_and_the_same_command_goes_on(tmp_path, monkeypatch, whole):
+  with monkeypatch.context() as patch:
+    _break(patch, (3,), _signal_ourselves)
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+      _run(tmp_path / "run", checkpoint__every=0)
+    assert stopped.value.code == 0 and time.monotonic() - started < 100
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+  state, recorder = _run(tmp_path / "run", checkpoint__every=0)
+  assert recorder.notes == ["resumed after step 3"]
+  jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
+  assert killed_runs.metrics(tmp_path / "run") == whole[1]
+
+
+def test_a_notice_without_checkpoints_says_what_is_lost(tmp_path, monkeypatch):
+  _break(monkeypatch, (2,), _signal_ourselves)
+  notes = []
+  monkeypatch.setattr(offline_toy.Recorder, "note", lambda self, line: notes.append(line))
+  with pytest.raises(SystemExit):
+    _run(tmp_path / "run", checkpoint__every=-1)
+  assert notes == ["told to stop: step 2 is lost, since checkpoint.every=-1 saves nothing"]
+
+
+def test_the_grace_period_ends(monkeypatch, capsys):
+  codes = []
+  monkeypatch.setattr(preemption.os, "_exit", codes.append)
+  with preemption.Notice(0.05) as notice:
+    assert not notice.came(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert notice.came(2) and not codes
+    time.sleep(0.5)
+  assert codes == [0] and "within 0.05 s of SIGTERM" in capsys.readouterr().err
+  with preemption.Notice(0.05):
+    os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(0.3)
+  assert codes == [0]  # a loop that ended in time is left alone
+
+
+def test_a_broken_update_is_skipped_and_counted(tmp_path, monkeypatch, whole):
+  states, after_step = [], saving.Saver.after_step
+
+  def record(self, state, *args):
+    states.append(_raw(state))
+    return after_step(self, state, *args)
+
+  monkeypatch.setattr(saving.Saver, "after_step", record)
+  _break(monkeypatch, (3,), _nan_rewards)
+  _run(tmp_path / "run")
+  found = killed_runs.metrics(tmp_path / "run")
+  assert [row["skipped"] for row in found] == [0, 0, 1, 0, 0, 0]
+  assert [row["skipped_total"] for row in found] == [0, 0, 1, 1, 1, 1] and not np.isfinite(found[2]["loss"])
+  assert found[:2] == whole[1][:2] and np.isfinite(found[3]["loss"])
+  expected = states[1].replace(step=np.int32(3))  # nothing but the step
+  jax.tree.map(np.testing.assert_array_equal, states[2], expected)
+  moved = jax.tree.map(lambda a, b: np.any(a != b), states[3], states[2])
+  assert all(jax.tree.leaves((moved.params["layers"]["gate"], moved.dual_params)))
+
+
+def test_too_many_broken_updates_in_a_row_stop_the_run(tmp_path, monkeypatch):
+  _break(monkeypatch, (1, 3, 4, 5), _nan_rewards)
+  with pytest.raises(InputError, match=r"step 5: the loss is not finite.* 3 times in a row.*learning_rate"):
+    _run(tmp_path / "run", faults__max_skipped_in_row=2)
+  assert len(killed_runs.metrics(tmp_path / "run")) == 5
+  monkeypatch.undo()
+  state, _ = _run(tmp_path / "run", faults__max_skipped_in_row=2)  # from step 4, which has two in a row
+  assert killed_runs.metrics(tmp_path / "run")[-1]["skipped_total"] == 3 and int(state.step) == 6
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_one_value_that_is_not_finite_is_enough(bad):
+  old = train_state.TrainState(*(jnp.zeros(2),) * 7)
+  new = jax.tree.map(lambda leaf: leaf + 1, old)
+  kept, skipped = train_state.keep_if_finite(new, old, jnp.ones(()), jnp.asarray(bad))
+  assert skipped["skipped"] == 1 and not kept.params.any() and not kept.dual_params.any() and kept.step.all()
+  kept, skipped = train_state.keep_if_finite(new, old, jnp.ones(()), jnp.ones(()))
+  assert skipped["skipped"] == 0 and kept.params.all() and kept.averages.all()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_full_disk_is_one_error_and_leaves_the_last_checkpoint(tmp_path, monkeypatch, whole, asynchronous):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def fill(batch):
+    while not (tmp_path / "run" / "checkpoints" / "2").exists():
+      time.sleep(0.01)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    return batch
+
+  try:
+    with monkeypatch.context() as patch:
+      _break(patch, (3,), fill)
+      with pytest.raises(InputError, match="could not be written to .*; that of step 2 stands: free space"):
+        _run(tmp_path / "run", checkpoint__asynchronous=asynchronous)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  state, recorder = _run(tmp_path / "run", checkpoint__asynchronous=asynchronous)
+  assert recorder.notes == ["resumed after step 2"]
+  jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
+  assert not [name for name in os.listdir(tmp_path / "run" / "checkpoints") if "tmp" in name]
+
+
+def test_a_resumed_run_refuses_other_prompts_and_another_config(tmp_path):
+  _run(tmp_path / "run", steps=2)
+  with pytest.raises(InputError, match="of another config .*entropy_weight is 1.0 there and 0.5 here"):
+    _run(tmp_path / "run", steps=2, objective__entropy_weight=0.5)
+  config = killed_runs.config(tmp_path, 2)
+  lines = (tmp_path / "prompts.jsonl").read_text().splitlines(keepends=True)
+  (tmp_path / "prompts.jsonl").write_text("".join(lines[::-1]))
+  with pytest.raises(InputError, match="the prompts are not those of the checkpoint"):
+    online.train(config, tmp_path / "run", toy.policy(), offline_toy.Recorder())
+
+
+def _write(path, keep, steps):
+  log = runs.MetricsLog(path, keep=keep)
+  for step in steps:
+    log.write({"step": step, "loss": 0.5})
+  log.close()
+  return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_rows_that_no_checkpoint_vouches_for_are_dropped(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  assert _write(path, 0, (1, 2, 3)) == [1, 2, 3]
+  with open(path, "a", encoding="utf-8") as file:
+    file.write('{"step": 4, "los')  # killed while writing
+  assert _write(path, 3, (4,)) == [1, 2, 3, 4]
+  assert _write(path, 2, (3,)) == [1, 2, 3]
+  assert _write(path, 0, (1,)) == [1]  # its checkpoints are gone
+
+
+def test_metrics_that_cannot_be_written_are_one_error(tmp_path):
+  log = runs.MetricsLog(tmp_path / "metrics.jsonl", keep=0)
+  (tmp_path / "metrics.jsonl").mkdir()
+  with pytest.raises(InputError, match="metrics.jsonl cannot be written .*the last checkpoint stands"):
+    log.write({"step": 1})
+  log.close()
+
+
+@pytest.mark.parametrize(
+    ("reward", "kl", "expected"),
+    [(0.55, 0.2, 0.0), (0.5, 0.2, 0.0), (0.25, 0.2, 0.5), (0.25, 0.6, 2.0), (0.6, 0.3, 0.5), (np.nan, 0.1, None)],
+)
+def test_quality_compares_measured_values_with_the_constraints(tmp_path, reward, kl, expected):
+  config = toy.config(tmp_path)
+  config.objective.min_reward, config.objective.max_kl, config.objective.margin = 0.5, 0.2, 0.3
+  values = {"reward": reward, "kl": kl, "entropy": 3.0}
+  averages = train_state.Averages(values, jnp.ones(()))
+  state = train_state.TrainState(*(None,) * 5, averages, None)
+  found = saving.quality(config, state)
+  assert found == expected or found == pytest.approx({"entropy": 3.0, "shortfall": expected}, abs=1e-6)
+  assert saving.quality(config, state.replace(averages=train_state.Averages.create(values))) is None

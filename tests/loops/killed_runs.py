@@ -1,0 +1,170 @@
+"""A tiny online run that is killed at random moments, often in the middle of a save, until it is through.
+
+  python -m tests.loops.killed_runs FOLDER KILLS STEPS
+
+Every life of the run is a fork of this process, which has imported everything and never asked JAX for devices. It
+prints one JSON object: how many lives were killed while a checkpoint was being written and how many elsewhere, how many
+runs that made, and every difference from the run that nobody killed.
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+
+from experiments import workdir as workdirs
+from experiments.loops import online
+from tests.loops import toy
+
+FLICKER = ("seconds", "per_second")  # parts of names of what no two runs share
+
+
+def config(folder: pathlib.Path, steps: int):
+  """The toy's, with replay, every constraint, and a checkpoint after every second step."""
+  config = toy.config(folder)
+  config.steps, config.sampling.group_size, config.data.prompts_per_step = steps, 4, 4
+  config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
+  config.replay.size, config.replay.min_reward = 2, 0.3
+  config.optimizer.learning_rate = 1e-3
+  config.checkpoint.every, config.checkpoint.keep = 2, 2
+  return config
+
+
+class Notes:
+  """A display that appends notes to a file."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def step(self, step, metrics):
+    """Shows nothing."""
+
+  def note(self, line):
+    """Keeps a line."""
+    with open(self._path, "a", encoding="utf-8") as file:
+      file.write(line + "\n")
+
+
+def live(folder: pathlib.Path, steps: int) -> None:
+  """One life of the run; ends with final.npz."""
+  folder.mkdir(exist_ok=True)
+  # The prompts' file is the same for all, so that the configs are.
+  chosen = config(folder.parent, steps)
+  workdirs.open_workdir(folder, chosen)
+  state = online.train(chosen, folder, toy.policy(), Notes(folder / "notes.txt"))
+  raw = state.replace(rng=jax.random.key_data(state.rng))
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(raw))
+  np.savez(folder / "final.npz", **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
+
+
+def fork(function, *args) -> int:
+  """Runs a function in a child; returns its process id."""
+  sys.stdout.flush()
+  if child := os.fork():
+    return child
+  status = 1
+  try:
+    function(*args)
+    status = 0
+  except SystemExit as stopped:
+    status = stopped.code
+  except BaseException:  # reported by the parent, as the status
+    import traceback
+
+    traceback.print_exc()
+  finally:
+    os._exit(status)
+
+
+def writing(folder: pathlib.Path) -> bool:
+  """Whether a checkpoint is being written right now."""
+  return any("tmp" in name for name in _names(folder / "checkpoints"))
+
+
+def _names(folder):
+  try:
+    return os.listdir(folder)
+  except FileNotFoundError:
+    return []
+
+
+def kill_once(child: int, folder: pathlib.Path, rng: random.Random) -> str:
+  """Kills a life: at a random moment from its start to its fifth step, or in a save; "" where it was through before."""
+  in_save, target, saves, seen = rng.random() < 0.5, rng.randint(1, 3), 0, False
+  before, more, until = _rows(folder), rng.randint(0, 5), None
+  while True:
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+      assert status == 0, f"a life ended with status {status}"
+      return ""
+    now = writing(folder)
+    saves, seen = saves + (now and not seen), now
+    if until is None and (not more or _rows(folder) >= before + more):
+      until = time.monotonic() + rng.uniform(0, 0.3 if more else 3)
+    if (in_save and now and saves >= target) or (not in_save and until and time.monotonic() > until):
+      if in_save:
+        time.sleep(rng.uniform(0, 0.03))
+      during = writing(folder)
+      os.kill(child, signal.SIGKILL)
+      os.waitpid(child, 0)
+      return "saving" if during else "running"
+    time.sleep(0.0005)
+
+
+def _rows(folder):
+  path = folder / "metrics.jsonl"
+  return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def metrics(folder: pathlib.Path) -> list[dict]:
+  """All rows, without what no two runs share."""
+  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+  return [{name: value for name, value in row.items() if not any(part in name for part in FLICKER)} for row in rows]
+
+
+def differences(folder: pathlib.Path, expected: pathlib.Path) -> list[str]:
+  """What is not bit by bit the same."""
+  found, wanted = np.load(folder / "final.npz"), np.load(expected / "final.npz")
+  names = sorted({*found.files, *wanted.files})
+  same = lambda name: name in found and name in wanted and found[name].tobytes() == wanted[name].tobytes()
+  wrong = [name for name in names if not same(name)]
+  rows, wanted_rows = metrics(folder), metrics(expected)
+  if [row["step"] for row in rows] != list(range(1, len(wanted_rows) + 1)):
+    wrong.append(f"steps {[row['step'] for row in rows]}")
+  return wrong + [f"metrics of step {row['step']}" for row, own in zip(wanted_rows, rows) if row != own]
+
+
+def main(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict:
+  """Kills runs until so many kills are done, lets each go on to its end, and compares them all."""
+  jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+  expected = folder / "whole"
+  assert os.waitpid(fork(live, expected, steps), 0)[1] == 0
+  counts, done, wrong = {"saving": 0, "running": 0}, 0, []
+  rng = random.Random(seed)
+  while sum(counts.values()) < kills or (folder / f"run{done}").exists():
+    place = folder / f"run{done}"
+    child = fork(live, place, steps)
+    if sum(counts.values()) < kills:
+      if how := kill_once(child, place, rng):
+        counts[how] += 1
+        continue
+    else:
+      assert os.waitpid(child, 0)[1] == 0
+    wrong += [f"run {done}: {what}" for what in differences(place, expected)]
+    done += 1
+  notes = [line for path in folder.glob("run*/notes.txt") for line in path.read_text().splitlines()]
+  resumed = sum("resumed" in line for line in notes)
+  damaged = [line for line in notes if "damaged" in line]
+  return counts | {"runs": done, "resumed": resumed, "damaged": damaged, "differences": wrong}
+
+
+if __name__ == "__main__":
+  print(json.dumps(main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

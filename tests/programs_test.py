@@ -1,0 +1,208 @@
+"""Every verb of `experiments`: a help that fits a screen, a dry run that says all and writes nothing, exit codes."""
+
+import gzip
+import json
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+import jax
+from ml_collections import ConfigDict
+import pytest
+
+from experiments import builders
+from experiments import cli
+from experiments import compile_check
+from experiments import compile_programs
+from experiments import demo
+from experiments import dry_run
+from experiments import export
+from experiments import feasibility
+from experiments import inspect_data
+from experiments import make_pairs
+from experiments import train
+from experiments import train_sentiment
+from tests.loops import toy
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMAND = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)
+VERBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if COMMAND.search(path.read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+  """Runs a verb as `python -m` does, in this process; returns its exit code, stdout and stderr."""
+
+  def run(verb, *arguments):
+    path = str(ROOT / "experiments" / f"{verb}.py")
+    monkeypatch.setattr(sys, "argv", [path, *arguments])
+    environment = dict(os.environ)
+    code = 0
+    try:
+      runpy.run_path(path, run_name="__main__")
+    except SystemExit as stop:
+      code = stop.code or 0
+    finally:
+      os.environ.clear()
+      os.environ.update(environment)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+  return run
+
+
+def test_every_verb_is_found():
+  assert {"train", "demo", "feasibility", "export", "train_reward_model", "inspect_data"} <= set(VERBS)
+  assert {"make_pairs", "compile_check", "train_sentiment"} <= set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_screen_and_shows_an_example(call, verb):
+  code, out, _ = call(verb, "--help")
+  lines = out.splitlines()
+  assert code == 0 and len(lines) <= 24 and max(map(len, lines)) <= 140
+  assert f"python -m experiments.{verb} --" in out and "--dry_run" in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_example_names_files_that_exist(call, verb):
+  example = next(line for line in call(verb, "--help")[1].splitlines() if f"python -m experiments.{verb}" in line)
+  for path in re.findall(r"--config=(\S+?\.py)", example):
+    assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_bad_input_is_one_line_and_exit_code_2(call, verb, tmp_path):
+  mistakes = [[], ["--nonsense=1"]]
+  mistakes += [["--data", str(tmp_path)]] if verb == "train_sentiment" else [[f"--config={tmp_path}/absent.py"]]
+  for arguments in mistakes:
+    code, out, err = call(verb, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: "), arguments
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+  """The toy's config and model for whatever asks for one."""
+  found = toy.config(tmp_path)
+  monkeypatch.setattr(builders, "policy", lambda config: toy.policy())
+  monkeypatch.setattr(cli, "load_config", lambda path: found)
+  return found
+
+
+@pytest.fixture
+def dry(config, tmp_path, capsys):
+  """The output of a dry run, after which nothing new is on the disk."""
+
+  def run(module, *arguments):
+    before = sorted(tmp_path.rglob("*"))
+    argv = ["--config=any.py", f"--workdir={tmp_path / 'run'}", "--dry_run", *arguments]
+    cli.run(module.main, description="", example="", argv=argv)
+    assert sorted(tmp_path.rglob("*")) == before
+    return capsys.readouterr().out
+
+  return run
+
+
+def _says_all(out, config):
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(toy.policy().params))
+  assert f"Model: {parameters:,} parameters (float32), 2 layers of width 32" in out
+  assert "Memory of a device: at least" in out
+  assert f"\n  seed={config.seed}\n" in out and "\n  objective.min_reward=" in out
+
+
+def test_a_dry_run_of_online_training(dry, config):
+  out = dry(train)
+  _says_all(out, config)
+  rows, size = config.data.prompts_per_step, config.sampling.group_size
+  assert f"float32[{rows}, {size + config.replay.size}]" in out and "sampler: takes" in out
+  assert "keys and values while sampling" in out
+
+
+def test_a_dry_run_shows_overrides(dry):
+  assert "\n  seed=77\n" in dry(train, "--config.seed=77")
+
+
+@pytest.mark.parametrize("module", [make_pairs, feasibility], ids=lambda module: module.__name__)
+def test_a_dry_run_of_what_samples(dry, config, module):
+  config.objective.min_reward = 0.4
+  _says_all(dry(module), config)
+
+
+def test_a_dry_run_of_export(dry, config, tmp_path):
+  out = dry(export)
+  assert "Model: " in out and f"would be exported to {tmp_path / 'run' / 'export'}" in out and "\n  seed=" in out
+
+
+def test_a_dry_run_of_the_demo(dry, config, tmp_path, monkeypatch):
+  of_methods = ConfigDict({"seeds": (0,), "methods": ("qempo_kl",)})
+  of_methods.qempo_kl = config
+  monkeypatch.setattr(cli, "load_config", lambda path: of_methods)
+  out = dry(demo)
+  assert out.count("Memory of a device") == 1 and "qempo_kl:\nModel: " in out and "\n  qempo_kl.seed=" in out
+
+
+def test_a_dry_run_of_inspection(dry, config, monkeypatch):
+  monkeypatch.setattr(inspect_data, "load", lambda config: _no_examples())
+  monkeypatch.setattr(inspect_data.tokenization, "load_tokenizer", lambda source: None)
+  monkeypatch.setattr(inspect_data.demo_model, "demo_model_path", lambda: "")
+  monkeypatch.setattr(inspect_data.inspection, "summarise", lambda *args, **kwargs: _Summary())
+  monkeypatch.setattr(inspect_data, "padding", lambda *args: 0.25)
+  out = dry(inspect_data)
+  assert "Example" not in out and "padding 25.0%" in out and "\n  seed=" in out
+
+
+class _Summary:
+  def lines(self):
+    return ["a line"]
+
+
+def _no_examples():
+  return [object()], "1 prompt"
+
+
+def test_memory_counts_each_part_once(config):
+  policy = toy.policy()
+  programs = compile_programs.of_policy(config, policy)
+  parts = dry_run.memory(config, policy, programs)
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.params))
+  assert parts["trained parameters"] == parts["reference"] == parts["gradients"] == size
+  assert 2 * size <= parts["optimizer"] <= 2 * size + 64  # two moments, and a few scalars
+  assert parts["logits of a chunk"] == 8 * config.compute.chunk_size * 6
+
+
+def test_a_dry_run_of_a_compile_check_compiles_nothing(capsys, monkeypatch):
+  monkeypatch.setattr(compile_check, "devices", lambda topology: jax.devices()[:1])
+  monkeypatch.setattr(compile_check, "check", None)
+  assert compile_check.main(["--config=configs/online_qempo_kl.py", "--topology=v5e:1x1", "--dry_run"]) == 0
+  out = capsys.readouterr().out
+  assert "online_step: takes" in out and "Memory of a device: at least" in out and "\n  seed=0\n" in out
+
+
+def test_a_dry_run_of_the_sentiment_classifier(tmp_path, capsys):
+  for name in (train_sentiment.SENTENCES, train_sentiment.REVIEWS):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    with gzip.open(path, "wt") as file:
+      file.writelines(json.dumps({"text": f"{name} {i}", "label": i % 2, "fold": i % 10}) + "\n" for i in range(10))
+  out = tmp_path / "classifier.npz"
+  train_sentiment.run([f"--data={tmp_path}", f"--out={out}", "--dry_run"])
+  assert not out.exists() and not out.with_suffix(".json").exists()
+  printed = capsys.readouterr().out
+  assert "16 training texts, held out 2 sentences, 2 reviews" in printed and "num_steps=150" in printed
+
+
+def test_a_failure_exits_1_with_its_traceback(tmp_path):
+  """One real process: what `python -m` itself adds."""
+  broken = tmp_path / "config.py"
+  broken.write_text("from configs import base\ndef get_config():\n  c = base.get_config()\n  c.data.source = 'jsonl:'\n  return c\n")
+  command = [sys.executable, "-m", "experiments.inspect_data", f"--config={broken}"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and done.stderr.count("\n") == 1
+  program = "from experiments import inspect_data, cli; inspect_data.load = None; cli.run(inspect_data.main, description='', example='')"
+  done = subprocess.run(
+      [sys.executable, "-c", program, "--config=configs/offline_dpo.py", "--workdir=w"], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 1 and "Traceback" in done.stderr
