@@ -127,7 +127,7 @@ def test_a_dry_run_shows_overrides(dry):
 
 @pytest.mark.parametrize("module", [make_pairs, feasibility], ids=lambda module: module.__name__)
 def test_a_dry_run_of_what_samples(dry, config, module):
-  config.objective.min_reward = 0.4
+  config.objective.min_reward, config.duals.kl.initial = 0.4, 0.0
   _says_all(dry(module), config)
 
 

@@ -161,6 +161,9 @@ def test_a_full_disk_is_one_error_and_leaves_the_last_checkpoint(tmp_path, monke
         _run(tmp_path / "run", checkpoint__asynchronous=asynchronous)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  # A user starts another process; here the storage's threads of the failed save must be through first.
+  while any((tmp_path / "run" / "checkpoints").rglob("*__lock")):
+    time.sleep(0.05)
   state, recorder = _run(tmp_path / "run", checkpoint__asynchronous=asynchronous)
   assert recorder.notes == ["resumed after step 2"]
   jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])

@@ -94,10 +94,13 @@ def _names(folder):
     return []
 
 
-def kill_once(child: int, folder: pathlib.Path, rng: random.Random) -> str:
-  """Kills a life: at a random moment from its start to its fifth step, or in a save; "" where it was through before."""
-  in_save, target, saves, seen = rng.random() < 0.5, rng.randint(1, 3), 0, False
-  before, more, until = _rows(folder), rng.randint(0, 5), None
+def kill_once(child: int, folder: pathlib.Path, rng: random.Random, *, late: bool) -> str:
+  """Kills a life: at a random moment from its start to its fifth step, or in a save; "" where it was through before.
+
+  A late kill comes after the fifth step, when the next life has a checkpoint to resume from.
+  """
+  in_save, target, saves, seen = rng.random() < 0.5 and not late, rng.randint(1, 3), 0, False
+  before, more, until = _rows(folder), 5 if late else rng.randint(0, 5), None
   while True:
     done, status = os.waitpid(child, os.WNOHANG)
     if done:
@@ -153,7 +156,7 @@ def main(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict:
     place = folder / f"run{done}"
     child = fork(live, place, steps)
     if sum(counts.values()) < kills:
-      if how := kill_once(child, place, rng):
+      if how := kill_once(child, place, rng, late=not any(counts.values())):
         counts[how] += 1
         continue
     else:
