@@ -35,6 +35,7 @@ def test_a_notebook_is_clean_and_installs_what_it_needs(name):
 )
 def test_every_cell_runs(name, tmp_path, monkeypatch):
   monkeypatch.setenv("MPLBACKEND", "agg")
+  monkeypatch.delenv("XLA_FLAGS", raising=False)  # the tests' eight devices would hold eight copies of a model
   monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # this checkout's `experiments`, not a clone of them
   client = NotebookClient(_read(name), timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
   client.execute()
