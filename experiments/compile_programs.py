@@ -150,10 +150,12 @@ def _pairs(config, mesh) -> PairBatch:
 
 def _packed(config, rows, group_size, split) -> PackedGroups:
   """Every response as long as it may be."""
-  length = config.sampling.max_response_length
-  fed = config.data.max_prompt_length + group_size * (length - 1)
-  width = packing.round_up(max(fed, group_size * length), config.compute.bucket)
-  return PackedGroups(*(_array((rows, width), jnp.int32, split) for _ in range(7)))
+  length, bucket = config.sampling.max_response_length, config.compute.bucket
+  layout = packing.row_layout(config.data.max_prompt_length, length, bucket=bucket)
+  places = packing.round_up(max(group_size * (length - 1), 1), bucket)
+  array = lambda width: _array((rows, width), jnp.int32, split)
+  fed, scored = layout.prompt + places, places + group_size
+  return PackedGroups(*(array(fed) for _ in range(3)), *(array(scored) for _ in range(4)), layout)
 
 
 def _array(shape, dtype, where):

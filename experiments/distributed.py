@@ -7,7 +7,7 @@ import jax
 
 from qempo_jax.errors import InputError
 
-LOST_AFTER = 30  # seconds without a sign of life, after which the other processes of a run end too
+LOST_AFTER = 30  # seconds without a sign of life, after which the other processes of a run end too, with an error
 
 
 def start() -> None:
@@ -21,7 +21,7 @@ def start() -> None:
   """
   if jax.distributed.is_initialized():
     return
-  options: dict[str, Any] = {"heartbeat_timeout_seconds": LOST_AFTER}
+  options: dict[str, Any] = {"heartbeat_timeout_seconds": LOST_AFTER, "shutdown_timeout_seconds": LOST_AFTER}
   if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
     try:
       count, own = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])

@@ -5,11 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from qempo_jax.types import PackedGroups
+from qempo_jax.types import RowLayout
 
 
 def round_up(value: int, multiple: int) -> int:
   """The smallest multiple that is not below the value."""
   return -(-value // multiple) * multiple
+
+
+def row_layout(prompt: int, response: int, *, bucket: int) -> RowLayout:
+  """The layout for prompts of up to `prompt` tokens and responses of up to `response` tokens.
+
+  Few layouts occur: the prompt's places are a multiple of `bucket`, the reach is a power of two of them.
+  """
+  reach = bucket
+  while reach < response - 1:  # the last token is never fed
+    reach *= 2
+  return RowLayout(round_up(prompt, bucket), bucket, reach)
 
 
 def pack_groups(
@@ -20,8 +32,8 @@ def pack_groups(
 ) -> PackedGroups:
   """Packs prompts and their responses; NumPy, on the host.
 
-  Rows, and the lists of their response tokens, get one common length, a multiple of `bucket`, so that few
-  shapes are ever compiled.
+  The places of the prompts, and those of the fed tokens of their responses, are multiples of `bucket`, so that few
+  shapes are ever compiled. There are G more places for scored tokens than for fed ones, enough for any lengths.
 
   Args:
     prompts: P token sequences, none empty.
@@ -32,16 +44,20 @@ def pack_groups(
     PackedGroups of NumPy arrays.
   """
   group_size = len(responses[0])
-  fed = [len(p) + sum(max(len(r) - 1, 0) for r in group) for p, group in zip(prompts, responses)]
-  scored = [sum(len(r) for r in group) for group in responses]
-  shape = (len(prompts), round_up(max(fed + scored), bucket))
-  tokens, positions, source, target, time = (np.zeros(shape, np.int32) for _ in range(5))
-  segments, sample = np.full(shape, -1, np.int32), np.full(shape, group_size, np.int32)
+  fed = [sum(max(len(r) - 1, 0) for r in group) for group in responses]
+  longest = max(len(r) for group in responses for r in group)
+  layout = row_layout(max(map(len, prompts)), longest, bucket=bucket)
+  places = round_up(max(*fed, 1), bucket)
+  row_shape, scored_shape = (len(prompts), layout.prompt + places), (len(prompts), places + group_size)
+  tokens, positions = (np.zeros(row_shape, np.int32) for _ in range(2))
+  segments = np.full(row_shape, -1, np.int32)
+  source, target, time = (np.zeros(scored_shape, np.int32) for _ in range(3))
+  sample = np.full(scored_shape, group_size, np.int32)
 
   for row, (prompt, group) in enumerate(zip(prompts, responses)):
     start = len(prompt)
     tokens[row, :start], positions[row, :start], segments[row, :start] = prompt, np.arange(start), 0
-    at, slot = start, 0
+    at, slot = layout.prompt, 0
     for index, response in enumerate(group):
       length = len(response)
       if not length:
@@ -54,4 +70,4 @@ def pack_groups(
       target[row, scores], time[row, scores] = response, np.arange(length)
       sample[row, scores] = index
       at, slot = stop, slot + length
-  return PackedGroups(tokens, positions, segments, source, target, sample, time)
+  return PackedGroups(tokens, positions, segments, source, target, sample, time, layout)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qempo_jax import scoring
 from qempo_jax.losses import reward_model
 from qempo_jax.models import reward_head
+from qempo_jax.models import shared_prompt
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train_state import TrainState
 from qempo_jax.train_state import keep_if_finite
@@ -43,7 +43,7 @@ class RewardBatch:
 def frozen_hidden(frozen: dict[str, Any], batch: RewardBatch, *, config: ModelConfig):
   """The residual stream after the frozen blocks, [P, R, D]; it never changes while the others are trained."""
   x = reward_head.embed(frozen, config, batch.tokens)
-  mask = scoring.shared_prompt_mask(batch.positions, batch.segments)
+  mask = shared_prompt.mask_of_rows(batch.positions, batch.segments)
   if not reward_head.frozen_blocks(frozen):
     return x
   return reward_head.run_blocks(frozen["layers"], config, x, batch.positions, mask, first=0, remat=False)
@@ -64,7 +64,7 @@ def pair_scores(trained: dict[str, Any], frozen: dict[str, Any], batch: RewardBa
   if x is None:
     x = reward_head.embed(trained, config, batch.tokens)
   if "layers" in trained:
-    mask = scoring.shared_prompt_mask(batch.positions, batch.segments)
+    mask = shared_prompt.mask_of_rows(batch.positions, batch.segments)
     first = reward_head.frozen_blocks(frozen)
     x = reward_head.run_blocks(trained["layers"], config, x, batch.positions, mask, first=first, remat=True)
   norm_and_head = {name: leaf for name, leaf in (frozen | trained).items() if name in ("final_norm", "score")}

@@ -37,8 +37,7 @@ def score_groups(
   Returns:
     TokenStats of shape [P, G, T], in nats, 0 where there is no token.
   """
-  mask = shared_prompt_mask(packed.positions, packed.segments)
-  hidden = transformer.forward(params, config, packed.tokens, packed.positions, mask, remat=remat)
+  hidden = transformer.forward_groups(params, config, packed, remat=remat)
   predicting = jnp.take_along_axis(hidden, packed.source[:, :, None], axis=1)
   prompts = predicting.shape[0]
 
@@ -64,10 +63,3 @@ def score_groups(
     return empty.at[place].set(values, mode="drop")
 
   return jax.tree.map(spread, stats)
-
-
-def shared_prompt_mask(positions_PxR, segments_PxR):
-  """A token sees its prompt and the earlier tokens of its own response: [P, R, R]."""
-  query, key = segments_PxR[:, :, None], segments_PxR[:, None, :]
-  earlier = positions_PxR[:, None, :] <= positions_PxR[:, :, None]
-  return earlier & ((key == query) | (key == 0)) & (query >= 0) & (key >= 0)

@@ -4,6 +4,8 @@ Shape letters: P prompts, G samples of a prompt, L prompt length, T response len
 S places for its response tokens.
 """
 
+from typing import NamedTuple
+
 from flax import struct
 import jax
 
@@ -40,9 +42,23 @@ class Rollout:
   truncated: jax.Array
 
 
+class RowLayout(NamedTuple):
+  """Where things are in a packed row; static, so that each layout is compiled once.
+
+  Attributes:
+    prompt: L, places of the prompt; those of the responses follow.
+    chunk: places that attention takes together; divides the responses' places.
+    reach: places within which any one response lies.
+  """
+
+  prompt: int
+  chunk: int
+  reach: int
+
+
 @struct.dataclass
 class PackedGroups:
-  """One row a prompt: the prompt once, then every response of its group, without padding between.
+  """One row a prompt: the prompt once, padded, then every response of its group, without padding between.
 
   Attributes:
     tokens: [P, R] token ids; the last token of a response is predicted but never fed.
@@ -52,6 +68,7 @@ class PackedGroups:
     target: [P, S] the response token.
     sample: [P, S] which response of the group it belongs to; the group's size on padding.
     time: [P, S] its place in the response.
+    layout: of every row.
   """
 
   tokens: jax.Array
@@ -61,3 +78,4 @@ class PackedGroups:
   target: jax.Array
   sample: jax.Array
   time: jax.Array
+  layout: RowLayout = struct.field(pytree_node=False)

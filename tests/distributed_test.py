@@ -16,7 +16,6 @@ from qempo_jax.errors import InputError
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 4
 DIES_AFTER = 2
-PATIENCE = "--xla_cpu_collective_timeout_seconds=200"  # processes that share a busy core compile at different speeds
 
 
 def _start(workdir, processes, *, dies=False):
@@ -28,11 +27,12 @@ def _start(workdir, processes, *, dies=False):
   for index in range(processes):
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes} {PATIENCE}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(processes),
         "JAX_PROCESS_ID": str(index),
     }
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)  # one process alone would find its programs there, and wait for the others
     command = [sys.executable, "-m", "tests.distributed_test", str(workdir), str(int(dies and index == processes - 1))]
     with open(workdir.parent / f"{workdir.name}_{processes}_{index}.log", "w", encoding="utf-8") as log:
       running.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))

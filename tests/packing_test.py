@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.types import RowLayout
 
 CONFIG = ModelConfig(50, 16, 24, 2, 4, 2, 4, 100.0, 1e-5, False)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
@@ -23,13 +25,28 @@ def _score(params, prompts, responses, bucket=8):
 
 def test_a_row_by_hand():
   packed = packing.pack_groups(PROMPTS[:1], RESPONSES[:1], bucket=4)
-  np.testing.assert_array_equal(packed.tokens[0], [1, 2, 3, 9, 11, 12, 0, 0])
-  np.testing.assert_array_equal(packed.positions[0], [0, 1, 2, 3, 3, 4, 0, 0])
-  np.testing.assert_array_equal(packed.segments[0], [0, 0, 0, 1, 3, 3, -1, -1])
-  np.testing.assert_array_equal(packed.source[0], [2, 3, 2, 4, 5, 0, 0, 0])
-  np.testing.assert_array_equal(packed.target[0], [9, 10, 11, 12, 13, 0, 0, 0])
-  np.testing.assert_array_equal(packed.sample[0], [0, 0, 2, 2, 2, 3, 3, 3])
-  np.testing.assert_array_equal(packed.time[0], [0, 1, 0, 1, 2, 0, 0, 0])
+  np.testing.assert_array_equal(packed.tokens[0], [1, 2, 3, 0, 9, 11, 12, 0])
+  np.testing.assert_array_equal(packed.positions[0], [0, 1, 2, 0, 3, 3, 4, 0])
+  np.testing.assert_array_equal(packed.segments[0], [0, 0, 0, -1, 1, 3, 3, -1])
+  np.testing.assert_array_equal(packed.source[0], [2, 4, 2, 5, 6, 0, 0])
+  np.testing.assert_array_equal(packed.target[0], [9, 10, 11, 12, 13, 0, 0])
+  np.testing.assert_array_equal(packed.sample[0], [0, 0, 2, 2, 2, 3, 3])
+  np.testing.assert_array_equal(packed.time[0], [0, 1, 0, 1, 2, 0, 0])
+  assert packed.layout == RowLayout(prompt=4, chunk=4, reach=4)
+
+
+@pytest.mark.parametrize(("longest", "reach"), [(1, 8), (8, 8), (9, 8), (10, 16), (17, 16), (18, 32), (100, 128)])
+def test_a_response_lies_within_the_reach(longest, reach):
+  packed = packing.pack_groups([[1] * 9], [[[2] * longest, [3]]], bucket=8)
+  assert packed.layout == RowLayout(prompt=16, chunk=8, reach=reach)
+  assert (packed.segments[0] > 0).sum() == longest - 1 and (packed.sample[0] < 2).sum() == longest + 1
+
+
+def test_single_tokens_and_no_tokens_have_room():
+  packed = packing.pack_groups([[1, 2]], [[[3]] * 9 + [[]]], bucket=4)
+  assert (packed.segments > 0).sum() == 0
+  np.testing.assert_array_equal(packed.sample[0, :9], range(9))
+  assert packed.tokens.shape == (1, 8) and packed.source.shape == (1, 14)
 
 
 def test_packed_scores_equal_those_of_each_sequence_alone():

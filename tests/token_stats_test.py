@@ -7,7 +7,9 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from qempo_jax import sharding
 from qempo_jax.token_stats import from_logits
+from qempo_jax.token_stats import mask_columns
 from qempo_jax.token_stats import token_stats
 
 
@@ -48,3 +50,73 @@ def test_impossible_tokens_add_no_entropy_and_no_nan():
   assert float(stats.entropy[0]) == pytest.approx(np.log(2))
   gradient = jax.grad(lambda x: from_logits(jnp.where(jnp.isinf(logits), logits, x), jnp.asarray([0])).entropy[0])
   assert np.isfinite(gradient(jnp.zeros((1, 4)))).all()
+
+
+def _plain(hidden, unembedding, targets, temperature, softcap, num_tokens):
+  """The formula on whole logits, by JAX's own derivative."""
+  logits = jnp.matmul(hidden, unembedding.T, precision="highest")
+  logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+  return from_logits(mask_columns(logits / temperature, num_tokens), targets)
+
+
+def _weighted(stats):
+  places = jnp.arange(stats.log_prob.shape[0])
+  return jnp.sum(jnp.sin(places) * stats.log_prob + jnp.cos(places) * stats.entropy + 0.1 * stats.entropy**2)
+
+
+@pytest.mark.parametrize("block", [1, 10, 96, 97])
+@pytest.mark.parametrize(("softcap", "num_tokens"), [(None, None), (3.0, 90), (None, 41)])
+def test_blocks_of_the_vocabulary_change_nothing(problem, block, softcap, num_tokens):
+  hidden, unembedding, targets = problem
+  hidden, targets = 0.5 * hidden, targets % 41
+  ours = lambda hidden, unembedding, temperature: token_stats(
+      hidden,
+      unembedding,
+      targets,
+      temperature=temperature,
+      chunk_size=5,
+      logit_softcap=softcap,
+      num_tokens=num_tokens,
+      max_logits=5 * block,
+  )
+  plain = lambda *arrays: _plain(*arrays[:2], targets, arrays[2], softcap, num_tokens)
+  arrays = hidden, unembedding, jnp.float32(0.7)
+  both = lambda f: jax.jit(lambda *x: (f(*x), jax.grad(lambda *y: _weighted(f(*y)), (0, 1, 2))(*x)))(*arrays)
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+  jax.tree.map(near, both(ours), both(plain))
+
+
+def test_no_array_of_tokens_by_vocabulary():
+  """Memory beyond arguments and results: bounded by max_logits, whatever the tokens and the vocabulary (152k here)."""
+
+  def temporary(tokens, vocab_size, max_logits=2**16):
+    total = lambda *arrays: _weighted(
+        token_stats(*arrays, targets, temperature=1.0, chunk_size=64, max_logits=max_logits)
+    )
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    targets = jnp.zeros(tokens, jnp.int32)
+    compiled = jax.jit(jax.grad(total, (0, 1))).lower(of(tokens, 4), of(vocab_size, 4)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  logits = 2**16 * 4
+  assert temporary(1024, 151_936) < 12 * logits + 3 * 4 * 4 * 151_936  # blocks of logits, and sums of dW
+  assert temporary(1024, 151_936) < 64 * 151_936 * 4  # less than one chunk's whole logits, let alone all tokens'
+  assert temporary(4096, 8_192) - temporary(1024, 8_192) < 4 * 4 * 3072 * 12  # a few numbers a token more
+
+
+def test_the_vocabulary_may_be_split_over_devices(problem):
+  hidden, unembedding, targets = problem
+  unembedding = unembedding[:96]
+  mesh = sharding.make_mesh((1, 1, 8))
+  split = jax.device_put(unembedding, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tensor")))
+  loss = lambda hidden, unembedding: _weighted(
+      token_stats(hidden, unembedding, targets % 96, temperature=0.7, chunk_size=8, max_logits=40)
+  )
+  expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, unembedding)
+  step = jax.jit(sharding.on_mesh(jax.value_and_grad(loss, (0, 1)), mesh))
+  ours = step(hidden, split)
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+  jax.tree.map(near, jax.device_get(ours), jax.device_get(expected))
+  program = step.lower(hidden, split).compile().as_text()
+  gathered = [line for line in program.splitlines() if "all-gather" in line and "= f32[96,16]" in line]
+  assert not gathered  # no device has the whole matrix

@@ -1,12 +1,14 @@
 """Quality against diversity over many runs: points with intervals, who is dominated, hypervolume, matched comparisons."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import comparisons, intervals
+from qempo_jax.evaluation import comparisons
+from qempo_jax.evaluation import intervals
 
 
 class Point(NamedTuple):

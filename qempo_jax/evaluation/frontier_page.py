@@ -1,14 +1,17 @@
 """A frontier as files: index.html (needs nothing else), frontier.png, frontier.json and frontier.tex."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import io
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from qempo_jax.evaluation import frontier, page, report
+from qempo_jax.evaluation import frontier
+from qempo_jax.evaluation import page
+from qempo_jax.evaluation import report
 
 LABELS = {
   "base": "Base", "grpo": "GRPO", "grpo_bonus": "GRPO + bonus", "spl": "SPL", "mara": "MARA", "ucpo": "UCPO",

@@ -41,7 +41,7 @@ def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
   """
   length, width = q_BxLxHxK.shape[1], q_BxLxHxK.shape[3]
   arrays = (q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config)
-  match chosen(config, length, width, sharding.platform(), _parts(q_BxLxHxK, k_BxLxJxK)):
+  match chosen(config, length, width, sharding.platform(), obstacle_to_splitting(q_BxLxHxK, k_BxLxJxK)):
     case "cudnn":
       return cudnn(*arrays)
     case "splash":
@@ -168,7 +168,7 @@ def _splash_obstacle(length, platform, parts) -> str | None:
   return None
 
 
-def _parts(q_BxLxHxK, k_BxLxJxK) -> str | None:
+def obstacle_to_splitting(q_BxLxHxK, k_BxLxJxK) -> str | None:
   """Why rows and heads cannot be split over the devices by hand; None where they can."""
   rows, heads = sharding.row_shards(), sharding.head_shards()
   if rows * heads == 1 and jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1:

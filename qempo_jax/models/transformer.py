@@ -13,10 +13,12 @@ from qempo_jax.masking import at_least_float32
 from qempo_jax.models import attention
 from qempo_jax.models import layers
 from qempo_jax.models import positions as places
+from qempo_jax.models import shared_prompt
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
 from qempo_jax.token_stats import mask_columns
 from qempo_jax.token_stats import softcap
+from qempo_jax.types import PackedGroups
 
 
 def param_shapes(config: ModelConfig):
@@ -104,17 +106,23 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
   Returns:
     [B, L, D].
   """
-  run = _full_block(config, positions_BxL, mask_BxLxL)
+  return _forward(params, config, tokens_BxL, positions_BxL, _masked(config, positions_BxL, mask_BxLxL), remat)
 
-  def body(x_BxLxD, layer_and_window):
-    layer, window = layer_and_window
-    x_BxLxD, _ = run(x_BxLxD, sharding.constrain_params(layer, layer=True), window)
-    return x_BxLxD, None
 
-  body = rematerialised(body, config.remat) if remat else body
-  blocks = (params["layers"], places.block_windows(config))
-  x_BxLxD, _ = jax.lax.scan(body, _embed(params, config, tokens_BxL), blocks)
-  return _final_norm(params, config, x_BxLxD)
+def forward_groups(params, config: ModelConfig, packed: PackedGroups, *, remat=True):
+  """Hidden state of every place of packed rows, each prompt computed once for its whole group; see `shared_prompt`.
+
+  Args:
+    params: the parameter tree.
+    config: the decoder's shape.
+    packed: prompts with their responses.
+    remat: as in `forward`.
+
+  Returns:
+    [P, R, D].
+  """
+  attend = shared_prompt.attender(packed, config)
+  return _forward(params, config, packed.tokens, packed.positions, attend, remat)
 
 
 def rematerialised(body, name: str):
@@ -147,7 +155,7 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
   """
   positions_PxL = jnp.cumsum(mask_PxL, axis=1) - 1
   mask_PxLxL = causal_mask(positions_PxL, mask_PxL)
-  run = _full_block(config, positions_PxL, mask_PxLxL)
+  run = _full_block(config, positions_PxL, _masked(config, positions_PxL, mask_PxLxL))
   blocks = (params["layers"], places.block_windows(config))
   x_PxLxD, (keys, values) = jax.lax.scan(
       lambda x_PxLxD, layer_and_window: run(x_PxLxD, *layer_and_window),
@@ -194,15 +202,34 @@ def causal_mask(positions_BxL, valid_BxL):
   return earlier & valid_BxL[:, None, :] & valid_BxL[:, :, None]
 
 
-def _full_block(config, positions_BxL, mask_BxLxL):
+def _forward(params, config, tokens_BxL, positions_BxL, attend, remat):
+  run = _full_block(config, positions_BxL, attend)
+
+  def body(x_BxLxD, layer_and_window):
+    layer, window = layer_and_window
+    x_BxLxD, _ = run(x_BxLxD, sharding.constrain_params(layer, layer=True), window)
+    return x_BxLxD, None
+
+  body = rematerialised(body, config.remat) if remat else body
+  blocks = (params["layers"], places.block_windows(config))
+  x_BxLxD, _ = jax.lax.scan(body, _embed(params, config, tokens_BxL), blocks)
+  return _final_norm(params, config, x_BxLxD)
+
+
+def _masked(config, positions_BxL, mask_BxLxL):
+  """Attention over whole rows: (q, k, v, window) -> [B, L, H, K]."""
+  queries, keys = positions_BxL[:, :, None], positions_BxL[:, None, :]
+  seen = lambda window: places.within_window(mask_BxLxL, queries, keys, window)
+  return lambda q, k, v, window: attention.attention(q, k, v, seen(window), config)
+
+
+def _full_block(config, positions_BxL, attend):
   """A block over whole rows: (x, its parameters, its window) -> (x, (keys, values))."""
   angles = places.rope_angles(config, positions_BxL)
-  query_positions, key_positions = positions_BxL[:, :, None], positions_BxL[:, None, :]
 
   def run(x_BxLxD, layer, window):
-    seen = places.within_window(mask_BxLxL, query_positions, key_positions, window)
-    attend = lambda q, k, v: (attention.attention(q, k, v, seen, config), (k, v))
-    return layers.block(layer, x_BxLxD, places.block_angles(angles, window), config, attend)
+    own = lambda q, k, v: (attend(q, k, v, window), (k, v))
+    return layers.block(layer, x_BxLxD, places.block_angles(angles, window), config, own)
 
   return run
 

@@ -14,6 +14,7 @@ from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax import sharding
 from qempo_jax.models import conversion
+from qempo_jax.models import shared_prompt
 from qempo_jax.models import transformer
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
@@ -129,7 +130,7 @@ def _of_responses(golden, values):
 def test_packed_rows_equal_pytorch(name):
   config, params, golden = _load(name)
   packed, temperature = _packed(golden), 0.7
-  mask = scoring.shared_prompt_mask(packed.positions, packed.segments)
+  mask = shared_prompt.mask_of_rows(packed.positions, packed.segments)
   logits = np.asarray(_logits(config, params, packed.tokens, packed.positions, mask))
   golden_rows = np.split(golden["right"], np.cumsum(golden["lengths"])[:-1])
   for index, (place, row) in enumerate(zip([(0, 1), (0, 2), (1, 1)], golden_rows)):

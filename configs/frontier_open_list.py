@@ -1,0 +1,116 @@
+"""The sweep of all methods on open-list tasks with SmolLM2-135M: quality against diversity, three seeds.
+
+  python -m experiments.frontier --config=configs/frontier_open_list.py --workdir=runs/frontier_open_list
+
+About 35 runs a seed of 6 to 10 minutes each on 2 cores, so 10 to 18 hours for three; a GPU takes minutes a run. It is
+resumable: what has a result.json is kept. One method, or some: --config.methods=base,grpo,qempo_kl.
+"""
+
+import itertools
+
+from ml_collections import ConfigDict
+
+from configs import online_grpo
+from configs import online_qempo
+from configs import online_qempo_kl
+from configs import open_list
+
+
+def sweep(key: str, *values) -> tuple:
+  """Operating points: one value each of one key."""
+  return tuple(((key, value),) for value in values)
+
+
+def grid(*sweeps) -> tuple:
+  """Operating points: every combination of those of several sweeps."""
+  return tuple(tuple(itertools.chain(*point)) for point in itertools.product(*sweeps))
+
+
+def spl_grid(alphas, shares) -> tuple:
+  """Operating points of SPL: entropy weight alpha, reference weight beta = share alpha (below it), as multipliers."""
+  points = []
+  for alpha, share in itertools.product(alphas, shares):
+    beta = share * alpha
+    multipliers = (("duals.quality.initial", 1 / (alpha - beta)), ("duals.kl.initial", beta / (alpha - beta)))
+    points.append(multipliers)
+  return tuple(points)
+
+
+def get_config() -> ConfigDict:
+  """Each method is a whole config, each of its operating points some keys of it."""
+  config = ConfigDict()
+  config.runner = "online"  # "online": experiments/loops/online.py; "enumerable": the toy whose responses are enumerated
+  config.seeds = (0, 1, 2)
+  config.quality = "reward"  # figures of a run that are drawn: quality upwards,
+  config.diversity = ("effective_answers", "entropy")  # each of these sideways, the first in the verdict
+  config.reference_point = (0.0, 0.0)  # (quality, diversity) that the hypervolume is measured from
+  config.baseline = "grpo"  # whom the others are compared with at matched quality
+  config.levels = (0.6, 0.7, 0.8, 0.9)  # of quality, at which methods are matched
+  config.tolerance = 0.03  # a point within it of a level is matched to it
+  config.num_draws = 2000  # of the bootstrap over prompts, then seeds
+
+  config.enumerable = ConfigDict()  # read by runner "enumerable" alone
+  config.enumerable.vocab_size = 5  # with the ending token
+  config.enumerable.max_length = 3  # tokens
+  config.enumerable.num_prompts = 12  # of two tokens
+  config.enumerable.num_good = 8  # responses of reward 1 to each prompt; the others have at most 0.6
+  config.enumerable.seed = 0  # of the reference and of the rewards
+  config.enumerable.width = 24  # of the transformer
+  config.enumerable.init_stddev = 0.3  # of its initial matrices: the reference is the initial policy
+
+  define_methods(config)
+  config.points = ConfigDict()
+  config.points.base = sweep("sampling.temperature", 0.5, 0.7, 1.0, 1.3)
+  config.points.grpo = sweep("duals.quality.initial", 12.5, 25.0, 50.0, 100.0)
+  config.points.grpo_bonus = sweep("objective.token_entropy_weight", 0.003, 0.01, 0.03, 0.1)
+  config.points.spl = spl_grid((0.01, 0.02, 0.04), (0.25, 0.5, 0.75))
+  config.points.mara = sweep("duals.quality.initial", 12.5, 25.0, 50.0)
+  config.points.ucpo = sweep("objective.transform_strength", 0.2, 0.5, 1.0)
+  config.points.setpo = sweep("objective.transform_strength", 0.3, 1.0, 3.0)
+  config.points.qempo_kl = sweep("objective.min_reward", 0.6, 0.7, 0.8, 0.9)
+  config.points.qempo = sweep("objective.min_reward", 0.6, 0.7, 0.8, 0.9)
+  return config
+
+
+def define_methods(config: ConfigDict) -> None:
+  """Adds the nine methods: what each is, apart from its operating points."""
+  config.methods = ("base", "grpo", "grpo_bonus", "spl", "mara", "ucpo", "setpo", "qempo_kl", "qempo")
+
+  config.base = open_list.get_config()
+  config.base.steps = 0  # the reference itself, sampled at several temperatures
+  config.base.objective.method = "base"
+
+  config.grpo = online_grpo.get_config()
+
+  # GRPO with the usual fixed bonus on next-token entropies (biased, see losses.token_entropy_bonus_loss).
+  config.grpo_bonus = online_grpo.get_config()
+  config.grpo_bonus.objective.method = "grpo_bonus"
+
+  # Fixed weights (alpha, beta) of max E[r] + alpha H + beta E[log q]: QEMPO-KL's family, nothing enforced.
+  config.spl = online_qempo_kl.get_config()
+  config.spl.objective.method = "spl"
+  config.spl.objective.min_reward = None
+  config.spl.objective.max_kl = None
+
+  # RLHF on augmented rewards that make the good responses of a group equally likely. Not normalised: at its optimum
+  # the shaped rewards are flat, and dividing by their spread would enlarge noise alone.
+  config.mara = online_grpo.get_config()
+  config.mara.objective.method = "mara"
+  config.mara.objective.transform = "mara"
+  config.mara.objective.normalise = False
+  config.mara.objective.baseline = "leave_one_out"
+
+  # GRPO whose correct responses share their advantage out towards rarer ones; strength is tau.
+  config.ucpo = online_grpo.get_config()
+  config.ucpo.objective.method = "ucpo"
+  config.ucpo.objective.transform = "ucpo"
+
+  # GRPO with credit for what a response adds to its group's diversity; strength is its weight.
+  config.setpo = online_grpo.get_config()
+  config.setpo.objective.method = "setpo"
+  config.setpo.objective.transform = "setpo"
+
+  config.qempo_kl = online_qempo_kl.get_config()
+  config.qempo = online_qempo.get_config()
+  for method in config.methods:
+    config[method].checkpoint.every = -1  # samples and figures are kept, not states of 1.6 GB

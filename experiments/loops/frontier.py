@@ -1,0 +1,205 @@
+"""The runs of a frontier: which there are, which are missing, and how either kind is made."""
+
+from collections.abc import Iterator
+import json
+import pathlib
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import builders
+from experiments import demo
+from experiments import workdir as workdirs
+from experiments.display import Display
+from experiments.loops import enumerable
+from experiments.loops import evaluation
+from experiments.loops import online
+from qempo_jax import exact
+from qempo_jax.errors import InputError
+from qempo_jax.evaluation import functional
+from qempo_jax.rewards import open_list
+
+DRAWS = (1, 8, 64)  # every k of pass@k and distinct@k
+CURVE_POINTS = 25  # floors at which the programs are solved
+
+
+class Run(NamedTuple):
+  """One run of a frontier.
+
+  Attributes:
+    method: its group in the config.
+    point: ((key, value), ...) that make the operating point.
+    seed: of training.
+    name: of its folder.
+  """
+
+  method: str
+  point: tuple
+  seed: int
+  name: str
+
+
+def planned(config) -> list[Run]:
+  """Every run of the sweep; a method that is not trained has the first seed alone."""
+  runs = []
+  for method in config.methods:
+    for index, point in enumerate(config.points[method]):
+      for seed in config.seeds if config[method].steps else config.seeds[:1]:
+        runs.append(Run(method, tuple(map(tuple, point)), seed, f"{method}-{index}-seed{seed}"))
+  return runs
+
+
+def check(config) -> None:
+  """Raises InputError for a method without operating points, or a key that its config lacks, before any run."""
+  if config.runner not in RUNNERS:
+    raise InputError(f"config.runner={config.runner!r} is not one of {', '.join(RUNNERS)}")
+  for method in config.methods:
+    if method not in config or method not in config.points or not config.points[method]:
+      raise InputError(f"config.methods has {method!r}, which lacks a config of its own, or points.{method}: add both")
+  for run in planned(config):
+    builders.objective(config_of(config, run))
+
+
+def config_of(config, run: Run):
+  """The whole config of one run."""
+  of_run = config[run.method].copy_and_resolve_references()
+  of_run.seed = run.seed
+  keys = set(_keys(of_run))
+  for key, value in run.point:
+    if key not in keys:
+      raise InputError(f"points.{run.method} sets {key}, which its config does not have: correct the key")
+    try:
+      of_run.update_from_flattened_dict({key: value})
+    except TypeError as error:
+      raise InputError(f"points.{run.method} sets {key} = {value!r}, which is of another type there: {error}") from error
+  return of_run
+
+
+def missing(config, workdir: pathlib.Path | None) -> list[Run]:
+  """The runs without a result."""
+  return [run for run in planned(config) if workdir is None or not _result(workdir, run).exists()]
+
+
+def read(config, workdir: pathlib.Path) -> list[dict]:
+  """The results of all runs."""
+  return [json.loads(_result(workdir, run).read_text(encoding="utf-8")) for run in planned(config)]
+
+
+def run_enumerable(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
+  """Makes the runs on the toy, those of one method side by side; returns the programs' exact curves."""
+  problem = enumerable.make_problem(config.enumerable)
+  for method in config.methods:
+    of_method = [run for run in runs if run.method == method]
+    configs = [config_of(config, run) for run in of_method]
+    if not of_method:
+      continue
+    started = time.monotonic()
+    params = None
+    if config[method].steps:
+      params = jax.block_until_ready(enumerable.train(configs, problem).params)
+    seconds = (time.monotonic() - started) / len(of_method)
+    for index, (run, of_run) in enumerate(zip(of_method, configs)):
+      own = problem.params if params is None else jax.tree.map(lambda leaf: leaf[index], params)
+      log_probs = problem.log_probs(own, of_run.sampling.temperature)
+      figures = enumerable.figures(problem, log_probs, DRAWS)
+      names = [" ".join(map(str, prompt)) for prompt in problem.prompts]
+      _write(workdir, run, names, {name: values[:, None] for name, values in figures.items()}, seconds)
+    print(f"{method}: {len(of_method)} runs in {time.monotonic() - started:.0f} s")
+  return exact_curves(problem)
+
+
+def exact_curves(problem: enumerable.Problem) -> dict[str, list[dict[str, float]]]:
+  """Exact optima by program, from the uniform or the reference's own reward up to nearly the best: means of figures."""
+  curves = {"QEMPO, exact": [], "QEMPO-KL, exact": [], "RLHF, exact": []}
+  with jax.enable_x64(True):
+    rewards = problem.rewards.astype(np.float64)
+    reference = jax.nn.log_softmax(np.asarray(problem.log_probs(problem.params), np.float64), axis=-1)
+    lowest = max(rewards.mean(), float((np.exp(reference) * rewards).sum(-1).mean()))
+    for floor in np.linspace(lowest + 1e-3, 0.99, CURVE_POINTS):
+      budget = exact.feasible_range(rewards, reference, min_reward=floor).kl_budget_at(0.5)
+      solutions = {
+          "QEMPO, exact": exact.solve_qempo(rewards, min_reward=floor, ref_log_probs=reference),
+          "QEMPO-KL, exact": exact.solve_qempo_kl(rewards, reference, min_reward=floor, max_kl=float(budget)),
+          "RLHF, exact": exact.solve_rlhf(rewards, reference, min_reward=floor),
+      }
+      for name, solution in solutions.items():
+        figures = enumerable.figures(problem, solution.log_probs, DRAWS)
+        curves[name].append({key: float(values.mean()) for key, values in figures.items()})
+  return curves
+
+
+def run_online(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
+  """Makes the runs with the online loop and a language model, one after another."""
+  if not runs:
+    return {}
+  shared = config[config.methods[-1]]
+  policy = builders.policy(shared)
+  for run in runs:
+    of_run = config_of(config, run)
+    folder = _result(workdir, run).parent
+    started = time.monotonic()
+    params = policy.params
+    folder.mkdir(parents=True, exist_ok=True)
+    if of_run.steps:
+      with Display(of_run.steps, title=run.name) as display:
+        state = online.train(of_run, folder, policy, display)
+      params = builders.as_policy(of_run)(state.params, policy.params)
+    evaluate = evaluation.Evaluator(of_run, policy, demo.evaluation_rows(of_run), builders.reward(of_run))
+    rows = evaluate(params, method=run.method, seed=run.seed)
+    workdirs.write_atomically(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    names, figures = sampled_figures(rows)
+    _write(workdir, run, names, figures, time.monotonic() - started)
+  return {}
+
+
+def sampled_figures(rows: list[dict]) -> tuple[list[str], dict[str, np.ndarray]]:
+  """(prompts, figures: [P, samples], or [P, 1] where a figure is one of a prompt's samples together)."""
+  by_prompt = {}
+  for row in rows:
+    by_prompt.setdefault(f"{row['split']}: {row['prompt']}", []).append(row)
+  of = lambda get: np.array([[get(row) for row in group] for group in by_prompt.values()], float)
+  answers = []
+  for group in by_prompt.values():
+    size = len(open_list.answer_set(group[0]["set_name"]).items)
+    answers.append(functional.answer_statistics([row["answer"] for row in group], set_size=size))
+  figures = {
+      "reward": of(lambda row: row["reward"]),
+      "entropy": of(lambda row: row["entropy"]),
+      "kl": of(lambda row: row["log_prob"] - row["ref_log_prob"]),
+      "length": of(lambda row: row["num_tokens"]),
+      "truncation": of(lambda row: row["truncated"]),
+      "good": of(lambda row: row["answer"] is not None),
+      "effective_answers": np.array([[one.effective_answers] for one in answers]),
+      "coverage": np.array([[one.coverage] for one in answers]),
+  }
+  return list(by_prompt), figures
+
+
+RUNNERS = {"enumerable": run_enumerable, "online": run_online}
+
+
+def _write(workdir, run: Run, prompts, figures, seconds) -> None:
+  values = {name: [[float(f"{x:.6g}") for x in row] for row in np.asarray(table)] for name, table in figures.items()}
+  result = {
+      "method": run.method,
+      "point": [list(pair) for pair in run.point],
+      "seed": run.seed,
+      "seconds": round(seconds, 2),
+      "prompts": prompts,
+      "figures": values,
+  }
+  path = _result(workdir, run)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  workdirs.write_atomically(path, json.dumps(result) + "\n")
+
+
+def _result(workdir: pathlib.Path, run: Run) -> pathlib.Path:
+  return pathlib.Path(workdir) / "runs" / run.name / "result.json"
+
+
+def _keys(config, start: str = "") -> Iterator[str]:
+  for key in config:
+    value = config[key]
+    yield from _keys(value, f"{start}{key}.") if hasattr(value, "to_dict") else (start + key,)

@@ -1,0 +1,162 @@
+"""Attention in rows that hold a prompt once and all of its responses after it.
+
+A response's token sees the prompt and the earlier tokens of its own response, which lie at most `reach` places before
+it. So the scores of G responses of T tokens after a prompt of L take G T (L + T) places beside the prompt's own L^2,
+where whole rows would take (L + G T)^2:
+
+    out_t = (sum_l e^(s_tl) v_l + sum_u e^(s_tu) v_u) / (sum_l e^(s_tl) + sum_u e^(s_tu)),   l prompt, u own past
+
+A shared prompt for batched decoding: Juravsky et al., "Hydragen", arXiv 2402.05099; here with its gradient, the sum
+over the responses. Shape letters as in `layers`, and P prompts, L places of the prompt, S places of the responses, cut
+into N chunks of C, whose queries see W places each; Q = H / J query heads of a key head.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qempo_jax import sharding
+from qempo_jax.models import attention as whole_rows
+from qempo_jax.models import layers
+from qempo_jax.models.positions import within_window
+from qempo_jax.token_stats import softcap
+from qempo_jax.types import PackedGroups
+
+
+def mask_of_rows(positions_PxR, segments_PxR):
+  """A token sees its prompt and the earlier tokens of its own response: [P, R, R], of rows in any layout."""
+  query, key = segments_PxR[:, :, None], segments_PxR[:, None, :]
+  earlier = positions_PxR[:, None, :] <= positions_PxR[:, :, None]
+  return earlier & ((key == query) | (key == 0)) & (query >= 0) & (key >= 0)
+
+
+def attender(packed: PackedGroups, config):
+  """What `layers.block` needs of these rows: (q, k, v, the block's window) -> [P, R, H, K].
+
+  The implementation is that of `attention`. Splash takes whole rows, for it skips what no query sees by itself.
+
+  Args:
+    packed: rows, with their layout.
+    config: the decoder's shape.
+
+  Raises:
+    InputError: the implementation that `config.attention` names cannot compute this.
+  """
+  positions, segments, layout = packed.positions, packed.segments, packed.layout
+  platform = sharding.platform()
+  length = segments.shape[1] if platform == "tpu" else layout.chunk
+
+  def attend(q, k, v, window):
+    name = whole_rows.chosen(config, length, q.shape[3], platform, whole_rows.obstacle_to_splitting(q, k))
+    if name == "splash":
+      queries, keys = positions[:, :, None], positions[:, None, :]
+      seen = within_window(mask_of_rows(positions, segments), queries, keys, window)
+      return whole_rows.splash(q, k, v, seen, config)
+    joined = whole_rows.cudnn if name == "cudnn" else None
+    return by_parts(q, k, v, packed, config, window=window, joined=joined)
+
+  return attend
+
+
+def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, window=None, joined=None):
+  """Attention of the prompts to themselves, and of the responses to prompt and own past.
+
+  Args:
+    q_PxRxHxK: rotated queries.
+    k_PxRxJxK: rotated keys.
+    v_PxRxJxK: values.
+    packed: the rows' positions, segments and layout.
+    config: the decoder's shape: scale and soft-cap of the scores.
+    window: tokens that a query sees, itself included; None for all.
+    joined: attention (q, k, v, mask, config) that takes both parts as one list of keys, the prompt's repeated for
+      every chunk: for kernels that never hold the scores. None computes the two parts' scores apart.
+
+  Returns:
+    [P, R, H, K]; anything finite on padding.
+  """
+  prompt, places = packed.layout.prompt, packed.segments.shape[1] - packed.layout.prompt
+  chunk, chunks_back = _chunking(packed.layout, places)
+  of_prompt, of_responses = lambda x: x[:, :prompt], lambda x: x[:, prompt:]
+  in_chunks = lambda x: x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+  past = lambda x, fill=0: _past(in_chunks(of_responses(x)), chunks_back, fill)
+
+  positions, segments = packed.positions, packed.segments
+  queries, query_segments = in_chunks(of_responses(positions))[..., None], in_chunks(of_responses(segments))[..., None]
+  keys, key_segments = past(positions)[:, :, None], past(segments, -1)[:, :, None]
+  sees_own_PxNxCxW = (key_segments == query_segments) & (query_segments > 0) & (keys <= queries)
+  sees_own_PxNxCxW = within_window(sees_own_PxNxCxW, queries, keys, window)
+  keys, is_prompt = of_prompt(positions)[:, None, None], of_prompt(segments == 0)[:, None, None]
+  sees_prompt_PxNxCxL = within_window((query_segments > 0) & is_prompt, queries, keys, window)
+  keys, is_prompt = of_prompt(positions)[:, None], of_prompt(segments == 0)
+  causal = is_prompt[:, :, None] & is_prompt[:, None] & (keys <= of_prompt(positions)[:, :, None])
+  causal = within_window(causal, of_prompt(positions)[:, :, None], keys, window)
+
+  plain = layers.attention if joined is None else joined
+  prompts = plain(of_prompt(q_PxRxHxK), of_prompt(k_PxRxJxK), of_prompt(v_PxRxJxK), causal, config)
+  arrays = (
+      in_chunks(of_responses(q_PxRxHxK)),
+      of_prompt(k_PxRxJxK),
+      of_prompt(v_PxRxJxK),
+      past(k_PxRxJxK),
+      past(v_PxRxJxK),
+      sees_prompt_PxNxCxL,
+      sees_own_PxNxCxW,
+      config,
+  )
+  responses = _apart(*arrays) if joined is None else _together(*arrays, joined)
+  return jnp.concatenate([prompts, responses.reshape(responses.shape[0], places, *responses.shape[3:])], axis=1)
+
+
+def _chunking(layout, places: int) -> tuple[int, int]:
+  """(C, how many earlier chunks a query's own response can reach into); one chunk where that would be all of them."""
+  back = -(-(layout.reach - 1) // layout.chunk)
+  return (places, 0) if (back + 1) * layout.chunk >= places else (layout.chunk, back)
+
+
+def _past(x_PxNxC, chunks_back: int, fill):
+  """Every chunk behind its predecessors: [P, N, (chunks_back + 1) C, ...]."""
+  chunks = x_PxNxC.shape[1]
+  padding = [(0, 0)] * x_PxNxC.ndim
+  padding[1] = (chunks_back, 0)
+  padded = jnp.pad(x_PxNxC, padding, constant_values=fill)
+  return jnp.concatenate([padded[:, start : start + chunks] for start in range(chunks_back + 1)], axis=2)
+
+
+def _apart(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config):
+  """Both parts' scores, one softmax: [P, N, C, H, K]."""
+  rows, chunks, chunk, heads, width = q.shape
+  shared = own_k.shape[3]
+  q = q.reshape(rows, chunks, chunk, shared, heads // shared, width) * config.attention_scale
+  lowest = jnp.finfo(jnp.float32).min
+
+  def scores(subscripts, q, k, seen):
+    product = jnp.einsum(subscripts, q, k, preferred_element_type=jnp.float32)
+    return jnp.where(seen, softcap(product, config.attention_softcap), lowest)
+
+  flat = lambda x: x.reshape(rows, chunks * chunk, *x.shape[3:])
+  to_prompt_PxJxQxSxL = scores("psjqk,pljk->pjqsl", flat(q), prompt_k, flat(sees_prompt)[:, None, None])
+  to_own_PxNxJxQxCxW = scores("pncjqk,pnwjk->pnjqcw", q, own_k, sees_own[:, :, None, None])
+  in_rows = lambda x: jnp.moveaxis(x, 1, 3).reshape(*x.shape[:1], *x.shape[2:4], -1)  # [P, N, J, Q, C] -> [P, J, Q, S]
+  in_chunks = lambda x: jnp.moveaxis(x.reshape(*x.shape[:3], chunks, chunk), 3, 1)
+  top = jnp.maximum(jnp.max(to_prompt_PxJxQxSxL, axis=-1), in_rows(jnp.max(to_own_PxNxJxQxCxW, axis=-1)))
+  top = jax.lax.stop_gradient(top)
+  on_prompt = jnp.exp(to_prompt_PxJxQxSxL - top[..., None])
+  on_own = jnp.exp(to_own_PxNxJxQxCxW - in_chunks(top)[..., None])
+  total_PxJxQxS = jnp.sum(on_prompt, axis=-1) + in_rows(jnp.sum(on_own, axis=-1))
+  attended = jnp.einsum("pjqsl,pljk->psjqk", on_prompt.astype(prompt_v.dtype), prompt_v)
+  attended += flat(jnp.einsum("pnjqcw,pnwjk->pncjqk", on_own.astype(own_v.dtype), own_v))
+  attended = attended / jnp.moveaxis(total_PxJxQxS, 3, 1)[..., None]
+  return attended.astype(own_v.dtype).reshape(rows, chunks, chunk, heads, width)
+
+
+def _together(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config, joined):
+  """Every chunk as a row of its own, the prompt's keys and values before those of its past: [P, N, C, H, K]."""
+  rows, chunks = q.shape[:2]
+
+  def beside(prompt, own):
+    prompt = jnp.broadcast_to(prompt[:, None], (rows, chunks, *prompt.shape[1:]))
+    return as_rows(jnp.concatenate([prompt, own], axis=2))
+
+  as_rows = lambda x: x.reshape(rows * chunks, *x.shape[2:])
+  mask = as_rows(jnp.concatenate([sees_prompt, sees_own], axis=-1))
+  attended = joined(as_rows(q), beside(prompt_k, own_k), beside(prompt_v, own_v), mask, config)
+  return attended.reshape(q.shape)

@@ -1,0 +1,88 @@
+"""The sweep: which runs there are, what is kept, and that the toy's figures and curves are exact."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import cli
+from experiments.loops import enumerable
+from experiments.loops import frontier
+from experiments.loops import online
+from qempo_jax.errors import InputError
+from tests.loops import toy
+
+
+@pytest.fixture(name="config")
+def _config():
+  config = cli.load_config(pathlib.Path(__file__).parents[2] / "configs" / "frontier_toy.py")
+  config.enumerable.vocab_size, config.enumerable.max_length, config.enumerable.num_prompts = 3, 2, 2
+  config.enumerable.num_good, config.enumerable.width = 2, 8
+  config.methods = ("base", "ucpo")
+  config.seeds = (0, 1)
+  config.points.base = config.points.base[:2]
+  config.points.ucpo = config.points.ucpo[:1]
+  config.ucpo.steps = 2
+  return config
+
+
+def test_runs_are_made_once_and_the_untrained_with_one_seed(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(frontier, "CURVE_POINTS", 3)
+  assert [run.name for run in frontier.planned(config)] == ["base-0-seed0", "base-1-seed0", "ucpo-0-seed0", "ucpo-0-seed1"]
+  frontier.check(config)
+  curves = frontier.run_enumerable(config, tmp_path, frontier.missing(config, tmp_path))
+  assert not frontier.missing(config, tmp_path)
+  results = frontier.read(config, tmp_path)
+  assert results[2]["figures"]["entropy"] != results[3]["figures"]["entropy"]  # seeds differ
+  assert results[0]["figures"]["entropy"] < results[1]["figures"]["entropy"]  # temperatures 0.3 and 0.5
+  (tmp_path / "runs" / "ucpo-0-seed1" / "result.json").unlink()
+  assert [run.name for run in frontier.missing(config, tmp_path)] == ["ucpo-0-seed1"]
+  # At one reward QEMPO has the most entropy there is, RLHF the least of the three.
+  for most, middle, least in zip(*(curves[name] for name in ("QEMPO, exact", "QEMPO-KL, exact", "RLHF, exact"))):
+    assert most["reward"] == pytest.approx(least["reward"], abs=1e-5)
+    assert most["entropy"] >= middle["entropy"] - 1e-6 >= least["entropy"] - 2e-6
+
+
+def test_figures_are_those_of_a_policy_known_by_hand(config):
+  problem = enumerable.make_problem(config.enumerable)
+  count = problem.rewards.shape[1]
+  uniform = np.full(problem.rewards.shape, -np.log(count))
+  found = enumerable.figures(problem, uniform, (1, 2))
+  np.testing.assert_allclose(found["entropy"], np.log(count), rtol=1e-6)
+  np.testing.assert_allclose(found["effective_answers"], 2, rtol=1e-6)
+  np.testing.assert_allclose(found["pass@2"], 1 - (1 - 2 / count) ** 2, rtol=1e-6)
+  np.testing.assert_allclose(found["distinct@2"], 2 * (1 - (1 - 1 / count) ** 2), rtol=1e-6)
+  same = problem.log_probs(problem.params, 1.0)
+  np.testing.assert_allclose(np.exp(same).sum(-1), 1, rtol=1e-5)
+  assert np.all(np.isfinite(jax.device_get(problem.log_probs(problem.params, 0.3))))
+
+
+def test_a_key_that_a_method_lacks_is_named(config):
+  config.points.ucpo = ((("objective.tau", 1.0),),)
+  with pytest.raises(InputError, match="objective.tau"):
+    frontier.check(config)
+  config.points.ucpo = ()
+  with pytest.raises(InputError, match="ucpo"):
+    frontier.check(config)
+
+
+class Silent:
+  def step(self, step, metrics):
+    pass
+
+  def note(self, line):
+    pass
+
+
+def test_the_online_loop_takes_the_transformation_that_needs_the_responses(tmp_path):
+  of_toy = toy.config(tmp_path)
+  of_toy.steps, of_toy.sampling.group_size = 1, 4
+  of_toy.objective.transform, of_toy.objective.transform_strength = "setpo", 1.0
+  of_toy.objective.entropy_weight = 0.0
+  policy = toy.policy()
+  changed = online.train(of_toy, tmp_path, policy, Silent()).params
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(changed))
+  with pytest.raises(InputError, match="transform"):
+    of_toy.objective.transform = "other"
+    online.train(of_toy, tmp_path, policy, Silent())
