@@ -61,7 +61,7 @@ pre { white-space: pre-wrap; font-size: .85rem; background: #f5f6f7; padding: .7
   td { border: 0; padding: .1rem 0; display: grid; grid-template-columns: 10.75rem 1fr; }
   td::before { content: attr(data-label); color: var(--soft); font-size: .9rem; }
   td small { display: inline; margin-left: .5rem; }
-  td.head { display: block; font-weight: 700; }
+  td.head { display: block; font-weight: 700; white-space: normal; }
   td.head::before { content: none; }
 }
 </style>
