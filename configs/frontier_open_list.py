@@ -2,7 +2,7 @@
 
   python -m experiments.frontier --config=configs/frontier_open_list.py --workdir=runs/frontier_open_list
 
-About 35 runs a seed of 6 to 10 minutes each on 2 cores, so 10 to 18 hours for three; a GPU takes minutes a run. It is
+Never run yet. A guess: about 35 runs a seed of 6 to 10 minutes each on 2 cores, so 10 to 18 hours for three. It is
 resumable: what has a result.json is kept. One method, or some: --config.methods=base,grpo,qempo_kl.
 """
 

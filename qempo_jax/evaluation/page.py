@@ -43,6 +43,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: .4rem .6rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th, td.head { overflow-wrap: normal; }
 td.head { white-space: nowrap; }
+td.long { white-space: normal; }
 td small { display: block; color: var(--soft); white-space: nowrap; }
 .plots { columns: 27rem; column-gap: 2rem; }
 figure { margin: 0 0 1.5rem; break-inside: avoid; }
@@ -61,7 +62,7 @@ pre { white-space: pre-wrap; font-size: .85rem; background: #f5f6f7; padding: .7
   td { border: 0; padding: .1rem 0; display: grid; grid-template-columns: 10.75rem 1fr; }
   td::before { content: attr(data-label); color: var(--soft); font-size: .9rem; }
   td small { display: inline; margin-left: .5rem; }
-  td.head { display: block; font-weight: 700; white-space: normal; }
+  td.head { display: block; font-weight: 700; }
   td.head::before { content: none; }
 }
 </style>
@@ -114,7 +115,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   cells = lambda row: "".join(
     f'<td data-label="{escape(name)}"><span>{escape(text)}</span></td>' for name, text in zip(head[1:], row[1:], strict=True)
   )
-  body = "".join(f'<tr><td class="head">{escape(row[0])}</td>{cells(row)}</tr>' for row in rows)
+  body = "".join(f'<tr><td class="head long">{escape(row[0])}</td>{cells(row)}</tr>' for row in rows)
   return f"<table><thead><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr></thead><tbody>{body}</tbody></table>"
 
 
