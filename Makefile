@@ -15,7 +15,7 @@ EXTRAS_docs := docs
 EXTRAS_types := types
 EXTRAS_compile := $(EXTRAS_demo),tpu
 
-PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --durations=25 $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all compile-check lint clean

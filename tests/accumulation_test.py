@@ -112,16 +112,21 @@ def _same_for_every_split(step, splits=(2, 4)):
     ("gradient", "baseline", "normalise"),
     [
         ("score_function", "leave_one_out", False),
-        ("score_function", "group_mean", True),
+        pytest.param("score_function", "group_mean", True, marks=pytest.mark.slow),
         ("rao_blackwell", "leave_one_out", True),
-        ("rao_blackwell", "group_mean", False),
+        pytest.param("rao_blackwell", "group_mean", False, marks=pytest.mark.slow),
     ],
 )
 def test_online_objectives(gradient, baseline, normalise):
   _same_for_every_split(_online(gradient, baseline, normalise))
 
 
-@pytest.mark.parametrize("loss", sorted(offline_losses.LOSSES))
+# One loss of each kind in every run of the suite; the others share their code, and are marked slow.
+KINDS = ("qempo_kl", "kto", "nll", "length_normalised_spl")
+OFFLINE = [pytest.param(loss, marks=() if loss in KINDS else pytest.mark.slow) for loss in sorted(offline_losses.LOSSES)]
+
+
+@pytest.mark.parametrize("loss", OFFLINE)
 def test_offline_losses(loss):
   splits = (2, 4) if loss in ("qempo_kl", "kto", "nll") else (4,)  # one of each kind by two splits
   _same_for_every_split(_offline(loss), splits)

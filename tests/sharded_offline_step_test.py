@@ -64,8 +64,11 @@ def _both_steps(tmp_path, mesh, loss, group_size):
   return state, metrics | measured
 
 
-@pytest.mark.parametrize(("loss", "group_size"), [("qempo_kl", 2), ("kto", 3)])
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+CASES = [((8, 1, 1), "qempo_kl", 2), ((1, 8, 1), "qempo_kl", 2), ((2, 2, 2), "qempo_kl", 2), ((2, 2, 2), "kto", 3)]
+SLOW = [pytest.param(shape, "kto", 3, marks=pytest.mark.slow) for shape in ((8, 1, 1), (1, 8, 1))]
+
+
+@pytest.mark.parametrize(("shape", "loss", "group_size"), CASES + SLOW)
 def test_sharded_equals_single_device(tmp_path, shape, loss, group_size):
   single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
   expected, expected_metrics = jax.device_get(_both_steps(tmp_path, single, loss, group_size))

@@ -75,6 +75,7 @@ class Silent:
     pass
 
 
+@pytest.mark.slow
 def test_the_online_loop_takes_the_transformation_that_needs_the_responses(tmp_path):
   of_toy = toy.config(tmp_path)
   of_toy.steps, of_toy.sampling.group_size = 1, 4

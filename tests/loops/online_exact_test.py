@@ -34,7 +34,7 @@ def _exact(ref_log_probs, min_reward, kl_position):
 @pytest.mark.parametrize(
     ("kl_position", "entropy_gradient"),
     [
-        (None, "score_function"),
+        pytest.param(None, "score_function", marks=pytest.mark.slow),
         (0.25, "rao_blackwell"),
         pytest.param(None, "rao_blackwell", marks=pytest.mark.slow),
         pytest.param(0.25, "score_function", marks=pytest.mark.slow),

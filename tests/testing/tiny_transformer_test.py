@@ -13,7 +13,7 @@ from qempo_jax.testing import EnumerablePolicy
 from qempo_jax.testing import tiny_transformer
 
 
-@pytest.mark.parametrize("prompt", [(0,), (0, 2, 1)])
+@pytest.mark.parametrize("prompt", [pytest.param((0,), marks=pytest.mark.slow), (0, 2, 1)])
 def test_the_tree_scores_every_response_as_alone(prompt):
   policy = EnumerablePolicy.transformer(3, 4, prompt=prompt)
   params = policy.init(jax.random.key(0))
