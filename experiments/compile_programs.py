@@ -12,7 +12,6 @@ from experiments import offline_builders
 from experiments.loops import offline
 from experiments.loops import online
 from experiments.loops import runs
-from experiments.loops import sampling
 from qempo_jax import offline_losses
 from qempo_jax import packing
 from qempo_jax import sharding

@@ -1,5 +1,6 @@
 """The demo: base, GRPO, QEMPO and QEMPO-KL on a real small model, compared at one quality floor."""
 
+import functools
 import json
 import pathlib
 import sys
@@ -40,7 +41,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
       of_seed = config[method].copy_and_resolve_references()
       of_seed.seed = seed
       name = run_name(method, seed)
-      run_once(workdir, name, lambda: train_and_sample(of_seed, workdir / name, policy, evaluate))
+      run_once(workdir, name, functools.partial(train_and_sample, of_seed, workdir / name, policy, evaluate))
 
   index = write_report(config, workdir)
   print(f"Report: {index.resolve()}")

@@ -1,11 +1,13 @@
 """`--config.KEY=VALUE` from the command line, checked against the keys and types of a config."""
 
 import ast
-import difflib
 from collections.abc import Iterator
+import difflib
 from typing import Any
 
-from ml_collections.config_dict import ConfigDict, FieldReference, RequiredValueError
+from ml_collections.config_dict import ConfigDict
+from ml_collections.config_dict import FieldReference
+from ml_collections.config_dict import RequiredValueError
 
 from qempo_jax.errors import InputError
 

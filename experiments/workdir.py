@@ -1,5 +1,6 @@
 """A run's folder: made once, with the config that filled it, and never mixed with another run, of any config."""
 
+from collections.abc import Iterator
 import fcntl
 import json
 import os
@@ -7,7 +8,6 @@ import pathlib
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 from ml_collections.config_dict import ConfigDict

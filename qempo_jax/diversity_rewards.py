@@ -86,9 +86,9 @@ def quality_times_diversity(rewards: Array, distances: Array, mask: Array | None
 
 
 def leave_one_out_set_diversity(diversity: Callable[[Array], Array], mask: Array) -> Array:
-  """What each member adds to the diversity of its set.
+  r"""What each member adds to the diversity of its set.
 
-      s_k = D(S) - D(S \\ {k})
+      s_k = D(S) - D(S \ {k})
 
   Zero where every member is the same, whatever D is, as long as D does not depend on the number of copies.
   It is not centred: to use it as an advantage, take `advantages.leave_one_out` of it, or of the reward it
@@ -141,9 +141,9 @@ def kernel_set_diversity(similarities: Array, mask: Array) -> Array:
 
 
 def setpo_rewards(similarities: Array, mask: Array | None = None) -> Array:
-  """SetPO's diversity credit: what each response adds to the diversity of its group.
+  r"""SetPO's diversity credit: what each response adds to the diversity of its group.
 
-      s_k = D(S) - D(S \\ {k}),   D of `kernel_set_diversity`
+      s_k = D(S) - D(S \ {k}),   D of `kernel_set_diversity`
 
   SetPO adds lambda s_k to a group-normalised advantage, without centring s_k.
 

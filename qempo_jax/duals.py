@@ -20,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qempo_jax.dual_controllers import (
-  PIControllerState,
-  augmented_lagrangian,
-  pi_controller,
-  plain_ascent,
-  project_multipliers,
-)
-from qempo_jax.dual_parametrisation import DualParams, init_dual_params, items, multipliers
+from qempo_jax.dual_controllers import PIControllerState
+from qempo_jax.dual_controllers import augmented_lagrangian
+from qempo_jax.dual_controllers import pi_controller
+from qempo_jax.dual_controllers import plain_ascent
+from qempo_jax.dual_controllers import project_multipliers
+from qempo_jax.dual_parametrisation import DualParams
+from qempo_jax.dual_parametrisation import init_dual_params
+from qempo_jax.dual_parametrisation import items
+from qempo_jax.dual_parametrisation import multipliers
 from qempo_jax.errors import InputError
 
 __all__ = [

@@ -11,8 +11,8 @@ Its source uses a sentence encoder's; an encoder can take this one's place in `G
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 import numpy as np
 
 from qempo_jax import diversity_rewards

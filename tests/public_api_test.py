@@ -44,7 +44,7 @@ def test_losses_and_duals_compose_under_jit():
     terms = qj.duals.lagrangian_terms(
         dual_params, {"quality": qj.duals.at_least(jnp.asarray(0.7), 0.9)}
     )
-    pairs = jax.vmap(lambda w, l: qj.losses.qempo_loss(w, l, alpha=0.1))
+    pairs = jax.vmap(lambda chosen, rejected: qj.losses.qempo_loss(chosen, rejected, alpha=0.1))
     return jnp.mean(pairs(log_probs[:, 0], log_probs[:, 1])) + terms.penalty + terms.dual_loss
 
   dual_params = qj.duals.init_dual_params({"quality": 2.0})

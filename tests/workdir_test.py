@@ -2,15 +2,18 @@
 
 import json
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
+from ml_collections.config_dict import ConfigDict
+from ml_collections.config_dict import placeholder
 import pytest
-from ml_collections.config_dict import ConfigDict, placeholder
 
-from experiments.workdir import check_workdir, open_workdir, write_atomically
+from experiments.workdir import check_workdir
+from experiments.workdir import open_workdir
+from experiments.workdir import write_atomically
 from qempo_jax.errors import InputError
 
 

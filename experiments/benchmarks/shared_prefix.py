@@ -69,7 +69,7 @@ def measure(config: ModelConfig, *, group: int, prompt: int, response: int, buck
       seconds[name].append(time.process_time() - started)
   result = {"setting": {"group": group, "prompt": prompt, "response": response, "bucket": bucket}}
   result |= {"model": dataclasses.asdict(config), "largest_difference_nats": difference, "load": os.getloadavg()}
-  for name, (packed, size) in ways.items():
+  for name, (packed, _) in ways.items():
     result[name] = {
         "places": int(np.prod(packed.tokens.shape)),
         "teraflops": flops(config, packed.tokens.size, packed.source.size) / 1e12,

@@ -30,9 +30,9 @@ class Writer(nnx.Module):
     return jax.nn.log_softmax(jnp.stack(outputs, axis=1))
 
 
-def sample(model: Writer, key):
-  """Words [G, T] of the model."""
-  tokens = jnp.zeros((GROUP, words.LENGTH), int)
+def sample(model, key, count: int):
+  """Words [count, T] of the model."""
+  tokens = jnp.zeros((count, words.LENGTH), int)
   for t, k in enumerate(jax.random.split(key, words.LENGTH)):
     tokens = tokens.at[:, t].set(jax.random.categorical(k, model(tokens)[:, t]))
   return tokens
@@ -44,7 +44,7 @@ controller = qj.duals.pi_controller(proportional_gain=20.0, integral_gain=0.3, s
 @nnx.jit
 def train_step(model, optimizer, dual_params, dual_state, key):
   """One update of the model and of its multiplier."""
-  tokens = sample(model, key)
+  tokens = sample(model, key, GROUP)
   rewards, quality = words.reward(tokens), qj.duals.multipliers(dual_params)["quality"]
 
   def loss_fn(model):

@@ -3,10 +3,12 @@
 One `lax.scan` over the steps, many runs side by side under `vmap`; figures are exact sums over all responses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -101,7 +101,7 @@ def run_enumerable(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
       params = jax.block_until_ready(enumerable.train(configs, problem).params)
     seconds = (time.monotonic() - started) / len(of_method)
     for index, (run, of_run) in enumerate(zip(of_method, configs)):
-      own = problem.params if params is None else jax.tree.map(lambda leaf: leaf[index], params)
+      own = problem.params if params is None else jax.tree.map(lambda leaf, index=index: leaf[index], params)
       log_probs = problem.log_probs(own, of_run.sampling.temperature)
       figures = enumerable.figures(problem, log_probs, DRAWS)
       names = [" ".join(map(str, prompt)) for prompt in problem.prompts]

@@ -42,7 +42,7 @@ def draw(cells: list[dict], tolerances: dict[str, float], path: pathlib.Path) ->
     layout="constrained",
   )
   for line, tier in zip(axes, tiers, strict=True):
-    for axis, (name, title) in zip(line, TITLES.items(), strict=True):
+    for axis, name in zip(line, TITLES, strict=True):
       for offset, (kind, color) in zip((0.15, -0.15), COLORS.items(), strict=True):
         shown = [r for r in rows if (r["tier"], r["policy"]) == (tier, kind) and name in r["error"]]
         x = np.nan_to_num([r["error"][name] for r in shown], nan=1e3)

@@ -116,6 +116,7 @@ class Encoder:
     self.seams = 0
 
   def prompt(self, prompt) -> list[int]:
+    """Its tokens by the chat template, rendered once."""
     if prompt not in self._prompts:
       self._prompts[prompt] = tokenization.encode_chat(self._tokenizer, prompt)
     return self._prompts[prompt]

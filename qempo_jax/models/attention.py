@@ -12,8 +12,8 @@ its own einsum (`kv_cache`). Shape letters as in `layers`.
 import functools
 
 import jax
-from jax.sharding import PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from qempo_jax import sharding
 from qempo_jax.errors import InputError

@@ -92,10 +92,12 @@ def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
     if _tensor_name(name, 0, "A", config) not in tensors:
       continue
     blocks, inputs, outputs = lora.matrix_shape(name, transformer.param_shapes(config)["layers"][name])
-    stack = lambda kind, shape: jnp.asarray(
-        np.stack([_take(tensors, _tensor_name(name, block, kind, config), shape).T for block in range(blocks)])
-    )
-    layers[name] = lora.Adapter(stack("A", (rank, inputs)), stack("B", (outputs, rank)), scale)
+    shapes = {"A": (rank, inputs), "B": (outputs, rank)}
+    stacks = {
+        kind: np.stack([_take(tensors, _tensor_name(name, block, kind, config), shape).T for block in range(blocks)])
+        for kind, shape in shapes.items()
+    }
+    layers[name] = lora.Adapter(jnp.asarray(stacks["A"]), jnp.asarray(stacks["B"]), scale)
   if tensors or not layers:
     what = tensor_names.listed(tensors) if tensors else "no adapter of a projection"
     raise InputError(f"{folder / WEIGHTS_FILE} holds {what}, which this decoder has no place for; is it its adapter?")

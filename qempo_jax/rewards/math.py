@@ -1,6 +1,6 @@
-"""Answers to mathematical problems, GSM8K and MATH among them, judged by math-verify in processes that can be killed.
+r"""Answers to mathematical problems, GSM8K and MATH among them, judged by math-verify in processes that can be killed.
 
-    math_reward(prompts, completions, answer=["#### 72", "\\\\frac{1}{2}"])      # or solution=[...]
+    math_reward(prompts, completions, answer=["#### 72", "\\frac{1}{2}"])      # or solution=[...]
 
 What could not be judged (time, memory, an exception) scores None, is counted, and is said in the log; it is never
 a silent 0.
@@ -59,13 +59,13 @@ class MathReward:
   def __call__(
     self, prompts: Sequence[Any], completions: Sequence[Any], **columns
   ) -> list[float | None]:
-    """Scores each completion.
+    r"""Scores each completion.
 
     Args:
       prompts: not used.
       completions: responses, as text or messages.
       **columns: `answer` (GSM8K's, with or without its working, or LaTeX), or else `solution` (MATH's, with a
-        `\\\\boxed` answer); one a completion.
+        `\\boxed` answer); one a completion.
 
     Returns:
       One score a completion.
@@ -105,7 +105,7 @@ class MathReward:
 
 
 def reference_answer(reference: Any) -> str:
-  """The answer alone: what follows GSM8K's last `####`, what the last `\\\\boxed` holds, or all of it.
+  r"""The answer alone: what follows GSM8K's last `####`, what the last `\\boxed` holds, or all of it.
 
   Raises:
     InputError: it is neither a text nor a number, or is empty.

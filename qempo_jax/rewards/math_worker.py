@@ -30,11 +30,11 @@ _swallowed: list[BaseException] = []
 
 
 def judge(reference: str, completion: str) -> dict:
-  """Whether a completion's final answer is the reference.
+  r"""Whether a completion's final answer is the reference.
 
   Args:
     reference: the right answer: LaTeX or plain text, without the working.
-    completion: the response; its last `####`, `\\boxed{}`, "final answer is", "answer" or number is its answer.
+    completion: the response; its last `####`, `\boxed{}`, "final answer is", "answer" or number is its answer.
 
   Returns:
     {"right": bool, "found": bool}, found being False where there is nothing to be read as an answer; or
@@ -79,7 +79,7 @@ def judge(reference: str, completion: str) -> dict:
 
 
 def last_boxed(text: str) -> str | None:
-  """What stands in the last closed `\\boxed{...}`, braces balanced; None without one, or with several joined ones."""
+  r"""What stands in the last closed `\boxed{...}`, braces balanced; None without one, or with several joined ones."""
   starts = [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]
   for start in reversed(starts[-8:]):
     depth = 1
@@ -91,7 +91,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _joined(before: str) -> bool:
-  """Whether another box ends right before this one, as in `\\boxed{1} and \\boxed{2}`."""
+  r"""Whether another box ends right before this one, as in `\boxed{1} and \boxed{2}`."""
   return re.search(r"\}\s*\$?\s*(?:,|and|or|,\s*and|,\s*or)\s*\$?\s*\\boxed\s*\{$", before) is not None
 
 
@@ -112,7 +112,7 @@ def _same_writing(text: str) -> str:
 
 
 def _words(text: str) -> str:
-  """An answer in words, such as `\\text{(C)}` or Evelyn, without its dress; empty for anything with digits."""
+  r"""An answer in words, such as `\text{(C)}` or Evelyn, without its dress; empty for anything with digits."""
   plain = _WORDS.sub(r"\1", text).strip().strip("$*.").strip()
   plain = re.sub(r"^\(([A-Za-z])\)$", r"\1", plain)
   return plain.casefold() if re.fullmatch(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*", plain) else ""

@@ -74,7 +74,7 @@ def test_a_broken_write_leaves_nothing(tmp_path):
 
 
 def test_parquet_rows_equal_those_of_json(tmp_path):
-  pyarrow = pytest.importorskip("pyarrow")
+  pytest.importorskip("pyarrow")
   import pyarrow.parquet
 
   rows = [row | {"extra": 1} if i else row for i, row in enumerate(ROWS)]  # a field that the first row lacks

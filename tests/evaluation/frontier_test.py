@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import frontier, frontier_page, intervals
+from qempo_jax.evaluation import frontier
+from qempo_jax.evaluation import frontier_page
+from qempo_jax.evaluation import intervals
 
 CONFIG = {
   "quality": "reward", "diversity": ["entropy", "effective_answers"], "reference_point": [0.0, 0.0], "baseline": "grpo",

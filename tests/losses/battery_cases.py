@@ -86,7 +86,7 @@ def shift(*places: int, out: float = 0.0, hyper: tuple[str, ...] = (), fixed: di
     settings = settings | {name: settings[name] + t for name in hyper}
     return [a + t if i in places else a for i, a in enumerate(args)], settings
 
-  kept = lambda args: next((a for a in args if getattr(a, "dtype", None) == bool), 1.0)
+  kept = lambda args: next((a for a in args if getattr(a, "dtype", None) == np.dtype(bool)), 1.0)
   return Relation(change, lambda value, t, args: value + out * t * kept(args) if out else value, fixed or {})
 
 

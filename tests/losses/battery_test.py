@@ -157,7 +157,7 @@ def test_padding_may_hold_anything(name):
   values, gradients, _ = row_by_row(name)(stacked(clean, np.float32), case.hyper)
   values_dirty, gradients_dirty, _ = row_by_row(name)(stacked(dirty, np.float32), case.hyper)
   np.testing.assert_array_equal(values_dirty, values)
-  for place, gradient, found in zip(case.floats, gradients, gradients_dirty, strict=True):
+  for gradient, found in zip(gradients, gradients_dirty, strict=True):
     np.testing.assert_array_equal(found, gradient)
     if gradient.ndim == 2:
       np.testing.assert_array_equal(np.where(stacked(clean, np.float32)[case.mask], 0, gradient), 0)
