@@ -13,12 +13,13 @@ EXTRAS_test := $(EXTRAS_demo),test
 EXTRAS_lint := dev
 EXTRAS_docs := docs
 EXTRAS_types := types
+EXTRAS_interop := interop
 EXTRAS_compile := $(EXTRAS_demo),tpu
 
 PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --durations=25 $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all compile-check lint clean
+.PHONY: help demo test test-all test-interop compile-check lint types docs dist clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1  /' | expand -t 18
@@ -35,6 +36,10 @@ test-all: $(VENV)/.installed-test ## Runs every test.
 compile-check: $(VENV)/.installed-compile ## Compiles the paper configs for TPU slices, hours on two cores; the table is in docs/pods.md.
 	$(VENV)/bin/python -m experiments.studies.compile_table $(ARGS)
 
+test-interop: ## Runs the examples in other people's loops against the real packages, in an environment of their own.
+	$(MAKE) VENV=.venv-interop .venv-interop/.installed-interop
+	.venv-interop/bin/python -m pytest tests/interop_test.py $(ARGS)
+
 lint: $(VENV)/.installed-lint ## Checks the code's style.
 	$(VENV)/bin/ruff check .
 
@@ -48,7 +53,7 @@ dist: $(VENV)/.installed-test ## Builds the wheel and the sdist into dist/.
 	$(VENV)/bin/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
 
 clean: ## Removes what make, pip and Python made, except runs/.
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
+	rm -rf $(VENV) .venv-interop .jax_cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps keep a second call from installing again; changed metadata makes them stale.

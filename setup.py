@@ -7,6 +7,8 @@ from setuptools import find_packages
 from setuptools import setup
 
 ROOT = pathlib.Path(__file__).parent
+# The one place to change; `tests/repository_test.py` names every file that must follow.
+REPOSITORY = "https://github.com/qempo-jax/qempo_jax"
 
 
 def read_version() -> str:
@@ -72,6 +74,8 @@ TEST = [
 DOCS = ["latex2mathml>=3.77", "mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "ruff>=0.12"]
 # The public modules' annotations, by `make types`.
 TYPES = ["pyright[nodejs]>=1.1.400"]
+# The examples of experiments/interop against the real packages, in an environment of their own: `make test-interop`.
+INTEROP = ["equinox>=0.13", "google-tunix>=0.1.7", "pytest>=8.3"]
 
 setup(
   name="qempo-jax",
@@ -79,6 +83,7 @@ setup(
   description="Align language models while keeping their outputs diverse: entropy under a quality floor, in JAX.",
   long_description=read_readme(),
   long_description_content_type="text/markdown",
+  url=REPOSITORY,
   license="Apache-2.0",
   license_files=["LICENSE"],
   keywords="jax alignment rlhf entropy diversity constrained-optimization language-models",
@@ -109,6 +114,7 @@ setup(
     "dev": [*TRAIN, *CONVERT, *DATA, *EVAL, *MATH, *TEST, "ruff>=0.12"],
     "docs": DOCS,
     "types": TYPES,
+    "interop": INTEROP,
     "wandb": ["wandb>=0.17"],
     "colab": [*TRAIN, *CONVERT, *EVAL, "ipykernel>=6", "nbclient>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],

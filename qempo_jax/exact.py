@@ -129,6 +129,13 @@ def solve_qempo(
   Raises:
     InfeasibleError: min_reward above the highest reward.
     InputError: values that are not finite, or a reference that is not normalised.
+
+  Examples:
+    Two good responses and two bad ones share the floor's 0.9 and the rest of 0.1 evenly.
+
+    >>> best = solve_qempo(jnp.array([1.0, 1.0, 0.0, 0.0]), min_reward=0.9)
+    >>> [round(float(p), 3) for p in jnp.exp(best.log_probs)]
+    [0.45, 0.45, 0.05, 0.05]
   """
   if ref_log_probs is None:
     ref_log_probs = jax.nn.log_softmax(

@@ -44,6 +44,11 @@ def weights_from_multipliers(quality: chex.Numeric, kl: chex.Numeric) -> Weights
 
   Returns:
     Weights of the broadcast shape.
+
+  Examples:
+    >>> weights = weights_from_multipliers(4.0, 1.0)
+    >>> float(weights.alpha), float(weights.beta)
+    (0.5, 0.25)
   """
   quality, kl = jnp.asarray(quality), jnp.asarray(kl)
   return Weights(alpha=(1 + kl) / quality, beta=_ratio(kl, quality))

@@ -1,5 +1,10 @@
-"""Every Python block of the README and of the documentation runs; a page's blocks share their names."""
+"""Every Python block of the README and of the documentation runs, and every example in a docstring.
 
+A page's blocks share their names. A block of Python that is not marked as such would not run: none may hide.
+"""
+
+import doctest
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -13,6 +18,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PACKAGE = ROOT / "qempo_jax"
+EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -21,6 +33,23 @@ def test_code_runs_as_printed(page):
   names = {}
   for block in BLOCK.findall(page.read_text(encoding="utf-8")):
     exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_docstrings_run(name):
+  results = doctest.testmod(importlib.import_module(name))
+  assert results.attempted and not results.failed
+
+
+def test_examples_in_docstrings_are_found():
+  assert {"qempo_jax.family", "qempo_jax.exact", "qempo_jax.losses.preference", "qempo_jax.losses.translate"} <= set(EXAMPLES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_python_hides_in_an_unmarked_block(page):
+  for label, block in FENCE.findall(page.read_text(encoding="utf-8")):
+    if label != "python":
+      assert not re.search(r"^(import|from|def|class) \w+", block, re.MULTILINE), f"{page.name}: {block[:80]}"
 
 
 def test_pages_with_code_are_found():

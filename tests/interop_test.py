@@ -1,4 +1,7 @@
-"""Other people's loops hold the floor: each example ends at the exact optimum of one tiny problem."""
+"""Other people's loops hold the constraints: each example ends at the exact optimum of one tiny problem.
+
+`make test-interop` runs this file with every package installed; elsewhere what is absent skips.
+"""
 
 import importlib
 import pathlib
@@ -9,6 +12,8 @@ import pytest
 from experiments.interop import words
 
 LOOPS = {"nnx_loop": "flax", "equinox_loop": "equinox"}
+TUNIX = ("tunix_pairs", "tunix_online")
+FILES = sorted(path for path in pathlib.Path(words.__file__).parent.glob("*.py") if path.stem != "__init__")
 
 
 def test_the_problem_is_what_its_docstring_says():
@@ -30,9 +35,10 @@ def test_an_example_ends_at_the_exact_optimum(name):
   assert abs(tail["multiplier"] / float(best.quality_multiplier) - 1) < 0.05
 
 
-def test_tunix_trains_on_pairs_to_both_constraints():
-  pytest.importorskip("tunix")
-  history, exact = importlib.import_module("experiments.interop.tunix_pairs").main()
+@pytest.mark.parametrize("name", TUNIX)
+def test_tunix_trains_to_both_constraints(name):
+  pytest.importorskip("tunix", reason="google-tunix is not installed here: `make test-interop`")
+  history, exact = importlib.import_module(f"experiments.interop.{name}").main()
   tail = {key: np.mean([row[key] for row in history[-200:]]) for key in history[-1]}
   assert abs(tail["dual/quality/value"] - words.FLOOR) < 0.01
   assert abs(tail["dual/kl/value"] - float(exact.kl)) < 0.01
@@ -40,6 +46,6 @@ def test_tunix_trains_on_pairs_to_both_constraints():
   assert abs(tail["dual/kl/multiplier"] / float(exact.kl_multiplier) - 1) < 0.1
 
 
-@pytest.mark.parametrize("path", sorted(pathlib.Path(words.__file__).parent.glob("*_*[a-z].py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_example_is_short(path):
-  assert len(path.read_text(encoding="utf-8").splitlines()) <= 90
+  assert len(path.read_text(encoding="utf-8").splitlines()) < 80

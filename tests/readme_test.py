@@ -1,4 +1,4 @@
-"""Every number in the README's tables is one of a committed result."""
+"""Every number in the tables of the README and of the results page is one of a committed result."""
 
 import json
 import pathlib
@@ -8,22 +8,30 @@ import pytest
 from experiments.studies import results_table
 
 ROOT = pathlib.Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "docs" / "results").glob("open_list_*.json"))
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md")}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "results").glob("open_list_*.json")), ids=lambda p: p.stem)
-def test_tables_are_the_results(path):
+def _rows(path):
   results = json.loads(path.read_text(encoding="utf-8"))
-  for row in results_table.comparisons(results) + results_table.rows(results):
+  return results_table.comparisons(results) + results_table.rows(results)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_results_page_has_every_row(path):
+  for row in _rows(path):
     if "| base |" not in row:
-      assert row in README, f"README lacks, or rounds otherwise: {row}"
+      assert row in PAGES["docs/results.md"], f"docs/results.md lacks, or rounds otherwise: {row}"
 
 
-def test_no_row_is_without_a_result():
+@pytest.mark.parametrize("name", PAGES)
+def test_no_row_is_without_a_result(name):
   """A row of figures with an interval must come from one of the files."""
-  known = set()
-  for path in (ROOT / "docs" / "results").glob("open_list_*.json"):
-    results = json.loads(path.read_text(encoding="utf-8"))
-    known |= set(results_table.rows(results) + results_table.comparisons(results))
-  measured = [line for line in README.splitlines() if line.startswith("|") and "[0." in line]
+  known = {row for path in RESULTS for row in _rows(path)}
+  measured = [line for line in PAGES[name].splitlines() if line.startswith("|") and "[0." in line]
   assert measured and not set(measured) - known
+
+
+def test_the_picture_is_a_committed_result():
+  for picture in ("docs/figures/frontier_toy.png", "docs/results/frontier_toy.json"):
+    assert picture in PAGES["README.md"] and (ROOT / picture).is_file()

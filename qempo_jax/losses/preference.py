@@ -42,6 +42,12 @@ def preference_loss(
 
   Raises:
     AssertionError: an input is not a scalar: give sums over tokens, and `vmap` over pairs.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> chosen, rejected, ref_chosen, ref_rejected = jnp.array([-9.0, -10.0, -9.5, -9.5])
+    >>> print(f"{preference_loss(chosen, rejected, ref_chosen, ref_rejected, alpha=0.5, beta=0.2):.3f}")
+    0.474
   """
   return -jax.nn.log_sigmoid(
     preference_margin(
