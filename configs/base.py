@@ -137,7 +137,8 @@ def get_config() -> ConfigDict:
   config.compute.chunk_size = 256  # tokens whose logits exist at once
   config.compute.bucket = 64  # packed rows are rounded up to a multiple of it, so that few shapes are compiled
   config.compute.distributed = False  # one run over many processes: call jax.distributed.initialize first
-  config.compute.mesh = (-1, 1, 1)  # devices along (data, fsdp, tensor); -1 takes what is left
+  config.compute.mesh = (-1, 1, 1)  # devices along (data, fsdp, tensor[, sequence]), all slices together; -1: what is left
+  config.compute.dcn_mesh = (1, 1, 1)  # of these, slices along each axis: groups of chips that only a slower network joins
 
   config.make_pairs = ConfigDict()  # read by experiments.make_pairs alone
   config.make_pairs.select = "best_worst"  # "best_worst", "rare_good_common_bad" (DivPO) or "thresholds"

@@ -51,14 +51,14 @@ class Policy(NamedTuple):
 
 def policy(config: ConfigDict) -> Policy:
   """Loads the model that the config names."""
-  mesh = sharding.make_mesh(tuple(config.compute.mesh))
+  placed = mesh(config)
   source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
   _one_of("compute.dtype", config.compute.dtype, DTYPES)
   _one_of("model.dtype", config.model.dtype, DTYPES)
   _one_of("compute.attention", config.compute.attention, ATTENTIONS)
   _one_of("compute.remat", config.compute.remat, REMATS)
   tokenizer = tokenization.load_tokenizer(source)
-  model_config, params = conversion.load(source, mesh=mesh, dtype=jax.numpy.dtype(config.model.dtype))
+  model_config, params = conversion.load(source, mesh=placed, dtype=jax.numpy.dtype(config.model.dtype))
   model_config = dataclasses.replace(
       model_config,
       compute_dtype=config.compute.dtype,
@@ -66,7 +66,23 @@ def policy(config: ConfigDict) -> Policy:
       remat=config.compute.remat,
       num_tokens=_num_tokens(tokenizer, model_config.vocab_size),
   )
-  return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), mesh)
+  return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), placed)
+
+
+def mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
+  """All devices, or those that are given, as the config arranges them.
+
+  Raises:
+    InputError: they cannot be arranged so, or packed rows cannot be split over the sequence axis.
+  """
+  found = sharding.make_mesh(tuple(config.compute.mesh), dcn=tuple(config.compute.dcn_mesh), devices=devices)
+  parts = dict(found.shape).get(sharding.SEQUENCE, 1)
+  if config.compute.bucket % parts:
+    raise InputError(
+        f"compute.mesh splits rows of a multiple of compute.bucket={config.compute.bucket} tokens over {parts} devices:"
+        f" make compute.bucket a multiple of {parts}"
+    )
+  return found
 
 
 def training_rows(config: ConfigDict) -> list[prompts.Row]:

@@ -57,7 +57,7 @@ def programs(config, devices) -> list[Program]:
   Returns:
     The programs.
   """
-  mesh = sharding.make_mesh(tuple(config.compute.mesh), devices=devices)
+  mesh = builders.mesh(config, devices)
   model = dataclasses.replace(
       model_config(config.model.source),
       compute_dtype=config.compute.dtype,
