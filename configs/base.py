@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
   config.sampling.group_size = 32  # samples a prompt
   config.sampling.max_response_length = 6  # tokens; part of the problem's statement, since entropy grows with length
   config.sampling.temperature = 1.0  # of the sampler and of the scorer alike
+  config.sampling.mesh = ()  # the same devices in another shape while sampling, as compute.mesh; () for that one
 
   config.replay = ConfigDict()
   config.replay.size = 0  # good responses found earlier, added to each group by trajectory balance; 0 for none

@@ -17,7 +17,7 @@ from configs import base
 from qempo_jax.errors import InputError
 
 # What a resumed run may have otherwise: where it runs and how often it saves, none of which says what it computes.
-MAY_CHANGE = ("checkpoint.", "compute.distributed", "compute.mesh", "compute.dcn_mesh", "faults.", "logging.")
+MAY_CHANGE = ("checkpoint.", "compute.distributed", "compute.mesh", "compute.dcn_mesh", "faults.", "logging.", "sampling.mesh")
 LOCK = ".lock"
 
 _ABSENT = "absent"

@@ -50,7 +50,7 @@ def tree_shardings(tree, mesh: Mesh, rules=STATE_RULES):
 
   def place(path, leaf):
     name = "/".join(_key(entry) for entry in path)
-    spec = _spec(name, rules)
+    spec = _spec(name.removesuffix("/base"), rules)
     if spec is not None:
       return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
     raise ValueError(f"no sharding rule matches {name!r}; add one to qempo_jax/sharding.py")
