@@ -78,10 +78,15 @@ def of_policy(config, policy: builders.Policy) -> list[Program]:
   shardings = sharding.tree_shardings(state, mesh)
   state = _with(state, shardings)
   parts = {"params": state.params, "optimizer": state.opt_state}
+  if config.compute.reference_memory == "host":
+    builders.check_reference_memory(config)
+    params = _with(params, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind(sharding.HOST), params))
+    policy = policy._replace(params=params)
+  reference = {} if config.compute.reference_memory == "host" else {"reference": params}
   if config.offline.loss is None:
     step = online.compile_step(config, policy, optimizers, shardings)
     groups = _groups(config, mesh, config.sampling.group_size + config.replay.size)
-    found = [Program("online_step", step, (state, params, groups), {}, parts | {"reference": params}, 1)]
+    found = [Program("online_step", step, (state, params, groups), {}, parts | reference, 1)]
     return found + _sampling(config, policy, state)
   objective = offline_builders.objective(config)
   step = offline.compile_step(config, policy, objective, optimizers, shardings)
@@ -93,7 +98,7 @@ def of_policy(config, policy: builders.Policy) -> list[Program]:
     groups = _groups(config, mesh, config.sampling.group_size)
     stats = TokenStats(*(jax.ShapeDtypeStruct(groups.mask.shape, jnp.float32, sharding=groups.mask.sharding),) * 2)
     arguments = (state, params, groups, stats)
-    found.append(Program("dual_step", measured, arguments, {}, parts | {"reference": params}, 1))
+    found.append(Program("dual_step", measured, arguments, {}, parts | reference, 1))
     found += _sampling(config, policy, state)
   return found
 
@@ -143,7 +148,15 @@ def _groups(config, mesh, group_size) -> GroupBatch:
   split = runs.split(mesh, rows)
   flags = lambda dtype: _array((rows, group_size), dtype, split)
   mask = _array((rows, group_size, length), bool, split)
-  return GroupBatch(_packed(config, rows, group_size, split), mask, flags(jnp.float32), flags(bool), flags(bool))
+  behaviour = flags(jnp.float32) if config.sampling.stale_steps else None
+  return GroupBatch(
+      _packed(config, rows, group_size, split),
+      mask,
+      flags(jnp.float32),
+      flags(bool),
+      flags(bool),
+      behaviour_log_probs=behaviour,
+  )
 
 
 def _pairs(config, mesh) -> PairBatch:

@@ -9,11 +9,13 @@ from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from qempo_jax.errors import InputError
 from qempo_jax.meshes import AXES as AXES
 from qempo_jax.meshes import make_mesh as make_mesh
 from qempo_jax.meshes import SEQUENCE as SEQUENCE
 
 ROWS = ("data", "fsdp")  # what rows are split over
+HOST = "pinned_host"  # memory of the hosts that their devices read
 
 # Path of a leaf (joined by "/") -> its axes. The first rule that matches anywhere in the path holds, so the
 # optimizer's moments follow their parameters.
@@ -199,6 +201,28 @@ def place(tree, where):
     where = jax.tree.map(lambda _: where, tree)
   one = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
   return jax.tree.map(one, tree, where)
+
+
+def offloaded(tree):
+  """The same arrays, split alike, in the memory of the devices' hosts.
+
+  Raises:
+    InputError: the platform has no such memory that its devices reach.
+  """
+  device = next(iter(jax.tree.leaves(tree)[0].sharding.addressable_devices))
+  kinds = [memory.kind for memory in device.addressable_memories()]
+  if HOST not in kinds:
+    raise InputError(
+        f"compute.reference_memory=host needs {HOST} memory, and this {device.platform} has {', '.join(kinds)}: set it to device"
+    )
+  return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind(HOST), tree))
+
+
+def fetched(tree, where=None):
+  """The same in the devices' own memory, also within jit, where `where` gives the shardings; there already: as it is."""
+  where = jax.tree.map(lambda leaf: leaf.sharding, tree) if where is None else where
+  bring = lambda leaf, sharding: jax.device_put(leaf, sharding.with_memory_kind("device"))
+  return jax.tree.map(lambda leaf, sharding: bring(leaf, sharding) if sharding.memory_kind == HOST else leaf, tree, where)
 
 
 def to_host(tree):

@@ -79,13 +79,16 @@ class GroupSampler:
         temperature=self._settings.temperature,
         stop_tokens=self._policy.stop_tokens,
     )
-    rollout = sharding.to_host(rollout)
+    return self.of_rollout(rows, sharding.to_host(rollout))
+
+  def of_rollout(self, rows: Sequence[Row], rollout: Rollout) -> Samples:
+    """The samples of these rows as text and ids, from the sampler's arrays."""
     responses = [
         [tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)
     ]
     decode = lambda ids: self._policy.tokenizer.decode(ids, skip_special_tokens=True)
     texts = [[decode(ids) for ids in group] for group in responses]
-    return Samples(rows, prompts, responses, texts, rollout)
+    return Samples(rows, [self.encode(row) for row in rows], responses, texts, rollout)
 
   def _arranged(self, params):
     """The parameters laid out for sampling, by a function compiled once for each kind of policy."""
