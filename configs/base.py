@@ -36,6 +36,9 @@ def get_config() -> ConfigDict:
   config.sampling.group_size = 32  # samples a prompt
   config.sampling.max_response_length = 6  # tokens; part of the problem's statement, since entropy grows with length
   config.sampling.temperature = 1.0  # of the sampler and of the scorer alike
+  config.sampling.stale_steps = 0  # 1: online, score samples beside an update, which they are too early for by that one
+  config.sampling.max_importance = 2.0  # of such a sample's weight pi(y) / its own policy's; larger ones are cut to it
+  config.sampling.mesh = ()  # the same devices in another shape while sampling, as compute.mesh; () for that one
 
   config.replay = ConfigDict()
   config.replay.size = 0  # good responses found earlier, added to each group by trajectory balance; 0 for none
@@ -137,7 +140,9 @@ def get_config() -> ConfigDict:
   config.compute.chunk_size = 256  # tokens whose logits exist at once
   config.compute.bucket = 64  # packed rows are rounded up to a multiple of it, so that few shapes are compiled
   config.compute.distributed = False  # one run over many processes: call jax.distributed.initialize first
-  config.compute.mesh = (-1, 1, 1)  # devices along (data, fsdp, tensor); -1 takes what is left
+  config.compute.mesh = (-1, 1, 1)  # devices along (data, fsdp, tensor[, sequence]), all slices together; -1: what is left
+  config.compute.dcn_mesh = (1, 1, 1)  # of these, slices along each axis: groups of chips that only a slower network joins
+  config.compute.reference_memory = "device"  # "host": the frozen reference waits in the hosts' memory, and comes over each step
 
   config.make_pairs = ConfigDict()  # read by experiments.make_pairs alone
   config.make_pairs.select = "best_worst"  # "best_worst", "rare_good_common_bad" (DivPO) or "thresholds"

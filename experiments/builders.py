@@ -51,14 +51,15 @@ class Policy(NamedTuple):
 
 def policy(config: ConfigDict) -> Policy:
   """Loads the model that the config names."""
-  mesh = sharding.make_mesh(tuple(config.compute.mesh))
+  placed = mesh(config)
   source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
   _one_of("compute.dtype", config.compute.dtype, DTYPES)
   _one_of("model.dtype", config.model.dtype, DTYPES)
   _one_of("compute.attention", config.compute.attention, ATTENTIONS)
   _one_of("compute.remat", config.compute.remat, REMATS)
+  check_reference_memory(config)
   tokenizer = tokenization.load_tokenizer(source)
-  model_config, params = conversion.load(source, mesh=mesh, dtype=jax.numpy.dtype(config.model.dtype))
+  model_config, params = conversion.load(source, mesh=placed, dtype=jax.numpy.dtype(config.model.dtype))
   model_config = dataclasses.replace(
       model_config,
       compute_dtype=config.compute.dtype,
@@ -66,7 +67,43 @@ def policy(config: ConfigDict) -> Policy:
       remat=config.compute.remat,
       num_tokens=_num_tokens(tokenizer, model_config.vocab_size),
   )
-  return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), mesh)
+  return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), placed)
+
+
+def with_reference_in_its_place(config: ConfigDict, policy: Policy) -> Policy:
+  """The policy, its parameters moved to the hosts' memory where the config wants that; the caller drops the old ones.
+
+  Raises:
+    InputError: there is no such memory, or adapters are trained, whose policy holds the reference itself.
+  """
+  check_reference_memory(config)
+  return policy._replace(params=sharding.offloaded(policy.params)) if config.compute.reference_memory == "host" else policy
+
+
+def check_reference_memory(config: ConfigDict) -> None:
+  """Raises InputError where the reference cannot be kept in the memory that the config names."""
+  _one_of("compute.reference_memory", config.compute.reference_memory, ("device", "host"))
+  if config.compute.reference_memory == "host" and config.lora.rank:
+    raise InputError(
+        "compute.reference_memory=host with lora.rank: the reference beneath the adapters is the policy, needed all the"
+        " time; set it to device"
+    )
+
+
+def mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
+  """All devices, or those that are given, as the config arranges them.
+
+  Raises:
+    InputError: they cannot be arranged so, or packed rows cannot be split over the sequence axis.
+  """
+  found = sharding.make_mesh(tuple(config.compute.mesh), dcn=tuple(config.compute.dcn_mesh), devices=devices)
+  parts = dict(found.shape).get(sharding.SEQUENCE, 1)
+  if config.compute.bucket % parts:
+    raise InputError(
+        f"compute.mesh splits rows of a multiple of compute.bucket={config.compute.bucket} tokens over {parts} devices:"
+        f" make compute.bucket a multiple of {parts}"
+    )
+  return found
 
 
 def training_rows(config: ConfigDict) -> list[prompts.Row]:
@@ -111,6 +148,7 @@ def objective(config: ConfigDict) -> train_step.OnlineObjective:
   o = config.objective
   _one_of("objective.entropy_gradient", o.entropy_gradient, ("score_function", "rao_blackwell"))
   _one_of("objective.baseline", o.baseline, ("leave_one_out", "group_mean"))
+  _one_of("sampling.stale_steps", config.sampling.stale_steps, (0, 1))
   _one_of("objective.transform", o.transform, group_transforms.TRANSFORMS)
   return train_step.OnlineObjective(
       entropy_weight=o.entropy_weight,
@@ -125,6 +163,7 @@ def objective(config: ConfigDict) -> train_step.OnlineObjective:
       reward_floors=reward_floors(config),
       transform=group_transforms.Transform(o.transform, o.transform_strength, o.good_reward),
       token_entropy_weight=o.token_entropy_weight or None,
+      max_importance=config.sampling.max_importance,
   )
 
 
@@ -266,6 +305,6 @@ def _term(entry) -> compose.Term:
   return compose.Term(name, registry.resolve(function), weight, normalise, floor)
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def _one_of(key: str, value, allowed: tuple) -> None:
   if value not in allowed:
-    raise InputError(f"config.{key}={value!r} is not one of {', '.join(allowed)}")
+    raise InputError(f"config.{key}={value!r} is not one of {', '.join(map(str, allowed))}")

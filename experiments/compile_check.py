@@ -8,6 +8,7 @@ Shapes alone are compiled: no weights are read. It needs libtpu beside JAX (`pip
 import argparse
 import functools
 import json
+import math
 import os
 import pathlib
 import sys
@@ -33,10 +34,12 @@ EXAMPLE = "python -m experiments.compile_check --config=configs/paper/online_mat
 def check(config, topology: str) -> list[compile_report.ProgramReport]:
   """Compiles every program that the config's run uses, for a topology such as "v5p:2x2x4".
 
+  The config's `compute.dcn_mesh` says of how many such slices.
+
   Raises:
     InputError: the topology, or the config for it, is wrong.
   """
-  chip, found = chips.chip_of(topology), devices(topology)
+  chip, found = chips.chip_of(topology), devices(topology, math.prod(config.compute.dcn_mesh))
   reports = []
   for program in compile_programs.programs(config, found):
     try:
@@ -61,16 +64,17 @@ def check(config, topology: str) -> list[compile_report.ProgramReport]:
   return reports
 
 
-def devices(topology: str):
-  """The devices of a topology, which need not exist.
+def devices(topology: str, slices: int = 1):
+  """The devices of so many slices of a topology, which need not exist.
 
   Raises:
     InputError: there is no such topology, or no compiler for it.
   """
   from jax.experimental import topologies
 
+  several = {"num_slices": slices} if slices > 1 else {}
   try:
-    return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    return topologies.get_topology_desc(topology_name=topology, platform="tpu", **several).devices
   except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError, RuntimeError) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise InputError(f"cannot compile for {topology} ({reason}); is libtpu installed (pip install 'jax[tpu]')?") from error
@@ -93,14 +97,14 @@ def main(argv=None) -> int:
   )
   say = parser.add_argument
   say("--config", type=pathlib.Path, required=True, metavar="FILE", help="config file, FILE.py or FILE.py:ARGUMENT")
-  say("--topology", required=True, metavar="TPU", help="such as v5e:4x4, v5p:2x2x4 or v6e:4x4")
+  say("--topology", required=True, metavar="TPU", help="of one slice, such as v5e:4x4, v5p:2x2x4 or v6e:4x4")
   say("--json", type=pathlib.Path, metavar="FILE", help="also write the reports there")
   say("--dry_run", action="store_true", help="build everything, print shapes, memory and config, then stop")
   try:
     arguments, extra = parser.parse_known_args(argv)
     config = cli.complete_config(arguments.config, extra)
     if arguments.dry_run:
-      print(dry_runs.describe_programs(config, devices(arguments.topology)))
+      print(dry_runs.describe_programs(config, devices(arguments.topology, math.prod(config.compute.dcn_mesh))))
       print(overrides.resolved(config))
       return 0
     reports = check(config, arguments.topology)

@@ -19,6 +19,7 @@ from qempo_jax.models import presets
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.offline_step import PairBatch
+from qempo_jax.sampling import layout
 from qempo_jax.sampling import sampler
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train_step import GroupBatch
@@ -56,7 +57,7 @@ def programs(config, devices) -> list[Program]:
   Returns:
     The programs.
   """
-  mesh = sharding.make_mesh(tuple(config.compute.mesh), devices=devices)
+  mesh = builders.mesh(config, devices)
   model = dataclasses.replace(
       model_config(config.model.source),
       compute_dtype=config.compute.dtype,
@@ -76,11 +77,16 @@ def of_policy(config, policy: builders.Policy) -> list[Program]:
   shardings = sharding.tree_shardings(state, mesh)
   state = _with(state, shardings)
   parts = {"params": state.params, "optimizer": state.opt_state}
+  if config.compute.reference_memory == "host":
+    builders.check_reference_memory(config)
+    params = _with(params, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind(sharding.HOST), params))
+    policy = policy._replace(params=params)
+  reference = {} if config.compute.reference_memory == "host" else {"reference": params}
   if config.offline.loss is None:
     step = online.compile_step(config, policy, optimizers, shardings)
     groups = _groups(config, mesh, config.sampling.group_size + config.replay.size)
-    found = [Program("online_step", step, (state, params, groups), {}, parts | {"reference": params}, 1)]
-    return found + [_sampler(config, policy)]
+    found = [Program("online_step", step, (state, params, groups), {}, parts | reference, 1)]
+    return found + _sampling(config, policy, state)
   objective = offline_builders.objective(config)
   step = offline.compile_step(config, policy, objective, optimizers, shardings)
   frozen = params if builders.lora_config(config) else None
@@ -91,7 +97,8 @@ def of_policy(config, policy: builders.Policy) -> list[Program]:
     groups = _groups(config, mesh, config.sampling.group_size)
     stats = TokenStats(*(jax.ShapeDtypeStruct(groups.mask.shape, jnp.float32, sharding=groups.mask.sharding),) * 2)
     arguments = (state, params, groups, stats)
-    found += [Program("dual_step", measured, arguments, {}, parts | {"reference": params}, 1), _sampler(config, policy)]
+    found.append(Program("dual_step", measured, arguments, {}, parts | reference, 1))
+    found += _sampling(config, policy, state)
   return found
 
 
@@ -107,9 +114,13 @@ def model_config(source: str) -> ModelConfig:
   return presets.get(name)
 
 
-def _sampler(config, policy) -> Program:
+def _sampling(config, policy, state) -> list[Program]:
+  """The parameters' way to the layout they are sampled in, and the sampler."""
   settings = config.sampling
-  mesh, rows = policy.mesh, config.data.prompts_per_step
+  mesh, rows = layout.sampling_mesh(policy.mesh, tuple(settings.mesh)), config.data.prompts_per_step
+  trained = builders.as_policy(config)(state.params, policy.params)
+  arrange = layout.arrangement(trained, policy.config, mesh)
+  params = _placed(jax.eval_shape(arrange, trained), mesh, layout.RULES)
   split = runs.split(mesh, rows)
   shape = (rows, packing.round_up(config.data.max_prompt_length, 16))
   prompts = PromptBatch(_array(shape, jnp.int32, split), _array(shape, bool, split))
@@ -125,8 +136,10 @@ def _sampler(config, policy) -> Program:
   jitted = jax.jit(
       sharding.on_mesh(lambda params, prompts, rng: sampler.sample_groups(params, prompts=prompts, rng=rng, **options), mesh)
   )
-  parts = {"params": policy.params}
-  return Program("sampler", jitted, (policy.params, prompts, key), {}, parts, settings.max_response_length)
+  return [
+      Program("reshard", arrange, (trained,), {}, {"params": trained}, 1),
+      Program("sampler", jitted, (params, prompts, key), {}, {"params": params}, settings.max_response_length),
+  ]
 
 
 def _groups(config, mesh, group_size) -> GroupBatch:
@@ -134,7 +147,15 @@ def _groups(config, mesh, group_size) -> GroupBatch:
   split = runs.split(mesh, rows)
   flags = lambda dtype: _array((rows, group_size), dtype, split)
   mask = _array((rows, group_size, length), bool, split)
-  return GroupBatch(_packed(config, rows, group_size, split), mask, flags(jnp.float32), flags(bool), flags(bool))
+  behaviour = flags(jnp.float32) if config.sampling.stale_steps else None
+  return GroupBatch(
+      _packed(config, rows, group_size, split),
+      mask,
+      flags(jnp.float32),
+      flags(bool),
+      flags(bool),
+      behaviour_log_probs=behaviour,
+  )
 
 
 def _pairs(config, mesh) -> PairBatch:

@@ -27,7 +27,8 @@ class ProgramReport:
     aliased: bytes of results that take over donated arguments.
     flops: matrix products of the program, divided by the devices.
     hbm_bytes: memory traffic.
-    collectives: kind -> [times, bytes that leave the device].
+    collectives: kind -> [times, bytes that leave the device], within a slice.
+    dcn_bytes: that leave the device for other slices, over the data centre's network; the roofline leaves them out.
     largest: the largest array of the program, bytes and shape.
     compute_seconds: flops at the chip's peak.
     memory_seconds: traffic at its bandwidth.
@@ -47,6 +48,7 @@ class ProgramReport:
   flops: float = 0.0
   hbm_bytes: float = 0.0
   collectives: dict[str, list] = dataclasses.field(default_factory=dict)
+  dcn_bytes: float = 0.0
   largest: tuple[int, str] = (0, "")
   compute_seconds: float = 0.0
   memory_seconds: float = 0.0
@@ -106,6 +108,7 @@ def report(name: str, compiled, chip: Chip, *, parts, devices: int, flops: float
       flops=flops / devices,
       hbm_bytes=counted.hbm_bytes,
       collectives={kind: list(value) for kind, value in sorted(counted.collectives.items())},
+      dcn_bytes=counted.dcn_bytes,
       largest=counted.largest,
       compute_seconds=flops / devices / chip.flops,
       memory_seconds=counted.hbm_bytes / chip.hbm_bandwidth,
@@ -177,6 +180,8 @@ def lines(program: ProgramReport) -> list[str]:
   ]
   for kind, (times, size) in program.collectives.items():
     found.append(f"  {kind}: {times} times, {gib(size)} GiB")
+  if program.dcn_bytes:
+    found.append(f"  between slices: {gib(program.dcn_bytes)} GiB")
   found.append(
       f"  {program.flops / 1e12:.2f} TFLOP: at least {program.seconds:.3f} s (compute {program.compute_seconds:.3f},"
       f" memory {program.memory_seconds:.3f}, links {program.link_seconds:.3f}); MFU at most {program.utilisation:.0%}"

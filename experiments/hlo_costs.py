@@ -42,11 +42,13 @@ class Costs(NamedTuple):
     collectives: kind -> (times, bytes that leave a device).
     hbm_bytes: read and written in device memory.
     largest: (bytes, dtype[shape]) of the largest array that exists outside of a fusion.
+    dcn_bytes: sent to other slices, over the data centre's network.
   """
 
   collectives: dict[str, tuple[int, float]]
   hbm_bytes: float
   largest: tuple[int, str]
+  dcn_bytes: float = 0.0
 
 
 def costs(text: str, *, devices: int, unknown_trips: int = 1) -> Costs:
@@ -67,7 +69,7 @@ def costs(text: str, *, devices: int, unknown_trips: int = 1) -> Costs:
   computations, entry = _parse(text)
   weights = _weights(computations, entry, unknown_trips)
   found: dict[str, tuple[int, float]] = {}
-  traffic, largest = 0.0, (0, "")
+  traffic, largest, between_slices = 0.0, (0, ""), 0.0
   for name, times in weights.items():
     shapes = {i.name: i.shape for i in computations[name]}
     for instruction in computations[name]:
@@ -75,9 +77,11 @@ def costs(text: str, *, devices: int, unknown_trips: int = 1) -> Costs:
       if kind in COLLECTIVES and not instruction.operation.endswith("-done"):
         count, moved = found.get(kind, (0, 0.0))
         found[kind] = (count + times, moved + times * _moved(kind, instruction, shapes, devices))
+      if instruction.operation == "send" and "_xla_megascale" in instruction.rest:
+        between_slices += times * _largest(instruction.shape)[0]
       largest = max(largest, _largest(instruction.shape))
       traffic += times * _traffic(instruction, shapes, computations)
-  return Costs(found, traffic, largest)
+  return Costs(found, traffic, largest, between_slices)
 
 
 def size(shape: str) -> int:

@@ -47,9 +47,8 @@ class Pairs(NamedTuple):
 
 def model(config: ConfigDict) -> builders.Policy:
   """The model that the config names, with its own head or, for a language model, one that scores all texts 0."""
-  found = reward_model.load_model(
-      config.model.source, mesh_shape=tuple(config.compute.mesh), compute_dtype=config.compute.dtype
-  )
+  mesh = builders.mesh(config)
+  found = reward_model.load_model(config.model.source, mesh=mesh, compute_dtype=config.compute.dtype)
   shape = dataclasses.replace(found.config, attention=config.compute.attention, remat=config.compute.remat)
   return builders.Policy(shape, found.params, found.tokenizer, tuple(stop_token_ids(found.tokenizer)), found.mesh)
 

@@ -28,6 +28,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   if dry_run:
     print(dry_runs.describe(config, policy))
     return
+  policy = builders.with_reference_in_its_place(config, policy)
   workdir = workdirs.open_workdir(workdir, config, lock=lock)
   with Display(config.steps, title=config.objective.method) as display:
     (offline if on_pairs else online).train(config, workdir, policy, display)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -12,10 +13,11 @@ from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
+from configs import base
 from qempo_jax.errors import InputError
 
 # What a resumed run may have otherwise: where it runs and how often it saves, none of which says what it computes.
-MAY_CHANGE = ("checkpoint.", "compute.distributed", "compute.mesh", "faults.", "logging.")
+MAY_CHANGE = ("checkpoint.", "compute.distributed", "compute.mesh", "compute.dcn_mesh", "faults.", "logging.", "sampling.mesh")
 LOCK = ".lock"
 
 _ABSENT = "absent"
@@ -148,8 +150,12 @@ def check_same(folder: pathlib.Path, config: dict[str, Any]) -> None:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-  """Says which keys of two configs differ, the first few; "" where none does that matters to a resumed run."""
+  """Says which keys of two configs differ, the first few; "" where none does that matters to a resumed run.
+
+  A key that was declared after `there` was written has its default there: such a run did what the default does.
+  """
   there, here = dict(_leaves(there)), dict(_leaves(here))
+  there |= {key: default for key in here if key not in there and (default := _default(key))}
   keys = [key for key in dict.fromkeys([*here, *there]) if not _may_change(key)]
   pairs = [(key, there.get(key, _ABSENT), here.get(key, _ABSENT)) for key in keys]
   differing = [f"{key} is {old} there and {new} here" for key, old, new in pairs if old != new]
@@ -160,6 +166,17 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
 def _may_change(key: str) -> bool:
   """Of one run's config, or of one of several in a demo's, each under its method's name."""
   return any(key.startswith(name) or f".{name}" in key for name in MAY_CHANGE)
+
+
+def _default(key: str) -> str | None:
+  """A declared key's default as JSON, also under the name of one method of several; None for a key of no config."""
+  parts = key.split(".")
+  return next((found for i in range(len(parts)) if (found := _defaults().get(".".join(parts[i:])))), None)
+
+
+@functools.cache
+def _defaults() -> dict[str, str]:
+  return dict(_leaves(json.loads(base.get_config().to_json_best_effort())))
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

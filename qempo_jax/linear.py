@@ -6,6 +6,8 @@ import jax
 from jax.experimental import layout
 import jax.numpy as jnp
 
+from qempo_jax import sharding
+
 
 def linear(x, w, dtype=jnp.float32, *, transpose=False):
   """x w over x's last axis, operands rounded to `dtype`, sums and result in float32.
@@ -23,9 +25,10 @@ def linear(x, w, dtype=jnp.float32, *, transpose=False):
   Returns:
     [..., F], float32 (wider if the operands are).
   """
-  rows = x.reshape(-1, x.shape[-1])
+  # One long list of rows is fastest; where a row's tokens are split over devices, only the axes as they are stay so.
+  rows = x if sharding.sequence_shards() > 1 else x.reshape(-1, x.shape[-1])
   if jnp.dtype(dtype) == jnp.float32:
-    product = _product(rows, w, 1, int(transpose), None)
+    product = _product(rows, w, (rows.ndim - 1,), (int(transpose),), None)
   else:
     product = _rounded(rows, w, jnp.dtype(dtype), transpose)
   return product.reshape(*x.shape[:-1], -1)
@@ -33,7 +36,7 @@ def linear(x, w, dtype=jnp.float32, *, transpose=False):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _rounded(x, w, dtype, transpose):
-  return _product(x.astype(dtype), w.astype(dtype), 1, int(transpose))
+  return _product(x.astype(dtype), w.astype(dtype), (x.ndim - 1,), (int(transpose),))
 
 
 def _forward(x, w, dtype, transpose):
@@ -44,18 +47,22 @@ def _forward(x, w, dtype, transpose):
 def _backward(dtype, transpose, residuals, g):
   x, w, like_x = residuals
   g = g.astype(dtype)
-  dx = _product(g, w.astype(dtype), 1, int(not transpose))
-  dw = _product(_in_rows(g.T), x, 1, 0) if transpose else _product(_in_rows(x.T), g, 1, 0)
+  dx = _product(g, w.astype(dtype), (g.ndim - 1,), (int(not transpose),))
+  left, right = (g, x) if transpose else (x, g)
+  if x.ndim == 2:
+    dw = _product(_in_rows(left.T), right, (1,), (0,))
+  else:
+    dw = _product(left, right, *(tuple(range(x.ndim - 1)),) * 2)
   return dx.astype(like_x.dtype), dw.astype(w.dtype)
 
 
 _rounded.defvjp(_forward, _backward)
 
 
-def _product(a, b, axis_a, axis_b, dtype=jnp.float32):
+def _product(a, b, axes_a, axes_b, dtype=jnp.float32):
   common = jnp.promote_types(a.dtype, b.dtype)  # a weight stored in half precision meets wider activations
   a, b = a.astype(common), b.astype(common)
-  dimensions = (((axis_a,), (axis_b,)), ((), ()))
+  dimensions = ((axes_a, axes_b), ((), ()))
   return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
 
 

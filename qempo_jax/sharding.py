@@ -1,17 +1,21 @@
-"""Devices as a (data, fsdp, tensor) mesh, and ordered rules that place every leaf of the train state on it."""
+"""Ordered rules that place every leaf of the train state on a mesh, and constraints that keep activations split over it."""
 
 import functools
 import re
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qempo_jax.errors import InputError
+from qempo_jax.meshes import AXES as AXES
+from qempo_jax.meshes import make_mesh as make_mesh
+from qempo_jax.meshes import SEQUENCE as SEQUENCE
 
-AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # what rows are split over
+HOST = "pinned_host"  # memory of the hosts that their devices read
 
 # Path of a leaf (joined by "/") -> its axes. The first rule that matches anywhere in the path holds, so the
 # optimizer's moments follow their parameters.
@@ -37,32 +41,6 @@ STATE_RULES = PARAM_RULES + (
 )
 
 
-def make_mesh(shape=(-1, 1, 1), *, devices=None) -> Mesh:
-  """Devices as a mesh over (data, fsdp, tensor).
-
-  Args:
-    shape: devices along each axis; one -1 takes what is left.
-    devices: those to arrange; None for all devices of all processes.
-
-  Returns:
-    The mesh.
-
-  Raises:
-    InputError: the devices at hand cannot be arranged so.
-  """
-  count = jax.device_count() if devices is None else len(devices)
-  known = 1
-  for size in shape:
-    known *= size if size > 0 else 1
-  sizes = tuple(count // known if size == -1 else size for size in shape)
-  total = sizes[0] * sizes[1] * sizes[2]
-  if len(shape) != 3 or total != count:
-    raise InputError(
-        f"compute.mesh={tuple(shape)} does not arrange {count} devices; their product over {AXES} must be {count}"
-    )
-  return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
-
-
 def tree_shardings(tree, mesh: Mesh, rules=STATE_RULES):
   """A sharding for every leaf, by the first rule that matches its path.
 
@@ -74,7 +52,7 @@ def tree_shardings(tree, mesh: Mesh, rules=STATE_RULES):
 
   def place(path, leaf):
     name = "/".join(_key(entry) for entry in path)
-    spec = _spec(name, rules)
+    spec = _spec(name.removesuffix("/base"), rules)
     if spec is not None:
       return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
     raise ValueError(f"no sharding rule matches {name!r}; add one to qempo_jax/sharding.py")
@@ -114,22 +92,37 @@ def head_shards() -> int:
   return _size("tensor")
 
 
+def sequence_shards() -> int:
+  """Into how many parts the tokens of a row are split, likewise."""
+  return _size(SEQUENCE)
+
+
 def constrain_rows(x):
-  """Keeps rows split as `batch_sharding` splits them, and every other axis whole.
+  """Keeps rows split as `batch_sharding` splits them, their tokens over the sequence axis, and every other axis whole.
 
   Parameters are split over fsdp too. Without this the compiler may follow them instead: then every device computes
   every row, on a part of the width, and sums of activations go over the links where parameters should.
 
   Args:
-    x: an array of activations, its rows on the first axis.
+    x: an array of activations, its rows on the first axis, their tokens (in decoding, samples) on the second.
 
   Returns:
     x; unconstrained outside of `on_mesh`, and where the rows do not divide evenly.
   """
-  shards = row_shards()
-  if shards == 1 or x.shape[0] % shards:
-    return x
-  return jax.lax.with_sharding_constraint(x, P(ROWS))
+  rows = _rows_of(x)
+  return x if rows is None else jax.lax.with_sharding_constraint(x, P(*rows))
+
+
+def split_tokens(x):
+  """Keeps the second axis of activations, tokens or chunks of them, split over the sequence axis; no-op without one."""
+  rows = _rows_of(x) if sequence_shards() > 1 else None
+  return x if rows is None else jax.lax.with_sharding_constraint(x, P(*rows, *_free(x)))
+
+
+def gather_tokens(x):
+  """Whole rows of activations on each device of the sequence axis, as keys and values must be; no-op without one."""
+  rows = _rows_of(x) if sequence_shards() > 1 else None
+  return x if rows is None else jax.lax.with_sharding_constraint(x, P(rows[0], None, *_free(x)))
 
 
 def constrain_params(tree, *, layer: bool = False, gathered: bool = False):
@@ -162,34 +155,39 @@ def constrain_params(tree, *, layer: bool = False, gathered: bool = False):
 
 
 def over_rows(function, matrix, *rows):
-  """function(matrix, *rows), computed by each device for its own rows alone.
+  """function(matrix, *rows), computed by each device for its own rows alone, and its own tokens of them.
 
   The matrix is gathered once, whatever loops are inside, and its gradient summed over the devices once.
 
   Args:
-    function: (matrix [V, D], arrays with rows on their first axis) -> a pytree of such arrays.
+    function: (matrix [V, D], arrays with rows on their first axis and tokens on their second) -> a pytree of such arrays,
+      token by token.
     matrix: of the output projection, split by `PARAM_RULES`.
     *rows: arrays.
 
   Returns:
     What the function returns; where rows do not divide evenly, or without a mesh, it is simply called.
   """
-  shards = row_shards()
-  if shards == 1 or any(array.shape[0] % shards for array in rows):
+  shards, parts = row_shards(), sequence_shards()
+  if shards * parts == 1 or any(array.shape[0] % shards for array in rows):
     return function(matrix, *rows)
+  tokens = rows[0].shape[1]
+  even = lambda x: jnp.pad(x, ((0, 0), (0, -tokens % parts), *((0, 0),) * (x.ndim - 2)))
+  own = P(ROWS, SEQUENCE) if parts > 1 else P(ROWS)
   spec = _fitting(P(None, "fsdp"), matrix.shape, jax.sharding.get_abstract_mesh())
 
   def local(part, *rows):
     whole = part if spec[1] is None else jax.lax.all_gather(part, "fsdp", axis=1, tiled=True)
     return function(whole, *rows)
 
-  return jax.shard_map(
+  found = jax.shard_map(
       local,
-      in_specs=(spec, *(P(ROWS) for _ in rows)),
-      out_specs=P(ROWS),
-      axis_names=set(ROWS),
+      in_specs=(spec, *(own for _ in rows)),
+      out_specs=own,
+      axis_names={*ROWS, SEQUENCE} if parts > 1 else set(ROWS),
       check_vma=False,
-  )(matrix, *rows)
+  )(matrix, *(map(even, rows) if parts > 1 else rows))
+  return jax.tree.map(lambda x: x[:, :tokens], found) if parts > 1 else found
 
 
 def place(tree, where):
@@ -203,6 +201,28 @@ def place(tree, where):
     where = jax.tree.map(lambda _: where, tree)
   one = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
   return jax.tree.map(one, tree, where)
+
+
+def offloaded(tree):
+  """The same arrays, split alike, in the memory of the devices' hosts.
+
+  Raises:
+    InputError: the platform has no such memory that its devices reach.
+  """
+  device = next(iter(jax.tree.leaves(tree)[0].sharding.addressable_devices))
+  kinds = [memory.kind for memory in device.addressable_memories()]
+  if HOST not in kinds:
+    raise InputError(
+        f"compute.reference_memory=host needs {HOST} memory, and this {device.platform} has {', '.join(kinds)}: set it to device"
+    )
+  return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind(HOST), tree))
+
+
+def fetched(tree, where=None):
+  """The same in the devices' own memory, also within jit, where `where` gives the shardings; there already: as it is."""
+  where = jax.tree.map(lambda leaf: leaf.sharding, tree) if where is None else where
+  bring = lambda leaf, sharding: jax.device_put(leaf, sharding.with_memory_kind("device"))
+  return jax.tree.map(lambda leaf, sharding: bring(leaf, sharding) if sharding.memory_kind == HOST else leaf, tree, where)
 
 
 def to_host(tree):
@@ -224,6 +244,21 @@ def _size(axis: str) -> int:
   mesh = jax.sharding.get_abstract_mesh()
   split = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
   return next((size for name, size, kind in split if name == axis and kind == jax.sharding.AxisType.Auto), 1)
+
+
+def _rows_of(x):
+  """The mesh's axes of x's rows and of their tokens, where there are any; None where nothing is split, or not evenly."""
+  rows, parts = row_shards(), sequence_shards()
+  if rows * parts == 1 or x.shape[0] % rows:
+    return None
+  if parts == 1:
+    return (ROWS,)
+  return ROWS, SEQUENCE if x.shape[1] % parts == 0 else None
+
+
+def _free(x):
+  """The axes of x behind its tokens, left to the compiler."""
+  return (P.UNCONSTRAINED,) * (x.ndim - 2)
 
 
 def _spec(name: str, rules):

@@ -23,6 +23,7 @@ from qempo_jax import advantages
 from qempo_jax import duals
 from qempo_jax import estimators
 from qempo_jax import group_transforms
+from qempo_jax import importance
 from qempo_jax import reward_floors
 from qempo_jax import scoring
 from qempo_jax.losses.policy_gradient import policy_gradient_loss
@@ -43,10 +44,11 @@ class GroupBatch:
     packed: prompts and responses.
     mask: [P, G, T] response tokens, the ending token included.
     rewards: [P, G] in the reward's unit.
-    fresh: [P, G] true on samples of the current policy; the measured values come from these alone.
+    fresh: [P, G] true on samples of the current policy, or the last; the measured values come from these alone.
     replayed: [P, G] true on responses found earlier (off-policy); a response that is neither is not there.
     floor_rewards: [P, G, n] the rewards of `OnlineObjective.reward_floors`, NaN where not scored; None without any.
     similarities: [P, G, G] of the responses, which the transformation "setpo" needs; None without it.
+    behaviour_log_probs: [P, G] of fresh responses under the policy that drew them, nats; None where that is the current one.
   """
 
   packed: PackedGroups
@@ -56,6 +58,7 @@ class GroupBatch:
   replayed: jax.Array
   floor_rewards: jax.Array | None = None
   similarities: jax.Array | None = None
+  behaviour_log_probs: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,7 @@ class OnlineObjective:
     transform: what another method does to a group's rewards or advantages, see `group_transforms`.
     token_entropy_weight: of the usual fixed bonus on next-token entropies, added to the normalised loss: biased, a baseline;
       None for none.
+    max_importance: largest weight of a response that an earlier policy drew, see `importance`.
   """
 
   entropy_weight: float
@@ -91,6 +95,7 @@ class OnlineObjective:
   reward_floors: tuple[tuple[str, float], ...] = ()
   transform: group_transforms.Transform = group_transforms.Transform("none", 0.0, 0.0)
   token_entropy_weight: float | None = None
+  max_importance: float = float("inf")
 
 
 class Optimizers(NamedTuple):
@@ -160,7 +165,7 @@ def online_step(
   updates, opt_state = optimizers.policy.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
 
-  measured = measure(stats, ref_log_probs, batch) | floor_values(batch, objective)
+  measured = measure(stats, ref_log_probs, batch, objective) | floor_values(batch, objective)
   moved = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
   next_state, metrics = move_multipliers(moved, measured, objective, optimizers.dual)
   metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient)}
@@ -207,13 +212,20 @@ def move_multipliers(
   return next_state, metrics
 
 
-def measure(stats, ref_log_probs, batch: GroupBatch) -> dict[str, jax.Array]:
-  """Measured values of the current policy: means over its fresh samples.
+def measure(stats, ref_log_probs, batch: GroupBatch, objective=None) -> dict[str, jax.Array]:
+  """Measured values of the current policy: means over its fresh samples, weighted where the last policy drew them.
 
   Entropy is the mean of the summed next-token entropies (the Rao-Blackwell estimate), KL the mean of
   log pi - log q over whole sequences.
   """
-  mean = lambda values: masked_mean(values, batch.fresh)
+  mean, more = lambda values: masked_mean(values, batch.fresh), {}
+  if batch.behaviour_log_probs is not None:
+    weight = _importance(stats, batch, objective)
+    mean = lambda values: importance.mean(values, weight, batch.fresh)
+    more = {
+        "importance/effective_share": importance.effective_share(weight, batch.fresh),
+        "importance/cut": masked_mean(weight >= objective.max_importance, batch.fresh),
+    }
   length = mean(jnp.sum(batch.mask, axis=-1))
   entropy = mean(jnp.sum(stats.entropy, axis=-1))
   return {
@@ -222,7 +234,15 @@ def measure(stats, ref_log_probs, batch: GroupBatch) -> dict[str, jax.Array]:
       "entropy_per_token": entropy / jnp.maximum(length, 1),
       "kl": mean(jnp.sum(stats.log_prob, axis=-1) - ref_log_probs),
       "length": length,
-  }
+  } | more
+
+
+def _importance(stats, batch: GroupBatch, objective):
+  """Weights of a batch's responses, or of one group's, 1 where they were not drawn but replayed."""
+  weight = importance.weights(
+      jnp.sum(stats.log_prob, axis=-1), batch.behaviour_log_probs, max_weight=objective.max_importance
+  )
+  return jnp.where(batch.fresh, weight, 1.0)
 
 
 def floor_values(batch: GroupBatch, objective: OnlineObjective) -> dict[str, jax.Array]:
@@ -289,7 +309,10 @@ def group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective: 
     advantage += spread * group_transforms.advantage_change(
         objective.transform, of_reward, group.rewards, log_probs, group.similarities, group.fresh
     )
-  fresh = masked_mean(loss_of(stats.log_prob, advantage, group.mask) + entropy_loss, group.fresh)
+  fresh_losses = loss_of(stats.log_prob, advantage, group.mask) + entropy_loss
+  if group.behaviour_log_probs is not None:
+    fresh_losses *= _importance(stats, group, objective)
+  fresh = masked_mean(fresh_losses, group.fresh)
 
   # Trajectory balance, exact off-policy: at the optimum every shaped reward equals alpha log Z.
   replayed = loss_of(stats.log_prob, shaped - log_z, group.mask)

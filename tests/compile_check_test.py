@@ -49,6 +49,14 @@ def test_collectives_of_a_loop_count_as_often_as_it_runs():
   assert found.hbm_bytes == 256  # the negation reads and writes 128
 
 
+def test_what_goes_to_other_slices_is_counted_apart():
+  sent = '%s = (f32[4,8]{1,0}, u32[], token[]) send(%x, %t), is_host_transfer=true, frontend_attributes={_xla_megascale_target="x"}'
+  text = LOOP.replace("  ROOT %t =", f"  {sent}\n  ROOT %t =")
+  assert hlo_costs.costs(text, devices=4).dcn_bytes == 24 * 128 and hlo_costs.costs(LOOP, devices=4).dcn_bytes == 0
+  moved = [hlo_costs.costs(hlo, devices=4).collectives for hlo in (text, LOOP)]
+  assert moved[0] == moved[1]
+
+
 def test_buffers_of_a_collective_on_its_way_are_not_traffic_of_the_work_beside_it():
   text = """
 ENTRY %main (a: f32[4,8], b: f32[1000,8]) -> f32[4,8] {
@@ -94,14 +102,17 @@ def test_a_step_donates_its_state_and_splits_its_rows(monkeypatch, loss):
   assert f"f32[16,{places},{width}]" not in text and f"f32[16,{places},{width // 4}]" not in text  # never every row
 
 
-def test_the_sampler_gathers_parameters_once_and_not_for_every_token(monkeypatch):
-  program = _programs(monkeypatch, None)["sampler"]
-  text = program.jitted.lower(*program.arguments).compile().as_text()
-  moved = lambda trips: sum(size for _, size in hlo_costs.costs(text, devices=8, unknown_trips=trips).collectives.values())
-  a_token = moved(2) - moved(1)
-  whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.parts["params"]))
-  assert moved(1) > whole / 2  # all but the embedding's rows
-  assert a_token < whole / 50
+def test_parameters_are_gathered_once_a_step_and_not_for_every_token(monkeypatch):
+  programs = _programs(monkeypatch, None)
+
+  def moved(name, trips):
+    program = programs[name]
+    text = program.jitted.lower(*program.arguments).compile().as_text()
+    return sum(size for _, size in hlo_costs.costs(text, devices=8, unknown_trips=trips).collectives.values())
+
+  whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(programs["sampler"].parts["params"]))
+  assert whole / 2 < moved("reshard", 1) < whole  # 3 / 4 of what is split over four devices
+  assert moved("sampler", 2) < whole / 50
 
 
 def test_unknown_chip_is_refused():

@@ -64,7 +64,7 @@ def _both_steps(tmp_path, mesh, loss, group_size):
   return state, metrics | measured
 
 
-CASES = [((8, 1, 1), "qempo_kl", 2), ((1, 8, 1), "qempo_kl", 2), ((2, 2, 2), "qempo_kl", 2), ((2, 2, 2), "kto", 3)]
+CASES = [((8, 1, 1), "qempo_kl", 2), ((1, 8, 1), "qempo_kl", 2), ((2, 2, 2), "qempo_kl", 2), ((2, 2, 2), "kto", 3), ((2, 2, 1, 2), "qempo_kl", 2)]
 SLOW = [pytest.param(shape, "kto", 3, marks=pytest.mark.slow) for shape in ((8, 1, 1), (1, 8, 1))]
 
 

@@ -40,7 +40,7 @@ def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1):
   return online.compile_step(config, policy, optimizers, shardings)(state, params, batch)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (2, 1, 2, 2)])
 def test_sharded_equals_single_device(tmp_path, shape):
   single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
   expected, expected_metrics = jax.device_get(_one_step(tmp_path, single))
@@ -64,7 +64,7 @@ def test_sharded_bfloat16_equals_single_device_to_its_rounding(tmp_path):
     np.testing.assert_allclose(metrics[name], value, rtol=1e-2, atol=1e-2, err_msg=name)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), pytest.param((1, 2, 2, 2), marks=pytest.mark.slow)])
 def test_sharded_adapters_and_micro_batches_equal_a_single_device(tmp_path, shape):
   single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
   expected, expected_metrics = jax.device_get(_one_step(tmp_path, single, rank=2))

@@ -14,6 +14,8 @@ import pytest
 from experiments.workdir import check_workdir
 from experiments.workdir import open_workdir
 from experiments.workdir import write_atomically
+from configs import base
+from experiments.workdir import check_workdir, open_workdir, write_atomically
 from qempo_jax.errors import InputError
 
 
@@ -77,6 +79,25 @@ def test_keys_that_only_one_side_has_are_differences(tmp_path):
     open_workdir(tmp_path, config)
 
 
+@pytest.mark.parametrize("method", [None, "qempo"])
+def test_a_key_that_was_declared_since_has_its_default_there(tmp_path, method):
+  """Of one run's config, or of one of several under its method's name."""
+  nested = lambda config: ConfigDict({method: config}) if method else config
+  older = base.get_config()
+  del older.sampling["temperature"], older.lora["rank"]
+  open_workdir(tmp_path, nested(older))
+  before = (tmp_path / "config.json").read_bytes()
+  newer = base.get_config()
+  open_workdir(tmp_path, nested(newer))
+  assert (tmp_path / "config.json").read_bytes() == before
+  newer.sampling.temperature = 0.5
+  with pytest.raises(InputError, match=r"sampling.temperature is 1.0 there and 0.5 here\)"):
+    open_workdir(tmp_path, nested(newer))
+  del newer.sampling["temperature"], newer.steps
+  with pytest.raises(InputError, match=r"steps is 40 there and absent here\)"):
+    open_workdir(tmp_path, nested(newer))
+
+
 def test_a_damaged_config_file_is_refused_and_kept(tmp_path):
   (tmp_path / "config.json").write_text('{"seed": ')
   with pytest.raises(InputError, match="is damaged.*--workdir"):
@@ -136,6 +157,7 @@ def test_a_bucket_is_no_workdir(tmp_path):
 HOLDER = """
 import os, sys, time
 from tests.workdir_test import make_config
+from configs import base
 from experiments.workdir import open_workdir
 open_workdir(sys.argv[1], make_config())
 if child := os.fork():

@@ -67,20 +67,22 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   """
   # 1. Pairs, and what the reference makes of them.
   objective = offline_builders.objective(config)
-  found = pairs.load(config, policy, workdir)
-  encoded = pairs.encode(config, policy, found)
+  reference = policy._replace(params=sharding.fetched(policy.params))
+  found = pairs.load(config, reference, workdir)
+  encoded = pairs.encode(config, reference, found)
   if encoded.ended:
     display.note(f"{encoded.ended} pairs left out: a response holds the token that ends it before its end")
   if encoded.dropped or encoded.seams:
     display.note(f"{encoded.dropped} pairs too long, left out; {encoded.seams} responses merge with their prompt")
-  batches = pairs.Batches(config, policy, encoded)
+  batches = pairs.Batches(config, reference, encoded)
+  del reference
   every = config.offline.measure_every
   measure = Measurement(config, policy, preferences.prompt_rows(encoded.rows)) if every else None
 
   # 2. The state and its two compiled steps.
-  if warning := builders.precision_note(config, policy.params):
-    display.note(warning)
   optimizers, state, shardings = runs.initial(config, policy)
+  if warning := builders.precision_note(config, state.params):
+    display.note(warning)
   step = compile_step(config, policy, objective, optimizers, shardings)
   dual_step = compile_dual_step(config, policy, objective, optimizers, shardings)
   as_policy = builders.as_policy(config)
@@ -186,7 +188,7 @@ def compile_dual_step(config, policy: builders.Policy, objective, optimizers, sh
   reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
   split = runs.split(policy.mesh, config.data.prompts_per_step)
   return jax.jit(
-      sharding.on_mesh(step, policy.mesh),
+      sharding.on_mesh(runs.reading_reference(step, reference), policy.mesh),
       in_shardings=(shardings, reference, split, split),
       out_shardings=(shardings, sharding.replicated(policy.mesh)),
       donate_argnums=0,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments.loops import draws
 from experiments.loops import runs
 from experiments.loops import sampling
 from experiments.loops import saving
@@ -41,9 +42,9 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     display.note(f"{sample.dropped} prompts longer than {config.data.max_prompt_length} tokens left out")
 
   # 2. The state and its one compiled step.
-  if warning := builders.precision_note(config, policy.params):
-    display.note(warning)
   optimizers, state, shardings = runs.initial(config, policy)
+  if warning := builders.precision_note(config, state.params):
+    display.note(warning)
   as_policy = builders.as_policy(config)
   step = compile_step(config, policy, optimizers, shardings)
 
@@ -51,8 +52,10 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   order = orders.Order(len(sample.rows), batch_size=config.data.prompts_per_step, seed=config.seed)
   same = {"prompts": saving.fingerprint(sample.rows)}
   saver = saving.Saver(config, workdir, policy, display.note, same=same, order=order)
+  drawn = draws.Draws(config, sample, reward, order)
   state, memory = saver.restore(state)
   if memory:
+    drawn.from_json(memory["ahead"])
     replay.buffer.from_json(memory["replay"])
     if hasattr(reward, "from_json"):
       reward.from_json(memory["reward"])
@@ -60,17 +63,15 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   log = wandb_log.also(config, runs.MetricsLog(workdir / "metrics.jsonl", keep=first))
 
   def remember():
-    return {"replay": replay.buffer.to_json(), "reward": reward.to_json() if hasattr(reward, "to_json") else {}}
+    ahead = drawn.to_json()  # first, since its rewards may still move what a reward remembers
+    own = reward.to_json() if hasattr(reward, "to_json") else {}
+    return {"ahead": ahead, "replay": replay.buffer.to_json(), "reward": own}
 
   # 4. The loop.
-  with saver:
+  with saver, drawn:
     for index in range(first, config.steps):
       started = time.monotonic()
-      rng = jax.random.fold_in(state.rng, index)
-      current = as_policy(state.params, policy.params)
-      rows = [sample.rows[i] for i in order.batch(index)]
-      samples = sample(current, rows, rng, config.sampling.group_size)
-      rewards, floor_rewards = sampling.group_scores(reward, samples)
+      samples, rewards, floor_rewards, counts = drawn(index, as_policy(state.params, policy.params), state.rng)
       sampled = time.monotonic()
       batch = replay.make_batch(samples, rewards, np.random.default_rng([config.seed, index]), floor_rewards)
       batch = sharding.place(batch, runs.split(policy.mesh, config.data.prompts_per_step))
@@ -88,7 +89,6 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
           "tokens_per_second": int(samples.rollout.mask.sum()) / seconds,
       }
       metrics |= saver.count(metrics)
-      counts = reward.take_counts() if hasattr(reward, "take_counts") else {}
       metrics |= {f"reward_counts/{kind}": count for kind, count in counts.items()}
       log.write(metrics)
       display.step(index + 1, metrics)
@@ -113,7 +113,7 @@ def compile_step(config, policy: builders.Policy, optimizers, shardings):
   reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
   prompts_split = runs.split(policy.mesh, config.data.prompts_per_step)
   return jax.jit(
-      sharding.on_mesh(step, policy.mesh),
+      sharding.on_mesh(runs.reading_reference(step, reference), policy.mesh),
       in_shardings=(shardings, reference, prompts_split),
       out_shardings=(shardings, sharding.replicated(policy.mesh)),
       donate_argnums=0,
@@ -157,7 +157,13 @@ class Replay:
       absent = np.full((shape[0], replay_size, floor_rewards.shape[-1]), np.nan, np.float32)
       floor_rewards = np.concatenate([floor_rewards, absent], axis=1)
     packed = packing.pack_groups(samples.prompts, groups, bucket=self._config.compute.bucket)
-    return train_step.GroupBatch(packed, mask, all_rewards, fresh, replayed, floor_rewards, self._similarities(groups, mask))
+    behaviour = None
+    if self._config.sampling.stale_steps:
+      behaviour = np.zeros(shape, np.float32)
+      behaviour[:, :fresh_size] = samples.rollout.log_probs.sum(axis=-1)
+    return train_step.GroupBatch(
+        packed, mask, all_rewards, fresh, replayed, floor_rewards, self._similarities(groups, mask), behaviour
+    )
 
   def _similarities(self, groups, mask: np.ndarray) -> np.ndarray | None:
     if self._config.objective.transform != "setpo":

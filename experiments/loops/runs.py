@@ -20,7 +20,12 @@ def initial(config, policy: builders.Policy):
   optimizers = builders.optimizer_pair(config)
   create = lambda params: builders.initial_state(config, params, optimizers)
   shardings = sharding.tree_shardings(jax.eval_shape(create, policy.params), policy.mesh)
-  return optimizers, jax.jit(create, out_shardings=shardings)(policy.params), shardings
+  return optimizers, jax.jit(create, out_shardings=shardings)(sharding.fetched(policy.params)), shardings
+
+
+def reading_reference(step, reference):
+  """step(state, reference's parameters, ...), these brought from the hosts' memory, where `reference` places them there."""
+  return lambda state, params, *rest: step(state, sharding.fetched(params, reference), *rest)
 
 
 def trained_shapes(config, policy: builders.Policy):

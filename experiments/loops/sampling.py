@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from experiments import builders
@@ -14,6 +15,7 @@ from qempo_jax.data.prompts import Row
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import checked
 from qempo_jax.rewards import compose
+from qempo_jax.sampling import layout
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
 from qempo_jax.types import Rollout
@@ -50,6 +52,8 @@ class GroupSampler:
     """
     self._policy = policy
     self._settings = config.sampling
+    self._mesh = layout.sampling_mesh(policy.mesh, tuple(config.sampling.mesh))
+    self._arrangements = {}
     limit = config.data.max_prompt_length
     encoded = {row["prompt"]: tokenization.encode_chat(policy.tokenizer, row["prompt"]) for row in rows}
     self._encoded = {prompt: ids for prompt, ids in encoded.items() if len(ids) <= limit}
@@ -64,10 +68,9 @@ class GroupSampler:
   def __call__(self, params, rows: Sequence[Row], rng, group_size: int) -> Samples:
     """Samples a group for each row."""
     prompts = [self.encode(row) for row in rows]
-    mesh = self._policy.mesh
-    batch = sharding.place(self._pad(prompts), runs.split(mesh, len(prompts)))
-    rollout = sharding.on_mesh(sampler.sample_groups, mesh)(
-        params,
+    batch = sharding.place(self._pad(prompts), runs.split(self._mesh, len(prompts)))
+    rollout = sharding.on_mesh(sampler.sample_groups, self._mesh)(
+        self._arranged(params),
         self._policy.config,
         batch,
         rng,
@@ -76,13 +79,23 @@ class GroupSampler:
         temperature=self._settings.temperature,
         stop_tokens=self._policy.stop_tokens,
     )
-    rollout = sharding.to_host(rollout)
+    return self.of_rollout(rows, sharding.to_host(rollout))
+
+  def of_rollout(self, rows: Sequence[Row], rollout: Rollout) -> Samples:
+    """The samples of these rows as text and ids, from the sampler's arrays."""
     responses = [
         [tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)
     ]
     decode = lambda ids: self._policy.tokenizer.decode(ids, skip_special_tokens=True)
     texts = [[decode(ids) for ids in group] for group in responses]
-    return Samples(rows, prompts, responses, texts, rollout)
+    return Samples(rows, [self.encode(row) for row in rows], responses, texts, rollout)
+
+  def _arranged(self, params):
+    """The parameters laid out for sampling, by a function compiled once for each kind of policy."""
+    kind = jax.tree.structure(params)
+    if kind not in self._arrangements:
+      self._arrangements[kind] = layout.arrangement(params, self._policy.config, self._mesh)
+    return self._arrangements[kind](params)
 
   def encode(self, row: Row) -> list[int]:
     """A row's prompt as token ids, in the chat template."""

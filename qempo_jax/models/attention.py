@@ -91,7 +91,8 @@ def cudnn(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
 def splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config, *, interpret=False):
   """By the TPU kernel, its mask computed row by row and shared by all heads; see `attention`.
 
-  On the mesh of `sharding.on_mesh`, rows are split over (data, fsdp) and heads over tensor; both must divide evenly.
+  On the mesh of `sharding.on_mesh`, rows are split over (data, fsdp), heads over tensor and queries over sequence; all
+  must divide evenly.
 
   Args:
     q_BxLxHxK: queries.
@@ -104,10 +105,15 @@ def splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config, *, interpret=Fal
   Returns:
     [B, L, H, K].
   """
+  # A query without keys sees itself: the kernel divides by its sum of weights.
+  lonely_BxLx1 = ~jnp.any(mask_BxLxL, axis=-1, keepdims=True)
+  mask_BxLxL = mask_BxLxL | (lonely_BxLx1 & jnp.eye(mask_BxLxL.shape[1], dtype=bool))
   run = functools.partial(_splash, config=config, interpret=interpret)
-  if sharding.row_shards() * sharding.head_shards() > 1:
-    heads = P(sharding.ROWS, None, "tensor")
-    run = jax.shard_map(run, in_specs=(heads, heads, heads, P(sharding.ROWS)), out_specs=heads, check_vma=False)
+  if sharding.row_shards() * sharding.head_shards() * sharding.sequence_shards() > 1:
+    tokens = sharding.SEQUENCE if sharding.sequence_shards() > 1 else None
+    queries, keys = P(sharding.ROWS, tokens, "tensor"), P(sharding.ROWS, None, "tensor")
+    specs = (queries, keys, keys, P(sharding.ROWS, tokens))
+    run = jax.shard_map(run, in_specs=specs, out_specs=queries, check_vma=False)
   return run(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL)
 
 
@@ -119,9 +125,6 @@ def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, interpret):
        "block_kv_dq"),
       SPLASH_BLOCK,
   )
-  # A query without keys sees itself: the kernel divides by its sum of weights.
-  lonely_BxLx1 = ~jnp.any(mask_BxLxL, axis=-1, keepdims=True)
-  mask_BxLxL = mask_BxLxL | (lonely_BxLx1 & jnp.eye(mask_BxLxL.shape[1], dtype=bool))
   q_BxLxJxRxK = layers.group_heads(q_BxLxHxK, k_BxLxJxK.shape[2]) * config.attention_scale
 
   def row(q_LxJxRxK, k_LxJxK, v_LxJxK, mask_LxL):
@@ -147,6 +150,8 @@ def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, interpret):
 def _cudnn_obstacle(config, length, width, platform) -> str | None:
   if platform not in ("gpu", "cuda"):
     return f"needs an NVIDIA GPU, and this is a {platform}"
+  if (parts := sharding.sequence_shards()) > 1:
+    return f"takes whole rows, and compute.mesh splits them into {parts} parts"
   if config.attention_softcap is not None:
     return f"has no soft-cap of scores, and this model's attention_softcap is {config.attention_softcap}"
   if config.compute_dtype not in ("bfloat16", "float16"):
@@ -163,8 +168,8 @@ def _splash_obstacle(length, platform, parts) -> str | None:
     return f"needs a TPU, and this is a {platform}"
   if parts:
     return parts
-  if length % SPLASH_BLOCK:
-    return f"needs rows of a multiple of {SPLASH_BLOCK} tokens, and these have {length}; set compute.bucket"
+  if length % (block := SPLASH_BLOCK * sharding.sequence_shards()):
+    return f"needs rows of a multiple of {block} tokens, and these have {length}; set compute.bucket"
   return None
 
 

@@ -75,12 +75,16 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
   """
   prompt, places = packed.layout.prompt, packed.segments.shape[1] - packed.layout.prompt
   chunk, chunks_back = _chunking(packed.layout, places)
-  of_prompt, of_responses = lambda x: x[:, :prompt], lambda x: x[:, prompt:]
-  in_chunks = lambda x: x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
-  past = lambda x, fill=0: _past(in_chunks(of_responses(x)), chunks_back, fill)
+  # As many chunks as the devices that share a row can divide evenly.
+  missing = -(places // chunk) % sharding.sequence_shards() * chunk
+  longer = lambda x, fill=0: jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
+  of_prompt, of_responses = lambda x: x[:, :prompt], lambda x, fill=0: longer(x[:, prompt:], fill)
+  in_chunks = lambda x: sharding.split_tokens(_chunks(x, chunk))
+  past = lambda x, fill=0: sharding.split_tokens(_past(_chunks(of_responses(x, fill), chunk), chunks_back, fill))
 
   positions, segments = packed.positions, packed.segments
-  queries, query_segments = in_chunks(of_responses(positions))[..., None], in_chunks(of_responses(segments))[..., None]
+  queries = in_chunks(of_responses(positions))[..., None]
+  query_segments = in_chunks(of_responses(segments, -1))[..., None]
   keys, key_segments = past(positions)[:, :, None], past(segments, -1)[:, :, None]
   sees_own_PxNxCxW = (key_segments == query_segments) & (query_segments > 0) & (keys <= queries)
   sees_own_PxNxCxW = within_window(sees_own_PxNxCxW, queries, keys, window)
@@ -91,7 +95,7 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
   causal = within_window(causal, of_prompt(positions)[:, :, None], keys, window)
 
   plain = layers.attention if joined is None else joined
-  prompts = plain(of_prompt(q_PxRxHxK), of_prompt(k_PxRxJxK), of_prompt(v_PxRxJxK), causal, config)
+  prompts = plain(sharding.split_tokens(of_prompt(q_PxRxHxK)), of_prompt(k_PxRxJxK), of_prompt(v_PxRxJxK), causal, config)
   arrays = (
       in_chunks(of_responses(q_PxRxHxK)),
       of_prompt(k_PxRxJxK),
@@ -103,13 +107,24 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
       config,
   )
   responses = _apart(*arrays) if joined is None else _together(*arrays, joined)
-  return jnp.concatenate([prompts, responses.reshape(responses.shape[0], places, *responses.shape[3:])], axis=1)
+  responses = responses.reshape(responses.shape[0], places + missing, *responses.shape[3:])[:, :places]
+  return jnp.concatenate([prompts, responses], axis=1)
 
 
 def _chunking(layout, places: int) -> tuple[int, int]:
-  """(C, how many earlier chunks a query's own response can reach into); one chunk where that would be all of them."""
+  """(C, how many earlier chunks a query's own response can reach into).
+
+  One chunk where that would be all of them, or one for each device that shares a row.
+  """
   back = -(-(layout.reach - 1) // layout.chunk)
-  return (places, 0) if (back + 1) * layout.chunk >= places else (layout.chunk, back)
+  if (back + 1) * layout.chunk < places:
+    return layout.chunk, back
+  parts = sharding.sequence_shards()
+  return (places // parts, parts - 1) if places % parts == 0 else (places, 0)
+
+
+def _chunks(x_PxS, chunk: int):
+  return x_PxS.reshape(x_PxS.shape[0], -1, chunk, *x_PxS.shape[2:])
 
 
 def _past(x_PxNxC, chunks_back: int, fill):

@@ -48,14 +48,14 @@ class Loaded(NamedTuple):
 
 
 def load_model(
-    source: str | pathlib.Path, *, mesh_shape: tuple[int, ...] = (-1, 1, 1), compute_dtype: str = "float32"
+    source: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, compute_dtype: str = "float32"
 ) -> Loaded:
   """Loads a reward model, or a language model with a new head.
 
   Args:
     source: a folder of a sequence classifier, the workdir of a training run, or any source of a language model
       ("demo", a .gguf file, a folder, a Hugging Face id).
-    mesh_shape: devices along (data, fsdp, tensor).
+    mesh: the devices; None for all of them, each with its own rows.
     compute_dtype: of products with weights.
 
   Returns:
@@ -73,7 +73,7 @@ def load_model(
   else:
     place = place if place.exists() else source
     config, params = reward_head.from_decoder(*conversion.load(place))
-  mesh = sharding.make_mesh(mesh_shape)
+  mesh = sharding.make_mesh() if mesh is None else mesh
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, reward_head.RULES))
   tokenizer = tokenization.load_tokenizer(place)
   config = dataclasses.replace(config, compute_dtype=compute_dtype)

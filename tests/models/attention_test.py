@@ -20,16 +20,16 @@ CONFIG = ModelConfig(16, 16, 24, 2, 4, 2, 8, 100.0, 1e-5, True)
 LENGTH = 128
 
 
-def _inputs(rows=2):
+def _inputs(rows=2, length=LENGTH):
   """Random arrays, and the mask of a prompt of 20 tokens with two responses, the rest of the row empty."""
   rng = np.random.default_rng(0)
-  draw = lambda heads: jnp.asarray(rng.normal(size=(rows, LENGTH, heads, 8)), jnp.float32)
-  place = np.arange(LENGTH)
+  draw = lambda heads: jnp.asarray(rng.normal(size=(rows, length, heads, 8)), jnp.float32)
+  place = np.arange(length)
   segments = np.select([place < 20, place < 60, place < 100], [0, 1, 2], -1)
   seen = (segments[:, None] == segments) | (segments[None] == 0)
   mask = np.tril(seen) & (segments[:, None] >= 0) & (segments >= 0)
   mask &= place[:, None] - place < 50  # a window too
-  return draw(4), draw(2), draw(2), jnp.asarray(np.broadcast_to(mask, (rows, LENGTH, LENGTH)))
+  return draw(4), draw(2), draw(2), jnp.asarray(np.broadcast_to(mask, (rows, length, length)))
 
 
 def _plain(q, k, v, mask, config):
@@ -112,10 +112,10 @@ def test_what_cannot_be_done_is_said(name, platform, length, changes, message):
   assert attention.chosen(auto, length, 8, platform) == "xla"
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 1)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 1), (1, 1, 2, 2)])
 def test_splash_on_a_mesh_equals_xla_in_value_and_gradient(shape):
   mesh = sharding.make_mesh(shape, devices=jax.devices()[: math.prod(shape)])
-  *qkv, mask = _inputs(rows=4)
+  *qkv, mask = _inputs(rows=4, length=LENGTH * (2 if len(shape) > 3 else 1))
   weights = jnp.where(mask.any(-1)[:, :, None, None], jax.random.normal(jax.random.key(0), qkv[0].shape), 0)
 
   def compiled(attend):

@@ -1,0 +1,64 @@
+"""Where a policy lies while it is sampled from: its matrices in the compute dtype, split over tensor alone.
+
+Training splits parameters over fsdp too, and gathers each block as it comes. A sampler would gather every block for
+every token. So they are laid out anew once a step, by one compiled function that only rounds and moves them.
+"""
+
+from collections.abc import Callable
+import math
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from qempo_jax import sharding
+from qempo_jax.errors import InputError
+from qempo_jax.meshes import AXES
+from qempo_jax.meshes import SEQUENCE
+from qempo_jax.models import transformer
+from qempo_jax.models.config import ModelConfig
+
+
+def _whole(spec):
+  return P(*(axis if axis == "tensor" else None for axis in spec))
+
+
+RULES = tuple((pattern, _whole(spec)) for pattern, spec in sharding.PARAM_RULES)
+
+
+def sampling_mesh(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> jax.sharding.Mesh:
+  """A training mesh's devices, in their order, in another shape.
+
+  Args:
+    mesh: the training mesh.
+    shape: devices along (data, fsdp, tensor) or (data, fsdp, tensor, sequence); () for the mesh as it is. Rows are
+      split over data and fsdp, the samples of a row over sequence.
+
+  Returns:
+    The mesh.
+
+  Raises:
+    InputError: the shape is not for so many devices.
+  """
+  if not shape:
+    return mesh
+  if len(shape) not in (3, 4) or math.prod(shape) != mesh.size or min(shape) < 1:
+    raise InputError(f"sampling.mesh={shape} does not arrange the {mesh.size} devices of compute.mesh={mesh.devices.shape}")
+  names = (*AXES, SEQUENCE)[: len(shape)]
+  return jax.sharding.Mesh(mesh.devices.reshape(shape), names, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def arrangement(params, config: ModelConfig, mesh: jax.sharding.Mesh) -> Callable:
+  """The jitted function that lays such parameters out for sampling.
+
+  Args:
+    params: of a policy, or shapes of them, on a training mesh.
+    config: the decoder's shape.
+    mesh: of `sampling_mesh`.
+
+  Returns:
+    params -> what `sampler.sample_groups` takes; on one device in the compute dtype, they pass through.
+  """
+  round_blocks = lambda tree: transformer.rounded(tree, config)[0]
+  where = sharding.tree_shardings(jax.eval_shape(round_blocks, params), mesh, RULES)
+  return jax.jit(round_blocks, out_shardings=where)
