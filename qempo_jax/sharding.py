@@ -190,6 +190,32 @@ def over_rows(function, matrix, *rows):
   return jax.tree.map(lambda x: x[:, :tokens], found) if parts > 1 else found
 
 
+def each_for_its_rows(function, whole, rows):
+  """function(whole, rows), computed by each device for its own rows alone, loops included.
+
+  Args:
+    function: (a pytree, a pytree of arrays with rows on their first axis) -> a pytree of such arrays.
+    whole: gathered over the data axes, still split over tensor.
+    rows: split over them.
+
+  Returns:
+    What the function returns, joined; where rows do not divide evenly, or without a mesh, it is simply called.
+  """
+  shards = row_shards()
+  if shards == 1 or any(array.shape[0] % shards for array in jax.tree.leaves(rows)):
+    return function(whole, rows)
+  return jax.shard_map(
+      function, in_specs=(P(), P(ROWS)), out_specs=P(ROWS), axis_names=set(ROWS), check_vma=False
+  )(whole, rows)
+
+
+def most_over_rows(count):
+  """The largest of a number over the data axes within `each_for_its_rows`, so that all leave a loop together."""
+  mesh = jax.sharding.get_abstract_mesh()
+  manual = [name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == jax.sharding.AxisType.Manual]
+  return jax.lax.pmax(count, tuple(manual)) if manual else count
+
+
 def place(tree, where):
   """Puts host arrays, the same on every process, where `where` says (one sharding, or a tree of them).
 

@@ -33,6 +33,7 @@ class Rollout:
     log_probs: [P, G, T] log-probability of each sampled token, in nats, 0 where masked.
     entropies: [P, G, T] entropy of each next-token distribution, in nats, 0 where masked.
     truncated: [P, G], true where the length limit came before an ending token.
+    slot_steps: tokens that the sampler's slots could have drawn meanwhile, a scalar; None where nothing was sampled.
   """
 
   tokens: jax.Array
@@ -40,6 +41,12 @@ class Rollout:
   log_probs: jax.Array
   entropies: jax.Array
   truncated: jax.Array
+  slot_steps: jax.Array | None = None
+
+  @property
+  def utilisation(self):
+    """Share of the slots' steps that drew a token of a sample."""
+    return self.mask.sum() / self.slot_steps
 
 
 class RowLayout(NamedTuple):

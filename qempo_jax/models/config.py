@@ -6,12 +6,14 @@ from qempo_jax.errors import InputError
 
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
+KV_CACHES = ("auto", "float32", "bfloat16", "int8")
 REMATS = ("none", "full", "dots", "dots_no_batch")
 _CHOICES = {
     "activation": ("silu", "gelu_tanh"),
     "norm_placement": ("pre", "post", "both"),
     "qk_norm": ("none", "head", "width"),
     "attention": ATTENTIONS,
+    "kv_cache": KV_CACHES,
     "remat": REMATS,
 }
 
@@ -73,6 +75,8 @@ class ModelConfig:
     num_tokens: tokens of the tokenizer, or None for V; rows of the embedding beyond it only pad the vocabulary,
       and no distribution gives them anything.
     attention: which implementation computes attention over whole rows, see `attention`.
+    kv_cache: dtype of keys and values while sampling, see `kv_cache`: "auto" is the compute dtype; "int8" has a scale
+      for each token and head.
     remat: what the backward pass recomputes of each block, see `transformer.rematerialised`: "full" all of it,
       "dots" all but products, "dots_no_batch" all but products with weights, "none" nothing.
   """
@@ -102,6 +106,7 @@ class ModelConfig:
   logit_softcap: float | None = None
   num_tokens: int | None = None
   attention: str = "auto"
+  kv_cache: str = "auto"
   remat: str = "full"
 
   def __post_init__(self):

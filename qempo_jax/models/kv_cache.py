@@ -1,10 +1,15 @@
-"""Keys and values of a group of samples that share their prompt.
+"""Keys and values of samples, some of which share their prompt.
 
-The prompt's part is stored once a prompt, the response's part once a sample. Both are plain arrays of a
-pytree with static shapes, so that decoding is one compiled loop.
+Slots stand in rows; those of a row share a prompt, whose part is stored once a row, and each has its own response part.
+That is a ring on a common clock: at time c every slot writes into place c mod T, and sees the places that are younger
+than its own response. So a slot starts its next response by forgetting how long its last one was, no two slots need to
+be at the same token, and no write has an index of its own. Keys are rotated before they are stored: their order
+in the ring says nothing.
 
-Shape letters: N layers, P prompts, G samples of a prompt, L prompt length, T response length,
-J key/value heads, K head width.
+Every array has the layout of the product that it feeds, and every decoder block its own arrays: nothing is copied but
+what is written.
+
+Shape letters: R rows, G slots of a row, L prompt length, T places of the ring, J key/value heads, K head width.
 """
 
 import dataclasses
@@ -19,80 +24,164 @@ from qempo_jax.token_stats import softcap
 
 
 @struct.dataclass
-class KVCache:
-  """What the samples have seen so far.
+class Stored:
+  """Keys or values [..., K] as numbers of the cache's dtype; int8 ones are multiples of a scale a token and head.
 
   Attributes:
-    prompt_keys: [N, P, L, J, K].
-    prompt_values: likewise.
-    prompt_mask_PxL: true on the prompts' own tokens.
-    keys: [N, P, G, T, J, K], filled up to `length`.
-    values: likewise.
-    length: response tokens stored, a scalar.
+    numbers: [..., K].
+    scales: [...] float32, or None.
   """
 
-  prompt_keys: jax.Array
-  prompt_values: jax.Array
-  prompt_mask_PxL: jax.Array
-  keys: jax.Array
-  values: jax.Array
-  length: jax.Array
+  numbers: jax.Array
+  scales: jax.Array | None
 
   @classmethod
-  def create(cls, prompt_keys, prompt_values, prompt_mask_PxL, *, group_size, max_length):
-    """An empty response part beside prefilled prompts."""
-    num_layers, prompts, _, heads, width = prompt_keys.shape
-    shape = (num_layers, prompts, group_size, max_length, heads, width)
-    empty = jnp.zeros(shape, prompt_keys.dtype)
-    return cls(prompt_keys, prompt_values, prompt_mask_PxL, empty, empty, jnp.zeros((), jnp.int32))
+  def pack(cls, x, dtype):
+    """Rounds to the dtype: int8 to 127 steps of the largest number of each token and head."""
+    if jnp.dtype(dtype) != jnp.int8:
+      return cls(x.astype(dtype), None)
+    scales = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), jnp.finfo(jnp.float32).tiny).astype(jnp.float32) / 127
+    return cls(jnp.round(x / scales[..., None]).astype(jnp.int8), scales)
 
-  @property
-  def next_position_P(self):
-    """Rotary position of the token to come."""
-    return jnp.sum(self.prompt_mask_PxL, axis=1) + self.length
+  def scores(self, spec, q):
+    """Products of queries with these keys, spec "...k,...k->...", summed in float32."""
+    found = jnp.einsum(spec, q, self.numbers.astype(q.dtype), preferred_element_type=jnp.float32)
+    return found if self.scales is None else found * _beside_queries(self.scales, found)
 
-  def attend(self, layer, q_PxGxHxK, k_PxGxJxK, v_PxGxJxK, config, window=None):
-    """Stores this token's keys and values, then attends to the prompt and to the sample's own past.
+  def mix(self, spec, weights):
+    """Sums of these values by weights [..., queries, keys], spec likewise."""
+    weights = weights if self.scales is None else weights * _beside_queries(self.scales, weights)
+    return jnp.einsum(spec, weights, self.numbers.astype(weights.dtype))
+
+
+@struct.dataclass
+class LayerCache:
+  """What one decoder block stores.
+
+  Attributes:
+    prompt_keys: [R, J, L, K].
+    prompt_values: likewise.
+    keys: [R, J, G, T, K].
+    values: likewise.
+  """
+
+  prompt_keys: Stored
+  prompt_values: Stored
+  keys: Stored
+  values: Stored
+
+  def attend(self, q_RxGxHxK, k_RxGxJxK, v_RxGxJxK, place, sees_prompt_RxGxL, sees_own_RxGxT, config):
+    """Stores this token's keys and values, then attends to the prompt and to the slot's own past.
 
     Args:
-      layer: index of the decoder block.
-      q_PxGxHxK: rotated queries.
-      k_PxGxJxK: rotated keys.
-      v_PxGxJxK: values.
+      q_RxGxHxK: rotated queries.
+      k_RxGxJxK: rotated keys.
+      v_RxGxJxK: values.
+      place: of the ring, where this token goes.
+      sees_prompt_RxGxL: which of the prompt's places a query sees.
+      sees_own_RxGxT: which places of the ring, this token's included.
       config: the decoder's shape: scale and soft-cap of the scores.
-      window: tokens that a query of this block sees, itself included; None for all.
 
     Returns:
-      ([P, G, H, K], the cache with this layer's keys and values stored).
+      ([R, G, H, K], the block's cache with this token).
     """
-    start = (layer, 0, 0, self.length, 0, 0)
-    store = lambda cache, new: jax.lax.dynamic_update_slice(cache, new[None, :, :, None], start)
-    cache = dataclasses.replace(
-        self, keys=store(self.keys, k_PxGxJxK), values=store(self.values, v_PxGxJxK)
+    put = lambda stored, new: jax.tree.map(
+        lambda old, fresh: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(fresh, 1, 2), place, 3),
+        stored,
+        Stored.pack(new, stored.numbers.dtype),
     )
-    at = lambda array: jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
-    own_k, own_v = at(cache.keys), at(cache.values)
-    shared_k, shared_v = at(cache.prompt_keys), at(cache.prompt_values)
-
-    query_position_Px1 = self.next_position_P[:, None]
-    prompt_positions_PxL = jnp.cumsum(self.prompt_mask_PxL, axis=1) - 1
-    sees_prompt = within_window(self.prompt_mask_PxL, query_position_Px1, prompt_positions_PxL, window)
-    times_T = jnp.arange(own_k.shape[2])
-    sees_own = within_window(times_T <= self.length, self.length, times_T, window)
-
-    q = layers.group_heads(q_PxGxHxK, k_PxGxJxK.shape[2]) * config.attention_scale
-    to_prompt = jnp.einsum("pgjrk,pljk->pgjrl", q, shared_k, preferred_element_type=jnp.float32)
-    to_own = jnp.einsum("pgjrk,pgtjk->pgjrt", q, own_k, preferred_element_type=jnp.float32)
+    cache = dataclasses.replace(self, keys=put(self.keys, k_RxGxJxK), values=put(self.values, v_RxGxJxK))
+    q = layers.group_heads(q_RxGxHxK, k_RxGxJxK.shape[2]) * config.attention_scale
+    q_RxJxGxrxK = jnp.swapaxes(q, 1, 2)
     lowest = jnp.finfo(jnp.float32).min
-    cap = lambda scores: softcap(scores, config.attention_softcap)
-    to_prompt = jnp.where(sees_prompt[:, None, None, None], cap(to_prompt), lowest)
-    to_own = jnp.where(sees_own, cap(to_own), lowest)
-    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1)
-    on_prompt, on_own = jnp.split(weights.astype(shared_v.dtype), [shared_k.shape[1]], axis=-1)
-    attended = jnp.einsum("pgjrl,pljk->pgjrk", on_prompt, shared_v)
-    attended += jnp.einsum("pgjrt,pgtjk->pgjrk", on_own, own_v)
-    return attended.reshape(q_PxGxHxK.shape), cache
+    masked = lambda scores, sees: jnp.where(sees[:, None, :, None], softcap(scores, config.attention_softcap), lowest)
+    to_prompt = masked(cache.prompt_keys.scores("xjgrk,xjlk->xjgrl", q_RxJxGxrxK), sees_prompt_RxGxL)
+    to_own = masked(cache.keys.scores("xjgrk,xjgtk->xjgrt", q_RxJxGxrxK), sees_own_RxGxT)
+    highest = lambda scores: jnp.max(scores, axis=-1, keepdims=True)
+    top = jnp.maximum(highest(to_prompt), highest(to_own))
+    on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
+    total = jnp.sum(on_prompt, axis=-1, keepdims=True) + jnp.sum(on_own, axis=-1, keepdims=True)
+    mixed = cache.prompt_values.mix("xjgrl,xjlk->xjgrk", on_prompt) + cache.values.mix("xjgrt,xjgtk->xjgrk", on_own)
+    return jnp.swapaxes(mixed / total, 1, 2).reshape(q_RxGxHxK.shape).astype(q_RxGxHxK.dtype), cache
 
-  def advance(self):
-    """The cache after every layer has stored the token."""
-    return dataclasses.replace(self, length=self.length + 1)
+
+@struct.dataclass
+class KVCache:
+  """What all slots have seen so far.
+
+  Attributes:
+    layers: every block's own.
+    prompt_mask_RxL: true on the prompts' own tokens.
+    lengths_RxG: response tokens that each slot has stored.
+    clock: tokens stored since the start, a scalar.
+  """
+
+  layers: tuple[LayerCache, ...]
+  prompt_mask_RxL: jax.Array
+  lengths_RxG: jax.Array
+  clock: jax.Array
+
+  @classmethod
+  def create(cls, prompt_keys, prompt_values, prompt_mask_RxL, *, group_size, max_length, dtype=None):
+    """Empty rings of `max_length` places beside prefilled prompts, [N, R, L, J, K] each; None keeps their dtype."""
+    _, rows, _, heads, width = prompt_keys.shape
+    dtype = jnp.dtype(dtype or prompt_keys.dtype)
+    empty = Stored.pack(jnp.zeros((rows, heads, group_size, max_length, width), prompt_keys.dtype), dtype)
+    pack = lambda x_RxLxJxK: Stored.pack(jnp.swapaxes(x_RxLxJxK, 1, 2), dtype)
+    found = [LayerCache(pack(k), pack(v), empty, empty) for k, v in zip(prompt_keys, prompt_values)]
+    lengths = jnp.zeros((rows, group_size), jnp.int32)
+    return cls(tuple(found), prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32))
+
+  @property
+  def ring(self) -> int:
+    """Places of every slot's ring, T."""
+    return self.layers[0].keys.numbers.shape[3]
+
+  @property
+  def next_positions_RxG(self):
+    """Rotary position of each slot's token to come."""
+    return jnp.sum(self.prompt_mask_RxL, axis=1)[:, None] + self.lengths_RxG
+
+  def sees(self, window=None):
+    """(prompt places [R, G, L], places of the ring [R, G, T]) that the token to come sees.
+
+    Args:
+      window: tokens that it sees, itself included; None for all.
+    """
+    prompt_positions_Rx1xL = (jnp.cumsum(self.prompt_mask_RxL, axis=1) - 1)[:, None]
+    mask_RxGxL = jnp.broadcast_to(self.prompt_mask_RxL[:, None], (*self.lengths_RxG.shape, self.prompt_mask_RxL.shape[1]))
+    sees_prompt = within_window(mask_RxGxL, self.next_positions_RxG[..., None], prompt_positions_Rx1xL, window)
+    age_T = (self.clock - jnp.arange(self.ring)) % self.ring
+    sees_own = within_window(age_T <= self.lengths_RxG[..., None], age_T, 0, window)
+    return sees_prompt, sees_own
+
+  def advance(self, layer_caches):
+    """The cache after every block has stored the token."""
+    lengths = self.lengths_RxG + 1
+    return dataclasses.replace(self, layers=tuple(layer_caches), lengths_RxG=lengths, clock=self.clock + 1)
+
+  def grown(self, ring: int):
+    """The same with longer rings, before the clock has gone round."""
+    extend = lambda x: jnp.pad(x, [(0, ring - self.ring) if axis == 3 else (0, 0) for axis in range(x.ndim)])
+    grow = lambda layer: dataclasses.replace(layer, **jax.tree.map(extend, {"keys": layer.keys, "values": layer.values}))
+    return dataclasses.replace(self, layers=tuple(map(grow, self.layers)))
+
+  def pick(self, slots):
+    """Some slots of all [R * G], each in a row of its own beside its prompt."""
+    size = self.lengths_RxG.shape[1]
+    rows = slots // size
+    own = lambda x: jnp.swapaxes(x, 1, 2).reshape(-1, 1, *x.shape[1:2], *x.shape[3:])[slots].swapaxes(1, 2)
+    shared = lambda x: x[rows]
+    picked = [
+        LayerCache(
+            *jax.tree.map(shared, (layer.prompt_keys, layer.prompt_values)), *jax.tree.map(own, (layer.keys, layer.values))
+        )
+        for layer in self.layers
+    ]
+    lengths = self.lengths_RxG.reshape(-1, 1)[slots]
+    return dataclasses.replace(self, layers=tuple(picked), prompt_mask_RxL=shared(self.prompt_mask_RxL), lengths_RxG=lengths)
+
+
+def _beside_queries(scales, scores):
+  """Scales [R, J, (G,) keys] in the rank of scores [R, J, G, r, keys]."""
+  return scales[:, :, None, None] if scales.ndim == scores.ndim - 2 else scales[..., None, :]

@@ -80,16 +80,20 @@ def logits(hidden, unembedding_VxD, config: ModelConfig):
   return mask_columns(softcap(product, config.logit_softcap), config.num_tokens)
 
 
-def rounded(params, config: ModelConfig):
-  """The matrices of the products in the compute dtype, once for many uses: (params, unembedding).
+def for_decoding(params, config: ModelConfig):
+  """The parameters as `decode` wants them: every block apart, matrices in the compute dtype, once for many tokens.
 
-  On a mesh they are gathered over fsdp too, since each of those uses would do so. The embedding that is looked up stays as it is, so that the results are those of the unrounded parameters.
+  On a mesh they are gathered over fsdp too, since each token would do so. The embedding that is looked up stays as it
+  is, so that the results are those of the unrounded parameters.
+
+  Returns:
+    The parameter tree with a list of blocks as "layers", and its "unembedding".
   """
-  cast = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 2 else leaf
-  matrices = {"layers": jax.tree.map(cast, params["layers"])}
-  matrices["unembedding"] = unembedding(params).astype(config.compute_dtype)
-  matrices = sharding.constrain_params(matrices, gathered=True)
-  return params | {"layers": matrices["layers"]}, matrices["unembedding"]
+  cast = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 1 else leaf
+  ready = lambda tree, **kind: sharding.constrain_params(jax.tree.map(cast, tree), gathered=True, **kind)
+  block = lambda index: jax.tree.map(lambda leaf: leaf[index], params["layers"])
+  blocks = [ready(block(index), layer=True) for index in range(config.num_layers)]
+  return params | {"layers": blocks} | ready({"unembedding": unembedding(params)})
 
 
 def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, *, remat=True):
@@ -168,32 +172,28 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
   return _final_norm(params, config, hidden_PxD), keys, values
 
 
-def decode(params, config: ModelConfig, tokens_PxG, cache: KVCache):
-  """One more token for every sample of every prompt's group.
+def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
+  """One more token for every slot; the blocks are unrolled, so that none of their arrays is cut out of a larger one.
 
   Args:
-    params: the parameter tree.
+    params: from `for_decoding`.
     config: the decoder's shape.
-    tokens_PxG: the tokens just sampled.
+    tokens_RxG: the tokens just sampled.
     cache: what came before them.
 
   Returns:
-    (hidden [P, G, D], the cache with these tokens in it).
+    (hidden [R, G, D], the cache with these tokens in it).
   """
-  positions_PxG = jnp.broadcast_to(cache.next_position_P[:, None], tokens_PxG.shape)
-  angles = places.rope_angles(config, positions_PxG)
-
-  def body(carry, scanned):
-    x_PxGxD, cache = carry
-    layer, index, window = scanned
-    attend = lambda q, k, v: cache.attend(index, q, k, v, config, window)
-    block_angles = places.block_angles(angles, window)
-    return layers.block(layer, x_PxGxD, block_angles, config, attend), None
-
-  blocks = (params["layers"], jnp.arange(config.num_layers), places.block_windows(config))
-  start = (_embed(params, config, tokens_PxG), cache)
-  x_PxGxD, cache = jax.lax.scan(body, start, blocks)[0]
-  return _final_norm(params, config, x_PxGxD), cache.advance()
+  angles = places.rope_angles(config, cache.next_positions_RxG)
+  windows = [places.UNLIMITED if window is None else window for window in config.windows] or [None] * config.num_layers
+  sees = {window: cache.sees(window) for window in windows}
+  place, stored = cache.clock % cache.ring, []
+  x_RxGxD = _embed(params, config, tokens_RxG)
+  for layer, window, old in zip(params["layers"], windows, cache.layers):
+    attend = lambda q, k, v: old.attend(q, k, v, place, *sees[window], config)  # noqa: B023 (called before the next turn)
+    x_RxGxD, new = layers.block(layer, x_RxGxD, places.block_angles(angles, window), config, attend)
+    stored.append(new)
+  return _final_norm(params, config, x_RxGxD), cache.advance(stored)
 
 
 def causal_mask(positions_BxL, valid_BxL):

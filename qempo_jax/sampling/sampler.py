@@ -1,33 +1,35 @@
-"""Groups of samples from a decoder: one prefill a prompt, then one compiled decoding loop."""
+"""Groups of samples from a decoder: one prefill a prompt, then decoding loops that nothing on the host waits for.
+
+Every sample has a slot. Where there are as many slots as samples, the slots of a prompt share its keys and values.
+Where there are fewer, each slot takes the next sample of a queue on the device as soon as its own has ended, beside a
+copy of that sample's prompt, so that long responses keep no other slot waiting (Orca, Yu et al., OSDI 2022). While the
+last samples finish, the slots may be halved a few times: those at work move into an array of half the size.
+
+The work is a chain of compiled loops over arrays of static shapes: rings of keys and values that double until they hold
+the longest response, then slots that halve. On a mesh each device has the queue and the slots of its own prompts;
+all take as many turns. The random number of a token depends on (rng, prompt, sample, token) alone, so slots, halvings, rings
+and how prompts are batched change speed and memory, and no sample.
+"""
 
 import functools
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
-from qempo_jax import token_stats
+from qempo_jax import sharding
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
+from qempo_jax.sampling import draws
+from qempo_jax.sampling import slots as queues
+from qempo_jax.token_stats import TokenStats
 from qempo_jax.types import PromptBatch
 from qempo_jax.types import Rollout
 
-
-@struct.dataclass
-class _State:
-  """What the decoding loop carries: the samples so far, and the logits of the token to come."""
-
-  step: jax.Array
-  logits: jax.Array  # [P, G, V], divided by the temperature
-  done: jax.Array  # [P, G]
-  cache: KVCache
-  rollout: Rollout
+_STATIC = ("config", "group_size", "max_length", "stop_tokens", "slots", "halvings", "first_ring")
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "group_size", "max_length", "stop_tokens")
-)
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def sample_groups(
     params,
     config: ModelConfig,
@@ -38,11 +40,14 @@ def sample_groups(
     max_length: int,
     temperature: float,
     stop_tokens: tuple[int, ...],
+    prompt_ids=None,
+    slots: int = 0,
+    halvings: int = 0,
+    first_ring: int = 256,
 ) -> Rollout:
   """Samples a group of responses to each prompt from the untruncated distribution.
 
-  The random number of a token depends on (rng, prompt's row, sample, step) alone. A sample ends with
-  the first stop token, which belongs to it; its log-probability and entropy count.
+  A sample ends with the first stop token, which belongs to it; its log-probability and entropy count.
 
   Args:
     params: the decoder's parameters.
@@ -53,83 +58,74 @@ def sample_groups(
     max_length: most response tokens, T; part of the problem's statement, for entropy grows with length.
     temperature: divides the logits.
     stop_tokens: ids that end a response.
+    prompt_ids: [P] numbers that the prompts' random numbers depend on; None for their rows.
+    slots: samples decoded side by side, over all devices; 0, or too many, for all.
+    halvings: how often the slots are halved while the last samples finish; each is one more loop to compile.
+    first_ring: response tokens that the first loop has room for.
 
   Returns:
     Rollout with log-probabilities and entropies at this temperature, in nats.
   """
-  params, unembedding = transformer.rounded(params, config)
+  rows = prompts.tokens.shape[0]
   hidden_PxD, keys, values = transformer.prefill(params, config, prompts.tokens, prompts.mask)
-  head = lambda h: transformer.logits(h, unembedding, config) / temperature
-  first_PxV = head(hidden_PxD)
-  shape = (prompts.tokens.shape[0], group_size)
-  cache = KVCache.create(
-      keys, values, prompts.mask, group_size=group_size, max_length=max_length
+  prompt_ids = jnp.arange(rows) if prompt_ids is None else prompt_ids
+  kv_dtype = config.compute_dtype if config.kv_cache == "auto" else config.kv_cache
+  store = KVCache.create(keys, values, prompts.mask, group_size=1, max_length=0, dtype=kv_dtype)
+  sample_keys = _sample_keys(rng, prompt_ids, group_size)
+  per_device = -(-slots // sharding.row_shards()) if rows % sharding.row_shards() == 0 else slots
+  run = functools.partial(
+      _run, config=config, max_length=max_length, stop_tokens=stop_tokens, slots=per_device, halvings=halvings, ring=first_ring
   )
-  sample_keys = _sample_keys(rng, *shape)
+  decoder = (transformer.for_decoding(params, config), jnp.asarray(temperature, jnp.float32))
+  by_prompt = (hidden_PxD, store.layers, store.prompt_mask_RxL, sample_keys)
+  tokens, stats, slot_steps = sharding.each_for_its_rows(run, decoder, by_prompt)
+  mask = tokens >= 0
+  kept = lambda array: jnp.where(mask, array, 0)
+  truncated = ~jnp.any(mask & _is_stop(tokens, stop_tokens), axis=-1)
+  return Rollout(kept(tokens), mask, kept(stats.log_prob), kept(stats.entropy), truncated, jnp.sum(slot_steps))
 
-  def sample_one(state: _State) -> _State:
-    """Draws a token for every sample, stores it, and computes the next logits."""
-    uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, state.step))))
-    token = categorical(uniform(sample_keys), state.logits)
-    stats = token_stats.from_logits(state.logits, token)
-    alive, stops = ~state.done, _is_stop(token, stop_tokens)
-    put = lambda array, value: array.at[:, :, state.step].set(jnp.where(alive, value, 0).astype(array.dtype))
-    old = state.rollout
-    rollout = Rollout(
-        tokens=put(old.tokens, token),
-        mask=put(old.mask, alive),
-        log_probs=put(old.log_probs, stats.log_prob),
-        entropies=put(old.entropies, stats.entropy),
-        truncated=~(state.done | stops),
-    )
+
+def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings, ring):
+  """All loops on one device's prompts: (tokens [P, G, T], -1 where there are none; TokenStats; slot-steps [1])."""
+  params, temperature = decoder
+  hidden_PxD, prompt_layers, mask_PxL, keys_PxG = by_prompt
+  rings = [min(ring, max_length)]
+  while rings[-1] < max_length:
+    rings.append(min(2 * rings[-1], max_length))
+  work = queues.Work(hidden_PxD, prompt_layers, mask_PxL, group_size=keys_PxG.shape[1])
+  state = work.start(slots, rings[0], max_length)
+  flat_keys = keys_PxG.reshape(-1)
+
+  def turn(state: queues.Slots) -> queues.Slots:
+    """Draws a token in every slot, keeps those of samples, and computes what the next depend on."""
+    logits = transformer.logits(state.hidden, params["unembedding"], config) / temperature
+    lengths = state.cache.lengths_RxG
+    fold = lambda item, time: jax.random.uniform(jax.random.fold_in(flat_keys[item], time))
+    token, stats = draws.draw(jax.vmap(jax.vmap(fold))(state.item, lengths), logits)
+    state = state.keep(token, stats)
+    ends = _is_stop(token, stop_tokens) | (lengths + 1 >= max_length)
     hidden, cache = transformer.decode(params, config, token, state.cache)
-    return _State(state.step + 1, head(hidden), state.done | stops, cache, rollout)
+    state = state.replace(hidden=hidden, cache=cache, busy=state.busy & ~ends)
+    return work.refill(state).counted()
 
-  empty = lambda dtype: jnp.zeros((*shape, max_length), dtype)
-  start = _State(
-      step=jnp.zeros((), jnp.int32),
-      logits=jnp.broadcast_to(first_PxV[:, None], (*shape, first_PxV.shape[-1])),
-      done=jnp.zeros(shape, bool),
-      cache=cache,
-      rollout=Rollout(
-          empty(jnp.int32), empty(bool), empty(jnp.float32), empty(jnp.float32), jnp.ones(shape, bool)
-      ),
-  )
-  running = lambda state: (state.step < max_length) & ~jnp.all(state.done)
-  return jax.lax.while_loop(running, sample_one, start).rollout
-
-
-def categorical(uniform, logits, *, block=256):
-  """Draws from softmax(logits) by inverting its cumulative sum, first over blocks, then within one.
-
-  One random number and one pass over the vocabulary a draw, where the Gumbel trick needs a random number
-  for every token of the vocabulary.
-
-  Args:
-    uniform: [...] in [0, 1).
-    logits: [..., V].
-    block: tokens a block.
-
-  Returns:
-    [...] token ids.
-  """
-  probs = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-  padding = [(0, 0)] * uniform.ndim + [(0, -logits.shape[-1] % block)]
-  blocks = jnp.pad(probs, padding).reshape(*uniform.shape, -1, block)
-  mass = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-  point = uniform[..., None] * mass[..., -1:]
-  chosen = jnp.argmax(mass > point, axis=-1)[..., None]
-  before = jnp.where(chosen > 0, jnp.take_along_axis(mass, jnp.maximum(chosen - 1, 0), axis=-1), 0)
-  inside = jnp.cumsum(jnp.take_along_axis(blocks, chosen[..., None], axis=-2)[..., 0, :], axis=-1)
-  # Rounding can leave the point at the very end of its block: keep it below the block's own mass.
-  point = jnp.minimum(point - before, inside[..., -1:] * (1 - 1e-6))
-  return chosen[..., 0] * block + jnp.argmax(inside > point, axis=-1)
+  for index, size in enumerate(rings):
+    state = state.replace(cache=state.cache.grown(size))
+    last = index == len(rings) - 1
+    while last and halvings and state.busy.size > 1:
+      half, halvings = -(-state.busy.size // 2), halvings - 1
+      state = jax.lax.while_loop(lambda s, half=half: s.more & (s.most_left > half), turn, state)
+      state = state.halved(half)
+    running = lambda s, size=size, last=last: s.more & (last | (s.cache.clock < size))
+    state = jax.lax.while_loop(running, turn, state)
+  shape = (*keys_PxG.shape, max_length)
+  stats = TokenStats(state.log_probs.reshape(shape), state.entropies.reshape(shape))
+  return state.tokens.reshape(shape), stats, state.slot_steps[None]
 
 
-def _sample_keys(rng, prompts, group_size):
+def _sample_keys(rng, prompt_ids, group_size):
   fold = lambda p, g: jax.random.fold_in(jax.random.fold_in(rng, p), g)
   over_group = jax.vmap(fold, in_axes=(None, 0))
-  return jax.vmap(over_group, in_axes=(0, None))(jnp.arange(prompts), jnp.arange(group_size))
+  return jax.vmap(over_group, in_axes=(0, None))(prompt_ids, jnp.arange(group_size))
 
 
 def _is_stop(token, stop_tokens):

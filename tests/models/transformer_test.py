@@ -48,7 +48,7 @@ def test_greedy_text_equals_pytorch_transformers(demo):
   prompts = _pieces(golden["prompt_ids"], golden["prompt_lengths"])
   answers = _pieces(golden["greedy_ids"], golden["greedy_lengths"])
   config, params = demo
-  decode = jax.jit(transformer.decode, static_argnums=1)
+  decode, decoder = jax.jit(transformer.decode, static_argnums=1), transformer.for_decoding(params, config)
   for prompt, answer in zip(prompts, answers):
     hidden, keys, values = transformer.prefill(
         params, config, jnp.asarray(prompt)[None], jnp.ones((1, len(prompt)), bool)
@@ -59,5 +59,5 @@ def test_greedy_text_equals_pytorch_transformers(demo):
     hidden, ours = hidden[:, None], []
     for _ in answer:
       ours.append(int(jnp.argmax(hidden[0, 0] @ params["embedding"].T)))
-      hidden, cache = decode(params, config, jnp.asarray([[ours[-1]]]), cache)
+      hidden, cache = decode(decoder, config, jnp.asarray([[ours[-1]]]), cache)
     assert ours == list(answer)
