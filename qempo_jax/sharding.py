@@ -114,6 +114,12 @@ def head_shards() -> int:
   return _size("tensor")
 
 
+def split_axes() -> set[str]:
+  """Axes of the mesh of `on_mesh` over which the compiler splits; not those of a `jax.shard_map` around the caller."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == jax.sharding.AxisType.Auto}
+
+
 def constrain_rows(x):
   """Keeps rows split as `batch_sharding` splits them, and every other axis whole.
 
@@ -221,9 +227,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def _size(axis: str) -> int:
   """Devices along an axis of the mesh of `on_mesh` that the compiler still splits; 1 within `jax.shard_map` over it."""
-  mesh = jax.sharding.get_abstract_mesh()
-  split = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
-  return next((size for name, size, kind in split if name == axis and kind == jax.sharding.AxisType.Auto), 1)
+  return jax.sharding.get_abstract_mesh().shape[axis] if axis in split_axes() else 1
 
 
 def _spec(name: str, rules):
