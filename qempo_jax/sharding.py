@@ -170,7 +170,8 @@ def constrain_params(tree, *, layer: bool = False, gathered: bool = False):
 def over_rows(function, matrix, *rows):
   """function(matrix, *rows), computed by each device for its own rows alone.
 
-  The matrix is gathered once, whatever loops are inside, and its gradient summed over the devices once.
+  The matrix is gathered over fsdp once, whatever loops are inside, and its gradient summed over the devices once; each
+  device of the tensor axis keeps to its own rows of it.
 
   Args:
     function: (matrix [V, D], arrays with rows on their first axis) -> a pytree of such arrays.
@@ -183,15 +184,19 @@ def over_rows(function, matrix, *rows):
   shards = row_shards()
   if shards == 1 or any(array.shape[0] % shards for array in rows):
     return function(matrix, *rows)
-  spec = _fitting(P(None, "fsdp"), matrix.shape, jax.sharding.get_abstract_mesh())
+  mesh = jax.sharding.get_abstract_mesh()
+  spec = _fitting(P("tensor", "fsdp"), matrix.shape, mesh)
+  gather = lambda part: jax.lax.all_gather(part, "fsdp", axis=1, tiled=True)
+  if head_shards() > 1 and spec[0]:
+    # By hand over tensor as well: the compiler would gather whole rows of it to gather the columns.
+    gather = jax.shard_map(gather, in_specs=P("tensor"), out_specs=P("tensor"), axis_names={"tensor"}, check_vma=False)
 
   def local(part, *rows):
-    whole = part if spec[1] is None else jax.lax.all_gather(part, "fsdp", axis=1, tiled=True)
-    return function(whole, *rows)
+    return function(gather(part) if spec[1] and mesh.shape["fsdp"] > 1 else part, *rows)
 
   return jax.shard_map(
       local,
-      in_specs=(spec, *(P(ROWS) for _ in rows)),
+      in_specs=(P(None, spec[1]), *(P(ROWS) for _ in rows)),
       out_specs=P(ROWS),
       axis_names=set(ROWS),
       check_vma=False,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments import compilations
 from experiments.loops import runs
 from experiments.loops import sampling
 from experiments.loops import saving
@@ -63,7 +64,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     return {"replay": replay.buffer.to_json(), "reward": reward.to_json() if hasattr(reward, "to_json") else {}}
 
   # 4. The loop.
-  with saver:
+  with saver, compilations.Counter() as compiled:
     for index in range(first, config.steps):
       started = time.monotonic()
       rng = jax.random.fold_in(state.rng, index)
@@ -85,6 +86,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
           "found": replay.buffer.total,
           "seconds": seconds,
           "sampling_seconds": sampled - started,
+          "compilations": compiled.take(),
           "tokens_per_second": int(samples.rollout.mask.sum()) / seconds,
       }
       metrics |= saver.count(metrics)

@@ -63,7 +63,7 @@ def _kernel(limit_ref, temperature_ref, hidden_ref, rows_ref, targets_ref, *sums
       within = at * WIDTH + jnp.arange(WIDTH)[None, :] < width
       left = triton.load(hidden_ref.at[tokens, across], mask=within, other=0.0)
       right = triton.load(rows_ref.at[pl.ds(start, COLUMNS), across], mask=inside & within, other=0.0)
-      return product + pl.dot(left, right.astype(head.dtype), trans_b=True)
+      return product + triton.dot(left, right.astype(head.dtype), trans_b=True)
 
     product = jax.lax.fori_loop(0, pl.cdiv(width, WIDTH), part, jnp.zeros((TOKENS, COLUMNS), jnp.float32))
     column = start + jnp.arange(COLUMNS)[None, :]

@@ -3,6 +3,7 @@
 import dataclasses
 
 from qempo_jax.errors import InputError
+from qempo_jax.kernels.choice import TOKEN_STATS
 
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
@@ -13,6 +14,7 @@ _CHOICES = {
     "qk_norm": ("none", "head", "width"),
     "attention": ATTENTIONS,
     "remat": REMATS,
+    "token_stats": TOKEN_STATS,
 }
 
 
@@ -75,6 +77,7 @@ class ModelConfig:
     attention: which implementation computes attention over whole rows, see `attention`.
     remat: what the backward pass recomputes of each block, see `transformer.rematerialised`: "full" all of it,
       "dots" all but products, "dots_no_batch" all but products with weights, "none" nothing.
+    token_stats: what sums over the vocabulary, see `token_stats.token_stats`.
   """
 
   vocab_size: int
@@ -103,6 +106,7 @@ class ModelConfig:
   num_tokens: int | None = None
   attention: str = "auto"
   remat: str = "full"
+  token_stats: str = "auto"
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
