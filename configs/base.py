@@ -137,6 +137,7 @@ def get_config() -> ConfigDict:
   config.compute.attention = "auto"  # or "xla", "cudnn" (GPU), "splash" (TPU); auto takes what the device and model allow
   config.compute.remat = "full"  # backward recomputes: "full" all of a block, "dots" all but products, "dots_no_batch", "none"
   config.compute.micro_batches = 1  # parts of a batch whose gradients are summed, one in memory at a time
+  config.compute.token_stats = "auto"  # or "xla", "pallas" (TPU or GPU): what sums over the vocabulary; auto takes pallas on TPUs
   config.compute.chunk_size = 256  # tokens whose logits exist at once
   config.compute.bucket = 64  # packed rows are rounded up to a multiple of it, so that few shapes are compiled
   config.compute.distributed = False  # one run over many processes: call jax.distributed.initialize first

@@ -18,6 +18,7 @@ from qempo_jax import train_step
 from qempo_jax.data import prompts
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
+from qempo_jax.kernels.choice import TOKEN_STATS
 from qempo_jax.models import conversion
 from qempo_jax.models import demo_model
 from qempo_jax.models import lora
@@ -56,6 +57,7 @@ def policy(config: ConfigDict) -> Policy:
   _one_of("compute.dtype", config.compute.dtype, DTYPES)
   _one_of("model.dtype", config.model.dtype, DTYPES)
   _one_of("compute.attention", config.compute.attention, ATTENTIONS)
+  _one_of("compute.token_stats", config.compute.token_stats, TOKEN_STATS)
   _one_of("compute.remat", config.compute.remat, REMATS)
   check_reference_memory(config)
   tokenizer = tokenization.load_tokenizer(source)
@@ -64,6 +66,7 @@ def policy(config: ConfigDict) -> Policy:
       model_config,
       compute_dtype=config.compute.dtype,
       attention=config.compute.attention,
+      token_stats=config.compute.token_stats,
       remat=config.compute.remat,
       num_tokens=_num_tokens(tokenizer, model_config.vocab_size),
   )

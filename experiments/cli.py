@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from ml_collections.config_dict import ConfigDict
 
+from experiments import compilations
 from experiments import distributed
 from experiments import overrides
 from qempo_jax.errors import InputError
@@ -44,6 +45,7 @@ def run(
     config = complete_config(arguments.config, extra)
     if "compute" in config and config.compute.distributed:
       distributed.start()
+    compilations.keep()
     main(config, workdir, arguments.dry_run)
     if arguments.dry_run and distributed.is_writer():
       print(overrides.resolved(config))

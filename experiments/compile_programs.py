@@ -62,6 +62,7 @@ def programs(config, devices) -> list[Program]:
       model_config(config.model.source),
       compute_dtype=config.compute.dtype,
       attention=config.compute.attention,
+      token_stats=config.compute.token_stats,
       remat=config.compute.remat,
   )
   create = lambda: transformer.init(jax.random.key(0), model, dtype=jnp.dtype(config.model.dtype))

@@ -103,6 +103,8 @@ def figures(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
   add("accuracy", "accuracy {:.2f}")
   loud = (metrics.get("truncation") or 0.0) > TRUNCATION_LIMIT
   add("truncation", "TRUNCATED {:.0%} (!)" if loud else "truncated {:.0%}", "bold red" if loud else "")
+  if metrics.get("compilations"):
+    add("compilations", "{:.0f} compiled")
   add("padding", "padding {:.0%}")
   add("tokens_per_second", "{:.0f} tokens/s")
   return shown

@@ -97,6 +97,12 @@ def sequence_shards() -> int:
   return _size(SEQUENCE)
 
 
+def split_axes() -> set[str]:
+  """Axes of the mesh of `on_mesh` over which the compiler splits; not those of a `jax.shard_map` around the caller."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == jax.sharding.AxisType.Auto}
+
+
 def constrain_rows(x):
   """Keeps rows split as `batch_sharding` splits them, their tokens over the sequence axis, and every other axis whole.
 
@@ -157,7 +163,8 @@ def constrain_params(tree, *, layer: bool = False, gathered: bool = False):
 def over_rows(function, matrix, *rows):
   """function(matrix, *rows), computed by each device for its own rows alone, and its own tokens of them.
 
-  The matrix is gathered once, whatever loops are inside, and its gradient summed over the devices once.
+  The matrix is gathered over fsdp once, whatever loops are inside, and its gradient summed over the devices once; each
+  device of the tensor axis keeps to its own rows of it.
 
   Args:
     function: (matrix [V, D], arrays with rows on their first axis and tokens on their second) -> a pytree of such arrays,
@@ -174,15 +181,19 @@ def over_rows(function, matrix, *rows):
   tokens = rows[0].shape[1]
   even = lambda x: jnp.pad(x, ((0, 0), (0, -tokens % parts), *((0, 0),) * (x.ndim - 2)))
   own = P(ROWS, SEQUENCE) if parts > 1 else P(ROWS)
-  spec = _fitting(P(None, "fsdp"), matrix.shape, jax.sharding.get_abstract_mesh())
+  mesh = jax.sharding.get_abstract_mesh()
+  spec = _fitting(P("tensor", "fsdp"), matrix.shape, mesh)
+  gather = lambda part: jax.lax.all_gather(part, "fsdp", axis=1, tiled=True)
+  if head_shards() > 1 and spec[0]:
+    # By hand over tensor as well: the compiler would gather whole rows of it to gather the columns.
+    gather = jax.shard_map(gather, in_specs=P("tensor"), out_specs=P("tensor"), axis_names={"tensor"}, check_vma=False)
 
   def local(part, *rows):
-    whole = part if spec[1] is None else jax.lax.all_gather(part, "fsdp", axis=1, tiled=True)
-    return function(whole, *rows)
+    return function(gather(part) if spec[1] and mesh.shape["fsdp"] > 1 else part, *rows)
 
   found = jax.shard_map(
       local,
-      in_specs=(spec, *(own for _ in rows)),
+      in_specs=(P(None, spec[1]), *(own for _ in rows)),
       out_specs=own,
       axis_names={*ROWS, SEQUENCE} if parts > 1 else set(ROWS),
       check_vma=False,
@@ -267,9 +278,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def _size(axis: str) -> int:
   """Devices along an axis of the mesh of `on_mesh` that the compiler still splits; 1 within `jax.shard_map` over it."""
-  mesh = jax.sharding.get_abstract_mesh()
-  split = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
-  return next((size for name, size, kind in split if name == axis and kind == jax.sharding.AxisType.Auto), 1)
+  return jax.sharding.get_abstract_mesh().shape[axis] if axis in split_axes() else 1
 
 
 def _rows_of(x):

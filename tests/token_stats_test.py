@@ -104,6 +104,52 @@ def test_no_array_of_tokens_by_vocabulary():
   assert temporary(4096, 8_192) - temporary(1024, 8_192) < 4 * 4 * 3072 * 12  # a few numbers a token more
 
 
+def test_memory_has_no_term_in_tokens_times_vocabulary():
+  """The compiler's temporaries are a + b T + c V, with nothing beyond: no array grows with both (152k columns here)."""
+
+  def temporary(tokens, vocab_size):
+    loss = lambda *arrays: _weighted(
+        token_stats(*arrays, jnp.zeros(tokens, jnp.int32), temperature=1.0, chunk_size=128, max_logits=2**18)
+    )
+    arrays = (jax.ShapeDtypeStruct((size, 8), jnp.float32) for size in (tokens, vocab_size))
+    return jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+  small, long, wide, both = (temporary(*shape) for shape in ((512, 49_152), (2048, 49_152), (512, 152_064), (2048, 152_064)))
+  assert abs(both - long - wide + small) < 2**12  # the [T, V] logits alone would be 632 MB here
+  assert long - small < 1536 * 4 * (3 * 8 + 12)  # hidden states, and a few numbers a token
+  assert wide - small < 102_912 * 4 * 3 * 8  # the unembedding's gradient and its like
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("of", ["log_prob", "entropy"])
+def test_float32_gradients_equal_those_of_log_softmax_in_float64(of):
+  keys = jax.random.split(jax.random.key(5), 4)
+  arrays = [jax.random.normal(keys[0], (40, 32), jnp.float64), 0.3 * jax.random.normal(keys[1], (3000, 32), jnp.float64)]
+  targets, weights = jax.random.randint(keys[2], (40,), 0, 3000), jax.random.normal(keys[3], (40,), jnp.float64)
+
+  def exact(hidden, unembedding):
+    log_probs = jax.nn.log_softmax(hidden @ unembedding.T)
+    values = {"log_prob": log_probs[jnp.arange(40), targets], "entropy": -jnp.sum(jnp.exp(log_probs) * log_probs, axis=1)}
+    return jnp.sum(weights * values[of])
+
+  def ours(hidden, unembedding):
+    stats = token_stats(hidden, unembedding, targets, temperature=1.0, chunk_size=16, max_logits=16 * 512)
+    return jnp.sum(weights.astype(jnp.float32) * getattr(stats, of))
+
+  expected = jax.grad(exact, (0, 1))(*arrays)
+  found = jax.grad(ours, (0, 1))(*(x.astype(jnp.float32) for x in arrays))
+  for a, b in zip(found, expected):
+    assert a.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def test_forward_mode_is_refused(problem):
+  hidden, unembedding, targets = problem
+  score = lambda hidden: token_stats(hidden, unembedding, targets, temperature=1.0, chunk_size=8).entropy
+  with pytest.raises(TypeError, match="forward-mode"):
+    jax.jvp(score, (hidden,), (hidden,))
+
+
 def test_the_vocabulary_may_be_split_over_devices(problem):
   hidden, unembedding, targets = problem
   unembedding = unembedding[:96]

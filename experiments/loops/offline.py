@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments import compilations
 from experiments import offline_builders
 from experiments.loops import pairs
 from experiments.loops import runs
@@ -97,7 +98,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
 
   # 4. The loop: a measurement moves the multipliers, then pairs move the policy.
   shown, warned = {}, False
-  with saver:
+  with saver, compilations.Counter() as compiled:
     for index in range(first, config.steps):
       started = time.monotonic()
       measured, truncation = {}, {}
@@ -118,6 +119,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
           "floor": builders.objective(config).min_reward,
           "seconds": seconds,
           "sampling_seconds": sampled - started,
+          "compilations": compiled.take(),
           "tokens_per_second": int(batch.mask.sum()) / seconds,
           "padding": pair_tokens.padding_share(batch.packed),
       }

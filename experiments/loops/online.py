@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments import compilations
 from experiments.loops import draws
 from experiments.loops import runs
 from experiments.loops import sampling
@@ -68,7 +69,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     return {"ahead": ahead, "replay": replay.buffer.to_json(), "reward": own}
 
   # 4. The loop.
-  with saver, drawn:
+  with saver, drawn, compilations.Counter() as compiled:
     for index in range(first, config.steps):
       started = time.monotonic()
       samples, rewards, floor_rewards, counts = drawn(index, as_policy(state.params, policy.params), state.rng)
@@ -86,6 +87,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
           "found": replay.buffer.total,
           "seconds": seconds,
           "sampling_seconds": sampled - started,
+          "compilations": compiled.take(),
           "tokens_per_second": int(samples.rollout.mask.sum()) / seconds,
       }
       metrics |= saver.count(metrics)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments import compilations
 from experiments import reward_builders
 from experiments import workdir as workdirs
 from experiments.loops import reward_pairs
@@ -73,7 +74,7 @@ def train(config, workdir: pathlib.Path, model: builders.Policy, parts, display)
 
   # 4. The loop.
   lengths = parts["train"].lengths()
-  with saver:
+  with saver, compilations.Counter() as compiled:
     for index in range(first, config.steps):
       started = time.monotonic()
       chosen = reward_pairs.batch_indices(index, r.pairs_per_step, lengths, config.seed)
@@ -82,7 +83,7 @@ def train(config, workdir: pathlib.Path, model: builders.Policy, parts, display)
       seconds = time.monotonic() - started
       done = index + 1
       metrics |= {"step": done, "seconds": seconds, "tokens_per_second": int(lengths[chosen].sum()) / seconds}
-      metrics |= saver.count(metrics)
+      metrics |= saver.count(metrics) | {"compilations": compiled.take()}
       if done == config.steps or (r.validate_every and done % r.validate_every == 0):
         metrics |= _validation(score(state.params, "validation"))
         display.note(f"step {done}: validation accuracy {metrics['validation/accuracy']:.3f}")

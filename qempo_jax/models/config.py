@@ -3,6 +3,7 @@
 import dataclasses
 
 from qempo_jax.errors import InputError
+from qempo_jax.kernels.choice import TOKEN_STATS
 
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
@@ -15,6 +16,7 @@ _CHOICES = {
     "attention": ATTENTIONS,
     "kv_cache": KV_CACHES,
     "remat": REMATS,
+    "token_stats": TOKEN_STATS,
 }
 
 
@@ -79,6 +81,7 @@ class ModelConfig:
       for each token and head.
     remat: what the backward pass recomputes of each block, see `transformer.rematerialised`: "full" all of it,
       "dots" all but products, "dots_no_batch" all but products with weights, "none" nothing.
+    token_stats: what sums over the vocabulary, see `token_stats.token_stats`.
   """
 
   vocab_size: int
@@ -108,6 +111,7 @@ class ModelConfig:
   attention: str = "auto"
   kv_cache: str = "auto"
   remat: str = "full"
+  token_stats: str = "auto"
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:

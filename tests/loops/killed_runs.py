@@ -22,7 +22,7 @@ from experiments import workdir as workdirs
 from experiments.loops import online
 from tests.loops import toy
 
-FLICKER = ("seconds", "per_second")  # parts of names of what no two runs share
+FLICKER = ("seconds", "per_second", "compilations")  # parts of names of what no two runs share
 
 
 def config(folder: pathlib.Path, steps: int):

@@ -1,0 +1,82 @@
+"""Which of the implementations sums over the vocabulary, and how a kernel runs on a mesh."""
+
+import importlib
+
+import jax
+from jax.sharding import PartitionSpec as P
+import jax.numpy as jnp
+
+from qempo_jax import sharding
+from qempo_jax.errors import InputError
+from qempo_jax.kernels import online_softmax
+from qempo_jax.kernels.head import Head
+
+TOKEN_STATS = ("auto", "xla", "pallas")
+_KERNELS = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
+
+
+def chosen(asked: str, platform: str, hidden_TxD, unembedding_VxD, dtype) -> str:
+  """The implementation, "xla", "tpu" or "gpu".
+
+  "auto" takes the kernel on TPUs, for whose compiler it is checked, and XLA elsewhere: the GPU's kernel has not been
+  timed against it.
+
+  Args:
+    asked: of `TOKEN_STATS`.
+    platform: of the devices.
+    hidden_TxD: the hidden states.
+    unembedding_VxD: the output projection.
+    dtype: of the product's operands.
+
+  Raises:
+    InputError: the kernel is asked for, and cannot compute this.
+  """
+  if asked not in TOKEN_STATS:
+    raise InputError(f"compute.token_stats={asked!r} is not one of {', '.join(TOKEN_STATS)}")
+  if asked == "xla" or (asked == "auto" and platform != "tpu"):
+    return "xla"
+  reason = _obstacle(platform, hidden_TxD, unembedding_VxD, dtype)
+  if reason and asked == "pallas":
+    raise InputError(f"compute.token_stats=pallas {reason}; use auto or xla")
+  return "xla" if reason else _KERNELS[platform]
+
+
+def kernel_sums(head: Head, hidden_TxD, unembedding_VxD, targets_T, temperature) -> online_softmax.Sums:
+  """The sums of every token over its whole vocabulary, each [T, 1], by the kernel that the head names.
+
+  On the mesh of `sharding.on_mesh`, each device of the tensor axis runs it on its own rows of the unembedding; what
+  crosses the links is four numbers a token.
+  """
+  run = importlib.import_module(f"qempo_jax.kernels.{head.kernel}").sums
+  vocab_size = unembedding_VxD.shape[0]
+  parts = sharding.head_shards()
+  parts = parts if vocab_size % parts == 0 else 1
+  size = vocab_size // parts
+  num_tokens = vocab_size if head.num_tokens is None else head.num_tokens
+
+  def part(firsts, hidden_TxD, rows_VxD, targets_T, temperature):
+    first = firsts[0]
+    return run(head, hidden_TxD, rows_VxD, targets_T - first, jnp.clip(num_tokens - first, 0, size), temperature)
+
+  along = P("tensor") if parts > 1 else P()
+  if axes := sharding.split_axes():
+    part = jax.shard_map(
+        part, in_specs=(along, P(), along, P(), P()), out_specs=along, axis_names=axes, check_vma=False
+    )
+  firsts = jnp.arange(parts, dtype=jnp.int32) * size
+  return online_softmax.merge(part(firsts, hidden_TxD, unembedding_VxD, targets_T, temperature))
+
+
+def _obstacle(platform: str, hidden_TxD, unembedding_VxD, dtype) -> str | None:
+  """Why the platform's kernel cannot compute this; None where it can."""
+  if platform not in _KERNELS:
+    return f"needs a TPU or an NVIDIA GPU, and this is a {platform}"
+  if jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1:
+    return f"must know the mesh of its {jax.device_count()} devices: trace it within sharding.on_mesh"
+  if jnp.result_type(hidden_TxD, unembedding_VxD, dtype) == jnp.float64:
+    return "computes in float32 at most, and this is float64"
+  if platform == "tpu":
+    from qempo_jax.kernels import tpu
+
+    return tpu.obstacle(hidden_TxD.shape[1], unembedding_VxD.dtype, dtype)
+  return None

@@ -1,0 +1,76 @@
+"""Sums over the vocabulary by a Pallas kernel for NVIDIA GPUs, through Triton; see `kernels.tpu` for what it saves.
+
+Each program takes a tile of tokens through its share of the vocabulary, sums in registers. The vocabulary is split
+into as many shares as fill the GPU, and the shares' sums are joined afterwards.
+"""
+
+import functools
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+import jax.numpy as jnp
+
+from qempo_jax.kernels import online_softmax
+from qempo_jax.kernels.head import Head
+from qempo_jax.kernels.head import softcap
+
+TOKENS, COLUMNS, WIDTH = 128, 128, 64  # of a tile; powers of two, as Triton has them
+PROGRAMS = 264  # two for each multiprocessor of an H100
+
+
+def sums(head: Head, hidden_TxD, rows_VxD, targets_T, limit, temperature) -> online_softmax.Sums:
+  """The sums of every token over some rows of the unembedding; arguments as in `kernels.tpu.sums`.
+
+  Returns:
+    Sums, each [S, T, 1]: of S shares of the rows, for `online_softmax.merge`.
+  """
+  length, vocab_size = len(targets_T), len(rows_VxD)
+  padding = -length % TOKENS
+  tiles, blocks = (length + padding) // TOKENS, pl.cdiv(vocab_size, COLUMNS)
+  each = pl.cdiv(blocks, max(1, PROGRAMS // tiles))  # blocks of a share
+  shares = pl.cdiv(blocks, each)
+  of = jax.ShapeDtypeStruct((shares, length + padding, 1), jnp.float32)
+  found = pl.pallas_call(
+      functools.partial(_kernel, head=head, each=each),
+      grid=(tiles, shares),
+      out_shape=online_softmax.Sums(of, of, of, of),
+      compiler_params=triton.CompilerParams(num_warps=8, num_stages=3 if rows_VxD.dtype.itemsize == 2 else 2),
+      interpret=head.interpret,
+      name="token_sums",
+  )(
+      jnp.minimum(limit, vocab_size).astype(jnp.int32).reshape(1, 1),
+      jnp.asarray(temperature, jnp.float32).reshape(1, 1),
+      jnp.pad(hidden_TxD.astype(head.dtype), ((0, padding), (0, 0))),
+      rows_VxD,
+      jnp.pad(targets_T, (0, padding))[:, None],
+  )
+  return jax.tree.map(lambda x: x[:, :length], found)
+
+
+def _kernel(limit_ref, temperature_ref, hidden_ref, rows_ref, targets_ref, *sums_refs, head: Head, each: int):
+  """One tile of tokens against one share of the rows."""
+  tokens, share = pl.ds(pl.program_id(0) * TOKENS, TOKENS), pl.program_id(1)
+  (vocab_size, width), limit, temperature = rows_ref.shape, limit_ref[...], temperature_ref[...]
+  targets = targets_ref[tokens, :]
+
+  def block(index, sums):
+    start = (share * each + index) * COLUMNS
+    inside = start + jnp.arange(COLUMNS)[:, None] < vocab_size
+
+    def part(at, product):
+      across = pl.ds(at * WIDTH, WIDTH)
+      within = at * WIDTH + jnp.arange(WIDTH)[None, :] < width
+      left = triton.load(hidden_ref.at[tokens, across], mask=within, other=0.0)
+      right = triton.load(rows_ref.at[pl.ds(start, COLUMNS), across], mask=inside & within, other=0.0)
+      return product + triton.dot(left, right.astype(head.dtype), trans_b=True)
+
+    product = jax.lax.fori_loop(0, pl.cdiv(width, WIDTH), part, jnp.zeros((TOKENS, COLUMNS), jnp.float32))
+    column = start + jnp.arange(COLUMNS)[None, :]
+    counted = column < limit
+    logits = jnp.where(counted, softcap(product, head.softcap) / temperature, online_softmax.NONE)
+    return online_softmax.add(sums, logits, (column == targets) & counted)
+
+  found = jax.lax.fori_loop(0, each, block, online_softmax.nothing(TOKENS))
+  for ref, value in zip(sums_refs, found):
+    ref[share, tokens, :] = value

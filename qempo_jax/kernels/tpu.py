@@ -1,0 +1,106 @@
+"""Sums over the vocabulary by a Pallas kernel for TPUs: product, soft-cap and online softmax without logits in HBM.
+
+A tile of tokens stays in VMEM while the unembedding's rows stream past it once; only four numbers a token are written.
+XLA's blocks write each logit and read it again, because a sum over the vocabulary cannot be fused into the product.
+The gradient has no such sum left (given the normaliser it is elementwise in the logits), and stays with XLA's blocks.
+"""
+
+import functools
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+from qempo_jax.kernels import online_softmax
+from qempo_jax.kernels.head import Head
+from qempo_jax.kernels.head import softcap
+
+TOKENS, COLUMNS = (512, 256, 128), (512, 256, 128)  # sizes of a tile, best first
+_VMEM = 24 * 2**20  # of a tile with its buffers; the compiler may have a third more
+
+
+def sums(head: Head, hidden_TxD, rows_VxD, targets_T, limit, temperature) -> online_softmax.Sums:
+  """The sums of every token over some rows of the unembedding.
+
+  Args:
+    head: dtype of the product's operands and soft-cap.
+    hidden_TxD: final hidden states.
+    rows_VxD: the rows, cast to the operands' dtype tile by tile.
+    targets_T: target of each token, counted from the first row; any other number where it is not among them.
+    limit: how many of the rows stand for tokens, the first ones.
+    temperature: divides the logits.
+
+  Returns:
+    Sums, each [1, T, 1].
+  """
+  (length, width), vocab_size = hidden_TxD.shape, rows_VxD.shape[0]
+  tokens, columns = _fitting(width, rows_VxD.dtype, head.dtype)
+  tokens, columns = min(tokens, length), min(columns, vocab_size)
+  scalar = pl.BlockSpec((1, 1), lambda i, j: (0, 0))
+  per_token = pl.BlockSpec((tokens, 1), lambda i, j: (i, 0))
+  found = pl.pallas_call(
+      functools.partial(_kernel, head=head, columns=columns),
+      grid=(pl.cdiv(length, tokens), pl.cdiv(vocab_size, columns)),
+      in_specs=[
+          scalar,
+          scalar,
+          pl.BlockSpec((tokens, width), lambda i, j: (i, 0)),
+          pl.BlockSpec((columns, width), lambda i, j: (j, 0)),
+          per_token,
+      ],
+      out_specs=online_softmax.Sums(*[per_token] * 4),
+      out_shape=online_softmax.Sums(*[jax.ShapeDtypeStruct((length, 1), jnp.float32)] * 4),
+      compiler_params=pltpu.CompilerParams(
+          dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM * 4 // 3
+      ),
+      interpret=head.interpret,
+      name="token_sums",
+  )(
+      jnp.asarray(limit, jnp.int32).reshape(1, 1),
+      jnp.asarray(temperature, jnp.float32).reshape(1, 1),
+      hidden_TxD.astype(head.dtype),
+      rows_VxD,
+      targets_T[:, None],
+  )
+  return jax.tree.map(lambda x: x[None], found)
+
+
+def obstacle(width: int, stored_dtype, dtype) -> str | None:
+  """Why the kernel cannot compute this; None where it can."""
+  if _fitting(width, stored_dtype, dtype) is None:
+    return f"keeps whole hidden states in VMEM, and no tile of width {width} fits"
+  return None
+
+
+def _fitting(width: int, stored_dtype, dtype) -> tuple[int, int] | None:
+  """The best (tokens, columns) of a tile that fits: inputs twice, since the next are on their way, and a few logits."""
+  stored, used = jnp.dtype(stored_dtype).itemsize, jnp.dtype(dtype).itemsize
+  size = lambda c, b: width * (2 * c * used + b * (2 * stored + used)) + 6 * 4 * c * b
+  return next(((c, b) for c in TOKENS for b in COLUMNS if size(c, b) <= _VMEM), None)
+
+
+def _kernel(limit_ref, temperature_ref, hidden_ref, rows_ref, targets_ref, *sums_refs, head: Head, columns: int):
+  """One tile of tokens against one tile of rows; the sums stay in VMEM along the second axis of the grid."""
+  index, refs = pl.program_id(1), online_softmax.Sums(*sums_refs)
+
+  @pl.when(index == 0)
+  def _():
+    _write(refs, online_softmax.nothing(hidden_ref.shape[0]))
+
+  product = jax.lax.dot_general(
+      hidden_ref[...],
+      rows_ref[...].astype(head.dtype),
+      (((1,), (1,)), ((), ())),
+      preferred_element_type=jnp.float32,
+  )
+  column = index * columns + jax.lax.broadcasted_iota(jnp.int32, product.shape, 1)
+  counted = column < limit_ref[...]  # nor do rows beyond the last, which hold anything
+  logits = jnp.where(counted, softcap(product, head.softcap) / temperature_ref[...], online_softmax.NONE)
+  before = online_softmax.Sums(*(ref[...] for ref in refs))
+  _write(refs, online_softmax.add(before, logits, (column == targets_ref[...]) & counted))
+
+
+def _write(refs, values):
+  for ref, value in zip(refs, values):
+    ref[...] = value
