@@ -134,6 +134,9 @@ def diversity(
   else:
     most, default = min(map(len, pooled.values())), NUM_SENTENCES
   size = min(most, default) if sample_size is None else sample_size
+  least = 1 if axis == "lexical" else 2
+  if size < least:
+    raise InputError(f"The {axis} axis needs {least} n-grams or sentences of each method at least: some have {size}.")
   found = {}
   for name, prompts in methods.items():
     owners = np.repeat(np.arange(len(prompts)), [len(items) for items in prompts])
