@@ -190,7 +190,7 @@ def get_config() -> ConfigDict:
   config.evaluation.floor_kind = "absolute"  # or "reference quantile", "reference minus": what the floor below means
   config.evaluation.floor = config_dict.placeholder(float)  # none: objective.min_reward, or the reference's mean without one
   config.evaluation.acceptable = config_dict.placeholder(float)  # least reward of an acceptable output; none: the floor
-  config.evaluation.matched = 0  # acceptable outputs a prompt that diversity above the floor takes; 0 for all
+  config.evaluation.matched = config_dict.placeholder(int)  # acceptable outputs a prompt in diversity above the floor; 0: all; none: a quarter
   config.evaluation.axes = ("lexical", "semantic", "syntactic")  # of diversity; lexical is always there
   config.evaluation.parser = "en_core_web_sm"  # spaCy model of the syntactic axis
   config.evaluation.baseline = "grpo"  # the method others are compared with; "base" where it has no samples

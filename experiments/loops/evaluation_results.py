@@ -34,7 +34,7 @@ def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
       reward_range=tuple(e.reward_range) or None,
       baseline=e.baseline,
       metrics=diversity_metrics.metrics([row["completion"] for row in rows], embed=embed, parse=parse),
-      matched=e.matched or None,
+      matched=e.matched,
       look=e.look,
       planned_looks=e.planned_looks or None,
       run=dict(run) | {"left_out": left_out},

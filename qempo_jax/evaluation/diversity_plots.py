@@ -14,6 +14,7 @@ def draw(results: Mapping, split: str) -> bytes:
   of_split = {name: entry["splits"][split] for name, entry in results["methods"].items() if split in entry["splits"]}
   names = [name for name in _SHOWN if name in next(iter(of_split.values()))["diversity"]["all_outputs"]]
   canvas, axes = plots.panels(len(names), 0.75 + 0.28 * len(of_split))
+  canvas.figure.get_layout_engine().set(hspace=0.06)
   for axis, name in zip(axes, names, strict=True):
     for place, (method, figures) in enumerate(of_split.items()):
       for part, shift, face in (("above_floor", -0.14, plots.colour(method)), ("all_outputs", 0.14, "white")):

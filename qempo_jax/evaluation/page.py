@@ -33,9 +33,10 @@ def render(results: Mapping, plots: Mapping[str, tuple[bytes, str]], rows: Seque
     f'<p class="soft">Means over prompts with {results["level"]:.0%} intervals from a bootstrap over prompts.</p>',
     *(_table(results, split) for split in results["comparisons"]),
     "<h2>Diversity</h2>",
-    page_diversity.section(results),
+    page_diversity.section(results, main_split(results)),
     "<h2>Certificates</h2>",
     _certificates(results),
+    *_judging(results.get("judging")),
     "<h2>Completions side by side</h2>",
     page_completions.INTRODUCTION,
     *(page_completions.section(rows, split, answers) for split, answers in results["answers"].items() if answers),
@@ -168,6 +169,16 @@ def _certificates(results):
       where = f"{METHOD_LABELS.get(method, method)}, {SPLIT_LABELS.get(split, split)}"
       items += [f"<li><b>{page_style.escape(where)}:</b> {page_style.escape(c['words'])}</li>" for c in figures["certificates"]]
   return '<ul class="warnings">' + "".join(items) + "</ul>"
+
+
+def _judging(found):
+  if found:
+    rate, controlled = found["rate"], found["length_controlled"]
+    yield (
+      f"<h2>Judged in pairs</h2><p>Win rate {page_style.number(rate)} {page_style.ends(rate)} over {found['num_pairs']} pairs of"
+      f" {found['num_prompts']} prompts, asked in both orders; at equal lengths {page_style.number(controlled)}"
+      f" {page_style.ends(controlled)}. In {found['order_decided']:.0%} of pairs the order decided.</p>"
+    )
 
 
 def _run(results):

@@ -15,28 +15,30 @@ _SOLUTIONS = {
 }
 
 
-def section(results: Mapping) -> str:
-  """All of it as HTML; what could not be computed is said first."""
+def section(results: Mapping, main: str) -> str:
+  """All of it as HTML, the main split unfolded; what could not be computed is said first."""
   parts = [
     '<p class="soft">Between the samples of one prompt, the mean over prompts with its interval. In bold over the'
-    " acceptable outputs alone (a prompt with fewer than two counts as not diverse at all), below it over all outputs:"
-    " diverse garbage is not diversity. ↑ more is more diverse, ↓ less is. All move with length and number of outputs.</p>"
+    " acceptable outputs alone, below it over all outputs: diverse garbage is not diversity. ↑ more is more diverse, ↓ less"
+    " is. All move with the length and the number of outputs, so compare the policies in a row, not its two lines.</p>"
   ]
   for axis, why in results["run"].get("left_out", {}).items():
     parts.append(f"<p>{page_style.escape(axis.capitalize())}: {page_style.escape(why)}</p>")
   for split in results["comparisons"]:
     of_split = {name: entry["splits"][split] for name, entry in results["methods"].items() if split in entry["splits"]}
     title = SPLIT_LABELS.get(split, split)
-    parts.append(f"<h3>{page_style.escape(title[:1].upper() + title[1:])}</h3>")
-    parts.append(_metrics(of_split))
-    parts.append(_solutions(of_split))
-    parts += _gains(of_split)
+    tables = [_metrics(of_split), _solutions(of_split), *_gains(of_split), *_protocols(results.get("protocols", {}), split)]
+    shown = " open" if split == main else ""
+    heading = f"<summary><b>{page_style.escape(title[:1].upper() + title[1:])}</b></summary>"
+    parts.append(f"<details{shown}>{heading}{''.join(tables)}</details>")
   return "".join(parts)
 
 
 def _metrics(of_split: Mapping) -> str:
   first = next(iter(of_split.values()))["diversity"]
-  names, cells = ["Acceptable outputs a prompt"], [[f"{f['diversity']['acceptable_per_prompt']:.1f}" for f in of_split.values()]]
+  most = f"Acceptable outputs a prompt (first {first['matched']}; fewer count as not diverse)"
+  names = [most if first["matched"] else "Acceptable outputs a prompt"]
+  cells = [[f"{figures['diversity']['acceptable_per_prompt']:.1f}" for figures in of_split.values()]]
   for name in first["all_outputs"]:
     label, more = diversity_metrics.LABELS.get(name, (name, True))
     names.append(f"{label} {'↑' if more else '↓'}")
@@ -73,6 +75,21 @@ def _gains(of_split: Mapping) -> Iterable[str]:
   if items:
     yield '<p class="soft">Gain in sequence entropy, on the same prompts; lengths are in the table above.</p>'
     yield '<ul class="warnings">' + "".join(items) + "</ul>"
+
+
+def _protocols(protocols: Mapping, split: str) -> Iterable[str]:
+  """Figures of the whole corpus by a published protocol, at one stated sample size for all policies."""
+  for protocol, by_split in protocols.items():
+    axes = by_split.get(split, {})
+    if not axes:
+      continue
+    names, cells = [], []
+    for axis, by_method in axes.items():
+      size = next(iter(by_method.values()))["sample_size"]
+      names.append(f"{axis.capitalize()}, {size} {'n-grams' if axis == 'lexical' else 'sentences'}")
+      cells.append([f"{page_style.number(v, 3)} <small>{page_style.ends(v, 3)}</small>" for v in by_method.values()])
+    methods = [_label(method) for method in next(iter(axes.values()))]
+    yield page_style.html_table([f"Corpus, by {protocol}", *methods], names, cells)
 
 
 def _label(method: str) -> str:

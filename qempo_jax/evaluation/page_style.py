@@ -42,7 +42,7 @@ figcaption { font-size: .9rem; color: var(--soft); margin-bottom: .3rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: 1rem; }
 ol.samples { list-style: none; margin: 0; padding: 0; font-size: .9rem; }
 ol.samples li { border-top: 1px solid var(--line); padding: .25rem 0; white-space: pre-wrap;
-  display: grid; grid-template-columns: 2rem 1fr; }
+  display: grid; grid-template-columns: 3.2rem 1fr; }
 .mark { color: var(--soft); }
 .key { display: inline-block; padding: 0 .35rem; margin-right: .25rem; border: 1px solid var(--line); border-radius: .25rem;
   font-size: .9rem; }

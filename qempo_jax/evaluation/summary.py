@@ -57,7 +57,8 @@ def summarise(
     baseline: the method that the others are compared with; the reference where it is not there.
     set_sizes: number of acceptable items by set, for sets that are not open-list sets.
     metrics: of diversity, by name; the lexical ones by default. See `diversity_metrics`.
-    matched: acceptable outputs a prompt in diversity above the floor; see `above_floor.diversity`.
+    matched: acceptable outputs a prompt in diversity above the floor, see `above_floor.diversity`; 0 for all of them,
+      and by default a quarter of the split's samples a prompt, but at least 2.
     look: which look at growing data this is, from 1.
     planned_looks: how many looks there can be at most; None for no plan.
     run: command, config, seed and the like, copied into the results.
@@ -116,7 +117,7 @@ def summarise(
         samples,
         metrics=above_floor.LEXICAL_METRICS if metrics is None else metrics,
         acceptable=least[split],
-        matched=matched,
+        matched=(max(2, num_samples[split] // 4) if matched is None else matched) or None,
         settings=settings,
       )
       results["methods"][method]["splits"][split] = summary

@@ -167,7 +167,7 @@ _FRAME = """<title></title><script>addEventListener("message", event => { docume
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to look at the page")
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 360])
 def test_page_fits_its_width_in_a_browser_without_complaints(written, tmp_path, width):
   text = (written / "index.html").read_text()
   measured = tmp_path / "measured.html"
