@@ -184,4 +184,24 @@ def get_config() -> ConfigDict:
   config.evaluation.samples_per_prompt = 32
   config.evaluation.prompts_per_batch = 8
   config.evaluation.seed = 10_000  # of the fresh samples; the same for every policy
+  # What follows is read by experiments.evaluate alone.
+  config.evaluation.prompts = ""  # a source such as jsonl:$QEMPO_DATA_DIR/mt_bench/question.jsonl; "" for the run's own
+  config.evaluation.max_prompts = 0  # of such a source, the first; 0 for all
+  config.evaluation.sample = True  # False scores the workdir's samples/*.jsonl and loads no model
+  config.evaluation.temperature = 1.0  # of the samples, whatever a benchmark's own is: MT-Bench has 0 for maths and code
+  config.evaluation.max_prompt_length = 0  # tokens; 0 for data.max_prompt_length
+  config.evaluation.max_response_length = 0  # tokens; 0 for sampling.max_response_length
+  config.evaluation.reward = ""  # who judges, like reward.function; "" for the run's own reward
+  config.evaluation.reward_range = (0.0, 1.0)  # least and greatest reward there is; () where there is none
+  config.evaluation.floor_kind = "absolute"  # or "reference quantile", "reference minus": what the floor below means
+  config.evaluation.floor = config_dict.placeholder(float)  # none: objective.min_reward, or the reference's mean without one
+  config.evaluation.acceptable = config_dict.placeholder(float)  # least reward of an acceptable output; none: the floor
+  config.evaluation.matched = config_dict.placeholder(int)  # acceptable outputs a prompt in diversity above the floor; 0: all; none: a quarter
+  config.evaluation.axes = ("lexical", "semantic", "syntactic")  # of diversity; lexical is always there
+  config.evaluation.parser = "en_core_web_sm"  # spaCy model of the syntactic axis
+  config.evaluation.baseline = "grpo"  # the method others are compared with; "base" where it has no samples
+  config.evaluation.judgements = ""  # a file of pairwise judgements, in the form of qempo_jax/evaluation/judging.py
+  config.evaluation.look = 1  # which look at growing samples this is, for the certificate's level
+  config.evaluation.planned_looks = 1  # how many there can be at most; 0 for no plan
+  config.evaluation.num_draws = 2000  # of the bootstrap
   return config

@@ -1,10 +1,8 @@
 """Exports a policy: `python -m experiments.export --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl`."""
 
-import json
 import pathlib
 
 import jax
-from ml_collections import ConfigDict
 
 from experiments import builders
 from experiments import cli
@@ -15,7 +13,6 @@ from qempo_jax.errors import InputError
 from qempo_jax.models import demo_model
 from qempo_jax.models import export
 from qempo_jax.models import export_tensors
-from qempo_jax.models import lora
 from qempo_jax.models import verify_export
 
 
@@ -34,9 +31,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     print(dry_runs.model_line(policy))
     print(f"The model would be exported to {target}: {size / dry_runs.GIB:.2f} GiB of {settings.dtype}")
     return
-  workdir = workdirs.open_workdir(workdir, _of_the_run(config, workdir), lock=False)
+  workdir = workdirs.open_workdir(workdir, workdirs.of_the_run(config, workdir, ("export", "evaluation")), lock=False)
   policy = builders.policy(config)
-  params, what = trained(config, workdir, policy)
+  params, what = runs.trained_params(config, workdir, policy)
   export.export_model(
       target,
       params,
@@ -51,35 +48,6 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
       target, params, policy.config, dtype=settings.dtype, tolerance=settings.tolerance
   )
   print(found.message)
-
-
-def _of_the_run(config, workdir: pathlib.Path):
-  """The config with the run's own export settings: one run may be exported in several ways."""
-  path = workdir / "config.json"
-  try:
-    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config
-  except ValueError:
-    return config  # `open_workdir` says what is wrong with it
-  same = ConfigDict(config.to_dict())
-  del same.export
-  if "export" in there:
-    same.export = ConfigDict(dict(there["export"]))
-  return same
-
-
-def trained(config, workdir: pathlib.Path, policy: builders.Policy):
-  """The parameters of the workdir's newest checkpoint, or of the model itself where it has none, and what they are."""
-  if not config.checkpoint.folder and not (workdir / "checkpoints").is_dir():
-    return policy.params, f"the model {config.model.source} (no checkpoint in {workdir})"
-  checkpoints = runs.checkpoints(config, workdir, read_only=True)
-  found = checkpoints and checkpoints.restore_params(runs.trained_shapes(config, policy))
-  if not found:
-    return policy.params, f"the model {config.model.source} (no checkpoint in {workdir})"
-  checkpoints.close()
-  params, step = found
-  if builders.lora_config(config) is not None:
-    params = lora.merge(policy.params, params)
-  return params, f"the policy after step {step}"
 
 
 if __name__ == "__main__":

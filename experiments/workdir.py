@@ -1,6 +1,7 @@
 """A run's folder: made once, with the config that filled it, and never mixed with another run, of any config."""
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import fcntl
 import functools
 import json
@@ -70,6 +71,21 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: b
       f"Can't write the workdir {folder} ({reason}): choose another --workdir."
     ) from error
   return folder
+
+
+def of_the_run(config: ConfigDict, workdir: pathlib.Path, groups: Sequence[str]) -> ConfigDict:
+  """The config with the run's own settings in these groups: one run may be exported or evaluated in several ways."""
+  path = workdir / "config.json"
+  try:
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config
+  except ValueError:
+    return config  # `open_workdir` says what is wrong with it
+  same = ConfigDict(config.to_dict())
+  for group in groups:
+    del same[group]
+    if group in there:
+      same[group] = ConfigDict(dict(there[group]))
+  return same
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -28,6 +28,7 @@ class Evaluator:
     """
     self._config, self._policy, self._reward = config, policy, reward
     self._sample = sampling.GroupSampler(policy, config, rows)
+    self.dropped = self._sample.dropped
     self._score = jax.jit(scoring.score_groups, static_argnames=_STATIC)
 
   def __call__(self, params, *, method: str, seed: int) -> list[dict]:
@@ -77,7 +78,7 @@ def _rows_of(samples, index, rewards, ref_log_probs, labels):
     yield labels | {
         "split": row["split"],
         "set_name": set_name,
-        "prompt": row["prompt"],
+        "prompt": _text(row["prompt"]),
         "sample": sample,
         "completion": text,
         "answer": open_list.parse_answer(text, set_name) if set_name else None,
@@ -88,3 +89,10 @@ def _rows_of(samples, index, rewards, ref_log_probs, labels):
         "num_tokens": int(rollout.mask[at].sum()),
         "truncated": bool(rollout.truncated[at]),
     }
+
+
+def _text(prompt) -> str:
+  """A conversation as one text; a prompt that is one stays."""
+  if isinstance(prompt, str):
+    return prompt
+  return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

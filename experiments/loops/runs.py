@@ -13,6 +13,7 @@ from experiments import workdir as workdirs
 from qempo_jax import sharding
 from qempo_jax.checkpoint import Checkpoints
 from qempo_jax.errors import InputError
+from qempo_jax.models import lora
 
 
 def initial(config, policy: builders.Policy):
@@ -43,6 +44,21 @@ def checkpoints(config, workdir: pathlib.Path, *, read_only: bool = False, note=
     return None
   folder = c.folder or workdir / "checkpoints"
   return Checkpoints(folder, keep=c.keep, asynchronous=c.asynchronous, read_only=read_only, note=note)
+
+
+def trained_params(config, workdir: pathlib.Path, policy: builders.Policy):
+  """The parameters of the workdir's newest checkpoint, or of the model itself where it has none, and what they are."""
+  if not config.checkpoint.folder and not (workdir / "checkpoints").is_dir():
+    return policy.params, f"the model {config.model.source} (no checkpoint in {workdir})"
+  saved = checkpoints(config, workdir, read_only=True)
+  found = saved and saved.restore_params(trained_shapes(config, policy))
+  if not found:
+    return policy.params, f"the model {config.model.source} (no checkpoint in {workdir})"
+  saved.close()
+  params, step = found
+  if builders.lora_config(config) is not None:
+    params = lora.merge(policy.params, params)
+  return params, f"the policy after step {step}"
 
 
 def split(mesh, rows: int):

@@ -7,7 +7,9 @@ length, truncation, repetition and entropy, all of which move diversity figures 
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
 from functools import partial
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -133,7 +135,7 @@ def diversity(
   settings = {"level": level, "num_draws": num_draws, "seed": seed}
   metrics = LEXICAL_METRICS if metrics is None else metrics
   pooled = [text for samples in texts for text in samples]
-  corpus = lexical.encode(pooled)
+  corpus = lexical.with_ngrams(lexical.encode(pooled), max_order=4)
   beside = {
     "reward": given["rewards"],
     "acceptable": acceptable.astype(float),
@@ -145,9 +147,15 @@ def diversity(
     beside["sequence_entropy"] = given["sequence_entropy"]
     lengths = np.maximum(1, given["num_tokens"].mean(axis=1))
     beside["token_entropy"] = given["sequence_entropy"].mean(axis=1) / lengths
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    figures = [
+      _figures(metrics, pooled, corpus, prompts, least, settings, pool)
+      for prompts, least in ((list(everything), 2), (kept, matched or 2))
+    ]
+    all_outputs, above_floor = (finish() for finish in figures)
   return Diversity(
-    all_outputs=_figures(metrics, pooled, corpus, list(everything), 2, settings),
-    above_floor=_figures(metrics, pooled, corpus, kept, matched or 2, settings),
+    all_outputs=all_outputs,
+    above_floor=above_floor,
     beside={name: mean_interval(values, **settings) for name, values in beside.items()},
     samples_per_prompt=shape[1],
     acceptable_per_prompt=np.array([len(samples) for samples in kept]),
@@ -155,22 +163,39 @@ def diversity(
   )
 
 
-def _figures(metrics, texts, corpus, prompts, least, settings):
-  """By metric: per prompt, their mean with interval, and pooled; the worst value where there is no other."""
+def _figures(metrics, texts, corpus, prompts, least, settings, pool) -> Callable[[], dict[str, Figure]]:
+  """By metric: per prompt, their mean with interval, and pooled; the worst value where there is no other.
 
-  def values(positions, least):
-    tokens = lexical.subset(corpus, positions)
-    chosen = [texts[position] for position in positions]
-    found = {}
-    for name, metric in metrics.items():
-      value = metric.function(tokens if metric.of_tokens else chosen) if len(positions) >= least else np.nan
-      found[name] = metric.worst if np.isnan(value) else float(value)
-    return found
+  Metrics of texts, whose work (gzip, products) leaves Python's lock, start at once in the pool, the longest first; the
+  rest is computed when the result is called for.
+  """
+  cells = [(np.concatenate(prompts), 2), *((positions, least) for positions in prompts)]
 
-  per_prompt = [values(positions, least) for positions in prompts]
-  pooled = values(np.concatenate(prompts), 2)
-  figures = {}
-  for name in metrics:
-    column = np.array([found[name] for found in per_prompt])
-    figures[name] = Figure(column, mean_interval(column, **settings), pooled[name])
-  return figures
+  def value(metric, argument):
+    found = metric.function(argument)
+    return metric.worst if np.isnan(found) else float(found)
+
+  def of_texts(metric, positions):
+    return value(metric, [texts[position] for position in positions])
+
+  started = {
+    name: [pool.submit(of_texts, metric, positions) if len(positions) >= few else None for positions, few in cells]
+    for name, metric in metrics.items()
+    if not metric.of_tokens
+  }
+
+  def finish():
+    found = {name: [] for name in metrics}
+    for positions, few in cells:
+      tokens = lexical.subset(corpus, positions)
+      for name, metric in metrics.items():
+        if metric.of_tokens:
+          found[name].append(value(metric, tokens) if len(positions) >= few else metric.worst)
+    for name, jobs in started.items():
+      found[name] = [metrics[name].worst if job is None else job.result() for job in jobs]
+    return {
+      name: Figure(np.array(column), mean_interval(np.array(column), **settings), pooled)
+      for name, (pooled, *column) in found.items()
+    }
+
+  return finish

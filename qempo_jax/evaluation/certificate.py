@@ -150,7 +150,7 @@ def certify(
   )
 
 
-_NAMES = {"reward": "Reward", "kl": "KL to the reference"}
+_NAMES = {"reward": "Reward", "reward over reference": "Reward over the reference's", "kl": "KL to the reference"}
 
 
 def in_words(certificate: Certificate, digits: int = 3) -> str:

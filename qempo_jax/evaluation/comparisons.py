@@ -67,9 +67,11 @@ def compare_with(
   found = {}
   for index, name in enumerate(others):
     both = arrays[name], arrays[baseline]
+    levels = (level, 1 - (1 - level) / len(others))
+    difference, simultaneous = intervals.paired_differences(*both, levels=levels, **settings)
     found[name] = Comparison(
-      difference=intervals.paired_difference(*both, level=level, **settings),
-      simultaneous=intervals.paired_difference(*both, level=1 - (1 - level) / len(others), **settings),
+      difference=difference,
+      simultaneous=simultaneous,
       p_value=float(p_values[index]),
       adjusted_p_value=float(adjusted[index]),
       different=bool(adjusted[index] <= 1 - level + 1e-12),

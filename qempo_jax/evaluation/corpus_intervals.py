@@ -5,9 +5,6 @@ only. A prompt drawn twice is two prompts, and a sentence is never paired with i
 figure down. Type counts would fall with every prompt drawn twice: there the jackknife over prompts is used.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
-
 import numpy as np
 
 from qempo_jax.evaluation import functional
@@ -101,12 +98,7 @@ def pair_interval(
 
 
 def lexical_interval(
-  prompts: Sequence[Sequence[str]],
-  estimate: float,
-  *,
-  tokenize: Callable[[str], Sequence[str]],
-  size: int,
-  level: float = 0.95,
+  corpus: lexical.Corpus, owners: np.ndarray, estimate: float, *, size: int, level: float = 0.95
 ) -> Interval:
   """Jackknife interval over prompts of the mean type-token ratio of `size` n-grams, n = 1, 2, 3.
 
@@ -114,13 +106,17 @@ def lexical_interval(
   prompt's absence leaves fewer n-grams, all methods use the least number left. estimate +- t standard errors, with
   t the quantile of Student's distribution at (prompts - 1) degrees of freedom (Efron & Stein, 1981: the jackknife's
   variance errs on the large side).
+
+  Args:
+    corpus: the tokenised samples.
+    owners: [samples] prompt of each, from 0.
+    estimate: the figure itself.
+    size: n-grams drawn.
+    level: of the interval.
   """
   from scipy import special
 
-  texts = [sample for samples in prompts for sample in samples]
-  owners = np.repeat(np.arange(len(prompts)), [len(samples) for samples in prompts])
-  corpus = lexical.encode(texts, tokenize=tokenize)
-  count = len(prompts)
+  count = int(owners.max(initial=-1)) + 1
   if count < 2:
     return Interval(float(estimate), np.nan, np.nan)
   values = np.zeros(count)
@@ -132,11 +128,14 @@ def lexical_interval(
     drawn = min(size, len(ids) - int(per_prompt.max()))
     order = np.argsort(of_prompt, kind="stable")
     ends = np.cumsum(per_prompt)
+    spectrum = np.bincount(counts)  # how many n-grams occur so often
     for prompt in range(count):
-      own = ids[order[ends[prompt] - per_prompt[prompt] : ends[prompt]]]
-      left = counts.copy()
-      np.subtract.at(left, own, 1)
-      kinds = functional.rarefied_types(left[left > 0], total=len(ids) - len(own), size=drawn)
+      own, times = np.unique(ids[order[ends[prompt] - per_prompt[prompt] : ends[prompt]]], return_counts=True)
+      left = spectrum - np.bincount(counts[own], minlength=len(spectrum))
+      left += np.bincount(counts[own] - times, minlength=len(spectrum))
+      occurring = np.flatnonzero(left[1:]) + 1
+      total = len(ids) - per_prompt[prompt]
+      kinds = functional.rarefied_types_of(occurring, left[occurring], total=total, size=drawn)
       values[prompt] += kinds / max(1, drawn) / 3
   error = np.sqrt((count - 1) / count * np.sum((values - values.mean()) ** 2))
   half = special.stdtrit(count - 1, (1 + level) / 2) * error

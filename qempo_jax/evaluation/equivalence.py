@@ -32,10 +32,10 @@ def exact(outputs: Sequence[Hashable]) -> np.ndarray:
 
 def normalised(outputs: Sequence[str]) -> np.ndarray:
   """[outputs] labels: the same where equal without case, Unicode variants, punctuation, articles and blanks."""
-  return exact([_normal_form(output) for output in outputs])
+  return exact([normal_form(output) for output in outputs])
 
 
-def _normal_form(text):
+def normal_form(text: str) -> str:
   """Words without articles; the words as they are where nothing else is left; the text itself where no word is."""
   plain = _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
   return " ".join(_ARTICLES.sub(" ", plain).split()) or plain or text.strip()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import page
+from qempo_jax.evaluation import page_style
 from qempo_jax.evaluation import report
 
 LABELS = {
@@ -133,7 +134,7 @@ def headline(found: Sequence[frontier.Point], config: Mapping) -> str:
 
 def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str:
   """The page, in the report's style."""
-  config, escape = results["config"], page.escape
+  config, escape = results["config"], page_style.escape
   name = FIGURES[config["diversity"][0]]
   volume_rows = [
     [LABELS.get(m, m), str(count), f"{v.mean:.3f}", f"[{v.low:.3f}, {v.high:.3f}]"]
@@ -166,18 +167,18 @@ def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str
     "<h2>At matched quality</h2>",
     f'<p class="soft">{escape(name)} less {escape(baseline)}\'s; each method\'s most diverse point within'
     f" {config['tolerance']:g} of the level. Points are picked on the figures compared.</p>",
-    page.table(["Method", "Level", "Difference", "p (Holm)", "Verdict", "Quality left", "Point", "Baseline's"], match_rows),
+    page_style.table(["Method", "Level", "Difference", "p (Holm)", "Verdict", "Quality left", "Point", "Baseline's"], match_rows),
     "<h2>Hypervolume</h2>",
     f'<p class="soft">Area above the reference point ({reference}) of reward and {escape(name.lower())}; more operating'
     " points can only enlarge it.</p>",
-    page.table(["Method", "Points", "Hypervolume", "95 % interval"], volume_rows),
+    page_style.table(["Method", "Points", "Hypervolume", "95 % interval"], volume_rows),
     "<h2>Every operating point</h2>",
-    page.table(["Point", *columns], point_rows),
+    page_style.table(["Point", *columns], point_rows),
     "<h2>How this was made</h2>",
     f"<pre>{escape(results['command'])}\n{escape(json.dumps(results['made_now']))}\nseeds {config['seeds']}</pre>",
     f"<details><summary>Config</summary><pre>{escape(json.dumps(config, indent=2))}</pre></details>",
   ]
-  return page.document("Quality against diversity", "\n".join(body))
+  return page_style.document("Quality against diversity", "\n".join(body))
 
 
 def _name_methods(axis, best) -> None:

@@ -119,7 +119,11 @@ def rarefied_types(counts: np.ndarray, *, total: int, size: int) -> float:
   """
   if not 0 <= size <= total:
     raise InputError(f"{size} items can't be drawn from {total} without replacement: lower the size.")
-  kinds, times = np.unique(np.asarray(counts, np.int64), return_counts=True)
+  return rarefied_types_of(*np.unique(np.asarray(counts, np.int64), return_counts=True), total=total, size=size)
+
+
+def rarefied_types_of(kinds: np.ndarray, times: np.ndarray, *, total: int, size: int) -> float:
+  """The same where times[i] kinds have the count kinds[i], in rising order."""
   if not len(kinds):
     return 0.0
   # C(total - c, size) / C(total, size) = prod_{j < c} (total - size - j) / (total - j), 0 from a zero factor on.

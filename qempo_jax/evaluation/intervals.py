@@ -14,6 +14,7 @@ at 8. The bounds of a figure with a known range (`bounded_lower_bound`, `bounded
 of those cases.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -121,8 +122,16 @@ def paired_difference(
 
   Each draw takes the same prompts on both sides, so what the prompts share cancels; samples are drawn apart.
   """
+  return paired_differences(values, baseline, levels=(level,), num_draws=num_draws, seed=seed)[0]
+
+
+def paired_differences(
+  values: np.ndarray, baseline: np.ndarray, *, levels: Sequence[float], num_draws: int = 2000, seed: int = 0
+) -> list[Interval]:
+  """The same at several levels, from the same draws."""
   draws, base_draws = _paired_draws(values, baseline, num_draws, seed)
-  return _percentiles(np.mean(values) - np.mean(baseline), draws - base_draws, level)
+  mean = np.mean(values) - np.mean(baseline)
+  return [_percentiles(mean, draws - base_draws, level) for level in levels]
 
 
 def paired_ratio(

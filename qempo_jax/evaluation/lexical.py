@@ -4,6 +4,7 @@ All of them change with the number and the length of texts: compare equal number
 them. None of them sees meaning, and none sees quality: random words score best.
 """
 
+import array
 from collections.abc import Callable
 from collections.abc import Sequence
 import re
@@ -24,7 +25,9 @@ def split(text: str) -> list[str]:
 
 def words(text: str) -> list[str]:
   """The same, lower-cased."""
-  return [token.lower() for token in split(text)]
+  if text.isascii():
+    return split(text.lower())
+  return [token.lower() for token in split(text)]  # folding the case first can change how other letters split
 
 
 class Corpus(NamedTuple):
@@ -35,21 +38,48 @@ class Corpus(NamedTuple):
     owners: [tokens] the text of each token.
     lengths: [texts] tokens of each text.
     num_types: different tokens, or more.
+    grams: for n = 1, 2, ... as far as they were wanted at once, [tokens] a number of the n-gram that starts there, equal
+      where they are; -1 where the text ends before.
   """
 
   ids: np.ndarray
   owners: np.ndarray
   lengths: np.ndarray
   num_types: int
+  grams: tuple[np.ndarray, ...] = ()
+
+
+class _Vocabulary(dict):
+  """Numbers a token at its first look-up."""
+
+  def __missing__(self, token):
+    number = self[token] = len(self)
+    return number
 
 
 def encode(texts: Sequence[str], *, tokenize: Callable[[str], Sequence[str]] = words) -> Corpus:
   """Tokenises texts once for all the figures below."""
-  vocabulary: dict[str, int] = {}
-  lists = [[vocabulary.setdefault(token, len(vocabulary)) for token in tokenize(text)] for text in texts]
-  lengths = np.array([len(ids) for ids in lists], np.int64)
-  ids = np.fromiter((number for ids in lists for number in ids), np.int64, int(lengths.sum()))
-  return Corpus(ids, np.repeat(np.arange(len(lists)), lengths), lengths, len(vocabulary))
+  vocabulary, ids, lengths = _Vocabulary(), array.array("q"), np.zeros(len(texts), np.int64)
+  for place, text in enumerate(texts):
+    tokens = tokenize(text)
+    ids.extend(map(vocabulary.__getitem__, tokens))
+    lengths[place] = len(tokens)
+  found = np.frombuffer(ids, np.int64) if ids else np.zeros(0, np.int64)
+  return Corpus(found, np.repeat(np.arange(len(texts)), lengths), lengths, len(vocabulary))
+
+
+def with_ngrams(corpus: Corpus, *, max_order: int) -> Corpus:
+  """The same corpus with the n-grams of all orders up to `max_order` numbered once, for it and its subsets."""
+  place = np.arange(len(corpus.ids)) - (np.cumsum(corpus.lengths) - corpus.lengths)[corpus.owners]
+  left = corpus.lengths[corpus.owners] - place  # tokens from each on to its text's end
+  grams = [*corpus.grams] or [corpus.ids]
+  for n in range(len(grams) + 1, max_order + 1):
+    starts = np.flatnonzero(left >= n)
+    joined = grams[-1][starts] * max(1, corpus.num_types) + corpus.ids[starts + n - 1]
+    numbers = np.full(len(corpus.ids), -1)
+    numbers[starts] = np.unique(joined, return_inverse=True)[1]
+    grams.append(numbers)
+  return corpus._replace(grams=tuple(grams))
 
 
 def subset(corpus: Corpus, chosen: np.ndarray) -> Corpus:
@@ -59,22 +89,17 @@ def subset(corpus: Corpus, chosen: np.ndarray) -> Corpus:
   lengths = corpus.lengths[chosen]
   owners = np.repeat(np.arange(len(chosen)), lengths)
   place = np.arange(len(owners)) - (np.cumsum(lengths) - lengths)[owners]
-  return Corpus(corpus.ids[starts[chosen][owners] + place], owners, lengths, corpus.num_types)
+  where = starts[chosen][owners] + place
+  return Corpus(corpus.ids[where], owners, lengths, corpus.num_types, tuple(grams[where] for grams in corpus.grams))
 
 
 def ngrams(corpus: Corpus, n: int) -> tuple[np.ndarray, np.ndarray]:
   """The n-grams inside texts, never across two: numbers equal where the n-grams are, and the text of each."""
   if n < 1:
     raise InputError(f"n-grams need n of at least 1, not {n}.")
-  ids, owners = corpus.ids, corpus.owners
-  for step in range(1, n):
-    inside = owners[step:] == corpus.owners[: len(owners) - step] if len(owners) > step else np.zeros(0, bool)
-    # `ids` has one entry a start position; a position is kept while its last token is in the same text.
-    joined = ids[: len(inside)] * max(1, corpus.num_types) + corpus.ids[step : step + len(inside)]
-    ids = np.unique(joined, return_inverse=True)[1] if joined.size else joined
-    if step == n - 1:
-      return ids[inside], corpus.owners[: len(inside)][inside]
-  return ids, owners
+  grams = with_ngrams(corpus, max_order=n).grams[n - 1]
+  inside = grams >= 0
+  return grams[inside], corpus.owners[inside]
 
 
 def distinct_n(corpus: Corpus, *, n: int) -> float:
@@ -85,7 +110,12 @@ def distinct_n(corpus: Corpus, *, n: int) -> float:
   how evenly the n-grams occur. NaN without n-grams.
   """
   ids, _ = ngrams(corpus, n)
-  return len(np.unique(ids)) / len(ids) if len(ids) else float("nan")
+  return _num_distinct(ids) / len(ids) if len(ids) else float("nan")
+
+
+def _num_distinct(ids) -> int:
+  ordered = np.sort(ids)
+  return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + (len(ids) > 0)
 
 
 def expectation_adjusted_distinct(corpus: Corpus, *, n: int, vocabulary_size: int) -> float:
@@ -103,7 +133,7 @@ def expectation_adjusted_distinct(corpus: Corpus, *, n: int, vocabulary_size: in
   if not len(ids):
     return float("nan")
   expected = -vocabulary_size * np.expm1(len(ids) * np.log1p(-1 / vocabulary_size))
-  return float(len(np.unique(ids)) / expected)
+  return float(_num_distinct(ids) / expected)
 
 
 def type_token_ratio(corpus: Corpus) -> float:
@@ -117,7 +147,7 @@ def root_type_token_ratio(corpus: Corpus) -> float:
   Guiraud, "Les caractères statistiques du vocabulaire", 1954. Range from 0 to the root of the number of tokens;
   depends on length less than TTR, but still. NaN without tokens.
   """
-  return len(np.unique(corpus.ids)) / np.sqrt(len(corpus.ids)) if len(corpus.ids) else float("nan")
+  return _num_distinct(corpus.ids) / np.sqrt(len(corpus.ids)) if len(corpus.ids) else float("nan")
 
 
 def moving_average_type_token_ratio(corpus: Corpus, *, window: int = 50) -> float:
@@ -217,16 +247,18 @@ def _matches(corpus, n, count):
   ids, owners = ngrams(corpus, n)
   if not len(ids):
     return np.zeros(count)
-  cells, times = np.unique(ids * count + owners, return_counts=True)
-  gram, text = cells // count, cells % count
-  order = np.lexsort((-times, gram))  # by n-gram, then most frequent first
-  gram, text, times = gram[order], text[order], times[order]
-  first = np.flatnonzero(np.r_[True, gram[1:] != gram[:-1]])
-  group = np.cumsum(np.r_[True, gram[1:] != gram[:-1]]) - 1
-  second = np.minimum(first + 1, len(gram) - 1)
-  runner_up = np.where((second > first) & (gram[second] == gram[first]), times[second], 0)
-  is_first = np.arange(len(gram)) == first[group]
-  others = np.where(is_first, runner_up[group], times[first][group])
+  cells = np.sort(ids * count + owners)
+  starts = np.flatnonzero(np.r_[True, cells[1:] != cells[:-1]])
+  times = np.diff(starts, append=len(cells))
+  gram, text = np.divmod(cells[starts], count)
+  changes = np.r_[True, gram[1:] != gram[:-1]]
+  first, group = np.flatnonzero(changes), np.cumsum(changes) - 1
+  # The highest count among the other texts is the highest of all, but for the one text that alone has it.
+  highest = np.maximum.reduceat(times, first)
+  is_highest = times == highest[group]
+  shared = np.add.reduceat(is_highest, first) > 1
+  runner_up = np.maximum.reduceat(np.where(is_highest, 0, times), first)
+  others = np.where(is_highest & ~shared[group], runner_up[group], highest[group])
   return np.bincount(text, np.minimum(times, others), count)
 
 

@@ -14,7 +14,7 @@ from qempo_jax.evaluation.rows import SPLIT_LABELS
 from qempo_jax.evaluation.rows import in_order
 
 COLOURS = {"base": "#595959", "grpo": "#D55E00", "qempo": "#0072B2", "qempo_kl": "#00795A"}
-_OTHER_COLOURS = ("#CC79A7", "#8A6D00", "#56B4E9")
+_OTHER_COLOURS = ("#A8457A", "#7A6A00", "#2B7FB8")
 _MARKERS = {"base": "s", "grpo": "^", "qempo": "D", "qempo_kl": "o"}
 _WIDTH = 5.2  # inches: about the width of a phone's screen at the plots' font size
 _BARS = 8
@@ -23,6 +23,8 @@ _BARS = 8
 def training_plots(metrics: Mapping[str, Sequence[Mapping]], floor: float) -> dict[str, bytes]:
   """Plots over training steps by file name; a figure that no method logged has no plot.
 
+  A constraint's slack is how far it is from being broken: below 0 it is.
+
   Args:
     metrics: for every method its logged steps, each with `step` and whichever of the other keys it has.
     floor: drawn where the steps do not log a floor of their own.
@@ -30,13 +32,15 @@ def training_plots(metrics: Mapping[str, Sequence[Mapping]], floor: float) -> di
   Returns:
     PNG bytes by name.
   """
-  panels = {
+  wanted = {
     "reward": [("reward", "Reward")],
     "multipliers": [("dual/quality/multiplier", "Quality multiplier"), ("dual/kl/multiplier", "KL multiplier")],
+    "slack": [("slack/quality", "Reward above the floor"), ("slack/kl", "KL below the budget (nats)")],
     "training_entropy": [("entropy", "Sequence entropy (nats)")],
   }
+  metrics = {method: [row | _slack(row) for row in rows] for method, rows in metrics.items()}
   plots = {}
-  for name, keys in panels.items():
+  for name, keys in wanted.items():
     keys = [(key, label) for key, label in keys if any(_series(rows, key)[0].size for rows in metrics.values())]
     if keys:
       plots[name] = _over_steps(metrics, keys, floor)
@@ -46,15 +50,17 @@ def training_plots(metrics: Mapping[str, Sequence[Mapping]], floor: float) -> di
 def quality_plot(results: Mapping, figure: str, label: str) -> bytes:
   """Reward against `figure` for every policy, one panel a split, with intervals on both axes and the floor."""
   splits = list(results["comparisons"])
-  canvas, axes = _figure(len(splits), 2.7)
+  canvas, axes = panels(len(splits), 2.7)
   for axis, split in zip(axes, splits, strict=True):
-    axis.axhline(results["floor"], color="#444444", linestyle="--", linewidth=1)
-    axis.annotate("floor", (0, results["floor"]), xycoords=("axes fraction", "data"), xytext=(4, -11),
+    floor = results["floors"][split]
+    axis.axhline(floor, color="#444444", linestyle="--", linewidth=1)
+    axis.annotate("floor", (0, floor), xycoords=("axes fraction", "data"), xytext=(4, -11),
                   textcoords="offset points", fontsize=9, color="#444444")  # fmt: skip
     points = {m: entry["splits"][split] for m, entry in results["methods"].items() if split in entry["splits"]}
+    points = {m: values for m, values in points.items() if values[figure]["mean"] is not None}
     for method, values in points.items():
       x, y = values[figure], values["reward"]
-      axis.errorbar(x["mean"], y["mean"], xerr=_whiskers(x), yerr=_whiskers(y), color=_colour(method),
+      axis.errorbar(x["mean"], y["mean"], xerr=whiskers(x), yerr=whiskers(y), color=colour(method),
                     marker=_MARKERS.get(method, "o"), markersize=6, linewidth=1.3, linestyle="none")  # fmt: skip
     axis.margins(x=0.22, y=0.18)
     places = {method: (values[figure]["mean"], values["reward"]["mean"]) for method, values in points.items()}
@@ -62,7 +68,7 @@ def quality_plot(results: Mapping, figure: str, label: str) -> bytes:
     axis.set_title(_sentence(SPLIT_LABELS.get(split, split)), loc="left")
     axis.set_ylabel("Reward")
   axes[-1].set_xlabel(label)
-  return _png(canvas)
+  return png(canvas)
 
 
 def answers_plot(answers: Mapping) -> bytes:
@@ -77,22 +83,22 @@ def answers_plot(answers: Mapping) -> bytes:
   methods = answers["methods"]
   bars = {method: _bars(entry) for method, entry in methods.items()}
   spans = [len(of_method) + 0.2 for of_method in bars.values()]
-  canvas, axes = _figure(len(methods), 0.35 + 0.21 * sum(spans) / len(spans), ratios=spans)
+  canvas, axes = panels(len(methods), 0.35 + 0.21 * sum(spans) / len(spans), ratios=spans)
   highest = max(share for of_method in bars.values() for _, share, _ in of_method)
   for axis, (method, entry) in zip(axes, methods.items(), strict=True):
     for position, (name, share, named) in enumerate(bars[method]):
-      axis.barh(position, share, color=_colour(method) if named else "#BBBBBB", height=0.75)
+      axis.barh(position, share, color=colour(method) if named else "#BBBBBB", height=0.75)
       axis.text(share + 0.01 * highest, position, f"{share:.0%}", va="center", fontsize=9)
       axis.text(-0.01 * highest, position, name, va="center", ha="right", fontsize=9, parse_math=False)
     different = len(entry["counts"])
     title = f"{METHOD_LABELS.get(method, method)}: {different} different answer{'' if different == 1 else 's'}"
-    axis.set_title(title, loc="left", color=_colour(method), parse_math=False)
+    axis.set_title(title, loc="left", color=colour(method), parse_math=False)
     axis.set_xlim(0, highest * 1.12)
     axis.set_ylim(len(bars[method]) - 0.4, -0.6)  # one bar, one unit
     axis.set_yticks([])
     axis.set_xticks([])
     axis.spines[["bottom", "left"]].set_visible(False)
-  return _png(canvas)
+  return png(canvas)
 
 
 def _bars(entry):
@@ -108,7 +114,7 @@ def _bars(entry):
 
 
 def _over_steps(metrics, keys, floor):
-  canvas, axes = _figure(len(keys), 2.8)
+  canvas, axes = panels(len(keys), 2.8)
   for axis, (key, label) in zip(axes, keys, strict=True):
     ends = {}
     for method in in_order(metrics, tuple(COLOURS)):
@@ -117,16 +123,24 @@ def _over_steps(metrics, keys, floor):
         continue
       smooth = _moving_average(values, max(1, len(values) // 15))
       if len(values) >= 30:
-        axis.plot(steps, values, color=_colour(method), linewidth=0.8, alpha=0.3)
-      axis.plot(steps, smooth, color=_colour(method), linewidth=2)
+        axis.plot(steps, values, color=colour(method), linewidth=0.8, alpha=0.3)
+      axis.plot(steps, smooth, color=colour(method), linewidth=2)
       ends[method] = (steps[-1], smooth[-1])
     if key == "reward":
       _draw_floor(axis, metrics, floor)
+    if key.startswith("slack/"):
+      axis.axhline(0, color="#444444", linestyle="--", linewidth=1)
     axis.set_title(label, loc="left")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label_ends(axis, ends)
   axes[-1].set_xlabel("Step")
-  return _png(canvas)
+  return png(canvas)
+
+
+def _slack(row):
+  """Slack of each constraint that a step logs."""
+  keys = {f"slack/{name}": row.get(f"dual/{name}/violation") for name in ("quality", "kl")}
+  return {key: -value for key, value in keys.items() if value is not None}
 
 
 def _draw_floor(axis, metrics, floor):
@@ -171,7 +185,7 @@ def _label_ends(axis, ends):
     ceiling = heights[index] - gap
   for method, height in zip(order, heights, strict=True):
     axis.annotate(METHOD_LABELS.get(method, method), (ends[method][0], height), xytext=(6, 0), va="center",
-                  textcoords="offset points", color=_colour(method), fontweight="bold", fontsize=10,
+                  textcoords="offset points", color=colour(method), fontweight="bold", fontsize=10,
                   annotation_clip=False)  # fmt: skip
 
 
@@ -191,7 +205,7 @@ def _label_points(axis, places):
     side, above = min(boxes, key=lambda corner: _crowding(boxes[corner], taken))
     taken.append(boxes[side, above])
     axis.annotate(text, places[method], xytext=(7 * side, 6 if above > 0 else -14), textcoords="offset points",
-                  ha="left" if side > 0 else "right", color=_colour(method), fontweight="bold",
+                  ha="left" if side > 0 else "right", color=colour(method), fontweight="bold",
                   fontsize=10)  # fmt: skip
 
 
@@ -202,14 +216,15 @@ def _crowding(box, taken):
   return meets + max(0.0, -x0, x1 - 1, -y0, y1 - 1) * 20
 
 
-def _whiskers(interval):
+def whiskers(interval):
   """Error-bar lengths, none where the interval has no ends."""
   if interval["low"] is None:
     return None
   return [[max(0.0, interval["mean"] - interval["low"])], [max(0.0, interval["high"] - interval["mean"])]]
 
 
-def _figure(num_panels, panel_height, ratios=None):
+def panels(num_panels, panel_height, ratios=None):
+  """A canvas of a phone's width and its panels, one above the other."""
   canvas = FigureCanvasAgg(Figure(figsize=(_WIDTH, panel_height * num_panels + 0.3), dpi=170, layout="constrained"))
   axes = canvas.figure.subplots(num_panels, 1, squeeze=False, height_ratios=ratios)[:, 0]
   for axis in axes:
@@ -221,13 +236,15 @@ def _figure(num_panels, panel_height, ratios=None):
   return canvas, axes
 
 
-def _png(canvas):
+def png(canvas) -> bytes:
+  """The canvas as PNG, without anything that differs from run to run."""
   buffer = io.BytesIO()
   canvas.print_png(buffer, metadata={"Software": None})
   return buffer.getvalue()
 
 
-def _colour(method):
+def colour(method: str) -> str:
+  """The colour of a method in every plot."""
   return COLOURS.get(method) or _OTHER_COLOURS[sum(map(ord, method)) % len(_OTHER_COLOURS)]
 
 

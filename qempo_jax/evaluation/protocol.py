@@ -51,6 +51,8 @@ class ProtocolFigure(NamedTuple):
 def guo_words(text: str) -> list[str]:
   """The protocol's words: single punctuation marks dropped, longer runs of them kept, lower case."""
   # The case is folded after the split: lower-casing can change how some letters split.
+  if text.isascii():
+    return [token for token in lexical.split(text.lower()) if token not in _PUNCTUATION]
   return [token.lower() for token in lexical.split(text) if token not in _PUNCTUATION]
 
 
@@ -62,7 +64,15 @@ def guo_lexical(samples: Sequence[str], *, num_ngrams: int = NUM_NGRAMS, seed: i
   Raises:
     InputError: if there are fewer than `num_ngrams` n-grams of an order: the figure would not compare.
   """
-  corpus = lexical.encode([sample for sample in samples if sample.strip()], tokenize=guo_words)
+  return _lexical(guo_corpus(samples), num_ngrams, seed)
+
+
+def guo_corpus(samples: Sequence[str]) -> lexical.Corpus:
+  """The protocol's words and n-grams of the samples."""
+  return lexical.with_ngrams(lexical.encode(samples, tokenize=guo_words), max_order=max(_ORDERS))
+
+
+def _lexical(corpus, num_ngrams, seed):
   generator = random.Random(seed)
   ratios = []
   for n in _ORDERS:
@@ -76,9 +86,8 @@ def guo_lexical(samples: Sequence[str], *, num_ngrams: int = NUM_NGRAMS, seed: i
   return sum(ratios) / len(ratios)
 
 
-def smallest_ngram_count(samples: Sequence[str]) -> int:
+def smallest_ngram_count(corpus: lexical.Corpus) -> int:
   """How many n-grams of the scarcest order the samples have: the largest `num_ngrams` they allow."""
-  corpus = lexical.encode([sample for sample in samples if sample.strip()], tokenize=guo_words)
   return min(len(lexical.ngrams(corpus, n)[0]) for n in _ORDERS)
 
 
@@ -130,16 +139,20 @@ def diversity(
     raise InputError(f"The methods have {sorted(counts)} prompts: a comparison needs the same prompts for all.")
   pooled = {name: [item for prompt in prompts for item in prompt] for name, prompts in methods.items()}
   if axis == "lexical":
-    most, default = min(smallest_ngram_count(samples) for samples in pooled.values()), NUM_NGRAMS
+    corpora = {name: guo_corpus(samples) for name, samples in pooled.items()}
+    most, default = min(map(smallest_ngram_count, corpora.values())), NUM_NGRAMS
   else:
     most, default = min(map(len, pooled.values())), NUM_SENTENCES
   size = min(most, default) if sample_size is None else sample_size
+  least = 1 if axis == "lexical" else 2
+  if size < least:
+    raise InputError(f"The {axis} axis needs {least} n-grams or sentences of each method at least: some have {size}.")
   found = {}
   for name, prompts in methods.items():
     owners = np.repeat(np.arange(len(prompts)), [len(items) for items in prompts])
     if axis == "lexical":
-      value = guo_lexical(pooled[name], num_ngrams=size, seed=seed)
-      interval = corpus_intervals.lexical_interval(prompts, value, tokenize=guo_words, size=size, level=level)
+      value = _lexical(corpora[name], size, seed)
+      interval = corpus_intervals.lexical_interval(corpora[name], owners, value, size=size, level=level)
     else:
       positions = draw(pooled[name], size=size, seed=seed)
       chosen = [pooled[name][position] for position in positions]

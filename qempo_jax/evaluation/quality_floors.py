@@ -59,7 +59,7 @@ def certify_floor(
   differences = _paired(rewards, reference_rewards)
   span = None if value_range is None else (value_range[0] - value_range[1], value_range[1] - value_range[0])
   found = certificate.certify(
-    differences[:, None], constraint="reward over reference", bound=-amount, value_range=span, **settings
+    differences[:, None], constraint="reward over reference", bound=0.0 - amount, value_range=span, **settings
   )
   num_samples = np.shape(rewards)[1]
   further = None if found.further_prompts is None else found.further_prompts * num_samples

@@ -11,7 +11,9 @@ from rich import box
 from rich.table import Table
 
 from qempo_jax.evaluation import alarms
+from qempo_jax.evaluation import diversity_plots
 from qempo_jax.evaluation import page
+from qempo_jax.evaluation import page_style
 from qempo_jax.evaluation import plots
 from qempo_jax.evaluation.rows import METHOD_LABELS
 from qempo_jax.evaluation.rows import SPLIT_LABELS
@@ -68,8 +70,8 @@ def terminal_table(results: Mapping) -> Table:
           METHOD_LABELS.get(method, method),
           f"{figures['reward']['mean']:.3f} {_plus_minus(figures['reward'], 2)}",
           f"{figures['effective_answers']['mean']:.1f} {_plus_minus(figures['effective_answers'], 1)}",
-          f"{figures['entropy']['mean']:.1f}",
-          f"{round(figures['kl']['mean'], 1) + 0.0:.1f}",
+          page_style.number(figures["entropy"], 1),
+          page_style.number(figures["kl"], 1).replace("-0.0", "0.0"),
           f"{figures['length']['mean']:.1f}",
           f"{figures['truncation']['mean']:.0%}",
           figures["certificates"][0]["verdict"],
@@ -85,6 +87,7 @@ def _plus_minus(interval, digits):
 _TRAINING_CAPTIONS = {
   "reward": "Reward over training steps, with the floor",
   "multipliers": "Multipliers over training steps",
+  "slack": "Slack of the constraints over training steps: below 0 a constraint is broken",
   "training_entropy": "Entropy over training steps",
 }
 
@@ -101,6 +104,11 @@ def _plots(results, metrics):
       "Quality against entropy",
     ),
   }
+  if not any(entry["entropy"]["mean"] is not None for entry in _split_entries(results)):
+    del drawn["quality_entropy"]  # texts alone, without a model's entropies
+  split = page.main_split(results)
+  caption = f"Diversity on {SPLIT_LABELS.get(split, split)}: filled above the floor, hollow over all outputs"
+  drawn["diversity"] = (diversity_plots.draw(results, split), caption)
   for name, png in plots.training_plots(metrics, results["floor"]).items():
     drawn[name] = (png, _TRAINING_CAPTIONS[name])
   for split, answers in results["answers"].items():
@@ -108,6 +116,10 @@ def _plots(results, metrics):
       caption = f"Answers to one prompt ({SPLIT_LABELS.get(split, split)}): “{answers['prompt']}”"
       drawn[f"answers_{split}"] = (plots.answers_plot(answers), caption)
   return drawn
+
+
+def _split_entries(results):
+  return [figures for entry in results["methods"].values() for figures in entry["splits"].values()]
 
 
 def write_file(path: pathlib.Path, data: bytes) -> None:

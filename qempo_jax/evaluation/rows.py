@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import equivalence
 
 METHODS = ("base", "grpo", "qempo", "qempo_kl")
 SPLITS = ("train", "validation_wordings", "heldout_wordings", "heldout_set")
@@ -22,6 +23,7 @@ SPLIT_LABELS = {
 }
 
 _NUMBERS = ("reward", "log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated")
+_MAY_BE_NONE = ("log_prob", "ref_log_prob", "entropy")  # where no model was at hand to compute them
 _FIELDS = ("method", "seed", "split", "set_name", "prompt", "sample", "completion", "answer", *_NUMBERS)
 
 
@@ -32,8 +34,9 @@ class SplitSamples(NamedTuple):
     prompts: the distinct prompts, sorted, so that every method has them in the same order.
     set_names: the answer set of each prompt.
     seeds: training seeds, sorted.
-    figures: by field, [prompts, seeds, samples] numbers.
+    figures: by field, [prompts, seeds, samples] numbers; NaN where a row has None.
     answers: [prompts][seeds][samples] canonical answers, None where not acceptable.
+    completions: [prompts][seeds][samples] texts.
     dropped: rows left out so that every prompt has equally many samples.
   """
 
@@ -42,6 +45,7 @@ class SplitSamples(NamedTuple):
   seeds: tuple[int, ...]
   figures: dict[str, np.ndarray]
   answers: list[list[list[str | None]]]
+  completions: list[list[list[str]]]
   dropped: int
 
 
@@ -54,12 +58,22 @@ def check_rows(rows: Sequence[Mapping]) -> None:
     if missing:
       raise InputError(f"Evaluation row {index} lacks {missing[0]!r}: every row needs {', '.join(_FIELDS)}.")
     for field in _NUMBERS:
+      if row[field] is None and field in _MAY_BE_NONE:
+        continue
       if not isinstance(row[field], (int, float, np.number, np.bool_)) or not math.isfinite(row[field]):
         raise InputError(f"Evaluation row {index} has {field} = {row[field]!r}: it must be a finite number.")
 
 
-def arrange(rows: Iterable[Mapping], num_samples: Mapping[str, int]) -> dict[tuple[str, str], SplitSamples]:
+def arrange(
+  rows: Iterable[Mapping], num_samples: Mapping[str, int], acceptable: Mapping[str, float]
+) -> dict[tuple[str, str], SplitSamples]:
   """Groups rows by (method, split) into arrays with `num_samples[split]` samples a prompt and seed, the first ones.
+
+  Args:
+    rows: of any methods and splits.
+    num_samples: by split.
+    acceptable: by split the least reward of an acceptable output. A prompt without a set of known answers counts the
+      normal forms of acceptable completions as answers; see `equivalence.normal_form`.
 
   Raises:
     InputError: when a method lacks one of its prompts for one of its seeds.
@@ -67,7 +81,7 @@ def arrange(rows: Iterable[Mapping], num_samples: Mapping[str, int]) -> dict[tup
   groups = defaultdict(lambda: defaultdict(list))
   for row in rows:
     groups[row["method"], row["split"]][row["prompt"], row["seed"]].append(row)
-  return {key: _arrange_one(key, cells, num_samples[key[1]]) for key, cells in groups.items()}
+  return {key: _arrange_one(key, cells, num_samples[key[1]], acceptable[key[1]]) for key, cells in groups.items()}
 
 
 def samples_per_prompt(rows: Iterable[Mapping]) -> dict[str, int]:
@@ -86,7 +100,17 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
   return sorted(set(names), key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def _arrange_one(key, cells, num_samples):
+def _answer(row, acceptable):
+  if row["set_name"]:
+    return row["answer"]
+  return equivalence.normal_form(row["completion"]) if row["reward"] >= acceptable else None
+
+
+def _number(value):
+  return math.nan if value is None else float(value)
+
+
+def _arrange_one(key, cells, num_samples, acceptable):
   prompts = sorted({prompt for prompt, _ in cells})
   seeds = sorted({seed for _, seed in cells})
   for prompt in prompts:
@@ -98,13 +122,14 @@ def _arrange_one(key, cells, num_samples):
   kept = {cell: sorted(rows, key=lambda row: row["sample"])[:num_samples] for cell, rows in cells.items()}
   table = [[kept[prompt, seed] for seed in seeds] for prompt in prompts]
   figures = {
-    field: np.array([[[float(row[field]) for row in cell] for cell in line] for line in table]) for field in _NUMBERS
+    field: np.array([[[_number(row[field]) for row in cell] for cell in line] for line in table]) for field in _NUMBERS
   }
   return SplitSamples(
     prompts=tuple(prompts),
     set_names=tuple(line[0][0]["set_name"] for line in table),
     seeds=tuple(seeds),
     figures=figures,
-    answers=[[[row["answer"] for row in cell] for cell in line] for line in table],
+    answers=[[[_answer(row, acceptable) for row in cell] for cell in line] for line in table],
+    completions=[[[row["completion"] for row in cell] for cell in line] for line in table],
     dropped=sum(map(len, cells.values())) - sum(map(len, kept.values())),
   )

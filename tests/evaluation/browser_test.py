@@ -20,7 +20,7 @@ _FRAME = """<title></title><script>addEventListener("message", event => { docume
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to look at the page")
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 360])
 def test_frontier_page_fits_and_logs_nothing(tmp_path, width):
   results = {"runs": frontier_test.make_runs(), "curves": {}, "config": frontier_test.CONFIG, "command": "c", "made_now": {}}
   for run in results["runs"]:

@@ -43,7 +43,8 @@ def synthetic_metrics(num_steps=40):
     method: [
       {"step": step, "reward": quality - 0.4 * np.exp(-step / 8) + 0.03 * rng.normal(), "floor": 0.85,
        "entropy": entropy, "truncation": 0.3 if method == "qempo" else 0.0}
-      | ({} if method == "grpo" else {"dual/quality/multiplier": 2.0 + step / 10, "dual/kl/multiplier": 0.5})
+      | ({} if method == "grpo" else {"dual/quality/multiplier": 2.0 + step / 10, "dual/kl/multiplier": 0.5,
+                                          "dual/quality/violation": 0.4 * np.exp(-step / 8), "dual/kl/violation": -0.5})
       for step in range(1, num_steps + 1)
     ]
     for method, (quality, _, entropy, _) in POLICIES.items() if method != "base"

@@ -12,6 +12,7 @@ import pytest
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import corpus_intervals
 from qempo_jax.evaluation import functional
+from qempo_jax.evaluation import lexical
 from qempo_jax.evaluation import protocol
 from qempo_jax.evaluation import semantic
 from qempo_jax.evaluation import syntactic
@@ -147,7 +148,7 @@ def test_the_lexical_interval_covers_what_other_prompts_would_give():
   covered = 0
   for _ in range(100):
     drawn = prompts()
-    found = corpus_intervals.lexical_interval(drawn, rarefied(drawn), tokenize=str.split, size=400)
+    found = _lexical_interval(drawn, rarefied(drawn))
     covered += found.low <= truth <= found.high
   assert covered >= 88
 
@@ -171,3 +172,9 @@ def test_what_is_not_defined_is_refused():
   ):
     with pytest.raises(InputError):
       call()
+
+
+def _lexical_interval(prompts, estimate):
+  corpus = lexical.encode([text for samples in prompts for text in samples], tokenize=str.split)
+  owners = np.repeat(np.arange(len(prompts)), [len(samples) for samples in prompts])
+  return corpus_intervals.lexical_interval(corpus, owners, estimate, size=400)

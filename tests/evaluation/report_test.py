@@ -12,13 +12,15 @@ import pytest
 from rich.console import Console
 
 from qempo_jax.evaluation import page
+from qempo_jax.evaluation import page_completions
+from qempo_jax.evaluation import page_style
 from qempo_jax.evaluation import plots
 from qempo_jax.evaluation import report
 from qempo_jax.evaluation import summary
 
 PLOTS = {
   "quality_answers.png", "quality_entropy.png", "reward.png", "multipliers.png", "training_entropy.png",
-  "answers_train.png", "answers_heldout_wordings.png", "answers_heldout_set.png",
+  "diversity.png", "slack.png", "answers_train.png", "answers_heldout_wordings.png", "answers_heldout_set.png",
 }  # fmt: skip
 
 
@@ -101,8 +103,8 @@ def test_headline_admits_rewards_that_do_not_match(results):
 
 
 def test_strange_text_is_escaped_and_made_visible():
-  assert page._text("<b>\"&'\x00\udc80") == "&lt;b&gt;&quot;&amp;&#x27;\ufffd?"
-  assert len(page._shorten("x" * 10_000)) == 241
+  assert page_style.escape("<b>\"&'\x00\udc80") == "&lt;b&gt;&quot;&amp;&#x27;\ufffd?"
+  assert len(page_completions.shorten("x" * 10_000)) == 241
 
 
 def test_a_run_with_only_the_base_model_and_no_metrics_has_a_report(tmp_path, rows):
@@ -165,7 +167,7 @@ _FRAME = """<title></title><script>addEventListener("message", event => { docume
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to look at the page")
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 360])
 def test_page_fits_its_width_in_a_browser_without_complaints(written, tmp_path, width):
   text = (written / "index.html").read_text()
   measured = tmp_path / "measured.html"

@@ -1,0 +1,118 @@
+"""From rows of samples to the results of `experiments.evaluate`: all figures that can be had here."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+from qempo_jax.errors import InputError
+from qempo_jax.evaluation import diversity_metrics
+from qempo_jax.evaluation import judging
+from qempo_jax.evaluation import protocol
+from qempo_jax.evaluation import sentence_encoder
+from qempo_jax.evaluation import summary
+from qempo_jax.evaluation import syntactic
+
+
+def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
+  """The summary of the rows, with the metrics that the config asks for and this machine has.
+
+  Args:
+    config: a complete config.
+    rows: what `sample_files.read` returned.
+    run: copied into the results.
+  """
+  e, o = config.evaluation, config.objective
+  embed, parse, left_out = tools(e)
+  kind, floor = floor_of(config)
+  budget = {} if o.max_kl is None else {o.method: o.max_kl}
+  found = summary.summarise(
+      rows,
+      floor=floor,
+      floor_kind=kind,
+      acceptable=e.acceptable,
+      max_kl=budget,
+      reward_range=tuple(e.reward_range) or None,
+      baseline=e.baseline,
+      metrics=diversity_metrics.metrics([row["completion"] for row in rows], embed=embed, parse=parse),
+      matched=e.matched,
+      look=e.look,
+      planned_looks=e.planned_looks or None,
+      run=dict(run) | {"left_out": left_out},
+      num_draws=e.num_draws,
+  )
+  found["protocols"] = {"guo2024": summary.plain(corpus_figures(rows, embed, parse, e.num_draws))}
+  if e.judgements:
+    found["judging"] = summary.plain(_judged(e.judgements, e.num_draws))
+  return found
+
+
+def floor_of(config) -> tuple[str, float]:
+  """(kind, amount) of the floor to certify: the config's own, the objective's, or not below the reference."""
+  e = config.evaluation
+  if e.floor is not None:
+    return e.floor_kind, e.floor
+  if config.objective.min_reward is not None:
+    return "absolute", config.objective.min_reward
+  return "reference minus", 0.0
+
+
+def tools(e) -> tuple[Callable | None, Callable | None, dict[str, str]]:
+  """(encoder, parser, why an axis is left out)."""
+  if unknown := set(e.axes) - set(diversity_metrics.AXES):
+    raise InputError(f"evaluation.axes has {sorted(unknown)[0]!r}: choose of {', '.join(diversity_metrics.AXES)}.")
+  embed = parse = None
+  left_out = {}
+  try:
+    embed = sentence_encoder.load() if "semantic" in e.axes else None
+  except (InputError, ImportError) as error:
+    left_out["semantic"] = str(error)
+  if "syntactic" in e.axes:
+    parse = lambda sentences: syntactic.parse_with_spacy(sentences, model=e.parser)
+    try:
+      parse(["A test."])
+    except InputError as error:
+      parse, left_out["syntactic"] = None, str(error)
+  return embed, parse, left_out
+
+
+def corpus_figures(rows: Sequence[Mapping], embed, parse, num_draws: int) -> dict:
+  """{split: {axis: {method: value, interval and sample size}}} by guo2024, one sample size for all methods."""
+  found = {}
+  for split in dict.fromkeys(row["split"] for row in rows):
+    methods: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+      if row["split"] == split and row["seed"] == min(r["seed"] for r in rows if r["method"] == row["method"]):
+        methods.setdefault(row["method"], {}).setdefault(row["prompt"], []).append(row["completion"])
+    shared = sorted(set.intersection(*(set(of_method) for of_method in methods.values())))
+    texts = {name: [of_method[prompt] for prompt in shared] for name, of_method in methods.items()}
+    found[split] = {}
+    for axis, tool in (("lexical", True), ("semantic", embed), ("syntactic", parse)):
+      if tool is None or not shared:
+        continue
+      try:
+        items = texts if axis == "lexical" else _sentences(texts, parse if axis == "syntactic" else None)
+        figures = protocol.diversity(items, axis=axis, protocol="guo2024", embed=embed, num_draws=num_draws)
+      except InputError:  # too short for an n-gram or a pair: no such figure
+        continue
+      found[split][axis] = {
+          name: {"mean": f.value, "low": f.interval.low, "high": f.interval.high, "sample_size": f.sample_size}
+          for name, f in figures.items()
+      }
+  return found
+
+
+def _sentences(texts: Mapping[str, list[list[str]]], parse) -> dict[str, list[list]]:
+  split = {
+      name: [[sentence for text in samples for sentence in protocol.sentences(text)] for samples in prompts]
+      for name, prompts in texts.items()
+  }
+  if parse is None:
+    return split
+  return {name: [list(parse(sentences)) for sentences in prompts] for name, prompts in split.items()}
+
+
+def _judged(path: str, num_draws: int) -> dict:
+  judgements = judging.read(path)
+  won = judging.win_rate(judgements, num_draws=num_draws)
+  controlled = judging.length_controlled_win_rate(judgements, num_draws=num_draws)
+  return won._asdict() | {"rate": won.rate._asdict(), "length_controlled": controlled._asdict(), "file": path}

@@ -1,0 +1,117 @@
+"""Methods against each other on the prompts that both have, and what each answered to one prompt."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qempo_jax.evaluation import comparisons
+from qempo_jax.evaluation import functional
+from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import quality_floors
+from qempo_jax.evaluation.rows import SplitSamples
+from qempo_jax.evaluation.summary_figures import Settings
+from qempo_jax.evaluation.summary_figures import for_bootstrap
+
+MATCHED_REWARD = 0.03  # two policies count as equally good when their rewards differ by no more
+_TESTED = ("reward", "entropy", "effective_answers")
+
+Here = Mapping[str, SplitSamples]
+Figures = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def shared_figures(here: Here, figures: Figures, name: str, methods) -> list[np.ndarray]:
+  """A figure of each method over the prompts that all of them have, in one order."""
+  shared = sorted(set.intersection(*(set(here[method].prompts) for method in methods)))
+  found = []
+  for method in methods:
+    position = {prompt: index for index, prompt in enumerate(here[method].prompts)}
+    found.append(figures[method][name][[position[prompt] for prompt in shared]])
+  return found
+
+
+def against(baseline: str, here: Here, figures: Figures, settings: Settings) -> dict:
+  """Each method against the baseline: differences with intervals, and p-values by Holm over all methods compared."""
+  if baseline not in here:
+    return {}
+  compared = {}
+  for method, samples in here.items():
+    if method == baseline or not set(samples.prompts) & set(here[baseline].prompts):
+      continue
+
+    def pair(compare, name, method=method):
+      sides = shared_figures(here, figures, name, (method, baseline))
+      if not all(np.all(np.isfinite(side)) for side in sides):
+        return intervals.Interval(np.nan, np.nan, np.nan)._asdict()
+      return compare(*(for_bootstrap(name, side) for side in sides), **settings._asdict())._asdict()
+
+    reward = pair(intervals.paired_difference, "reward")
+    ratio = pair(intervals.paired_ratio, "effective_answers")
+    if samples.seeds == here[baseline].seeds:
+      ours, theirs = (
+        side.mean(axis=0) for side in shared_figures(here, figures, "effective_answers", (method, baseline))
+      )
+      ratio["by_seed"] = [a / b if b else None for a, b in zip(ours, theirs, strict=True)]
+    compared[method] = {
+      "baseline": baseline,
+      "num_prompts": len(set(samples.prompts) & set(here[baseline].prompts)),
+      "matched": abs(reward["mean"]) <= MATCHED_REWARD,
+      "reward_difference": reward,
+      "effective_answers_ratio": ratio,
+      "entropy_difference": pair(intervals.paired_difference, "entropy"),
+    }
+  _add_p_values(compared, baseline, here, figures, settings)
+  return compared
+
+
+def _add_p_values(compared, baseline, here, figures, settings) -> None:
+  """Sign-flip tests over prompts, Holm's correction over the methods of each figure."""
+  for name in _TESTED:
+    tested, p_values = [], []
+    for method in compared:
+      ours, theirs = shared_figures(here, figures, name, (method, baseline))
+      differences = ours.mean(axis=1) - theirs.mean(axis=1)
+      if np.all(np.isfinite(differences)):
+        tested.append(method)
+        p_values.append(comparisons.sign_flip_p_value(differences, num_draws=settings.num_draws, seed=settings.seed))
+    for method, adjusted in zip(tested, comparisons.holm(np.array(p_values)), strict=True):
+      compared[method].setdefault("p_values_holm", {})[name] = float(adjusted)
+
+
+def entropy_gains(method: str, others, here: Here, figures: Figures, settings: Settings) -> dict[str, dict]:
+  """Sequence entropy less each other policy's, in nats, intervals that hold together; see `quality_floors`."""
+  others = [other for other in others if other in here and other != method]
+  sides = shared_figures(here, figures, "entropy", (method, *others)) if others else []
+  if not others or not sides[0].size or not all(np.all(np.isfinite(side)) for side in sides):
+    return {}
+  gains = quality_floors.entropy_gains(sides[0], dict(zip(others, sides[1:], strict=True)), **settings._asdict())
+  return {name: gain._asdict() for name, gain in gains.items()}
+
+
+def answer_counts(here: Here) -> dict:
+  """Answer counts of every method's first seed, for the shared prompt with a middling number of acceptable answers."""
+  shared = set.intersection(*(set(samples.prompts) for samples in here.values()))
+  if not shared:
+    return {}
+  # Of the first seed only: pooled seeds would look more diverse than any one policy is.
+  answers = {
+    method: {prompt: of_prompt[0] for prompt, of_prompt in zip(samples.prompts, samples.answers, strict=True)}
+    for method, samples in here.items()
+  }
+
+  def num_acceptable(prompt):
+    return sum(answer is not None for of_method in answers.values() for answer in of_method[prompt])
+
+  prompt = sorted(shared, key=lambda prompt: (num_acceptable(prompt), prompt))[len(shared) // 2]
+  samples = next(iter(here.values()))
+  return {
+    "prompt": prompt,
+    "set_name": samples.set_names[samples.prompts.index(prompt)],
+    "methods": {
+      method: {
+        "num_samples": len(of_method[prompt]),
+        "num_not_acceptable": sum(answer is None for answer in of_method[prompt]),
+        "counts": [list(item) for item in functional.answer_counts(of_method[prompt]).items()],
+      }
+      for method, of_method in answers.items()
+    },
+  }

@@ -1,0 +1,139 @@
+"""The figures of one method on one split: of samples, of answers, of solutions, and of diversity."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qempo_jax.evaluation import above_floor
+from qempo_jax.evaluation import equivalence
+from qempo_jax.evaluation import functional
+from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import lexical
+from qempo_jax.evaluation import solutions
+from qempo_jax.evaluation.rows import SplitSamples
+from qempo_jax.rewards import open_list
+
+PER_SAMPLE = ("reward", "entropy", "kl", "length", "truncation", "repetition")
+KS = (1, 8, 64)  # of pass@k, majority@k and distinct@k, as far as the samples go
+
+
+class Settings(NamedTuple):
+  """Of every interval."""
+
+  level: float
+  num_draws: int
+  seed: int
+
+
+def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+  """Every figure as [prompts, seeds * samples] where a sample has one, else [prompts, seeds]; NaN where there is none.
+
+  Coverage is NaN for prompts without a set of known answers.
+  """
+  num_prompts, raw = len(samples.prompts), samples.figures
+  sizes = [set_sizes.get(name) or (len(open_list.answer_set(name).items) if name else None) for name in samples.set_names]
+  statistics = [
+    [functional.answer_statistics(answers, set_size=size or len(answers)) for answers in of_prompt]
+    for size, of_prompt in zip(sizes, samples.answers, strict=True)
+  ]
+
+  def per_prompt(field):
+    return np.array([[getattr(cell, field) for cell in line] for line in statistics], float)
+
+  flat = [text for of_prompt in samples.completions for of_seed in of_prompt for text in of_seed]
+  per_sample = {
+    "reward": raw["reward"],
+    "entropy": raw["entropy"],
+    "kl": raw["log_prob"] - raw["ref_log_prob"],
+    "length": raw["num_tokens"],
+    "truncation": raw["truncated"],
+    "repetition": lexical.repeated_shares(lexical.encode(flat)),
+  }
+  known = np.array([np.nan if size is None else 1.0 for size in sizes])[:, None]
+  return {name: values.reshape(num_prompts, -1) for name, values in per_sample.items()} | {
+    "entropy_per_token": raw["entropy"].mean(axis=2) / np.maximum(raw["num_tokens"].mean(axis=2), 1),
+    "effective_answers": per_prompt("effective_answers"),
+    "coverage": per_prompt("coverage") * known,
+    "distinct_answers": per_prompt("num_distinct"),
+    "answer_entropy": per_prompt("entropy"),
+    "answer_entropy_miller_madow": per_prompt("entropy_miller_madow"),
+  }
+
+
+def for_bootstrap(name: str, values: np.ndarray) -> np.ndarray:
+  """Figures of samples keep them, for the two-stage bootstrap; figures of prompts are averaged over seeds."""
+  return values if name in PER_SAMPLE else values.mean(axis=1)
+
+
+def interval(values: np.ndarray, settings: Settings) -> intervals.Interval:
+  """The mean with its interval; nothing but NaN where a value is missing."""
+  if not np.all(np.isfinite(values)):
+    return intervals.Interval(np.nan, np.nan, np.nan)
+  return intervals.mean_interval(values, **settings._asdict())
+
+
+def solution_figures(samples: SplitSamples, *, acceptable: float, settings: Settings) -> dict[str, dict]:
+  """pass@k, majority@k and distinct@k of each k in `KS` that the samples reach: means over prompts with intervals.
+
+  A sample is correct where its reward is acceptable. Votes go to normal forms, or to canonical answers where prompts
+  have a set; distinct@k counts different correct ones. Each seed is taken by itself, then seeds are averaged.
+  """
+  correct = samples.figures["reward"] >= acceptable  # [prompts, seeds, samples]
+  size = correct.shape[2]
+  found = {}
+  for k in (k for k in KS if k <= size):
+    passed = solutions.pass_at_k(np.full(correct.shape[:2], size), correct.sum(axis=2), k=k)
+    votes, kinds = np.zeros(correct.shape[:2]), np.zeros(correct.shape[:2])
+    for at in np.ndindex(*correct.shape[:2]):
+      texts, right = samples.completions[at[0]][at[1]], correct[at]
+      names = samples.answers[at[0]][at[1]]
+      # A form that is right in one sample and wrong in another is two answers.
+      ballots = [(name or equivalence.normal_form(text), bool(ok)) for name, text, ok in zip(names, texts, right, strict=True)]
+      votes[at] = solutions.majority_at_k(ballots, right, k=k, seed=settings.seed)
+      kept = [ballot if ballot[1] else None for ballot in ballots]
+      kinds[at] = functional.distinct_k(kept, k=k, equivalence=equivalence.exact)
+    for name, values in (("pass", passed), ("majority", votes), ("distinct", kinds)):
+      found[f"{name}@{k}"] = interval(values.mean(axis=1), settings)._asdict()
+  return found
+
+
+def diversity_figures(
+  samples: SplitSamples,
+  *,
+  metrics: Mapping[str, above_floor.Metric],
+  acceptable: float,
+  matched: int | None,
+  settings: Settings,
+) -> dict:
+  """Every metric over all outputs and above the floor: {"all_outputs" or "above_floor": {name: interval and corpus}}.
+
+  Each seed is taken by itself, then seeds are averaged: pooled seeds would look more diverse than any one policy is.
+  """
+  by_seed = [_of_seed(samples, index, metrics, acceptable, matched, settings) for index in range(len(samples.seeds))]
+  found: dict = {"acceptable_at": acceptable, "matched": matched}
+  found["acceptable_per_prompt"] = float(np.mean([of_seed.acceptable_per_prompt for of_seed in by_seed]))
+  for part in ("all_outputs", "above_floor"):
+    found[part] = {}
+    for name in metrics:
+      seeds = [getattr(of_seed, part)[name] for of_seed in by_seed]
+      mean = interval(np.mean([figure.per_prompt for figure in seeds], axis=0), settings)
+      found[part][name] = mean._asdict() | {"corpus": float(np.mean([figure.corpus for figure in seeds]))}
+  return found
+
+
+def _of_seed(samples, index, metrics, acceptable, matched, settings) -> above_floor.Diversity:
+  texts: Sequence[Sequence[str]] = [of_prompt[index] for of_prompt in samples.completions]
+  return above_floor.diversity(
+    texts,
+    samples.figures["reward"][:, index],
+    floor=acceptable,
+    num_tokens=samples.figures["num_tokens"][:, index],
+    truncated=samples.figures["truncated"][:, index],
+    metrics=metrics,
+    matched=matched,
+    level=settings.level,
+    num_draws=1,  # its intervals are of one seed, and not used
+    seed=settings.seed,
+  )

@@ -1,0 +1,138 @@
+"""`experiments.evaluate`: samples a trained policy and its reference, or scores files, and writes the report."""
+
+import json
+
+import pytest
+
+from experiments import builders
+from experiments import cli
+from experiments import evaluate
+from experiments.loops import evaluation_results
+from experiments.loops import online
+from experiments.loops import sample_files
+from qempo_jax.errors import InputError
+from tests.loops import toy
+
+
+class _Silent:
+  def note(self, text):
+    pass
+
+  def step(self, step, metrics):
+    pass
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+  found = toy.config(tmp_path)
+  found.steps, found.checkpoint.every = 2, 0
+  found.objective.min_reward = 0.4
+  found.evaluation.samples_per_prompt, found.evaluation.prompts_per_batch = 8, 16
+  found.evaluation.axes, found.evaluation.num_draws = ("lexical",), 50
+  monkeypatch.setattr(builders, "policy", lambda config: toy.policy())
+  monkeypatch.setattr(cli, "load_config", lambda path: found)
+  return found
+
+
+@pytest.fixture
+def run(tmp_path):
+  def call(*arguments):
+    argv = ["--config=any.py", f"--workdir={tmp_path / 'run'}", *arguments]
+    cli.run(evaluate.main, description="", example="", argv=argv)
+    return json.loads((tmp_path / "run" / "report" / "results.json").read_text())
+
+  return call
+
+
+def test_a_trained_policy_and_its_reference_are_sampled_once_and_reported(config, run, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  from experiments import workdir as workdirs
+
+  workdirs.open_workdir(workdir, config)
+  online.train(config, workdir, toy.policy(), _Silent())
+  found = run("--config.evaluation.num_draws=60")  # the run's other settings of evaluation don't stand in the way
+  assert list(found["methods"]) == ["base", "qempo_kl"]
+  figures = found["methods"]["qempo_kl"]["splits"]["train"]
+  rows = [json.loads(line) for line in (workdir / "samples" / "qempo_kl-seed0.jsonl").open()]
+  assert figures["num_samples"] == len(rows) == 16 * 8
+  assert figures["reward"]["mean"] == pytest.approx(sum(row["reward"] for row in rows) / len(rows))
+  assert figures["certificates"][0]["bound"] == 0.4 and found["run"]["temperature"] == 1.0
+  assert figures["entropy_gains"]["base"]["low"] < figures["entropy_gains"]["base"]["mean"]
+  assert (workdir / "report" / "index.html").is_file() and (workdir / "report" / "slack.png").is_file()
+  capsys.readouterr()
+  run()
+  assert capsys.readouterr().out.count("done before") == 2
+
+
+def test_samples_made_in_another_way_are_not_mixed_in(config, run, capsys):
+  run()
+  with pytest.raises(SystemExit):
+    run("--config.evaluation.temperature=0.7")
+  assert "made in another way" in capsys.readouterr().err
+
+
+def test_files_of_bare_completions_are_scored_without_a_model(config, run, tmp_path, monkeypatch):
+  monkeypatch.setattr(builders, "policy", None)
+  folder = tmp_path / "run" / "samples"
+  folder.mkdir(parents=True)
+  texts = {"base": ["1 2", "1 2", "3"], "mine": ["1 2 3", "4", "5 4"]}
+  for name, completions in texts.items():
+    rows = [{"prompt": prompt, "completion": text} for prompt in toy.PROMPTS for text in completions]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  found = run("--config.evaluation.sample=False", "--config.evaluation.floor_kind=reference minus", "--config.evaluation.floor=0.5")
+  mine, base = (found["methods"][name]["splits"]["prompts"] for name in ("mine", "base"))
+  expected = sum(toy.value(p, [int(t) for t in c.split()]) for p in toy.PROMPTS for c in texts["mine"]) / 6
+  assert mine["reward"]["mean"] == pytest.approx(expected)
+  assert mine["entropy"]["mean"] is None and mine["coverage"]["mean"] is None
+  assert mine["certificates"][0]["constraint"] == "reward over reference"
+  assert found["floors"]["prompts"] == pytest.approx(base["reward"]["mean"] - 0.5)
+  distinct = {name: figures["diversity"]["all_outputs"]["distinct_2"]["mean"] for name, figures in (("m", mine), ("b", base))}
+  assert distinct["m"] == 1 > distinct["b"]
+  assert any("lengths are words" in note for note in found["run"]["notes"])
+  page = (tmp_path / "run" / "report" / "index.html").read_text()
+  assert "Mine" in page or "mine" in page
+
+
+@pytest.mark.parametrize(
+  ("text", "message"), [("nonsense", "line 1 is not JSON"), ('{"prompt": "p"}', '"completion"'), ("", "no samples")]
+)
+def test_a_bad_file_is_named(tmp_path, text, message):
+  (tmp_path / "a.jsonl").write_text(text)
+  with pytest.raises(InputError, match=message):
+    sample_files.read(tmp_path, lambda: None)
+
+
+def test_mt_bench_prompts_are_read_and_the_temperature_pinned(config, tmp_path, monkeypatch):
+  path = tmp_path / "mt_bench" / "question.jsonl"
+  path.parent.mkdir()
+  path.write_text(json.dumps({"question_id": 1, "category": "math", "turns": ["Add 1 and 2.", "Now 3."]}) + "\n")
+  monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+  config.evaluation.prompts = "jsonl:$SOMEWHERE/mt_bench/question.jsonl"
+  config.sampling.temperature = 0.7
+  rows = evaluate.evaluation_samples.prompt_rows(config)
+  assert [(row["prompt"], row["split"]) for row in rows] == [("Add 1 and 2.", "mt_bench")]
+  assert evaluate.evaluation_samples.settings(config).sampling.temperature == 1.0
+  monkeypatch.delenv("SOMEWHERE")
+  with pytest.raises(InputError, match="environment variable"):
+    evaluate.evaluation_samples.prompt_rows(config)
+
+
+def test_an_axis_without_its_tool_is_left_out_with_the_reason(config, monkeypatch):
+  def fail():
+    raise InputError("no network")
+
+  monkeypatch.setattr(evaluation_results.sentence_encoder, "load", fail)
+  config.evaluation.axes, config.evaluation.parser = ("semantic", "syntactic"), "absent_model"
+  embed, parse, left_out = evaluation_results.tools(config.evaluation)
+  assert embed is None and parse is None and left_out["semantic"] == "no network" and "absent_model" in left_out["syntactic"]
+  config.evaluation.axes = ("musical",)
+  with pytest.raises(InputError, match="musical"):
+    evaluation_results.tools(config.evaluation)
+
+
+def test_the_floor_is_the_objectives_or_the_reference(config):
+  assert evaluation_results.floor_of(config) == ("absolute", 0.4)
+  config.objective.min_reward = None
+  assert evaluation_results.floor_of(config) == ("reference minus", 0.0)
+  config.evaluation.floor, config.evaluation.floor_kind = 0.1, "reference quantile"
+  assert evaluation_results.floor_of(config) == ("reference quantile", 0.1)
