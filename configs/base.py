@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
 
   config.data = ConfigDict()
   # jsonl:PATH, parquet:PATH, tfds:NAME[/CONFIG][:SPLIT], tfds_dir:FOLDER[:SPLIT] or hf:ORG/NAME[:SPLIT]
-  config.data.source = "open_list"  # or one of those
+  config.data.source = "open_list"  # or "countdown", or one of those
   config.data.on_bad_row = "error"  # "error" stops at a row that does not fit; "skip" leaves it out and counts it
   config.data.max_bad_share = 0.01  # of skipped rows; more stop the run
   config.data.length_window = 0  # offline: batches sorted by length together, against padding; 0 keeps the plain order
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
   config.objective.min_reward = config_dict.placeholder(float)  # quality floor R; none: lambda stays as it starts
   config.objective.margin = 0.0  # the controller aims at R + margin, so that R can be certified on held-out prompts
   config.objective.max_kl = config_dict.placeholder(float)  # KL budget K in nats; none: mu stays as it starts
-  config.objective.entropy_gradient = "score_function"  # or "rao_blackwell"
+  config.objective.entropy_gradient = "score_function"  # or "rao_blackwell", "rao_blackwell_leave_one_out"
   config.objective.baseline = "leave_one_out"  # or "group_mean"
   config.objective.normalise = False  # divide each prompt's loss by the spread of its shaped rewards, as GRPO does
   config.objective.min_std = 1e-2  # floor of that spread
@@ -180,7 +180,7 @@ def get_config() -> ConfigDict:
   config.feasibility.samples_per_prompt = 256  # of the reference, drawn evaluation.samples_per_prompt at a time
 
   config.evaluation = ConfigDict()
-  config.evaluation.splits = ("train", "heldout_wordings", "heldout_set")  # open_list: what is sampled
+  config.evaluation.splits = ("train", "heldout_wordings", "heldout_set")  # countdown: train, validation, heldout; files: sources
   config.evaluation.samples_per_prompt = 32
   config.evaluation.prompts_per_batch = 8
   config.evaluation.seed = 10_000  # of the fresh samples; the same for every policy

@@ -73,7 +73,12 @@ def run_once(workdir: pathlib.Path, name: str, make) -> None:
 
 
 def evaluation_rows(config) -> list[prompts.Row]:
-  """The prompts that are evaluated; held-out sets are asked for in the trained wordings."""
+  """The prompts that are evaluated: splits of the task, or sources; held-out sets are asked for in the trained wordings."""
+  splits = config.evaluation.splits
+  if config.data.source == "countdown":
+    return [row for split in splits for row in prompts.countdown_rows(split)]
+  if config.data.source != "open_list":
+    return [row | {"split": split.rpartition("/")[2]} for split in splits for row in prompts.load_rows(split)]
   sets, wordings = tuple(config.data.sets), tuple(config.data.wordings)
   chosen = {
       "train": {"sets": sets, "wordings": wordings},
@@ -81,7 +86,7 @@ def evaluation_rows(config) -> list[prompts.Row]:
       "heldout_wordings": {"sets": sets},
       "heldout_set": {"wordings": wordings},
   }
-  return [row for split in config.evaluation.splits for row in prompts.open_list_rows(split, **chosen[split])]
+  return [row for split in splits for row in prompts.open_list_rows(split, **chosen[split])]
 
 
 def write_report(config, workdir: pathlib.Path) -> pathlib.Path:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -129,14 +128,10 @@ def _read(sources) -> dict[str, list[preferences.Preference]]:
   found = {}
   for source in sources:
     kind, _, path = source.partition(":")
-    path = os.path.expandvars(path)
     if kind != "jsonl" or not path:
       raise InputError(f"reward_model source {source!r} is not known; use jsonl:PATH")
-    if "$" in path:
-      raise InputError(f"{source!r} names an environment variable that is not set; set it, or give the path")
-    found[pathlib.Path(path).name.removesuffix(".gz").removesuffix(".jsonl")] = preferences.jsonl_preferences(
-        path, rejected=True
-    )
+    name = pathlib.Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
+    found[name] = preferences.load_preferences(source, rejected=True)
   return found
 
 

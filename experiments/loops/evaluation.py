@@ -11,7 +11,7 @@ from experiments.loops import sampling
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.data.prompts import Row
-from qempo_jax.rewards import open_list
+from qempo_jax.rewards import answers
 
 
 class Evaluator:
@@ -81,7 +81,7 @@ def _rows_of(samples, index, rewards, ref_log_probs, labels):
         "prompt": _text(row["prompt"]),
         "sample": sample,
         "completion": text,
-        "answer": open_list.parse_answer(text, set_name) if set_name else None,
+        "answer": answers.parse_answer(text, set_name) if set_name else None,
         "reward": float(rewards[at]),
         "log_prob": float(rollout.log_probs[at].sum()),
         "ref_log_prob": float(ref_log_probs[at]),

@@ -15,13 +15,18 @@ from experiments import workdir as workdirs
 from experiments.display import Display
 from experiments.loops import enumerable
 from experiments.loops import evaluation
+from experiments.loops import offline
 from experiments.loops import online
+from experiments.loops import text_figures
 from qempo_jax import exact
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import equivalence
 from qempo_jax.evaluation import functional
-from qempo_jax.rewards import open_list
+from qempo_jax.evaluation import solutions
+from qempo_jax.rewards import answers
 
-DRAWS = (1, 8, 64)  # every k of pass@k and distinct@k
+DRAWS = (1, 8, 64)  # every k of pass@k and distinct@k on the toy
+SAMPLED_DRAWS = (1, 2, 4, 8, 16, 32, 64)  # likewise on samples, as far as there are so many of a prompt
 CURVE_POINTS = 25  # floors at which the programs are solved
 
 
@@ -131,12 +136,15 @@ def exact_curves(problem: enumerable.Problem) -> dict[str, list[dict[str, float]
 
 
 def run_online(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
-  """Makes the runs with the online loop and a language model, one after another."""
+  """Makes the runs with a language model, one after another, online or on pairs.
+
+  Seeds come last, so that a sweep that was cut short holds whole comparisons.
+  """
   if not runs:
     return {}
   shared = config[config.methods[-1]]
   policy = builders.policy(shared)
-  for run in runs:
+  for run in sorted(runs, key=lambda run: config.seeds.index(run.seed)):
     of_run = config_of(config, run)
     folder = _result(workdir, run).parent
     started = time.monotonic()
@@ -144,7 +152,8 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     if of_run.steps:
       with Display(of_run.steps, title=run.name) as display:
-        state = online.train(of_run, folder, policy, display)
+        loop = online if of_run.offline.loss is None else offline
+        state = loop.train(of_run, folder, policy, display)
       params = builders.as_policy(of_run)(state.params, policy.params)
     evaluate = evaluation.Evaluator(of_run, policy, demo.evaluation_rows(of_run), builders.reward(of_run))
     rows = evaluate(params, method=run.method, seed=run.seed)
@@ -158,22 +167,31 @@ def sampled_figures(rows: list[dict]) -> tuple[list[str], dict[str, np.ndarray]]
   """(prompts, figures: [P, samples], or [P, 1] where a figure is one of a prompt's samples together)."""
   by_prompt = {}
   for row in rows:
-    by_prompt.setdefault(f"{row['split']}: {row['prompt']}", []).append(row)
+    by_prompt.setdefault(f"{row['split']}: {_asked(row['prompt'])}", []).append(row)
   of = lambda get: np.array([[get(row) for row in group] for group in by_prompt.values()], float)
-  answers = []
-  for group in by_prompt.values():
-    size = len(open_list.answer_set(group[0]["set_name"]).items)
-    answers.append(functional.answer_statistics([row["answer"] for row in group], set_size=size))
+  groups = list(by_prompt.values())
   figures = {
       "reward": of(lambda row: row["reward"]),
       "entropy": of(lambda row: row["entropy"]),
       "kl": of(lambda row: row["log_prob"] - row["ref_log_prob"]),
       "length": of(lambda row: row["num_tokens"]),
       "truncation": of(lambda row: row["truncated"]),
-      "good": of(lambda row: row["answer"] is not None),
-      "effective_answers": np.array([[one.effective_answers] for one in answers]),
-      "coverage": np.array([[one.coverage] for one in answers]),
   }
+  if not rows[0]["set_name"]:
+    return list(by_prompt), figures | text_figures.figures([[row["completion"] for row in group] for group in groups])
+  given = [[row["answer"] for row in group] for group in groups]
+  sizes = [answers.set_size(group[0]["set_name"]) for group in groups]
+  statistics = [functional.answer_statistics(of, set_size=size) for of, size in zip(given, sizes)]
+  counts = np.array([(one.num_samples, one.num_acceptable) for one in statistics]).T
+  figures |= {
+      "good": of(lambda row: row["answer"] is not None),
+      "effective_answers": np.array([[one.effective_answers] for one in statistics]),
+      "coverage": np.array([[one.coverage] for one in statistics]),
+  }
+  for k in (k for k in SAMPLED_DRAWS if k <= counts[0].min()):
+    figures[f"pass@{k}"] = solutions.pass_at_k(*counts, k=k)[:, None]
+    distinct = [functional.distinct_k(of, k=k, equivalence=equivalence.exact) for of in given]
+    figures[f"distinct@{k}"] = np.array(distinct)[:, None]
   return list(by_prompt), figures
 
 
@@ -193,6 +211,11 @@ def _write(workdir, run: Run, prompts, figures, seconds) -> None:
   path = _result(workdir, run)
   path.parent.mkdir(parents=True, exist_ok=True)
   workdirs.write_atomically(path, json.dumps(result) + "\n")
+
+
+def _asked(prompt) -> str:
+  """A prompt's last message."""
+  return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def _result(workdir: pathlib.Path, run: Run) -> pathlib.Path:

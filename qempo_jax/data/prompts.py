@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from qempo_jax.data import formats
 from qempo_jax.data import order
 from qempo_jax.data import sources
+from qempo_jax.data.examples import Message
 from qempo_jax.data.examples import Row as Row
+from qempo_jax.rewards import answers
+from qempo_jax.rewards import countdown
 from qempo_jax.rewards import open_list
 
 
@@ -14,6 +17,19 @@ def open_list_rows(split: str, *, sets: Sequence[str] = (), wordings: Sequence[i
   """The open-list tasks of a split as rows with `prompt`, `set_name` and `split`; empty choices mean all."""
   found = open_list.tasks(split, sets=sets or None, wordings=wordings or None)
   return [task._asdict() for task in found]
+
+
+def countdown_rows(split: str) -> list[Row]:
+  """The puzzles of a split as rows with `prompt` (a conversation), `target`, `set_name` and `split`."""
+  return [
+    {
+      "prompt": tuple(map(Message, countdown.prompt(target))),
+      "target": target,
+      "set_name": answers.countdown_set(target),
+      "split": split,
+    }
+    for target in countdown.targets(split)
+  ]
 
 
 def load_rows(
@@ -25,7 +41,7 @@ def load_rows(
     max_bad_share: float = 0.01,
     note: Callable[[str], None] | None = None,
 ) -> list[Row]:
-  """The training rows of a source: "open_list", or one of those in `sources`.
+  """The training rows of a source: "open_list", "countdown", or one of those in `sources`.
 
   Args:
     source: where the rows are.
@@ -43,6 +59,8 @@ def load_rows(
   """
   if source == "open_list":
     return open_list_rows("train", sets=sets, wordings=wordings)
+  if source == "countdown":
+    return countdown_rows("train")
   loaded = sources.load(source, needs=formats.PROMPT, on_bad_row=on_bad_row, max_bad_share=max_bad_share)
   if loaded.bad and note:
     note(loaded.line())

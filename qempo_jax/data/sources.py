@@ -4,9 +4,12 @@
   tfds:NAME[/CONFIG][:SPLIT]      a TensorFlow Datasets data set, prepared before or downloaded
   tfds_dir:FOLDER[:SPLIT]         a prepared one by its folder
   hf:ORG/NAME[:SPLIT]             a data set of the Hugging Face hub, as its parquet or JSON Lines files
+
+$NAME in one of them is an environment variable.
 """
 
 from collections.abc import Sequence
+import os
 import pathlib
 import re
 from typing import NamedTuple
@@ -23,6 +26,8 @@ from qempo_jax.models.demo_model import cache_dir
 KINDS = "jsonl:PATH, parquet:PATH, tfds:NAME[/CONFIG][:SPLIT], tfds_dir:FOLDER[:SPLIT] or hf:ORG/NAME[:SPLIT]"
 # Bytes of local files beyond which their rows are kept on disk; smaller files are read into memory.
 STORE_ABOVE = 16_000_000
+
+_VARIABLE = re.compile(r"\$\w+|\$\{\w+\}")
 
 
 class BadRow(NamedTuple):
@@ -112,11 +117,13 @@ def open_rows(source: str, *, store_above: int = STORE_ABOVE) -> Sequence[RawRow
       each contents; smaller ones are held in memory. The rows are the same.
 
   Raises:
-    InputError: the source is not known or can't be read.
+    InputError: the source is not known or can't be read, or a variable in it is not set.
   """
-  kind, _, rest = source.partition(":")
+  kind, _, rest = os.path.expandvars(source).partition(":")
   if not rest or kind not in _OPENERS:
-    raise InputError(f"data.source={source!r} is not known; use open_list, {KINDS}")
+    raise InputError(f"data.source={source!r} is not known; use open_list, countdown, {KINDS}")
+  if variable := _VARIABLE.search(rest):
+    raise InputError(f"{source!r} names the environment variable {variable[0]}, which is not set; set it, or give the path")
   return _OPENERS[kind](rest, store_above)
 
 

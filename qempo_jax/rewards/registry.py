@@ -15,6 +15,7 @@ from qempo_jax.rewards import checked
 _HERE = "qempo_jax.rewards"
 SHORT_NAMES = {
   "compression": f"{_HERE}.repetition.CompressionReward",
+  "countdown": f"{_HERE}.countdown.countdown_reward",
   "distinctness": f"{_HERE}.distinctness.DistinctnessReward",
   "format": f"{_HERE}.format.FormatReward",
   "length": f"{_HERE}.length.LengthReward",

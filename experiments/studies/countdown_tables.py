@@ -1,0 +1,159 @@
+"""Tables and figure of the countdown study from docs/results/countdown.json alone.
+
+  python -m experiments.studies.countdown_tables
+
+Writes docs/figures/countdown.png and prints the Markdown that stands in experiments/RESULTS.md. Figures are means over
+puzzles; intervals are 95 %, from a bootstrap over puzzles, then seeds.
+"""
+
+import json
+import pathlib
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+import numpy as np
+
+from qempo_jax.evaluation import frontier
+from qempo_jax.evaluation import frontier_page
+from qempo_jax.evaluation import functional
+from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import solutions
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+SOURCE, TARGET = DOCS / "results" / "countdown.json", DOCS / "figures" / "countdown.png"
+DRAWS = (1, 2, 4, 8, 16, 32, 64)
+COLUMNS = {
+    "reward": "reward", "pass@8": "pass@8", "pass@64": "pass@64", "distinct@64": "different right answers of 64",
+    "effective_answers": "effective answers", "entropy": "entropy (nats)", "kl": "KL (nats)", "num_tokens": "length",
+    "truncated": "truncated",
+}  # fmt: skip
+METHODS = ("base", "grpo", "grpo_bonus", "mara", "ucpo", "qempo_kl", "qempo")
+
+
+def points(runs: list[dict], split: str) -> list[frontier.Point]:
+  """The operating points on one split's puzzles, seeds side by side, METHODS' order."""
+  rows = [
+      {
+          **{key: run[key] for key in ("method", "point", "seed")},
+          "prompts": [puzzle["set_name"] for puzzle in run["puzzles"] if puzzle["split"] == split],
+          "figures": _figures([puzzle for puzzle in run["puzzles"] if puzzle["split"] == split]),
+      }
+      for run in sorted(runs, key=lambda run: (METHODS.index(run["method"]), run["point"], run["seed"]))
+  ]
+  return frontier.points(rows)
+
+
+def _figures(puzzles: list[dict]) -> dict[str, np.ndarray]:
+  """By name [puzzles, 1]."""
+  found = {name: [puzzle[name] for puzzle in puzzles] for name in ("entropy", "num_tokens", "truncated")}
+  found["kl"] = [puzzle["log_prob"] - puzzle["ref_log_prob"] for puzzle in puzzles]
+  counts = [np.array(list(puzzle["answers"].values()), float) for puzzle in puzzles]
+  samples, right = np.array([puzzle["samples"] for puzzle in puzzles]), np.array([int(count.sum()) for count in counts])
+  found["reward"] = right / samples
+  share = [count / max(1.0, count.sum()) for count in counts]
+  found["effective_answers"] = [np.exp(-np.sum(p * np.log(p))) if len(p) else 0.0 for p in share]
+  for k in DRAWS:
+    found[f"pass@{k}"] = solutions.pass_at_k(samples, right, k=k)
+    pairs = zip(counts, samples, strict=True)
+    found[f"distinct@{k}"] = [functional.rarefied_types(count, total=int(n), size=k) for count, n in pairs]
+  return {name: np.asarray(values, float)[:, None] for name, values in found.items()}
+
+
+def chosen(runs: list[dict]) -> dict[str, str]:
+  """By method the label of the point with the most different right answers of 64 on the validation puzzles, seed 0."""
+  first = points([run for run in runs if run["seed"] == 0], "validation")
+  best = {}
+  for point in first:
+    if point.method not in best or point.mean("distinct@64") > best[point.method].mean("distinct@64"):
+      best[point.method] = point
+  return {method: point.label for method, point in best.items()}
+
+
+def tables(runs: list[dict]) -> list[str]:
+  """Lines of Markdown: the choice on validation puzzles, then the chosen points, then differences from GRPO."""
+  picked, lines = chosen(runs), []
+  lines += ["| method | point | seeds | reward | different right answers of 64 | |", "|---" * 6 + "|"]
+  for point in points(runs, "validation"):
+    cells = [f"{point.mean(name):.3f}" for name in ("reward", "distinct@64")]
+    mark = "chosen" if picked.get(point.method) == point.label else ""
+    lines.append(f"| {_label(point)} | {point.label} | {len(point.seeds)} | {' | '.join(cells)} | {mark} |")
+  for split in ("heldout", "train"):
+    lines += ["", f"| {split} | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
+    found = [point for point in points(runs, split) if picked.get(point.method) == point.label]
+    for point in found:
+      cells = [_interval(intervals.mean_interval(point.figures[name])) for name in COLUMNS]
+      lines.append(f"| {_label(point)} | {len(point.seeds)} | {' | '.join(cells)} |")
+    lines += [""] + _differences(found, split)
+  return lines
+
+
+def _differences(found: list[frontier.Point], split: str) -> list[str]:
+  """Each method less GRPO, with the seeds that both have."""
+  of_method = {point.method: point for point in found}
+  if "grpo" not in of_method:
+    return []
+  lines = [f"| {split}, less GRPO's | reward | pass@64 | different right answers of 64 | entropy (nats) |", "|---" * 5 + "|"]
+  baseline = of_method["grpo"]
+  for point in found:
+    if point.method in ("base", "grpo"):
+      continue
+    both = [seed for seed in point.seeds if seed in baseline.seeds]
+    take = lambda p, name: p.figures[name][:, [p.seeds.index(seed) for seed in both]]
+    names = ("reward", "pass@64", "distinct@64", "entropy")
+    cells = [_interval(intervals.paired_difference(take(point, name), take(baseline, name))) for name in names]
+    lines.append(f"| {_label(point)} | {' | '.join(cells)} |")
+  return lines
+
+
+def draw(runs: list[dict]) -> None:
+  """PNG of pass@k and of distinct right answers against k on held-out puzzles, one line a method."""
+  canvas = FigureCanvasAgg(Figure(figsize=(6.4, 8.0), dpi=150, layout="constrained"))
+  axes, picked = canvas.figure.subplots(2, 1), chosen(runs)
+  found = [point for point in points(runs, "heldout") if picked.get(point.method) == point.label]
+  for axis, (name, label) in zip(axes, (("pass", "pass@k"), ("distinct", "Different right answers of k")), strict=True):
+    ends = []
+    for point in found:
+      colour, marker = frontier_page._STYLES[point.method]
+      values = [point.mean(f"{name}@{k}") for k in DRAWS]
+      axis.plot(DRAWS, values, marker=marker, color=colour, linewidth=1.2, markersize=4)
+      ends.append((values[-1], _label(point), colour))
+    _name_ends(axis, sorted(ends))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(DRAWS, [str(k) for k in DRAWS])
+    axis.set_xlabel("k, samples drawn")
+    axis.set_ylabel(label)
+    axis.set_xlim(0.9, 160)
+    axis.spines[["top", "right"]].set_visible(False)
+  axes[0].set_title("Countdown, held-out targets", loc="left", fontsize=10)
+  with TARGET.open("wb") as file:
+    canvas.print_png(file, metadata={"Software": None})
+
+
+def _name_ends(axis, ends) -> None:
+  """Names at the lines' ends, apart from each other."""
+  low, high = axis.get_ylim()
+  place, gap = low, (high - low) * 0.05
+  for value, label, colour in ends:
+    place = max(value, place + gap)
+    axis.annotate(label, (DRAWS[-1], value), xytext=(70, place), color=colour, fontsize=8, va="center")
+
+
+def _label(point: frontier.Point) -> str:
+  return frontier_page.LABELS[point.method]
+
+
+def _interval(value) -> str:
+  if not np.isfinite(value.low):
+    return f"{value.mean:.2f}"
+  return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]".replace("-0.00", "0.00")
+
+
+def main() -> None:
+  """Draws the figure, prints the tables."""
+  runs = json.loads(SOURCE.read_text(encoding="utf-8"))
+  draw(runs)
+  print(*tables(runs), sep="\n")
+
+
+if __name__ == "__main__":
+  main()
