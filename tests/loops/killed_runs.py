@@ -4,7 +4,8 @@
 
 Every life of the run is a fork of this process, which has imported everything and never asked JAX for devices. It
 prints one JSON object: how many lives were killed while a checkpoint was being written and how many elsewhere, how many
-runs that made, and every difference from the run that nobody killed.
+runs that made, and every difference from the run that nobody killed. Each life also notes, step by step, which prompts
+were scored, in a file that no life cuts: so a step that two lives did is seen to be the same one.
 """
 
 import json
@@ -23,11 +24,23 @@ from experiments.loops import online
 from tests.loops import toy
 
 FLICKER = ("seconds", "per_second", "compilations")  # parts of names of what no two runs share
+scored: list[str] = []  # names of the prompts of the step in progress
+
+
+def reward(prompts, completions, name, **columns):
+  """The toy's, remembering whose turn it was."""
+  scored[:] = dict.fromkeys(name)
+  return toy.reward(prompts, completions)
 
 
 def config(folder: pathlib.Path, steps: int):
   """The toy's, with replay, every constraint, and a checkpoint after every second step."""
   config = toy.config(folder)
+  path = folder / "prompts.jsonl"
+  rows = path.read_text(encoding="utf-8").splitlines()
+  named = (json.dumps(json.loads(row) | {"name": f"prompt {place}"}) + "\n" for place, row in enumerate(rows))
+  path.write_text("".join(named), encoding="utf-8")
+  config.reward.function = "tests.loops.killed_runs.reward"
   config.steps, config.sampling.group_size, config.data.prompts_per_step = steps, 4, 4
   config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
   config.replay.size, config.replay.min_reward = 2, 0.3
@@ -37,17 +50,21 @@ def config(folder: pathlib.Path, steps: int):
 
 
 class Notes:
-  """A display that appends notes to a file."""
+  """A display that appends notes, and whose prompts each step scored, to files."""
 
-  def __init__(self, path):
-    self._path = path
+  def __init__(self, folder):
+    self._folder = folder
 
   def step(self, step, metrics):
-    """Shows nothing."""
+    """Keeps the names of the step's prompts."""
+    self._append("turns.jsonl", json.dumps([step, scored]))
 
   def note(self, line):
     """Keeps a line."""
-    with open(self._path, "a", encoding="utf-8") as file:
+    self._append("notes.txt", line)
+
+  def _append(self, name, line):
+    with open(self._folder / name, "a", encoding="utf-8") as file:
       file.write(line + "\n")
 
 
@@ -57,7 +74,7 @@ def live(folder: pathlib.Path, steps: int) -> None:
   # The prompts' file is the same for all, so that the configs are.
   chosen = config(folder.parent, steps)
   workdirs.open_workdir(folder, chosen)
-  state = online.train(chosen, folder, toy.policy(), Notes(folder / "notes.txt"))
+  state = online.train(chosen, folder, toy.policy(), Notes(folder))
   raw = state.replace(rng=jax.random.key_data(state.rng))
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(raw))
   np.savez(folder / "final.npz", **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
@@ -113,6 +130,8 @@ def kill_once(child: int, folder: pathlib.Path, rng: random.Random, *, late: boo
     if (in_save and now and saves >= target) or (not in_save and until and time.monotonic() > until):
       if in_save:
         time.sleep(rng.uniform(0, 0.03))
+      os.kill(child, signal.SIGSTOP)
+      os.waitpid(child, os.WUNTRACED)
       during = writing(folder)
       os.kill(child, signal.SIGKILL)
       os.waitpid(child, 0)
@@ -131,6 +150,12 @@ def metrics(folder: pathlib.Path) -> list[dict]:
   return [{name: value for name, value in row.items() if not any(part in name for part in FLICKER)} for row in rows]
 
 
+def turns(folder: pathlib.Path) -> list[list]:
+  """What all lives together scored: [step, names of its prompts], each once, in order."""
+  lines = (folder / "turns.jsonl").read_text(encoding="utf-8").splitlines()
+  return sorted(json.loads(line) for line in set(lines))
+
+
 def differences(folder: pathlib.Path, expected: pathlib.Path) -> list[str]:
   """What is not bit by bit the same."""
   found, wanted = np.load(folder / "final.npz"), np.load(expected / "final.npz")
@@ -140,6 +165,8 @@ def differences(folder: pathlib.Path, expected: pathlib.Path) -> list[str]:
   rows, wanted_rows = metrics(folder), metrics(expected)
   if [row["step"] for row in rows] != list(range(1, len(wanted_rows) + 1)):
     wrong.append(f"steps {[row['step'] for row in rows]}")
+  if turns(folder) != turns(expected):
+    wrong.append(f"prompts {[turn for turn in turns(folder) if turn not in turns(expected)]}")
   return wrong + [f"metrics of step {row['step']}" for row, own in zip(wanted_rows, rows) if row != own]
 
 
@@ -148,25 +175,37 @@ def main(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict:
   jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-  expected = folder / "whole"
+  started, expected = time.monotonic(), folder / "whole"
   assert os.waitpid(fork(live, expected, steps), 0)[1] == 0
-  counts, done, wrong = {"saving": 0, "running": 0}, 0, []
+  killed, done, wrong = [], 0, []
   rng = random.Random(seed)
-  while sum(counts.values()) < kills or (folder / f"run{done}").exists():
+  while len(killed) < kills or (folder / f"run{done}").exists():
     place = folder / f"run{done}"
     child = fork(live, place, steps)
-    if sum(counts.values()) < kills:
-      if how := kill_once(child, place, rng, late=not any(counts.values())):
-        counts[how] += 1
+    if len(killed) < kills:
+      if how := kill_once(child, place, rng, late=not killed):
+        killed.append([done, _rows(place), how])
         continue
     else:
       assert os.waitpid(child, 0)[1] == 0
     wrong += [f"run {done}: {what}" for what in differences(place, expected)]
     done += 1
   notes = [line for path in folder.glob("run*/notes.txt") for line in path.read_text().splitlines()]
-  resumed = sum("resumed" in line for line in notes)
-  damaged = [line for line in notes if "damaged" in line]
-  return counts | {"runs": done, "resumed": resumed, "damaged": damaged, "differences": wrong}
+  count = lambda kind: sum(how == kind for *_, how in killed)
+  return {
+      "kills": kills,
+      "saving": count("saving"),
+      "running": count("running"),
+      "runs": done,
+      "steps_of_a_run": steps,
+      "resumed": sum("resumed" in line for line in notes),
+      "damaged": [line for line in notes if "damaged" in line],
+      "differences": wrong,
+      "seconds": round(time.monotonic() - started),
+      "cores": os.cpu_count(),
+      "load_average": os.getloadavg()[0],
+      "each_kill": killed,  # [run, rows of metrics.jsonl, how]
+  }
 
 
 if __name__ == "__main__":
