@@ -144,6 +144,12 @@ def test_results_are_kept_case_by_case(tmp_path):
   assert json.loads(path.read_text()) == {"a": {"x": 3}, "b": {"x": 2}}
 
 
+def test_an_unknown_case_is_named(capsys):
+  with pytest.raises(SystemExit) as stop:
+    run.main(["--only=offlin"])
+  assert "no case is called 'offlin'" in str(stop.value)
+
+
 def test_every_case_has_a_rehearsal_and_sides_that_exist():
   folder = pathlib.Path(run.__file__).parent / "sides"
   assert set(cases.TINY) == {case.name for case in cases.ALL}

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from qempo_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Side:
@@ -89,8 +91,15 @@ ALL = (
         (
             Match(OURS, TRL, goal=2.5, memory_goal=0.5),
             Match(OURS, TUNIX, goal=1.4),
-            Match(OURS_LOW, TRL_LOW, tolerance=ROUGH),
         ),
+        floor=1024,
+    ),
+    Case(
+        "offline_bfloat16",
+        "the same step with bfloat16 products, weights and sums in float32; TRL under its bf16 autocast",
+        "offline",
+        {"pairs": 4, "prompt": 128, "response": 128},
+        (Match(OURS_LOW, TRL_LOW, tolerance=ROUGH),),
         floor=1024,
     ),
     Case(
@@ -135,6 +144,7 @@ ALL = (
 )
 
 TINY = {
+    "offline_bfloat16": {"pairs": 2, "prompt": 16, "response": 16},
     "offline": {"pairs": 2, "prompt": 16, "response": 16},
     "online": {"prompts": 1, "group": 4, "prompt": 16, "response": 8, "micro_batch": 4},
     "online_large": {"prompts": 2, "group": 4, "prompt": 16, "response": 8, "micro_batch": 4},
@@ -144,12 +154,14 @@ TINY = {
 }
 
 
-def chosen(only: str | None, tiny: bool) -> list[Case]:
-  """The cases of a comma-separated list, all without one; tiny shapes for a rehearsal.
+def chosen(names: list[str], tiny: bool) -> list[Case]:
+  """The cases of these names; in tiny shapes for a rehearsal.
 
   Raises:
-    KeyError: a name is unknown.
+    InputError: a name is unknown.
   """
   by_name = {case.name: case for case in ALL}
-  cases = [by_name[name] for name in only.split(",")] if only else list(ALL)
+  if unknown := [name for name in names if name not in by_name]:
+    raise InputError(f"no case is called {unknown[0]!r}; there are {', '.join(by_name)} and scaling")
+  cases = [by_name[name] for name in names]
   return [dataclasses.replace(case, shape=TINY[case.name], floor=case.floor and 16) for case in cases] if tiny else cases

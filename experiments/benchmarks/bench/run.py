@@ -38,7 +38,7 @@ def main(arguments=None) -> None:
   try:
     if not o.report:
       wanted = o.only.split(",") if o.only else [*(case.name for case in cases.ALL), "scaling"]
-      chosen = cases.chosen(",".join(name for name in wanted if name != "scaling"), o.tiny)
+      chosen = cases.chosen([name for name in wanted if name != "scaling"], o.tiny)
       command = [sys.executable, "-m", "experiments.benchmarks.bench.inputs", str(inputs), *(["tiny"] if o.tiny else [])]
       subprocess.run(command, check=True, cwd=workers.ROOT)
       for case in chosen:
