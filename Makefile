@@ -19,7 +19,7 @@ EXTRAS_compile := $(EXTRAS_demo),tpu
 PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --durations=25 $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-interop compile-check lint types docs dist clean
+.PHONY: help demo test test-all test-interop bench compile-check lint types docs dist clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1  /' | expand -t 18
@@ -32,6 +32,9 @@ test: $(VENV)/.installed-test ## Runs every test but those marked slow.
 
 test-all: $(VENV)/.installed-test ## Runs every test.
 	$(PYTEST)
+
+bench: $(VENV)/.installed-demo ## Ours and the peers in turn, about an hour; tables in experiments/benchmarks/RESULTS.md.
+	$(VENV)/bin/python -m experiments.benchmarks.bench.run $(ARGS)
 
 compile-check: $(VENV)/.installed-compile ## Compiles the paper configs for TPU slices, hours on two cores; the table is in docs/pods.md.
 	$(VENV)/bin/python -m experiments.studies.compile_table $(ARGS)

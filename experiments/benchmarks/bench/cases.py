@@ -1,0 +1,167 @@
+"""What is measured: shapes, sides and goals of every case."""
+
+import dataclasses
+
+from qempo_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+  """One way of doing a case's work, in a process of its own.
+
+  Attributes:
+    name: in tables.
+    environment: "ours", or a key of `environments.PEERS`.
+    module: of `sides`.
+    options: beside the case's shape: dtype, peer's settings.
+  """
+
+  name: str
+  environment: str
+  module: str
+  options: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+  """Two sides that step in turn; the ratio is the second's time over the first's.
+
+  Attributes:
+    ours: what is praised or found wanting.
+    other: what it is compared with.
+    goal: least ratio of times, None for none.
+    memory_goal: most that `ours` may take of the other's peak memory, likewise.
+    rounds: steps that count, of each side; None for what the command says.
+    tolerance: most that checked values may differ, relative to their size.
+  """
+
+  ours: Side
+  other: Side
+  goal: float | None = None
+  memory_goal: float | None = None
+  rounds: int | None = None
+  tolerance: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One kind of work of one shape.
+
+  Attributes:
+    name: the key in the results and of `--only`.
+    title: what a reader should know.
+    kind: what the sides do: "offline", "online", "decode", "token_stats" or "prefix".
+    shape: its numbers.
+    matches: the comparisons.
+    floor_goal: least share of the measured floor that `ours` reaches, None for none.
+    floor: rows of the products whose rates make the floor, None where there is no floor.
+  """
+
+  name: str
+  title: str
+  kind: str
+  shape: dict
+  matches: tuple[Match, ...]
+  floor_goal: float | None = None
+  floor: int | None = None
+
+
+OURS, OURS_LOW = Side("ours", "ours", "ours"), Side("ours, bfloat16", "ours", "ours", {"dtype": "bfloat16"})
+TRL, TRL_LOW = Side("TRL", "trl", "peer_trl"), Side("TRL, bf16 autocast", "trl", "peer_trl", {"dtype": "bfloat16"})
+TUNIX = Side("Tunix", "tunix", "peer_tunix")
+GENERATE = Side("transformers generate", "trl", "peer_trl")
+ROUGH = 0.1  # of values in half precision: shown, and far from a wrong batch's
+
+
+def _token_stats(way: str) -> Side:
+  return Side(way, "ours", "token_stats", {"way": way})
+
+
+def _prefix(way: str) -> Side:
+  return Side(way, "ours", "prefix", {"way": way})
+
+
+ALL = (
+    Case(
+        "offline",
+        "DPO step with the reference's pass, 4 pairs; prompt 128, responses 128 tokens: 8 sequences of 256 for the peers,"
+        " 4 rows of prompt and both responses for ours",
+        "offline",
+        {"pairs": 4, "prompt": 128, "response": 128},
+        (
+            Match(OURS, TRL, goal=2.5, memory_goal=0.5),
+            Match(OURS, TUNIX, goal=1.4),
+        ),
+        floor=1024,
+    ),
+    Case(
+        "offline_bfloat16",
+        "the same step with bfloat16 products, weights and sums in float32; TRL under its bf16 autocast",
+        "offline",
+        {"pairs": 4, "prompt": 128, "response": 128},
+        (Match(OURS_LOW, TRL_LOW, tolerance=ROUGH),),
+        floor=1024,
+    ),
+    Case(
+        "online",
+        "GRPO step with sampling and the reference's pass, 1 prompt of 64 tokens, 32 samples of 32",
+        "online",
+        {"prompts": 1, "group": 32, "prompt": 64, "response": 32, "micro_batch": 32},
+        (Match(OURS, TRL, goal=6.0),),
+        floor=1024,
+    ),
+    Case(
+        "online_large",
+        "the same, 8 prompts of 64 tokens, 16 samples of 64 each; TRL in 4 parts of 32 samples",
+        "online",
+        {"prompts": 8, "group": 16, "prompt": 64, "response": 64, "micro_batch": 32},
+        (Match(OURS, TRL, goal=4.0, rounds=1),),
+        floor=1024,
+    ),
+    Case(
+        "decode",
+        "sampling 8 prompts of 64 tokens x 16 samples x 64 tokens; ours also returns log-probs and entropies",
+        "decode",
+        {"prompts": 8, "group": 16, "prompt": 64, "response": 64},
+        (Match(OURS, GENERATE, goal=4.0), Match(OURS, TUNIX, goal=3.0)),
+        floor_goal=0.6,
+        floor=128,
+    ),
+    Case(
+        "token_stats",
+        "log-prob and entropy of 1,024 tokens with both gradients; width 896, vocabulary 151,936",
+        "token_stats",
+        {"tokens": 1024, "width": 896, "vocabulary": 151_936},
+        (Match(_token_stats("chunked"), _token_stats("plain"), goal=1 / 1.15, tolerance=1e-5),),
+    ),
+    Case(
+        "prefix",
+        "training step of a group of 32 answers of 32 tokens to one prompt of 512: the prompt once, or with each answer",
+        "prefix",
+        {"group": 32, "prompt": 512, "response": 32},
+        (Match(_prefix("shared"), _prefix("unshared"), goal=8.0, rounds=2),),
+    ),
+)
+
+TINY = {
+    "offline_bfloat16": {"pairs": 2, "prompt": 16, "response": 16},
+    "offline": {"pairs": 2, "prompt": 16, "response": 16},
+    "online": {"prompts": 1, "group": 4, "prompt": 16, "response": 8, "micro_batch": 4},
+    "online_large": {"prompts": 2, "group": 4, "prompt": 16, "response": 8, "micro_batch": 4},
+    "decode": {"prompts": 2, "group": 4, "prompt": 16, "response": 8},
+    "token_stats": {"tokens": 64, "width": 32, "vocabulary": 512},
+    "prefix": {"group": 4, "prompt": 32, "response": 8},
+}
+
+
+def chosen(names: list[str], tiny: bool) -> list[Case]:
+  """The cases of these names; in tiny shapes for a rehearsal.
+
+  Raises:
+    InputError: a name is unknown.
+  """
+  by_name = {case.name: case for case in ALL}
+  if unknown := [name for name in names if name not in by_name]:
+    raise InputError(f"no case is called {unknown[0]!r}; there are {', '.join(by_name)} and scaling")
+  cases = [by_name[name] for name in names]
+  return [dataclasses.replace(case, shape=TINY[case.name], floor=case.floor and 16) for case in cases] if tiny else cases

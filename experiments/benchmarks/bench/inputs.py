@@ -1,0 +1,45 @@
+"""The model and the tokens that all sides get: `python -m experiments.benchmarks.bench.inputs FOLDER [tiny]`.
+
+`FOLDER/policy` and `FOLDER/reference` are folders in Hugging Face's format, the reference being the policy with each
+matrix moved by seeded noise of 2 % of its own spread, so that losses are not those of two equal models. `tokens.npy` is
+the text of the licence, a stable English text, as token ids.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from qempo_jax.data import tokenization
+from qempo_jax.models import conversion
+from qempo_jax.models import demo_model
+from qempo_jax.models import export
+from qempo_jax.models import transformer
+
+NOISE = 0.02
+ROOT = pathlib.Path(__file__).parents[3]
+
+
+def make(folder: pathlib.Path, tiny: bool) -> None:
+  """Makes what is absent."""
+  if (folder / "tokens.npy").exists():
+    return
+  source = demo_model.demo_model_path()
+  config, params = conversion.load(source)
+  tokenizer = tokenization.load_tokenizer(str(source))
+  if tiny:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    config = dataclasses.replace(config, head_dim=16, **sizes)
+    params = jax.tree.map(np.asarray, transformer.init(jax.random.key(0), config, stddev=0.1))
+  export.export_model(folder / "policy", params, config, tokenizer=tokenizer)
+  rng = np.random.default_rng(0)
+  moved = lambda leaf: leaf if leaf.ndim < 2 else leaf + NOISE * leaf.std() * rng.standard_normal(leaf.shape, np.float32)
+  export.export_model(folder / "reference", jax.tree.map(moved, params), config, tokenizer=tokenizer)
+  text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+  np.save(folder / "tokens.npy", np.array(tokenizer.encode(text), np.int32))
+
+
+if __name__ == "__main__":
+  make(pathlib.Path(sys.argv[1]), "tiny" in sys.argv[2:])

@@ -1,0 +1,32 @@
+"""The machine that figures are of, and what every side's process finds in its environment."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+from experiments.benchmarks.bench import environments
+
+# For all sides alike.
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+OWN = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def describe() -> str:
+  """Processor, cores, memory, system."""
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+  return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+
+
+def versions() -> dict[str, str]:
+  """Of what ours runs on, and of the peers."""
+  own = {name: importlib.metadata.version(name) for name in OWN}
+  return own | {requirement.split("==")[0]: requirement.split("==")[1] for peer in environments.PEERS.values() for requirement in peer}
+
+
+def _processor() -> str:
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+  except (OSError, StopIteration):
+    return platform.processor() or platform.machine()

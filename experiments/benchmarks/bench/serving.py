@@ -1,0 +1,80 @@
+"""A worker's half of the protocol: get ready, then one timed step for each line `step` on standard input.
+
+Standard library alone: peers run it in environments without this package's dependencies. What the libraries print goes
+to standard error; standard output carries one JSON object a line.
+"""
+
+from collections.abc import Callable
+import json
+import os
+import pathlib
+import sys
+import time
+
+STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+
+
+class Channel:
+  """The line to the program that asked for this worker.
+
+  A step of a function is served by `serve`; a trainer with a loop of its own calls `wait` where a step begins and
+  `done` where it ends.
+  """
+
+  def __init__(self):
+    """Takes standard output for the protocol."""
+    self._out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    self._born, self._started = time.perf_counter(), None
+
+  def wait(self) -> None:
+    """Returns when a step is asked for; ends the process when none will be."""
+    if self._started is None:
+      self._send({"ready": True, "seconds": time.perf_counter() - self._born})
+      forget_peak()
+    if sys.stdin.readline().strip() != "step":
+      os._exit(0)  # libraries' own clean-up takes long, and nothing is to be kept
+    self._started = time.perf_counter()
+
+  def done(self, **figures) -> None:
+    """Reports a step: its seconds, the process's peak of resident memory since it was ready, and the given figures."""
+    seconds = time.perf_counter() - self._started
+    self._send({"seconds": seconds, "peak_bytes": peak_bytes(), **figures})
+
+  def _send(self, message: dict) -> None:
+    self._out.write(json.dumps(message) + "\n")
+    self._out.flush()
+
+
+def serve(prepare: Callable[[dict], Callable[[], dict]]) -> None:
+  """Runs a side whose step is a function: `prepare(spec)` makes it, and it returns figures once all is computed."""
+  channel = Channel()
+  step = prepare(spec())
+  while True:
+    channel.wait()
+    channel.done(**step())
+
+
+def spec() -> dict:
+  """What this worker was asked to be: the JSON object that is its one argument."""
+  return json.loads(sys.argv[1])
+
+
+def peak_bytes() -> int:
+  """Most resident memory of this process since `forget_peak`, or since its start where that cannot be forgotten."""
+  try:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+  except (OSError, StopIteration):
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+  """Starts the peak anew, where the system can."""
+  try:
+    CLEAR.write_text("5")
+  except OSError:
+    pass

@@ -1,0 +1,79 @@
+"""The program's half of the protocol: worker processes, and steps of two of them in turn."""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+import subprocess
+import threading
+
+from qempo_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[3]
+MODULES = "experiments.benchmarks.bench.sides"
+PATIENCE = 1800.0  # seconds that a worker may take to get ready, or for a step
+
+
+class Worker:
+  """One process of one side."""
+
+  def __init__(self, name: str, python: str, module: str, spec: dict, log: pathlib.Path, environment: Mapping[str, str]):
+    """Starts it and waits until it is ready.
+
+    Args:
+      name: of the side, for messages.
+      python: interpreter of its environment.
+      module: of `sides` that it runs.
+      spec: what it is asked to be.
+      log: file for what it prints.
+      environment: variables beside this process's own.
+    """
+    self.name, self._log = name, log
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [python, "-m", f"{MODULES}.{module}", json.dumps(spec)]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    with open(log, "w", encoding="utf-8") as errors:
+      self._process = subprocess.Popen(
+          command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=variables, cwd=ROOT, text=True
+      )
+    self.ready = self._receive()
+
+  def step(self) -> dict:
+    """One step's figures: seconds, peak_bytes and whatever the side reports."""
+    self._process.stdin.write("step\n")
+    self._process.stdin.flush()
+    return self._receive()
+
+  def close(self) -> None:
+    """Ends it."""
+    self._process.stdin.close()
+    try:
+      self._process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+
+  def _receive(self) -> dict:
+    limit = threading.Timer(PATIENCE, self._process.kill)
+    limit.start()
+    line = next((line for line in self._process.stdout if line.startswith('{"')), None)
+    limit.cancel()
+    if line is None:
+      self._process.kill()
+      said = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+      last = next((text for text in reversed(said) if text.strip()), "nothing").strip()
+      raise InputError(f"the side {self.name} of the benchmark stopped; it said {last!r}; see {self._log}")
+    return json.loads(line)
+
+
+def alternate(workers: list[Worker], rounds: int) -> dict[str, dict]:
+  """Steps the workers in turn: one step each to warm up, then `rounds` that count, A B A B.
+
+  Returns:
+    By name: {"ready_seconds", "warm_up": figures, "steps": [figures]}.
+  """
+  found = {w.name: {"ready_seconds": w.ready["seconds"], "warm_up": w.step(), "steps": []} for w in workers}
+  for _ in range(rounds):
+    for worker in workers:
+      found[worker.name]["steps"].append(worker.step())
+  return found
