@@ -11,11 +11,10 @@ from ml_collections.config_dict import ConfigDict
 from ml_collections.config_dict import placeholder
 import pytest
 
+from configs import base
 from experiments.workdir import check_workdir
 from experiments.workdir import open_workdir
 from experiments.workdir import write_atomically
-from configs import base
-from experiments.workdir import check_workdir, open_workdir, write_atomically
 from qempo_jax.errors import InputError
 
 

@@ -98,7 +98,7 @@ def _differences(found: list[frontier.Point], split: str) -> list[str]:
     if point.method in ("base", "grpo"):
       continue
     both = [seed for seed in point.seeds if seed in baseline.seeds]
-    take = lambda p, name: p.figures[name][:, [p.seeds.index(seed) for seed in both]]
+    take = lambda p, name, both=both: p.figures[name][:, [p.seeds.index(seed) for seed in both]]
     names = ("reward", "pass@64", "distinct@64", "entropy")
     cells = [_interval(intervals.paired_difference(take(point, name), take(baseline, name))) for name in names]
     lines.append(f"| {_label(point)} | {' | '.join(cells)} |")

@@ -40,7 +40,7 @@ def run(gradient: str, floor: float, group_size: int, problem: enumerable.Proble
     best = np.asarray(exact.solve_qempo(rewards, min_reward=floor).log_probs)
   found = []
   for index in range(len(SEEDS)):
-    log_p = np.asarray(problem.log_probs(jax.tree.map(lambda leaf: leaf[index], params)), np.float64)
+    log_p = np.asarray(problem.log_probs(jax.tree.map(lambda leaf, index=index: leaf[index], params)), np.float64)
     p = np.exp(log_p)
     figures = {
         "kl_to_optimum": np.sum(p * (log_p - best), axis=-1).mean(),

@@ -1,6 +1,5 @@
 """One token from next-token logits, with its log-probability and their entropy, in three passes over the vocabulary."""
 
-import jax
 import jax.numpy as jnp
 
 from qempo_jax.token_stats import TokenStats

@@ -15,7 +15,6 @@ from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.meshes import AXES
 from qempo_jax.meshes import SEQUENCE
-from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 
 
@@ -59,6 +58,7 @@ def arrangement(params, config: ModelConfig, mesh: jax.sharding.Mesh) -> Callabl
   Returns:
     params -> what `sampler.sample_groups` takes; on one device in the compute dtype, they pass through.
   """
-  round_blocks = lambda tree: transformer.rounded(tree, config)[0]
+  rounded = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 2 else leaf
+  round_blocks = lambda tree: tree | {"layers": jax.tree.map(rounded, tree["layers"])}
   where = sharding.tree_shardings(jax.eval_shape(round_blocks, params), mesh, RULES)
   return jax.jit(round_blocks, out_shardings=where)

@@ -150,7 +150,7 @@ def same(name: str, ours: dict, other: dict, tolerance: float) -> None:
 def header(title: str, o) -> dict:
   """When, where and how."""
   command = "python -m experiments.benchmarks.bench.run " + " ".join(sys.argv[1:])
-  now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+  now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
   facts = {"title": title, "date": now, "command": command.strip(), "rounds": o.rounds, "tiny": o.tiny}
   return facts | {"machine": machine.describe(), "versions": machine.versions(), "load_before": os.getloadavg()[0]}
 
