@@ -96,7 +96,7 @@ def point_at_tau(
   smallest = jnp.finfo(shortfalls.dtype).eps ** 4
   allowed = jnp.maximum((jnp.mean(best) - min_reward) / spread, smallest)
 
-  def excess(tilt):
+  def excess(tilt: jax.Array) -> jax.Array:
     log_probs = path_log_probs(-shortfalls, ref_log_probs, PathPoint(tilt, tau))
     shortfall = jnp.mean(expectation(log_probs, shortfalls))
     return jnp.log(allowed) - jnp.log(jnp.maximum(shortfall, 0.5 * smallest))
@@ -123,7 +123,7 @@ def point_at_kl(
     A PathPoint of scalars.
   """
 
-  def excess(tau):
+  def excess(tau: jax.Array) -> jax.Array:
     log_probs = path_log_probs(
       rewards, ref_log_probs, point_at_tau(rewards, ref_log_probs, min_reward, tau)
     )
@@ -166,7 +166,9 @@ def qempo_kl_dual(
 
 
 @jax.jit
-def _qempo_kl_dual(rewards, ref_log_probs, min_reward, max_kl) -> Multipliers:
+def _qempo_kl_dual(
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array
+) -> Multipliers:
   chex.assert_rank([rewards, min_reward, max_kl], [{1, 2}, 0, 0])
   chex.assert_equal_shape([rewards, ref_log_probs])
   return multipliers_at(

@@ -117,7 +117,9 @@ def multiplier_target_log_probs(
   )
 
 
-def _normalised(rewards, ref_log_probs, *, reward_power, ref_power):
+def _normalised(
+  rewards: chex.Array, ref_log_probs: chex.Array, *, reward_power: jax.Array, ref_power: jax.Array
+) -> jax.Array:
   rewards, ref_log_probs = jnp.asarray(rewards), jnp.asarray(ref_log_probs)
   chex.assert_equal_shape([rewards, ref_log_probs])
   inside = ref_log_probs > -jnp.inf
@@ -127,13 +129,13 @@ def _normalised(rewards, ref_log_probs, *, reward_power, ref_power):
   return jax.nn.log_softmax(jnp.where(inside, logits, -jnp.inf), axis=-1)
 
 
-def _over_responses(weight):
+def _over_responses(weight: chex.Numeric) -> jax.Array:
   """Adds the axis of the responses to a weight given per prompt."""
   weight = jnp.asarray(weight)
   return weight[..., None] if weight.ndim else weight
 
 
-def _ratio(numerator, denominator):
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
   """numerator / denominator, with 0 / 0 = 0 (no multiplier, no weight), safe to differentiate."""
   nothing = (numerator == 0) & (denominator == 0)
   return jnp.where(nothing, 0.0, numerator / jnp.where(nothing, 1.0, denominator))

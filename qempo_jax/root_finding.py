@@ -47,13 +47,13 @@ def increasing_root(
     The root, a scalar.
   """
 
-  def projected(point):
+  def projected(point: jax.Array) -> jax.Array:
     """f, or at an end that is the answer the distance from it: the root does not move there."""
     value = function(point)
     at_end = ((point <= low) & (value >= -tolerance)) | ((point >= high) & (value <= tolerance))
     return jnp.where(at_end, point - jax.lax.stop_gradient(point), value)
 
-  def search(_, start):
+  def search(_: Callable[[jax.Array], jax.Array], start: jax.Array) -> jax.Array:
     infinity = jnp.full_like(start, jnp.inf)
     state = _Search(
       point=start,
@@ -75,7 +75,13 @@ def increasing_root(
   )
 
 
-def _advance(function, search: _Search, low_end: float, high_end: float, tolerance) -> _Search:
+def _advance(
+  function: Callable[[jax.Array], jax.Array],
+  search: _Search,
+  low_end: float,
+  high_end: float,
+  tolerance: float | jax.Array,
+) -> _Search:
   """One evaluation: shrinks the bracket, then takes a Newton step, or halves the bracket."""
   point = search.point
   value, slope = jax.jvp(function, (point,), (jnp.ones_like(point),))
