@@ -192,6 +192,7 @@ def solve_qempo_kl(
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
   feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
   if max_kl is None:
+    assert kl_position is not None
     feasible.check_position(kl_position)
     ends = feasible_range(rewards, ref_log_probs, min_reward=min_reward, per_prompt=per_prompt)
     max_kl = ends.kl_budget_at(kl_position)

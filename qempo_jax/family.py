@@ -73,7 +73,7 @@ def multipliers_from_weights(alpha: chex.Numeric, beta: chex.Numeric) -> Multipl
 
 def target_log_probs(
   rewards: chex.Array, ref_log_probs: chex.Array, *, alpha: chex.Numeric, beta: chex.Numeric
-) -> chex.Array:
+) -> jax.Array:
   """Returns the optimum of J over the last axis.
 
       log pi = (r + beta log q) / alpha - log Z
@@ -97,7 +97,7 @@ def target_log_probs(
 
 def multiplier_target_log_probs(
   rewards: chex.Array, ref_log_probs: chex.Array, *, quality: chex.Numeric, kl: chex.Numeric
-) -> chex.Array:
+) -> jax.Array:
   """Returns the optimum of the multiplier form over the last axis; defined at lambda = 0 too.
 
       log pi = (lambda r + mu log q) / (1 + mu) - log Z          (reconstruction)

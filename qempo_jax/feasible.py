@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import chex
 import jax
+from jax.core import Tracer
 import jax.numpy as jnp
 import numpy as np
 
@@ -130,7 +131,7 @@ def prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array, 
 
 def traced(*values: Any) -> bool:
   """Whether any value is being traced, so that there is nothing concrete to check."""
-  return any(isinstance(value, jax.core.Tracer) for value in values)
+  return any(isinstance(value, Tracer) for value in values)
 
 
 def check_floor(

@@ -54,7 +54,9 @@ class Example(NamedTuple):
   def flipped(self) -> "Example":
     """The same pair with the labels exchanged."""
     flip = lambda array: array[jnp.array([1, 0])]
-    return Example(*map(flip, self[:3]), self.reference_kl)
+    return self._replace(
+        token_log_probs=flip(self.token_log_probs), mask=flip(self.mask), ref_log_probs=flip(self.ref_log_probs)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -60,7 +59,7 @@ def with_state_dtype(inner: optax.GradientTransformation, dtype: str) -> optax.G
   wide = lambda tree: _cast(tree, lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32))
   narrow = wide if jnp.dtype(dtype) == jnp.float32 else lambda tree: _cast(tree, lambda _: dtype)
 
-  def init(params: chex.ArrayTree) -> optax.OptState:
+  def init(params: optax.Params) -> optax.OptState:
     return narrow(inner.init(wide(params)))
 
   def update(

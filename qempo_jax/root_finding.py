@@ -15,7 +15,7 @@ class _Search(NamedTuple):
   best: jax.Array  # the point with the smallest residual so far
   residual: jax.Array
   done: jax.Array
-  count: jax.Array
+  evaluations: jax.Array
 
 
 def increasing_root(
@@ -63,11 +63,11 @@ def increasing_root(
       best=start,
       residual=infinity,
       done=jnp.asarray(False),
-      count=jnp.zeros((), jnp.int32),
+      evaluations=jnp.zeros((), jnp.int32),
     )
     advance = lambda state: _advance(function, state, low, high, tolerance)
     return jax.lax.while_loop(
-      lambda state: ~state.done & (state.count < max_steps), advance, state
+      lambda state: ~state.done & (state.evaluations < max_steps), advance, state
     ).best
 
   return jax.lax.custom_root(
@@ -110,5 +110,5 @@ def _advance(
   best = jnp.where(found, point, jnp.where(last, following, jnp.where(better, point, search.best)))
   residual = jnp.where(better, jnp.abs(value), search.residual)
   return _Search(
-    following, low, high, step, best, residual, found | last | collapsed, search.count + 1
+    following, low, high, step, best, residual, found | last | collapsed, search.evaluations + 1
   )

@@ -137,7 +137,7 @@ def at_weights(rewards: chex.Array, ref_log_probs: chex.Array, point: PathPoint)
   return _solution(rewards, ref_log_probs, point, dual_newton.multipliers_at(point))
 
 
-def log_weights(rewards: chex.Array, ref_log_probs: chex.Array, point: PathPoint) -> jax.Array:
+def log_weights(rewards: jax.Array, ref_log_probs: jax.Array, point: PathPoint) -> jax.Array:
   """Returns log w_i = s r_i - tau log q_i - logsumexp, [P, n]: `dual_newton`'s path on 1/q, walked to 1 - tau."""
   return dual_newton.path_log_probs(rewards, -ref_log_probs, PathPoint(point.tilt, 1 - point.tau))
 
