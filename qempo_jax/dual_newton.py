@@ -31,7 +31,7 @@ class PathPoint(NamedTuple):
   tau: jax.Array
 
 
-def path_log_probs(rewards: chex.Array, ref_log_probs: chex.Array, point: PathPoint) -> chex.Array:
+def path_log_probs(rewards: jax.Array, ref_log_probs: jax.Array, point: PathPoint) -> jax.Array:
   """Returns log-probs of the policy at a point of the path, [..., Y]; -inf where the reference's are."""
   inside = ref_log_probs > -jnp.inf
   logits = (1 - point.tau) * jnp.where(inside, ref_log_probs, 0) + point.tilt * jnp.where(
@@ -40,17 +40,17 @@ def path_log_probs(rewards: chex.Array, ref_log_probs: chex.Array, point: PathPo
   return jax.nn.log_softmax(jnp.where(inside, logits, -jnp.inf), axis=-1)
 
 
-def expectation(log_probs: chex.Array, values: chex.Array) -> chex.Array:
+def expectation(log_probs: jax.Array, values: jax.Array) -> jax.Array:
   """Returns E_pi[values] over the last axis; responses outside the set count nothing."""
   return jnp.sum(jnp.where(log_probs > -jnp.inf, jnp.exp(log_probs) * values, 0), axis=-1)
 
 
-def entropy(log_probs: chex.Array) -> chex.Array:
+def entropy(log_probs: jax.Array) -> jax.Array:
   """Returns H(pi) over the last axis, nats."""
   return -expectation(log_probs, jnp.where(log_probs > -jnp.inf, log_probs, 0))
 
 
-def kl_divergence(log_probs: chex.Array, ref_log_probs: chex.Array) -> chex.Array:
+def kl_divergence(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
   """Returns KL(pi || q) over the last axis, nats."""
   inside = log_probs > -jnp.inf
   return expectation(
@@ -59,8 +59,8 @@ def kl_divergence(log_probs: chex.Array, ref_log_probs: chex.Array) -> chex.Arra
 
 
 def reward_interval(
-  rewards: chex.Array, ref_log_probs: chex.Array
-) -> tuple[chex.Array, chex.Array]:
+  rewards: jax.Array, ref_log_probs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Returns the smallest and the largest mean expected reward of any policy, scalars."""
   inside = ref_log_probs > -jnp.inf
   worst = jnp.min(rewards, axis=-1, where=inside, initial=jnp.inf)
@@ -69,7 +69,7 @@ def reward_interval(
 
 
 def point_at_tau(
-  rewards: chex.Array, ref_log_probs: chex.Array, min_reward: chex.Numeric, tau: chex.Numeric
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, tau: chex.Numeric
 ) -> PathPoint:
   """Returns the point of the path at tau with the smallest tilt that meets the quality floor.
 
@@ -96,8 +96,8 @@ def point_at_tau(
   smallest = jnp.finfo(shortfalls.dtype).eps ** 4
   allowed = jnp.maximum((jnp.mean(best) - min_reward) / spread, smallest)
 
-  def excess(tilt):
-    log_probs = path_log_probs(-shortfalls, ref_log_probs, PathPoint(tilt, tau))
+  def excess(tilt: jax.Array) -> jax.Array:
+    log_probs = path_log_probs(-shortfalls, ref_log_probs, PathPoint(tilt, jnp.asarray(tau, allowed.dtype)))
     shortfall = jnp.mean(expectation(log_probs, shortfalls))
     return jnp.log(allowed) - jnp.log(jnp.maximum(shortfall, 0.5 * smallest))
 
@@ -107,7 +107,7 @@ def point_at_tau(
 
 
 def point_at_kl(
-  rewards: chex.Array, ref_log_probs: chex.Array, min_reward: chex.Numeric, max_kl: chex.Numeric
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, max_kl: chex.Numeric
 ) -> PathPoint:
   """Returns the optimum of QEMPO-KL: the point of largest tau that meets the floor and the KL budget.
 
@@ -123,7 +123,7 @@ def point_at_kl(
     A PathPoint of scalars.
   """
 
-  def excess(tau):
+  def excess(tau: jax.Array) -> jax.Array:
     log_probs = path_log_probs(
       rewards, ref_log_probs, point_at_tau(rewards, ref_log_probs, min_reward, tau)
     )
@@ -166,7 +166,9 @@ def qempo_kl_dual(
 
 
 @jax.jit
-def _qempo_kl_dual(rewards, ref_log_probs, min_reward, max_kl) -> Multipliers:
+def _qempo_kl_dual(
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array
+) -> Multipliers:
   chex.assert_rank([rewards, min_reward, max_kl], [{1, 2}, 0, 0])
   chex.assert_equal_shape([rewards, ref_log_probs])
   return multipliers_at(

@@ -5,6 +5,7 @@ Dual parameters are `{name: {leaf: scalar}}`; the leaf's name says what is store
 
 from collections.abc import Mapping
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def leaf_bounds(leaf: str, *, floor: float, cap: float) -> tuple[float, float]:
   return low, math.inf if math.isinf(cap) else _TO_LEAF[leaf](cap)
 
 
-def for_name(setting, name: str):
+def for_name(setting: Any, name: str) -> Any:
   """Returns one constraint's part of a setting that was given once for all or by name."""
   if not isinstance(setting, Mapping):
     return setting

@@ -15,6 +15,7 @@ Everything is safe under jit, vmap and grad. The checks that raise need concrete
 are left out, and the limits that `dual_newton.qempo_kl_dual` describes are returned.
 """
 
+from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from qempo_jax import family
 from qempo_jax import feasible
 from qempo_jax.alignment import AlignmentDecomposition
 from qempo_jax.alignment import alignment_decomposition
+from qempo_jax.dual_newton import PathPoint
 from qempo_jax.dual_newton import qempo_kl_dual
 from qempo_jax.errors import InputError
 from qempo_jax.family import Multipliers
@@ -47,6 +49,9 @@ __all__ = [
   "solve_rlhf",
   "solve_spl",
 ]
+
+# (rewards, reference, R, K) of [P, Y] arrays and scalars -> the optimum's place on the path, and its multipliers.
+Optimum = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[PathPoint, Multipliers]]
 
 
 class ExactSolution(NamedTuple):
@@ -187,6 +192,7 @@ def solve_qempo_kl(
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
   feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
   if max_kl is None:
+    assert kl_position is not None
     feasible.check_position(kl_position)
     ends = feasible_range(rewards, ref_log_probs, min_reward=min_reward, per_prompt=per_prompt)
     max_kl = ends.kl_budget_at(kl_position)
@@ -221,10 +227,12 @@ def solve_spl(
 
 
 @functools.cache
-def _at_tau(tau: float):
+def _at_tau(tau: float) -> Optimum:
   """Returns the solver of the program at one end of the path: RLHF at tau = 0, QEMPO at tau = 1."""
 
-  def optimum(rewards, ref_log_probs, min_reward, max_kl):
+  def optimum(
+    rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array
+  ) -> tuple[PathPoint, Multipliers]:
     del max_kl
     point = dual_newton.point_at_tau(rewards, ref_log_probs, min_reward, tau)
     return point, Multipliers(quality=point.tilt, kl=jnp.zeros_like(point.tilt))
@@ -232,23 +240,29 @@ def _at_tau(tau: float):
   return optimum
 
 
-def _at_kl(rewards, ref_log_probs, min_reward, max_kl):
+def _at_kl(
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array
+) -> tuple[PathPoint, Multipliers]:
   """Solves QEMPO-KL."""
   point = dual_newton.point_at_kl(rewards, ref_log_probs, min_reward, max_kl)
   return point, dual_newton.multipliers_at(point)
 
 
-def _solve(rewards, ref_log_probs, min_reward, max_kl, *, optimum, per_prompt) -> ExactSolution:
+def _solve(
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, max_kl: chex.Numeric, *, optimum: Optimum, per_prompt: bool
+) -> ExactSolution:
   bounds = (jnp.asarray(bound, rewards.dtype) for bound in (min_reward, max_kl))
   return _solve_jitted(rewards, ref_log_probs, *bounds, optimum=optimum, per_prompt=per_prompt)
 
 
 @functools.partial(jax.jit, static_argnames=("optimum", "per_prompt"))
 def _solve_jitted(
-  rewards, ref_log_probs, min_reward, max_kl, *, optimum, per_prompt
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array, *, optimum: Optimum, per_prompt: bool
 ) -> ExactSolution:
 
-  def one(rewards, ref_log_probs, min_reward, max_kl):
+  def one(
+    rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array
+  ) -> tuple[jax.Array, Multipliers]:
     point, multipliers = optimum(rewards, ref_log_probs, min_reward, max_kl)
     at_top = min_reward >= dual_newton.reward_interval(rewards, ref_log_probs)[1]
     quality = jnp.where(at_top & (point.tilt > 0), jnp.inf, multipliers.quality)
@@ -261,7 +275,9 @@ def _solve_jitted(
   return _solution(log_probs.reshape(rewards.shape), multipliers, rewards, ref_log_probs)
 
 
-def _solution(log_probs, multipliers: Multipliers, rewards, ref_log_probs) -> ExactSolution:
+def _solution(
+  log_probs: jax.Array, multipliers: Multipliers, rewards: jax.Array, ref_log_probs: jax.Array
+) -> ExactSolution:
   return ExactSolution(
     log_probs=log_probs,
     quality_multiplier=multipliers.quality,

@@ -73,7 +73,7 @@ def multipliers_from_weights(alpha: chex.Numeric, beta: chex.Numeric) -> Multipl
 
 def target_log_probs(
   rewards: chex.Array, ref_log_probs: chex.Array, *, alpha: chex.Numeric, beta: chex.Numeric
-) -> chex.Array:
+) -> jax.Array:
   """Returns the optimum of J over the last axis.
 
       log pi = (r + beta log q) / alpha - log Z
@@ -97,7 +97,7 @@ def target_log_probs(
 
 def multiplier_target_log_probs(
   rewards: chex.Array, ref_log_probs: chex.Array, *, quality: chex.Numeric, kl: chex.Numeric
-) -> chex.Array:
+) -> jax.Array:
   """Returns the optimum of the multiplier form over the last axis; defined at lambda = 0 too.
 
       log pi = (lambda r + mu log q) / (1 + mu) - log Z          (reconstruction)
@@ -117,7 +117,9 @@ def multiplier_target_log_probs(
   )
 
 
-def _normalised(rewards, ref_log_probs, *, reward_power, ref_power):
+def _normalised(
+  rewards: chex.Array, ref_log_probs: chex.Array, *, reward_power: jax.Array, ref_power: jax.Array
+) -> jax.Array:
   rewards, ref_log_probs = jnp.asarray(rewards), jnp.asarray(ref_log_probs)
   chex.assert_equal_shape([rewards, ref_log_probs])
   inside = ref_log_probs > -jnp.inf
@@ -127,13 +129,13 @@ def _normalised(rewards, ref_log_probs, *, reward_power, ref_power):
   return jax.nn.log_softmax(jnp.where(inside, logits, -jnp.inf), axis=-1)
 
 
-def _over_responses(weight):
+def _over_responses(weight: chex.Numeric) -> jax.Array:
   """Adds the axis of the responses to a weight given per prompt."""
   weight = jnp.asarray(weight)
   return weight[..., None] if weight.ndim else weight
 
 
-def _ratio(numerator, denominator):
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
   """numerator / denominator, with 0 / 0 = 0 (no multiplier, no weight), safe to differentiate."""
   nothing = (numerator == 0) & (denominator == 0)
   return jnp.where(nothing, 0.0, numerator / jnp.where(nothing, 1.0, denominator))

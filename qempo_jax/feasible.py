@@ -1,10 +1,13 @@
 """Which quality floors and KL budgets are feasible on an enumerable response set, and the error for the others."""
 
+from collections.abc import Callable
 import functools
+from typing import Any
 from typing import NamedTuple
 
 import chex
 import jax
+from jax.core import Tracer
 import jax.numpy as jnp
 import numpy as np
 
@@ -72,13 +75,15 @@ def feasible_range(
 
 
 @functools.partial(jax.jit, static_argnames="per_prompt")
-def _feasible_range(rewards, ref_log_probs, min_reward, *, per_prompt) -> FeasibleRange:
+def _feasible_range(
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, *, per_prompt: bool
+) -> FeasibleRange:
 
-  def one(rewards, ref_log_probs, min_reward):
+  def one(rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array) -> FeasibleRange:
     lowest, highest = dual_newton.reward_interval(rewards, ref_log_probs)
     floor = jnp.maximum(min_reward, lowest)
 
-    def kl_at(tau):
+    def kl_at(tau: jax.Array) -> jax.Array:
       point = dual_newton.point_at_tau(rewards, ref_log_probs, floor, tau)
       log_probs = dual_newton.path_log_probs(rewards, ref_log_probs, point)
       return jnp.mean(dual_newton.kl_divergence(log_probs, ref_log_probs))
@@ -90,15 +95,17 @@ def _feasible_range(rewards, ref_log_probs, min_reward, *, per_prompt) -> Feasib
   return for_each_problem(one, rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
 
 
-def for_each_problem(function, rewards, ref_log_probs, *bounds, per_prompt: bool):
+def for_each_problem(
+  function: Callable[..., Any], rewards: jax.Array, ref_log_probs: jax.Array, *bounds: chex.Numeric, per_prompt: bool
+) -> Any:
   """Calls function on [P, Y] arrays for one global problem, or maps it over [1, Y] problems; [Y] is one problem."""
-  bounds = [jnp.asarray(bound, rewards.dtype) for bound in bounds]
+  limits = [jnp.asarray(bound, rewards.dtype) for bound in bounds]
   if rewards.ndim == 1:
-    return function(rewards[None], ref_log_probs[None], *bounds)
+    return function(rewards[None], ref_log_probs[None], *limits)
   if not per_prompt:
-    return function(rewards, ref_log_probs, *bounds)
-  bounds = [jnp.broadcast_to(bound, rewards.shape[:1]) for bound in bounds]
-  return jax.vmap(function)(rewards[:, None], ref_log_probs[:, None], *bounds)
+    return function(rewards, ref_log_probs, *limits)
+  limits = [jnp.broadcast_to(limit, rewards.shape[:1]) for limit in limits]
+  return jax.vmap(function)(rewards[:, None], ref_log_probs[:, None], *limits)
 
 
 def prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array, jax.Array]:
@@ -122,9 +129,9 @@ def prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array, 
   return jnp.where(ref_log_probs > -jnp.inf, rewards, 0), ref_log_probs
 
 
-def traced(*values) -> bool:
+def traced(*values: Any) -> bool:
   """Whether any value is being traced, so that there is nothing concrete to check."""
-  return any(isinstance(value, jax.core.Tracer) for value in values)
+  return any(isinstance(value, Tracer) for value in values)
 
 
 def check_floor(

@@ -100,7 +100,7 @@ def token_similarities(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
   return np.divide(dots, scale, out=np.zeros_like(dots), where=scale > 0).astype(np.float32)
 
 
-def _common(ids, mask):
+def _common(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
   """[..., G, G] inner products of counts: how many (place, place) hold the same id."""
   size = ids.shape[-2]
   dots = np.zeros((*ids.shape[:-1], size))

@@ -1,10 +1,11 @@
 """Sums over the response tokens of a sequence: padding, whatever it holds, counts for nothing."""
 
+import chex
 from jax import Array
 import jax.numpy as jnp
 
 
-def at_least_float32(x: Array) -> Array:
+def at_least_float32(x: chex.Numeric) -> Array:
   """Widens half precision to float32 and leaves float32 and float64 as they are.
 
   Args:

@@ -54,7 +54,9 @@ class Example(NamedTuple):
   def flipped(self) -> "Example":
     """The same pair with the labels exchanged."""
     flip = lambda array: array[jnp.array([1, 0])]
-    return Example(*map(flip, self[:3]), self.reference_kl)
+    return self._replace(
+        token_log_probs=flip(self.token_log_probs), mask=flip(self.mask), ref_log_probs=flip(self.ref_log_probs)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ def effective_weights(name: str, weights: Weights) -> Weights:
   return LOSSES[name].weights(weights)
 
 
-def weights_from_multipliers(name: str, quality, kl) -> Weights:
+def weights_from_multipliers(name: str, quality: jax.Array, kl: jax.Array) -> Weights:
   """The weights that the named loss acts with, from the multipliers lambda and mu.
 
   A loss without a reference has no KL term: its mu is 0. lambda below `MIN_QUALITY` counts as that.
@@ -159,57 +161,57 @@ _REFERENCE = lambda weights: Weights(weights.beta, weights.beta)
 _ENTROPY = lambda weights: Weights(weights.alpha, jnp.zeros_like(weights.beta))
 
 
-def _sums(e: Example):
+def _sums(e: Example) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   return (*e.log_probs[:2], *e.ref_log_probs[:2])
 
 
-def _spl(e, w, s):
+def _spl(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.preference_loss(*_sums(e), alpha=w.alpha, beta=w.beta)
 
 
-def _dpo(e, w, s):
+def _dpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.dpo_loss(*_sums(e), beta=w.beta)
 
 
-def _smoothed_dpo(e, w, s):
+def _smoothed_dpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.smoothed_dpo_loss(*_sums(e), beta=w.beta, label_smoothing=s.label_smoothing)
 
 
-def _robust_dpo(e, w, s):
+def _robust_dpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.robust_dpo_loss(*_sums(e), beta=w.beta, label_smoothing=s.label_smoothing)
 
 
-def _h_dpo(e, w, s):
+def _h_dpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.h_dpo_loss(*_sums(e), entropy_ratio=w.alpha / w.beta, beta=w.beta)
 
 
-def _ipo(e, w, s):
+def _ipo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.ipo_loss(*_sums(e), tau=w.beta)
 
 
-def _qempo(e, w, s):
+def _qempo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.qempo_loss(*e.log_probs[:2], alpha=w.alpha)
 
 
-def _cpo(e, w, s):
+def _cpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.cpo_loss(*e.log_probs[:2], beta=w.alpha, nll_weight=0.0)  # its NLL term is the anchor
 
 
-def _simpo(e, w, s):
+def _simpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.simpo_loss(*e.log_probs[:2], *e.lengths[:2], beta=w.alpha, margin=s.margin)
 
 
-def _normalised_spl(e, w, s):
+def _normalised_spl(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.length_normalised_preference_loss(
       *_sums(e), *e.lengths[:2], alpha=w.alpha, beta=w.beta
   )
 
 
-def _normalised_ipo(e, w, s):
+def _normalised_ipo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.length_normalised_ipo_loss(*_sums(e), *e.lengths[:2], tau=w.beta)
 
 
-def _kto(e, w, s):
+def _kto(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   """Half of the chosen response's loss and half of the rejected one's."""
   one = lambda index, desirable: losses.kto_loss(
       e.log_probs[index],
@@ -223,7 +225,7 @@ def _kto(e, w, s):
   return (one(0, True) + one(1, False)) / 2
 
 
-def _nll(e, w, s):
+def _nll(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   return losses.nll_loss(e.token_log_probs[0], e.mask[0])
 
 

@@ -1,5 +1,8 @@
 """The policy's optimizer; the multipliers have their own (`dual_controllers`)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -56,16 +59,18 @@ def with_state_dtype(inner: optax.GradientTransformation, dtype: str) -> optax.G
   wide = lambda tree: _cast(tree, lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32))
   narrow = wide if jnp.dtype(dtype) == jnp.float32 else lambda tree: _cast(tree, lambda _: dtype)
 
-  def init(params):
+  def init(params: optax.Params) -> optax.OptState:
     return narrow(inner.init(wide(params)))
 
-  def update(updates, state, params=None):
+  def update(
+    updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.OptState]:
     updates, state = inner.update(wide(updates), wide(state), wide(params))
     return updates, narrow(state)
 
   return optax.GradientTransformation(init, update)
 
 
-def _cast(tree, dtype_of):
+def _cast(tree: Any, dtype_of: Callable[[jax.Array], Any]) -> Any:
   cast = lambda leaf: leaf.astype(dtype_of(leaf)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
   return jax.tree.map(cast, tree)

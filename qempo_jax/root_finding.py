@@ -15,7 +15,7 @@ class _Search(NamedTuple):
   best: jax.Array  # the point with the smallest residual so far
   residual: jax.Array
   done: jax.Array
-  count: jax.Array
+  evaluations: jax.Array
 
 
 def increasing_root(
@@ -47,13 +47,13 @@ def increasing_root(
     The root, a scalar.
   """
 
-  def projected(point):
+  def projected(point: jax.Array) -> jax.Array:
     """f, or at an end that is the answer the distance from it: the root does not move there."""
     value = function(point)
     at_end = ((point <= low) & (value >= -tolerance)) | ((point >= high) & (value <= tolerance))
     return jnp.where(at_end, point - jax.lax.stop_gradient(point), value)
 
-  def search(_, start):
+  def search(_: Callable[[jax.Array], jax.Array], start: jax.Array) -> jax.Array:
     infinity = jnp.full_like(start, jnp.inf)
     state = _Search(
       point=start,
@@ -63,11 +63,11 @@ def increasing_root(
       best=start,
       residual=infinity,
       done=jnp.asarray(False),
-      count=jnp.zeros((), jnp.int32),
+      evaluations=jnp.zeros((), jnp.int32),
     )
     advance = lambda state: _advance(function, state, low, high, tolerance)
     return jax.lax.while_loop(
-      lambda state: ~state.done & (state.count < max_steps), advance, state
+      lambda state: ~state.done & (state.evaluations < max_steps), advance, state
     ).best
 
   return jax.lax.custom_root(
@@ -75,7 +75,13 @@ def increasing_root(
   )
 
 
-def _advance(function, search: _Search, low_end: float, high_end: float, tolerance) -> _Search:
+def _advance(
+  function: Callable[[jax.Array], jax.Array],
+  search: _Search,
+  low_end: float,
+  high_end: float,
+  tolerance: float | jax.Array,
+) -> _Search:
   """One evaluation: shrinks the bracket, then takes a Newton step, or halves the bracket."""
   point = search.point
   value, slope = jax.jvp(function, (point,), (jnp.ones_like(point),))
@@ -104,5 +110,5 @@ def _advance(function, search: _Search, low_end: float, high_end: float, toleran
   best = jnp.where(found, point, jnp.where(last, following, jnp.where(better, point, search.best)))
   residual = jnp.where(better, jnp.abs(value), search.residual)
   return _Search(
-    following, low, high, step, best, residual, found | last | collapsed, search.count + 1
+    following, low, high, step, best, residual, found | last | collapsed, search.evaluations + 1
   )

@@ -137,7 +137,7 @@ def at_weights(rewards: chex.Array, ref_log_probs: chex.Array, point: PathPoint)
   return _solution(rewards, ref_log_probs, point, dual_newton.multipliers_at(point))
 
 
-def log_weights(rewards: chex.Array, ref_log_probs: chex.Array, point: PathPoint) -> jax.Array:
+def log_weights(rewards: jax.Array, ref_log_probs: jax.Array, point: PathPoint) -> jax.Array:
   """Returns log w_i = s r_i - tau log q_i - logsumexp, [P, n]: `dual_newton`'s path on 1/q, walked to 1 - tau."""
   return dual_newton.path_log_probs(rewards, -ref_log_probs, PathPoint(point.tilt, 1 - point.tau))
 
@@ -147,7 +147,9 @@ def effective_sample_size(log_weights: chex.Array) -> jax.Array:
   return jnp.exp(-jax.nn.logsumexp(2 * log_weights, axis=-1))
 
 
-def _solve(rewards, ref_log_probs, min_reward, max_kl, *, program) -> SampledSolution:
+def _solve(
+  rewards: chex.Array, ref_log_probs: chex.Array, min_reward: chex.Numeric, max_kl: chex.Numeric, *, program: str
+) -> SampledSolution:
   rewards, ref_log_probs = _prepare(rewards, ref_log_probs)
   bounds = [jnp.asarray(bound, rewards.dtype) for bound in (min_reward, max_kl)]
   if not feasible.traced(rewards, ref_log_probs, *bounds):
@@ -156,7 +158,9 @@ def _solve(rewards, ref_log_probs, min_reward, max_kl, *, program) -> SampledSol
 
 
 @functools.partial(jax.jit, static_argnames="program")
-def _solve_jitted(rewards, ref_log_probs, min_reward, max_kl, *, program) -> SampledSolution:
+def _solve_jitted(
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, max_kl: chex.Numeric, *, program: str
+) -> SampledSolution:
   if program == "qempo_kl":
     point = _point_at_kl(rewards, ref_log_probs, min_reward, max_kl)
     multipliers = dual_newton.multipliers_at(point)
@@ -168,7 +172,9 @@ def _solve_jitted(rewards, ref_log_probs, min_reward, max_kl, *, program) -> Sam
   return _solution(rewards, ref_log_probs, point, multipliers._replace(quality=quality))
 
 
-def _solution(rewards, ref_log_probs, point, multipliers) -> SampledSolution:
+def _solution(
+  rewards: jax.Array, ref_log_probs: jax.Array, point: PathPoint, multipliers: dual_newton.Multipliers
+) -> SampledSolution:
   weights = log_weights(rewards, ref_log_probs, point)
   kl = _kl(weights)
   return SampledSolution(
@@ -183,21 +189,25 @@ def _solution(rewards, ref_log_probs, point, multipliers) -> SampledSolution:
   )
 
 
-def _kl(log_weights):
+def _kl(log_weights: jax.Array) -> jax.Array:
   """log n - H(w) over the last axis."""
   return jnp.log(log_weights.shape[-1]) - dual_newton.entropy(log_weights)
 
 
-def _point_at_tau(rewards, ref_log_probs, min_reward, tau) -> PathPoint:
+def _point_at_tau(
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, tau: chex.Numeric
+) -> PathPoint:
   """The smallest tilt that meets the floor at this tau: that of `dual_newton`, with 1/q and 1 - tau for q and tau."""
   point = dual_newton.point_at_tau(rewards, -ref_log_probs, min_reward, 1 - tau)
   return PathPoint(point.tilt, jnp.asarray(tau, rewards.dtype))
 
 
-def _point_at_kl(rewards, ref_log_probs, min_reward, max_kl) -> PathPoint:
+def _point_at_kl(
+  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, max_kl: chex.Numeric
+) -> PathPoint:
   """The largest tau whose policy at the floor keeps within the budget: KL rises along it, as on the exact path."""
 
-  def excess(tau):
+  def excess(tau: jax.Array) -> jax.Array:
     point = _point_at_tau(rewards, ref_log_probs, min_reward, tau)
     return jnp.mean(_kl(log_weights(rewards, ref_log_probs, point))) - max_kl
 
@@ -206,7 +216,7 @@ def _point_at_kl(rewards, ref_log_probs, min_reward, max_kl) -> PathPoint:
   return _point_at_tau(rewards, ref_log_probs, min_reward, tau)
 
 
-def _prepare(rewards, ref_log_probs):
+def _prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array, jax.Array]:
   """Both arrays as [P, n] in one floating dtype, checked."""
   dtype = jnp.result_type(rewards, ref_log_probs, jnp.float32)
   rewards, ref_log_probs = (jnp.atleast_2d(jnp.asarray(x, dtype)) for x in (rewards, ref_log_probs))
@@ -218,7 +228,7 @@ def _prepare(rewards, ref_log_probs):
   return rewards, ref_log_probs
 
 
-def _check(rewards, ref_log_probs, min_reward, max_kl) -> None:
+def _check(rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array) -> None:
   """Raises InfeasibleError, with the range, where no reweighting of the samples meets the constraints."""
   best, mean = float(jnp.mean(jnp.max(rewards, axis=-1))), float(jnp.mean(rewards))
   slack = float(jnp.finfo(rewards.dtype).eps) ** 0.75

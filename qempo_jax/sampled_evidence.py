@@ -115,10 +115,10 @@ def bootstrap(
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _bootstrap(rewards, ref_log_probs, rngs, *, solve) -> Draws:
+def _bootstrap(rewards: jax.Array, ref_log_probs: jax.Array, rngs: jax.Array, *, solve: Callable[[jax.Array, jax.Array], SampledSolution]) -> Draws:
   prompts, samples = rewards.shape
 
-  def draw(rng):
+  def draw(rng: jax.Array) -> Draws:
     of_prompt, of_sample = jax.random.split(rng)
     row = jax.random.randint(of_prompt, (prompts, 1), 0, prompts)
     column = jax.random.randint(of_sample, (prompts, samples), 0, samples)

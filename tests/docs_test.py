@@ -14,6 +14,8 @@ import sys
 import pytest
 import yaml
 
+from qempo_jax.evaluation import alarms
+
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,6 +63,11 @@ def test_links_lead_somewhere(page):
   for target in LINK.findall(page.read_text(encoding="utf-8")):
     if "://" not in target:
       assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_alarm_is_explained():
+  page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+  assert [kind for kind in alarms.KINDS if f"| `{kind}`" not in page] == []
 
 
 def test_every_page_is_in_the_menu():

@@ -4,6 +4,7 @@ import flax
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from tunix.rl import common
 from tunix.rl import function_registry
@@ -69,7 +70,7 @@ def main() -> tuple[list[dict], qj.exact.ExactSolution]:
   config = grpo_learner.GRPOConfig(num_generations=GROUP, **names)
   score = lambda prompts, completions, **_: [float(all(a != b for a, b in zip(text, text[1:]))) for text in completions]
   learner = Learner(cluster, config, score, max_kl=exact.kl)
-  learner.train({"prompts": ["a word"]} for _ in range(STEPS))
+  learner.train({"prompts": np.array(["a word"])} for _ in range(STEPS))
   return learner.history, exact
 
 

@@ -49,6 +49,7 @@ _ADVICE = {
   "unequal_samples": "Draw equally many samples of every prompt with every method.",
   "no_answer": "These prompts count as 0 answers; look at their completions.",
 }
+KINDS = tuple(_ADVICE)
 
 
 def _warning(kind, method, split, message):
