@@ -16,8 +16,8 @@ class ProgramReport:
   """One program on one device; bytes, FLOP and seconds of one call.
 
   Attributes:
-    name: "online_step", "offline_step", "dual_step" or "sampler".
-    params: the policy's parameters.
+    name: "online_step", "offline_step", "dual_step", "reshard" or "sampler".
+    params: the policy's parameters; the sampler's as they are laid out for it, beside those of training.
     optimizer: the moments.
     reference: the frozen reference's parameters.
     temporary: activations, gradients and everything else that the program makes on its way.
