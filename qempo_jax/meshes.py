@@ -62,9 +62,9 @@ def _over_slices(sizes, slices, devices) -> np.ndarray:
         f"compute.dcn_mesh={slices} does not arrange {count} {unit} of devices; its product must be {count}, with one"
         f" number for each axis of compute.mesh={sizes}"
     )
-  if any(size % part for size, part in zip(sizes, slices)):
+  if any(size % part for size, part in zip(sizes, slices, strict=True)):
     raise InputError(f"compute.mesh={sizes} counts the devices of all slices, so compute.dcn_mesh={slices} must divide it")
-  within = tuple(size // part for size, part in zip(sizes, slices))
+  within = tuple(size // part for size, part in zip(sizes, slices, strict=True))
   try:
     return mesh_utils.create_hybrid_device_mesh(within, slices, devices, process_is_granule=by_process)
   except (ValueError, NotImplementedError, AssertionError) as error:

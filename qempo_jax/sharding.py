@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from qempo_jax.errors import InputError
 from qempo_jax.meshes import AXES as AXES
-from qempo_jax.meshes import make_mesh as make_mesh
 from qempo_jax.meshes import SEQUENCE as SEQUENCE
+from qempo_jax.meshes import make_mesh as make_mesh
 
 ROWS = ("data", "fsdp")  # what rows are split over
 HOST = "pinned_host"  # memory of the hosts that their devices read
