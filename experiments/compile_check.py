@@ -56,6 +56,7 @@ def check(config, topology: str) -> list[compile_report.ProgramReport]:
             compiled,
             chip,
             parts=program.parts,
+            held=program.held,
             devices=len(found),
             flops=compile_report.product_flops(function, *program.arguments, unknown_trips=program.trips),
             unknown_trips=program.trips,

@@ -37,6 +37,7 @@ class Program(NamedTuple):
     options: keyword arguments.
     parts: params, optimizer and reference among the arguments.
     trips: iterations of its loop that may end early.
+    held: arrays that lie in the devices' memory meanwhile, and are none of its arguments.
   """
 
   name: str
@@ -45,6 +46,7 @@ class Program(NamedTuple):
   options: dict[str, Any]
   parts: dict[str, Any]
   trips: int
+  held: Any = ()
 
 
 def programs(config, devices) -> list[Program]:
@@ -87,7 +89,7 @@ def of_policy(config, policy: builders.Policy) -> list[Program]:
     step = online.compile_step(config, policy, optimizers, shardings)
     groups = _groups(config, mesh, config.sampling.group_size + config.replay.size)
     found = [Program("online_step", step, (state, params, groups), {}, parts | reference, 1)]
-    return found + _sampling(config, policy, state)
+    return found + _sampling(config, policy, state, reference)
   objective = offline_builders.objective(config)
   step = offline.compile_step(config, policy, objective, optimizers, shardings)
   frozen = params if builders.lora_config(config) else None
@@ -99,7 +101,7 @@ def of_policy(config, policy: builders.Policy) -> list[Program]:
     stats = TokenStats(*(jax.ShapeDtypeStruct(groups.mask.shape, jnp.float32, sharding=groups.mask.sharding),) * 2)
     arguments = (state, params, groups, stats)
     found.append(Program("dual_step", measured, arguments, {}, parts | reference, 1))
-    found += _sampling(config, policy, state)
+    found += _sampling(config, policy, state, reference)
   return found
 
 
@@ -115,13 +117,16 @@ def model_config(source: str) -> ModelConfig:
   return presets.get(name)
 
 
-def _sampling(config, policy, state) -> list[Program]:
-  """The parameters' way to the layout they are sampled in, and the sampler."""
+def _sampling(config, policy, state, reference) -> list[Program]:
+  """The parameters' way to the layout they are sampled in, and the sampler; the training state waits beside both."""
   settings = config.sampling
   mesh, rows = layout.sampling_mesh(policy.mesh, tuple(settings.mesh)), config.data.prompts_per_step
   trained = builders.as_policy(config)(state.params, policy.params)
   arrange = layout.arrangement(trained, policy.config, mesh)
   params = _placed(jax.eval_shape(arrange, trained), mesh, layout.RULES)
+  copied = jax.tree.map(_looks, params) != jax.tree.map(_looks, trained)
+  # With adapters the reference is a part of what is trained, and counted there.
+  rest = (state.opt_state, () if builders.lora_config(config) else reference)
   split = runs.split(mesh, rows)
   shape = (rows, packing.round_up(config.data.max_prompt_length, 16))
   prompts = PromptBatch(_array(shape, jnp.int32, split), _array(shape, bool, split))
@@ -138,8 +143,16 @@ def _sampling(config, policy, state) -> list[Program]:
       sharding.on_mesh(lambda params, prompts, rng: sampler.sample_groups(params, prompts=prompts, rng=rng, **options), mesh)
   )
   return [
-      Program("reshard", arrange, (trained,), {}, {"params": trained}, 1),
-      Program("sampler", jitted, (params, prompts, key), {}, {"params": params}, settings.max_response_length),
+      Program("reshard", arrange, (trained,), {}, {"params": trained}, 1, held=rest),
+      Program(
+          "sampler",
+          jitted,
+          (params, prompts, key),
+          {},
+          {"params": params},
+          settings.max_response_length,
+          held=(trained, rest) if copied else rest,
+      ),
   ]
 
 
@@ -177,6 +190,11 @@ def _packed(config, rows, group_size, split) -> PackedGroups:
   array = lambda width: _array((rows, width), jnp.int32, split)
   fed, scored = layout.prompt + places, places + group_size
   return PackedGroups(*(array(fed) for _ in range(3)), *(array(scored) for _ in range(4)), layout)
+
+
+def _looks(leaf):
+  """What of an array decides whether laying it out anew makes a copy: its type, and the part that a device has."""
+  return str(leaf.dtype), leaf.sharding.shard_shape(leaf.shape)
 
 
 def _array(shape, dtype, where):

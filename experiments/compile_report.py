@@ -16,12 +16,13 @@ class ProgramReport:
   """One program on one device; bytes, FLOP and seconds of one call.
 
   Attributes:
-    name: "online_step", "offline_step", "dual_step" or "sampler".
-    params: the policy's parameters.
+    name: "online_step", "offline_step", "dual_step", "reshard" or "sampler".
+    params: the policy's parameters; the sampler's as they are laid out for it, beside those of training.
     optimizer: the moments.
     reference: the frozen reference's parameters.
     temporary: activations, gradients and everything else that the program makes on its way.
     other: its remaining arguments and results, batch and samples among them.
+    held: what waits in memory meanwhile, such as the optimizer while samples are drawn.
     total: all of these; results that take over donated arguments are counted once.
     capacity: of the chip.
     aliased: bytes of results that take over donated arguments.
@@ -42,6 +43,7 @@ class ProgramReport:
   reference: int = 0
   temporary: int = 0
   other: int = 0
+  held: int = 0
   total: int = 0
   capacity: int = 0
   aliased: int = 0
@@ -75,7 +77,7 @@ class ProgramReport:
     return dataclasses.asdict(self) | {"seconds": self.seconds, "utilisation": self.utilisation, "fits": self.fits}
 
 
-def report(name: str, compiled, chip: Chip, *, parts, devices: int, flops: float, unknown_trips: int) -> ProgramReport:
+def report(name: str, compiled, chip: Chip, *, parts, held, devices: int, flops: float, unknown_trips: int) -> ProgramReport:
   """Measures a compiled program.
 
   Args:
@@ -83,6 +85,7 @@ def report(name: str, compiled, chip: Chip, *, parts, devices: int, flops: float
     compiled: what `lowered.compile()` gave.
     chip: what the devices are.
     parts: name -> pytree of arguments whose bytes on a device are told apart: params, optimizer, reference.
+    held: pytree of what waits in memory meanwhile.
     devices: in the mesh.
     flops: of the whole program, all devices together.
     unknown_trips: iterations of loops that may end early.
@@ -95,6 +98,7 @@ def report(name: str, compiled, chip: Chip, *, parts, devices: int, flops: float
   arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
   total = arguments + results - memory.alias_size_in_bytes + memory.temp_size_in_bytes
   total += memory.generated_code_size_in_bytes
+  waiting = device_bytes(held)
   counted = hlo_costs.costs(compiled.as_text(), devices=devices, unknown_trips=unknown_trips)
   moved = sum(size for _, size in counted.collectives.values())
   return ProgramReport(
@@ -102,7 +106,8 @@ def report(name: str, compiled, chip: Chip, *, parts, devices: int, flops: float
       **sizes,
       temporary=memory.temp_size_in_bytes,
       other=total - memory.temp_size_in_bytes - sum(sizes.values()),
-      total=total,
+      held=waiting,
+      total=total + waiting,
       capacity=chip.hbm,
       aliased=memory.alias_size_in_bytes,
       flops=flops / devices,
@@ -175,7 +180,8 @@ def lines(program: ProgramReport) -> list[str]:
   found = [
       f"{program.name}: {gib(program.total)} of {gib(program.capacity)} GiB a device: {verdict}",
       f"  parameters {gib(program.params)}, optimizer {gib(program.optimizer)}, reference {gib(program.reference)},"
-      f" activations and temporaries {gib(program.temporary)}, other {gib(program.other)} GiB;"
+      f" activations and temporaries {gib(program.temporary)}, other {gib(program.other)},"
+      f" waiting meanwhile {gib(program.held)} GiB;"
       f" donated {gib(program.aliased)} GiB; largest array {program.largest[1]}, {gib(program.largest[0])} GiB",
   ]
   for kind, (times, size) in program.collectives.items():

@@ -11,6 +11,7 @@ from experiments import compile_programs
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.models import reward_head
+from qempo_jax.sampling import layout
 
 GIB = 2**30
 
@@ -24,9 +25,10 @@ def describe(config: ConfigDict, policy: builders.Policy) -> str:
 def describe_programs(config: ConfigDict, devices) -> str:
   """The same for devices that need not exist, without weights."""
   programs = compile_programs.programs(config, devices)
-  names = ("params", "optimizer", "reference")
-  parts = {name: max(_bytes(program.parts.get(name, ())) for program in programs) for name in names}
+  steps = [program.parts for program in programs if program.name.endswith("_step")]
+  parts = {name: max(_bytes(step.get(name, ())) for step in steps) for name in ("params", "optimizer", "reference")}
   parts["gradients"] = _bytes(programs[0].parts["params"])
+  parts |= _laid_out(programs)
   return "\n".join([*_batches(programs), memory_line(parts)])
 
 
@@ -51,13 +53,22 @@ def memory(config: ConfigDict, policy: builders.Policy, programs) -> dict[str, i
   found = {
       "trained parameters": _bytes(trained["params"]),
       "optimizer": _bytes(trained["optimizer"]),
-      "reference": _bytes(policy.params),
+      "reference": _bytes(policy.params) if config.compute.reference_memory == "device" else 0,
       "gradients": _bytes(trained["params"]),
       "logits of a chunk": 2 * 4 * config.compute.chunk_size * policy.config.vocab_size,  # float32, and their gradient
   }
   if any(program.name == "sampler" for program in programs):
+    found |= _laid_out(programs)
     found["keys and values while sampling"] = _cache_bytes(config, policy)
   return found
+
+
+def _laid_out(programs) -> dict[str, int]:
+  """The policy as it is sampled from, where that is another copy than the one in training."""
+  before, after = (
+      sum(_bytes(program.parts["params"]) for program in programs if program.name == name) for name in ("reshard", "sampler")
+  )
+  return {"parameters while sampling": after} if after != before else {}
 
 
 def memory_line(parts: dict[str, int], policy: builders.Policy | None = None) -> str:
@@ -91,7 +102,8 @@ def describe_reward_model(config: ConfigDict, model: builders.Policy) -> str:
 
 
 def _batches(programs) -> list[str]:
-  return [f"{program.name}: takes {', '.join(dict.fromkeys(_batch_shapes(program)))}" for program in programs]
+  taken = {program.name: ", ".join(dict.fromkeys(_batch_shapes(program))) for program in programs}
+  return [f"{name}: takes {shapes}" for name, shapes in taken.items() if shapes]
 
 
 def _batch_shapes(program) -> Iterator[str]:
@@ -111,7 +123,8 @@ def _bytes(tree) -> int:
 def _cache_bytes(config: ConfigDict, policy: builders.Policy) -> int:
   """Keys and values of the prompts, once, and of each of their samples; rows are split over the data axes."""
   c, rows = policy.config, config.data.prompts_per_step
-  ways = policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
+  mesh = dict(layout.sampling_mesh(policy.mesh, tuple(config.sampling.mesh)).shape)
+  ways = mesh["data"] * mesh["fsdp"]
   tokens = packing.round_up(config.data.max_prompt_length, 16)
   tokens += config.sampling.group_size * config.sampling.max_response_length
   each = 2 * c.num_layers * c.num_kv_heads * c.head_dim * (2 if c.compute_dtype == "bfloat16" else 4)

@@ -18,7 +18,8 @@ from configs import base
 from qempo_jax.errors import InputError
 
 # What a resumed run may have otherwise: where it runs and how often it saves, none of which says what it computes.
-MAY_CHANGE = ("checkpoint.", "compute.distributed", "compute.mesh", "compute.dcn_mesh", "faults.", "logging.", "sampling.mesh")
+MAY_CHANGE = ("checkpoint.", "faults.", "logging.", "sampling.mesh")
+MAY_CHANGE += tuple(f"compute.{key}" for key in ("distributed", "mesh", "dcn_mesh", "reference_memory"))
 LOCK = ".lock"
 
 _ABSENT = "absent"

@@ -35,7 +35,8 @@ def make_mesh(shape=(-1, 1, 1), *, dcn=(), devices=None) -> Mesh:
   names = (*AXES, SEQUENCE)[: len(shape)]
   sizes = _sizes(tuple(shape), len(devices))
   slices = (*dcn, *(1,) * (len(sizes) - len(dcn)))
-  if math.prod(slices) == 1 and _slices(devices) <= 1:
+  in_one = _slices(devices) <= 1 or devices[0].platform != "tpu"  # the makers of other meshes do not ask where chips lie
+  if math.prod(slices) == 1 and in_one:
     return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
   return Mesh(_over_slices(sizes, slices, devices), names, axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -61,9 +62,9 @@ def _over_slices(sizes, slices, devices) -> np.ndarray:
         f"compute.dcn_mesh={slices} does not arrange {count} {unit} of devices; its product must be {count}, with one"
         f" number for each axis of compute.mesh={sizes}"
     )
-  if any(size % part for size, part in zip(sizes, slices)):
+  if any(size % part for size, part in zip(sizes, slices, strict=True)):
     raise InputError(f"compute.mesh={sizes} counts the devices of all slices, so compute.dcn_mesh={slices} must divide it")
-  within = tuple(size // part for size, part in zip(sizes, slices))
+  within = tuple(size // part for size, part in zip(sizes, slices, strict=True))
   try:
     return mesh_utils.create_hybrid_device_mesh(within, slices, devices, process_is_granule=by_process)
   except (ValueError, NotImplementedError, AssertionError) as error:

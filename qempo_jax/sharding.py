@@ -131,6 +131,11 @@ def gather_tokens(x):
   return x if rows is None else jax.lax.with_sharding_constraint(x, P(rows[0], None, *_free(x)))
 
 
+def for_attention(q, k, v):
+  """Queries with their tokens split over the sequence axis, keys and values whole: [B, L, H, K], [B, L, J, K] twice."""
+  return split_tokens(q), gather_tokens(k), gather_tokens(v)
+
+
 def constrain_params(tree, *, layer: bool = False, gathered: bool = False):
   """Keeps parameters split by `PARAM_RULES`, and what is summed into their gradients too.
 

@@ -115,6 +115,14 @@ def test_parameters_are_gathered_once_a_step_and_not_for_every_token(monkeypatch
   assert moved("sampler", 2) < whole / 50
 
 
+def test_the_training_state_waits_beside_the_sampler(monkeypatch):
+  programs = _programs(monkeypatch, None)
+  step, held = programs["online_step"].parts, compile_report.device_bytes(programs["sampler"].held)
+  assert held == sum(compile_report.device_bytes(step[name]) for name in ("params", "optimizer", "reference"))
+  laid_out = programs["sampler"].parts["params"]["layers"]["gate"]
+  assert laid_out.sharding.shard_shape(laid_out.shape) == laid_out.shape
+
+
 def test_unknown_chip_is_refused():
   with pytest.raises(InputError, match="v5p"):
     chips.chip_of("v9:2x2")

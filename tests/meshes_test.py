@@ -1,6 +1,7 @@
 """Devices are arranged as the config says: slices along the axis that it names, four axes for long rows."""
 
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import numpy as np
@@ -18,10 +19,10 @@ class _Chip(SimpleNamespace):
   __hash__ = object.__hash__
 
 
-def _pod(slices, each):
+def _pod(slices, each, platform="fake"):
   """Fake chips, out of order, that know the slice they are in."""
   make = lambda i: _Chip(
-      id=i, slice_index=i // each, process_index=0, device_kind="fake", platform="fake", client=None
+      id=i, slice_index=i // each, process_index=0, device_kind="fake", platform=platform, client=None
   )
   return [make(int(i)) for i in np.random.default_rng(0).permutation(slices * each)]
 
@@ -57,7 +58,6 @@ def test_processes_are_slices_where_devices_know_of_none():
     ("shape", "dcn", "message"),
     [
         ((8, 1, 4), (2, 1, 1), r"dcn_mesh=\(2, 1, 1\) does not arrange 4 slices of devices; its product must be 4"),
-        ((8, 1, 4), (1, 1, 1), "does not arrange 4 slices"),  # the default on a pod of several slices
         ((8, 1, 4), (1, 4, 1), "must divide it"),
         ((8, 1, 4), (1, 1, 1, 4), "one number for each axis"),
         ((8, 1, 2), (4, 1, 1), "product over .* must be 32"),
@@ -68,6 +68,14 @@ def test_processes_are_slices_where_devices_know_of_none():
 def test_what_cannot_be_arranged_is_said(shape, dcn, message):
   with pytest.raises(InputError, match=message):
     meshes.make_mesh(shape, dcn=dcn, devices=_pod(4, 8))
+
+
+def test_several_slices_of_tpus_must_be_named():
+  with pytest.raises(InputError, match="does not arrange 4 slices"):
+    meshes.make_mesh((8, 1, 4), devices=_pod(4, 8, "tpu"))
+  with mock.patch.object(jax, "make_mesh") as plain:
+    meshes.make_mesh((8, 1, 4), devices=_pod(4, 8, "gpu"))  # whose nodes may count as slices, and need no naming
+  assert plain.called
 
 
 def test_slices_of_one_process_are_refused():

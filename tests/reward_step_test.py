@@ -6,15 +6,20 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base
+from experiments import builders
+from experiments.loops import reward_model
 from qempo_jax import duals
 from qempo_jax import optimizers
 from qempo_jax import reward_step
 from qempo_jax import sharding
 from qempo_jax import train_state
+from qempo_jax import train_step
 from qempo_jax.losses.reward_model import bradley_terry_loss
 from qempo_jax.models import reward_head
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
+from tests import donation
 
 MODEL = ModelConfig(48, 32, 64, 3, 4, 2, 8, 100.0, 1e-5, True, windows=(None, 4, None))
 ADAMW = optimizers.adamw(
@@ -108,15 +113,21 @@ def test_steps_learn_the_pairs():
   assert metrics["accuracy"] == 1.0 and int(state.step) == 20
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), pytest.param((2, 1, 2, 2), marks=pytest.mark.slow)])
 def test_sharded_equals_single_device(shape):
+  """The loop's own compiled step, which takes its state's memory over."""
+
   def run(mesh):
+    config = base.get_config()
+    config.reward_model.pairs_per_step, config.reward_model.centring_weight = 8, 0.1
     trained, frozen = reward_head.split(_params(), MODEL, "last:2")
-    state = _state(trained)
     place = lambda tree: jax.device_put(tree, sharding.tree_shardings(tree, mesh, reward_head.RULES))
-    rows = jax.device_put(_batch(), sharding.batch_sharding(mesh))
-    state, metrics = jax.jit(_step)(place(state), place(frozen), rows)
-    return jax.device_get((state.opt_state[1][0].mu, metrics)), state
+    state, frozen, rows = place(_state(trained)), place(frozen), jax.device_put(_batch(), sharding.batch_sharding(mesh))
+    model, shardings = builders.Policy(MODEL, None, None, (0,), mesh), jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = reward_model.compile_step(config, model, train_step.Optimizers(ADAMW, ADAMW), shardings, frozen)
+    with donation.checked(state):
+      after, metrics = step(state, frozen, rows)
+    return jax.device_get((after.opt_state[1][0].mu, metrics)), after
 
   single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
   (expected, expected_metrics), _ = run(single)

@@ -39,7 +39,7 @@ def whole():
   return _compiled((2, 1, 1))
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 1, 2), (2, 1, 1, 4)])
+@pytest.mark.parametrize("shape", [pytest.param((2, 1, 1, 2), marks=pytest.mark.slow), (2, 1, 1, 4)])
 def test_activations_are_split(whole, shape):
   places, compiled = _compiled(shape)
   parts, text = shape[3], compiled.as_text()

@@ -13,6 +13,7 @@ from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
+from tests import donation
 from tests.loops import toy
 
 MODEL = ModelConfig(48, 32, 64, 2, 4, 2, 8, 100.0, 1e-5, True)
@@ -37,7 +38,8 @@ def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1):
   state = builders.initial_state(config, params, optimizers)
   shardings = sharding.tree_shardings(state, mesh)
   state = jax.device_put(state, shardings)
-  return online.compile_step(config, policy, optimizers, shardings)(state, params, batch)
+  with donation.checked(state):
+    return online.compile_step(config, policy, optimizers, shardings)(state, params, batch)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (2, 1, 2, 2)])

@@ -56,7 +56,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   drawn = draws.Draws(config, sample, reward, order)
   state, memory = saver.restore(state)
   if memory:
-    drawn.from_json(memory["ahead"])
+    drawn.from_json(memory.get("ahead", {}))  # older checkpoints have none
     replay.buffer.from_json(memory["replay"])
     if hasattr(reward, "from_json"):
       reward.from_json(memory["reward"])

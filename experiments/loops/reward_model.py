@@ -129,7 +129,7 @@ class Scorer:
     self._batches, self._parts, self._frozen = batches, parts, frozen
     self._size = config.reward_model.pairs_per_step
     self._score = jax.jit(
-        functools.partial(reward_step.pair_scores, config=model.config),
+        sharding.on_mesh(functools.partial(reward_step.pair_scores, config=model.config), model.mesh),
         in_shardings=(trained_shardings, _placed(frozen), runs.split(model.mesh, self._size)),
         out_shardings=sharding.replicated(model.mesh),
     )
@@ -154,7 +154,7 @@ def compile_step(config, model: builders.Policy, optimizers, shardings, frozen):
       centring_weight=config.reward_model.centring_weight,
   )
   return jax.jit(
-      step,
+      sharding.on_mesh(step, model.mesh),
       in_shardings=(shardings, _placed(frozen), runs.split(model.mesh, config.reward_model.pairs_per_step)),
       out_shardings=(shardings, sharding.replicated(model.mesh)),
       donate_argnums=0,

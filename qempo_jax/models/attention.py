@@ -105,19 +105,16 @@ def splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config, *, interpret=Fal
   Returns:
     [B, L, H, K].
   """
-  # A query without keys sees itself: the kernel divides by its sum of weights.
-  lonely_BxLx1 = ~jnp.any(mask_BxLxL, axis=-1, keepdims=True)
-  mask_BxLxL = mask_BxLxL | (lonely_BxLx1 & jnp.eye(mask_BxLxL.shape[1], dtype=bool))
-  run = functools.partial(_splash, config=config, interpret=interpret)
+  tokens = sharding.SEQUENCE if sharding.sequence_shards() > 1 else None
+  run = functools.partial(_splash, config=config, axis=tokens, interpret=interpret)
   if sharding.row_shards() * sharding.head_shards() * sharding.sequence_shards() > 1:
-    tokens = sharding.SEQUENCE if sharding.sequence_shards() > 1 else None
     queries, keys = P(sharding.ROWS, tokens, "tensor"), P(sharding.ROWS, None, "tensor")
     specs = (queries, keys, keys, P(sharding.ROWS, tokens))
     run = jax.shard_map(run, in_specs=specs, out_specs=queries, check_vma=False)
   return run(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL)
 
 
-def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, interpret):
+def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, axis, interpret):
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
   sizes = dict.fromkeys(
@@ -125,6 +122,11 @@ def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, interpret):
        "block_kv_dq"),
       SPLASH_BLOCK,
   )
+  # A query without keys sees itself: the kernel divides by its sum of weights.
+  lonely_BxLx1 = ~jnp.any(mask_BxLxL, axis=-1, keepdims=True)
+  first = jax.lax.axis_index(axis) * mask_BxLxL.shape[1] if axis else 0
+  itself = first + jnp.arange(mask_BxLxL.shape[1])[:, None] == jnp.arange(mask_BxLxL.shape[2])
+  mask_BxLxL = mask_BxLxL | (lonely_BxLx1 & itself)
   q_BxLxJxRxK = layers.group_heads(q_BxLxHxK, k_BxLxJxK.shape[2]) * config.attention_scale
 
   def row(q_LxJxRxK, k_LxJxK, v_LxJxK, mask_LxL):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.masking import at_least_float32
 from qempo_jax.models import attention
@@ -107,7 +108,7 @@ def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, mask_BxLxL, 
   def body(x_BxLxD, layer_and_window):
     layer, window = layer_and_window
     seen = places.within_window(mask_BxLxL, queries, keys, window)
-    attend = lambda q, k, v: (attention.attention(q, k, v, seen, config), None)
+    attend = lambda *qkv: (attention.attention(*sharding.for_attention(*qkv), seen, config), None)
     return layers.block(layer, x_BxLxD, places.block_angles(angles, window), config, attend)
 
   count = len(jax.tree.leaves(blocks)[0])

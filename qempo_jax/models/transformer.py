@@ -228,8 +228,10 @@ def _full_block(config, positions_BxL, attend):
   angles = places.rope_angles(config, positions_BxL)
 
   def run(x_BxLxD, layer, window):
-    whole = lambda q, k, v: (sharding.split_tokens(q), sharding.gather_tokens(k), sharding.gather_tokens(v))
-    own = lambda q, k, v: (attend(*whole(q, k, v), window), whole(q, k, v)[1:])
+    def own(q, k, v):
+      q, k, v = sharding.for_attention(q, k, v)
+      return attend(q, k, v, window), (k, v)
+
     return layers.block(layer, x_BxLxD, places.block_angles(angles, window), config, own)
 
   return run

@@ -47,7 +47,7 @@ def test_a_stale_run_repeats_itself_and_says_how_stale(tmp_path, stale):
   assert fresh[0]["reward"] == pytest.approx(stale[1][0]["reward"]) and fresh[1]["reward"] != stale[1][1]["reward"]
 
 
-@pytest.mark.parametrize("dies_at", [2, 3])
+@pytest.mark.parametrize("dies_at", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_stale_run_resumes_bit_by_bit(tmp_path, monkeypatch, stale, dies_at):
   calls, make_batch = [], online.Replay.make_batch
 
@@ -74,7 +74,7 @@ def _until(true, seconds):
   return true()
 
 
-@pytest.mark.parametrize(("stale", "patience"), [(1, 60), (0, 0.3)])
+@pytest.mark.parametrize(("stale", "patience"), [(1, 60), pytest.param(0, 0.3, marks=pytest.mark.slow)])
 def test_rewards_are_computed_beside_the_update_before_theirs(tmp_path, monkeypatch, stale, patience):
   """Every update waits for the next batch's scoring to begin, and that scoring for the update."""
   begun, updates, beside, compile_step = [], [], [], online.compile_step

@@ -112,7 +112,7 @@ def test_what_cannot_be_done_is_said(name, platform, length, changes, message):
   assert attention.chosen(auto, length, 8, platform) == "xla"
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 1), (1, 1, 2, 2)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 1), pytest.param((1, 1, 2, 2), marks=pytest.mark.slow)])
 def test_splash_on_a_mesh_equals_xla_in_value_and_gradient(shape):
   mesh = sharding.make_mesh(shape, devices=jax.devices()[: math.prod(shape)])
   *qkv, mask = _inputs(rows=4, length=LENGTH * (2 if len(shape) > 3 else 1))
