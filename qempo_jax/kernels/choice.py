@@ -3,8 +3,8 @@
 import importlib
 
 import jax
-from jax.sharding import PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
