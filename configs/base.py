@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
   config.compute.remat = "full"  # backward recomputes: "full" all of a block, "dots" all but products, "dots_no_batch", "none"
   config.compute.micro_batches = 1  # parts of a batch whose gradients are summed, one in memory at a time
   config.compute.token_stats = "auto"  # or "xla", "pallas" (TPU or GPU): what sums over the vocabulary; auto takes pallas on TPUs
-  config.compute.chunk_size = 256  # tokens whose logits exist at once
+  config.compute.chunk_size = 1024  # tokens scored together, on each device; the logits in memory are bounded whatever it is
   config.compute.bucket = 64  # packed rows are rounded up to a multiple of it, so that few shapes are compiled
   config.compute.distributed = False  # one run over many processes: call jax.distributed.initialize first
   config.compute.mesh = (-1, 1, 1)  # devices along (data, fsdp, tensor[, sequence]), all slices together; -1: what is left

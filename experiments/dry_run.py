@@ -12,6 +12,7 @@ from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.models import reward_head
 from qempo_jax.sampling import layout
+from qempo_jax.token_stats import MAX_LOGITS
 
 GIB = 2**30
 
@@ -44,7 +45,7 @@ def model_line(policy: builders.Policy) -> str:
 
 
 def memory(config: ConfigDict, policy: builders.Policy, programs) -> dict[str, int]:
-  """Bytes on one device by part; what is alive only within a step is its gradients and a chunk's logits.
+  """Bytes on one device by part; what is alive only within a step is its gradients and a block's logits.
 
   A lower bound: activations, the compiler's scratch and what stays of the sampler are not in it, which
   `experiments.compile_check` finds for TPUs by compiling.
@@ -55,7 +56,7 @@ def memory(config: ConfigDict, policy: builders.Policy, programs) -> dict[str, i
       "optimizer": _bytes(trained["optimizer"]),
       "reference": _bytes(policy.params) if config.compute.reference_memory == "device" else 0,
       "gradients": _bytes(trained["params"]),
-      "logits of a chunk": 2 * 4 * config.compute.chunk_size * policy.config.vocab_size,  # float32, and their gradient
+      "logits of a block": 2 * 4 * min(config.compute.chunk_size * policy.config.vocab_size, MAX_LOGITS),  # and their gradient
   }
   if any(program.name == "sampler" for program in programs):
     found |= _laid_out(programs)

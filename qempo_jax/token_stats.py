@@ -16,8 +16,8 @@ from qempo_jax.kernels import online_softmax
 from qempo_jax.kernels.head import Head
 from qempo_jax.kernels.head import softcap as softcap
 
-# Logits that exist at once: 64 MiB of them, a size at which products run as fast as on whole vocabularies.
-MAX_LOGITS = 2**24
+# Logits that exist at once: 16 MiB of them, a size at which products run as fast as on whole vocabularies.
+MAX_LOGITS = 2**22
 
 
 class TokenStats(NamedTuple):

@@ -170,7 +170,7 @@ def test_memory_counts_each_part_once(config):
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.params))
   assert parts["trained parameters"] == parts["reference"] == parts["gradients"] == size
   assert 2 * size <= parts["optimizer"] <= 2 * size + 64  # two moments, and a few scalars
-  assert parts["logits of a chunk"] == 8 * config.compute.chunk_size * 6
+  assert parts["logits of a block"] == 8 * config.compute.chunk_size * 6
 
 
 def test_a_dry_run_of_a_compile_check_compiles_nothing(capsys, monkeypatch):

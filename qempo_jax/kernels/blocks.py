@@ -13,6 +13,8 @@ from qempo_jax.kernels.head import Head
 from qempo_jax.kernels.head import softcap
 from qempo_jax.linear import linear
 
+_LANES = 128  # widths of blocks are multiples of it
+
 
 def sums(head: Head, hidden_TxD, unembedding_VxD, targets_T, temperature) -> online_softmax.Sums:
   """The sums of every token over its whole vocabulary, each [T, 1]."""
@@ -81,13 +83,14 @@ def _chunks(head: Head, length: int, arrays):
 def _slabs(head: Head, unembedding_VxD):
   """W as [G, V / G, D], one slab for each part of the vocabulary on the mesh, and (width, number) of each slab's blocks.
 
-  Every part of the mesh then works on the columns that it has.
+  Every part of the mesh then works on the columns that it has. Blocks are alike, so that little is computed twice.
   """
   parts = sharding.head_shards()
   parts = parts if unembedding_VxD.shape[0] % parts == 0 else 1
   slabs_GxSxD = unembedding_VxD.reshape(parts, -1, unembedding_VxD.shape[1])
   size = slabs_GxSxD.shape[1]
-  width = min(head.block, size)
+  count = -(-size // head.block)
+  width = min(-(-size // count // _LANES) * _LANES, size)
   return slabs_GxSxD, width, -(-size // width)
 
 

@@ -1,8 +1,9 @@
 """Sums over the vocabulary by a Pallas kernel for TPUs: product, soft-cap and online softmax without logits in HBM.
 
 A tile of tokens stays in VMEM while the unembedding's rows stream past it once; only four numbers a token are written.
-XLA's blocks write each logit and read it again, because a sum over the vocabulary cannot be fused into the product.
-The gradient has no such sum left (given the normaliser it is elementwise in the logits), and stays with XLA's blocks.
+XLA's blocks compute the logits first and their sums after, because a sum over the vocabulary cannot be fused into the
+product. The gradient has no such sum left (given the normaliser it is elementwise in the logits), and stays with XLA's
+blocks: its compiler fuses it into the product.
 """
 
 import functools

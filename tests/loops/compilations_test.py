@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from experiments import compilations
 from experiments.loops import offline
@@ -41,6 +42,7 @@ def test_online_steps_compile_nothing_after_the_first_though_lengths_vary(tmp_pa
   assert [row["compilations"] for row in rows[2:]] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_offline_steps_compile_nothing_after_the_first_measurement(tmp_path):
   config = offline_toy.config(tmp_path, count=64, scale=2.0)
   config.steps, config.offline.measure_every, config.compute.bucket = 6, 2, 128

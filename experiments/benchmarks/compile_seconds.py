@@ -1,0 +1,33 @@
+"""Seconds to compile the programs of a demo's runs, anew and in the largest shapes they may have; no weights are read.
+
+  python -m experiments.benchmarks.compile_seconds --config=configs/demo.py
+"""
+
+import argparse
+import pathlib
+import time
+
+import jax
+
+from experiments import cli
+from experiments import compile_programs
+
+
+def main() -> None:
+  """Prints a line a program."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", type=pathlib.Path, required=True)
+  whole = cli.complete_config(parser.parse_args().config, [])
+  jax.config.update("jax_enable_compilation_cache", False)
+  runs = {name: whole[name] for name in whole if hasattr(whole[name], "compute")} or {"": whole}
+  for name, config in runs.items():
+    for program in compile_programs.programs(config, jax.devices()[:1]):
+      started = time.monotonic()
+      lowered = program.jitted.lower(*program.arguments, **program.options)
+      traced = time.monotonic()
+      lowered.compile()
+      print(f"{name} {program.name}: traced in {traced - started:.1f} s, compiled in {time.monotonic() - traced:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+  main()
