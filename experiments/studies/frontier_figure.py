@@ -1,6 +1,8 @@
-"""The figure and the tables of a frontier from its JSON alone, as Markdown.
+"""The figure and the tables of a frontier from its JSON alone.
 
   python -m experiments.studies.frontier_figure docs/results/frontier_toy.json FIGURE.png
+
+Tables are Markdown; `experiments.studies.results` puts them into RESULTS.md.
 """
 
 from collections.abc import Mapping
