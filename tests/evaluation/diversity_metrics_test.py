@@ -50,7 +50,6 @@ def test_figures_above_the_floor_count_acceptable_outputs_alone():
   assert found["diversity"]["matched"] == 2 and found["diversity"]["acceptable_per_prompt"] == 1.5
   assert found["effective_answers"]["mean"] == pytest.approx(1.5)  # two answers, and one
   assert found["solutions"]["pass@1"]["mean"] == 0.75 and "pass@8" not in found["solutions"]
-  assert found["solutions"]["distinct@1"]["mean"] == 0.75
   assert found["coverage"]["mean"] is None and found["entropy"]["mean"] is None and found["entropy_gains"] == {}
 
 
