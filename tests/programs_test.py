@@ -19,6 +19,7 @@ from experiments import compile_check
 from experiments import compile_programs
 from experiments import demo
 from experiments import dry_run
+from experiments import evaluate
 from experiments import export
 from experiments import feasibility
 from experiments import inspect_data
@@ -56,7 +57,7 @@ def call(monkeypatch, capsys):
 
 def test_every_verb_is_found():
   assert {"train", "demo", "feasibility", "export", "train_reward_model", "inspect_data"} <= set(VERBS)
-  assert {"make_pairs", "compile_check", "train_sentiment"} <= set(VERBS)
+  assert {"make_pairs", "compile_check", "train_sentiment", "evaluate"} <= set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -125,7 +126,7 @@ def test_a_dry_run_shows_overrides(dry):
   assert "\n  seed=77\n" in dry(train, "--config.seed=77")
 
 
-@pytest.mark.parametrize("module", [make_pairs, feasibility], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [make_pairs, feasibility, evaluate], ids=lambda module: module.__name__)
 def test_a_dry_run_of_what_samples(dry, config, module):
   config.objective.min_reward, config.duals.kl.initial = 0.4, 0.0
   _says_all(dry(module), config)

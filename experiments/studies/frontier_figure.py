@@ -1,8 +1,12 @@
 """The figure and the tables of a frontier from its JSON alone.
 
-  python -m experiments.studies.frontier_figure docs/results/frontier_toy.json docs/figures/frontier_toy.png
+  python -m experiments.studies.frontier_figure docs/results/frontier_toy.json FIGURE.png
+
+Tables are Markdown; `experiments.studies.results` puts them into RESULTS.md.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import pathlib
 import sys
@@ -10,28 +14,68 @@ import sys
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import frontier_page
 
+_COLUMNS = ("reward", "entropy", "effective_answers", "pass@8", "distinct@64")
+# Of the toy's 65 points those that RESULTS.md shows: method and label.
+SHOWN = (
+  ("base", "sampling.temperature 1"),
+  ("grpo", "quality.initial 8"),
+  ("grpo_bonus", "quality.initial 16, objective.token_entropy_weight 0.3"),
+  ("spl", "quality.initial 10, kl.initial 0"),
+  ("spl", "quality.initial 5, kl.initial 0"),
+  ("mara", "quality.initial 8"),
+  ("ucpo", "quality.initial 16, objective.transform_strength 1"),
+  ("setpo", "quality.initial 16, objective.transform_strength 1"),
+  ("qempo_kl", "objective.min_reward 0.9, objective.max_kl 2.82"),
+  ("qempo", "objective.min_reward 0.8"),
+  ("qempo", "objective.min_reward 0.9"),
+)
+
 
 def main(source: str, target: str) -> None:
-  """Draws the figure; prints the tables of RESULTS.md as Markdown."""
+  """Draws the figure and prints all tables."""
   results = json.loads(pathlib.Path(source).read_text(encoding="utf-8"))
-  config, found = results["config"], frontier.points(results["runs"])
-  pathlib.Path(target).write_bytes(frontier_page.draw(found, config, results["curves"]))
-  label = lambda method: frontier_page.LABELS.get(method, method)
-  print(frontier_page.headline(found, config), results["made_now"], "", sep="\n")
-  print("| method | points | hypervolume |\n|---|---|---|")
-  for method, (count, volume) in frontier_page.volumes(found, config).items():
-    print(f"| {label(method)} | {count} | {_interval(volume)} |")
-  print("\n| level | method | difference | p (Holm) | quality left |\n|---|---|---|---|---|")
-  for m in frontier_page.matches(found, config):
+  pathlib.Path(target).write_bytes(picture(results))
+  print(frontier_page.headline(frontier.points(results["runs"]), results["config"]), results["made_now"], "", sep="\n")
+  for table in (hypervolumes(results), matched(results), points(results)):
+    print("\n".join(table), end="\n\n")
+
+
+def picture(results: Mapping) -> bytes:
+  """PNG bytes."""
+  return frontier_page.draw(frontier.points(results["runs"]), results["config"], results["curves"])
+
+
+def hypervolumes(results: Mapping) -> list[str]:
+  """A row a method."""
+  volumes = frontier_page.volumes(frontier.points(results["runs"]), results["config"])
+  rows = [f"| {_label(method)} | {count} | {_interval(volume)} |" for method, (count, volume) in volumes.items()]
+  return ["| method | points | hypervolume |", "|---|---|---|", *rows]
+
+
+def matched(results: Mapping) -> list[str]:
+  """A row a level of quality and method that has a point there."""
+  rows = []
+  for m in frontier_page.matches(frontier.points(results["runs"]), results["config"]):
     if m.diversity is not None:
-      p_value = f"{m.diversity.adjusted_p_value:.3f}"
-      print(f"| {m.level:.1f} | {label(m.method)} | {_interval(m.diversity.difference)} | {p_value} | {_interval(m.quality)} |")
-  names = [name for name in ("reward", "entropy", "effective_answers", "pass@8", "pass@64", "distinct@8", "distinct@64")
-           if name in found[0].figures]  # fmt: skip
-  print(f"\n| point | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
+      figures = f"{_interval(m.diversity.difference)} | {m.diversity.adjusted_p_value:.3f} | {_interval(m.quality)}"
+      rows.append(f"| {m.level:.1f} | {_label(m.method)} | {figures} |")
+  return ["| level | method | difference | p (Holm) | quality left |", "|---|---|---|---|---|", *rows]
+
+
+def points(results: Mapping, shown: Sequence[tuple[str, str]] | None = None) -> list[str]:
+  """A row an operating point, of all or of those shown."""
+  found = frontier.points(results["runs"])
+  names = [name for name in _COLUMNS if name in found[0].figures]
+  rows = []
   for point in found:
-    cells = [_interval(point.interval(name, num_draws=config["num_draws"])) for name in names]
-    print(f"| {label(point.method)}: {point.label} | {' | '.join(cells)} |")
+    if shown is None or (point.method, point.label) in shown:
+      cells = [_interval(point.interval(name, num_draws=results["config"]["num_draws"])) for name in names]
+      rows.append(f"| {_label(point.method)}: {point.label} | {' | '.join(cells)} |")
+  return [f"| point | {' | '.join(names)} |", f"|---{'|---' * len(names)}|", *rows]
+
+
+def _label(method: str) -> str:
+  return frontier_page.LABELS.get(method, method)
 
 
 def _interval(value) -> str:

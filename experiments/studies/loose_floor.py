@@ -4,7 +4,7 @@
 
 Vocabulary of 5 tokens with the ending one. Good (reward 1) are the 16 responses of two tokens and an end; all others
 have reward 0. The reference is a random table policy. Each program is solved exactly at each cap and floor; QEMPO-KL
-has the budget halfway through its window. Writes docs/results/loose_floor.json and prints a Markdown table.
+has the budget halfway through its window. Writes docs/results/loose_floor.json and prints Markdown tables.
 """
 
 import json
@@ -20,6 +20,13 @@ from qempo_jax.testing import EnumerablePolicy
 VOCAB_SIZE, GOOD_LENGTH = 5, 3
 CAPS, FLOORS, SEEDS = (3, 4, 5, 6, 7), (0.5, 0.9, 0.99), (0, 1, 2)
 SHARPNESS = 2.0  # of the reference's logits, so that it is far from uniform
+COLUMNS = {
+    "entropy": "entropy (nats)",
+    "length": "length",
+    "truncation": "truncated",
+    "effective_answers": "effective good answers",
+    "bad_under_reference": "bad text",
+}
 END_LOGIT = 2.0  # added to the ending token's: the reference stops by itself
 
 
@@ -64,14 +71,19 @@ def main() -> None:
   ]  # fmt: skip
   out = pathlib.Path(__file__).parents[2] / "docs" / "results" / "loose_floor.json"
   out.write_text(json.dumps({"cpu_seconds": round(time.process_time() - started, 1), "rows": rows}) + "\n", encoding="utf-8")
-  names = ("entropy", "length", "truncation", "effective_answers", "bad_under_reference")
-  print(f"| floor | cap | program | {' | '.join(names)} |\n|---|---|---|{'---|' * len(names)}")
   for floor in FLOORS:
-    for cap in CAPS:
-      for program in ("RLHF", "QEMPO-KL", "QEMPO"):
-        of = [row["figures"][program] for row in rows if (row["cap"], row["floor"]) == (cap, floor)]
-        cells = [f"{np.mean([f[n] for f in of]):.2f} ({min(f[n] for f in of):.2f} to {max(f[n] for f in of):.2f})" for n in names]
-        print(f"| {floor} | {cap} | {program} | {' | '.join(cells)} |")
+    print(f"Floor {floor}", *table(rows, floor=floor, caps=CAPS), "", sep="\n")
+
+
+def table(rows, *, floor: float, caps=(3, 5, 7)) -> list[str]:
+  """A Markdown table of one floor: means over the references, in brackets the least and the largest."""
+  lines = [f"| cap | program | {' | '.join(COLUMNS.values())} |", f"|---|---{'|---' * len(COLUMNS)}|"]
+  for cap in caps:
+    for program in ("RLHF", "QEMPO-KL", "QEMPO"):
+      of = [row["figures"][program] for row in rows if (row["cap"], row["floor"]) == (cap, floor)]
+      cells = [f"{np.mean([f[n] for f in of]):.2f} ({min(f[n] for f in of):.2f} to {max(f[n] for f in of):.2f})" for n in COLUMNS]
+      lines.append(f"| {cap} | {program} | {' | '.join(cells)} |")
+  return lines
 
 
 if __name__ == "__main__":

@@ -65,10 +65,10 @@ def compare_with(
   ])
   adjusted = holm(p_values)
   found = {}
+  paired = intervals.PairedDraws(arrays[baseline], **settings)
   for index, name in enumerate(others):
-    both = arrays[name], arrays[baseline]
     levels = (level, 1 - (1 - level) / len(others))
-    difference, simultaneous = intervals.paired_differences(*both, levels=levels, **settings)
+    difference, simultaneous = paired.differences(arrays[name], levels=levels)
     found[name] = Comparison(
       difference=difference,
       simultaneous=simultaneous,

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_CHUNK = 4_000_000  # resampled values held at once
+_CHUNK = 500_000  # resampled values held at once: about what a core's cache holds
 
 
 class Interval(NamedTuple):
@@ -129,9 +129,24 @@ def paired_differences(
   values: np.ndarray, baseline: np.ndarray, *, levels: Sequence[float], num_draws: int = 2000, seed: int = 0
 ) -> list[Interval]:
   """The same at several levels, from the same draws."""
-  draws, base_draws = _paired_draws(values, baseline, num_draws, seed)
-  mean = np.mean(values) - np.mean(baseline)
-  return [_percentiles(mean, draws - base_draws, level) for level in levels]
+  return PairedDraws(baseline, num_draws=num_draws, seed=seed).differences(values, levels=levels)
+
+
+class PairedDraws:
+  """`paired_differences` of several methods from one baseline, whose own draws are made once."""
+
+  def __init__(self, baseline: np.ndarray, *, num_draws: int, seed: int):
+    """Nothing is drawn yet."""
+    self._baseline, self._num_draws, self._seed = _checked(baseline), num_draws, seed
+    self._drawn: dict[tuple[int, ...], np.ndarray] = {}
+
+  def differences(self, values: np.ndarray, *, levels: Sequence[float]) -> list[Interval]:
+    """An interval a level, of mean(values) - mean(baseline)."""
+    values = _checked(values)
+    known = self._drawn.get(values.shape)  # the baseline's draws follow those of the values from one generator
+    draws, self._drawn[values.shape] = _paired_draws(values, self._baseline, self._num_draws, self._seed, known)
+    mean = np.mean(values) - np.mean(self._baseline)
+    return [_percentiles(mean, draws - self._drawn[values.shape], level) for level in levels]
 
 
 def paired_ratio(
@@ -148,13 +163,14 @@ def paired_ratio(
   return _percentiles(np.mean(values) / np.mean(baseline), ratios, level, method="inverted_cdf")
 
 
-def _paired_draws(values, baseline, num_draws, seed):
+def _paired_draws(values, baseline, num_draws, seed, base_draws=None):
   values, baseline = _checked(values), _checked(baseline)
   if len(values) != len(baseline):
     raise ValueError(f"A paired comparison needs the same prompts on both sides: {len(values)} and {len(baseline)}.")
   prompt_rng, sample_rng = _generators(seed)
   chosen = prompt_rng.integers(len(values), size=(num_draws, len(values)))
-  return _resampled_means(values, chosen, sample_rng), _resampled_means(baseline, chosen, sample_rng)
+  draws = _resampled_means(values, chosen, sample_rng)
+  return draws, _resampled_means(baseline, chosen, sample_rng) if base_draws is None else base_draws
 
 
 def _resampled_means(values, chosen, rng):

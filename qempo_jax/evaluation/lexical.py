@@ -97,7 +97,9 @@ def ngrams(corpus: Corpus, n: int) -> tuple[np.ndarray, np.ndarray]:
   """The n-grams inside texts, never across two: numbers equal where the n-grams are, and the text of each."""
   if n < 1:
     raise InputError(f"n-grams need n of at least 1, not {n}.")
-  grams = with_ngrams(corpus, max_order=n).grams[n - 1]
+  if len(corpus.grams) < n:
+    corpus = with_ngrams(corpus, max_order=n)
+  grams = corpus.grams[n - 1]
   inside = grams >= 0
   return grams[inside], corpus.owners[inside]
 
@@ -114,8 +116,13 @@ def distinct_n(corpus: Corpus, *, n: int) -> float:
 
 
 def _num_distinct(ids) -> int:
+  return len(_distinct(ids))
+
+
+def _distinct(ids) -> np.ndarray:
+  """The different numbers in rising order; np.unique's hashing is several times slower here than a sort."""
   ordered = np.sort(ids)
-  return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + (len(ids) > 0)
+  return ordered[np.r_[True, ordered[1:] != ordered[:-1]]] if len(ids) else ordered
 
 
 def expectation_adjusted_distinct(corpus: Corpus, *, n: int, vocabulary_size: int) -> float:
@@ -188,7 +195,7 @@ def repeated_shares(corpus: Corpus, *, n: int = 4) -> np.ndarray:
   """
   count = len(corpus.lengths)
   ids, owners = ngrams(corpus, n)
-  different = np.bincount(np.unique(ids * count + owners) % max(1, count), minlength=count)
+  different = np.bincount(_distinct(ids * count + owners) % max(1, count), minlength=count)
   total = np.bincount(owners, minlength=count)
   return np.where(total > 0, 1 - different / np.maximum(1, total), 0.0)
 

@@ -96,7 +96,7 @@ def html_table(head, names, cells) -> str:
 
 def number(value, digits: int = 2) -> str:
   """The mean of an interval, a dash where there is none."""
-  return "–" if value["mean"] is None else f"{value['mean']:.{digits}f}"
+  return "–" if value["mean"] is None else f"{round(value['mean'], digits) + 0.0:.{digits}f}"  # no -0.00
 
 
 def ends(value, digits: int = 2) -> str:

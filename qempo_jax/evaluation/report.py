@@ -71,7 +71,7 @@ def terminal_table(results: Mapping) -> Table:
           f"{figures['reward']['mean']:.3f} {_plus_minus(figures['reward'], 2)}",
           f"{figures['effective_answers']['mean']:.1f} {_plus_minus(figures['effective_answers'], 1)}",
           page_style.number(figures["entropy"], 1),
-          page_style.number(figures["kl"], 1).replace("-0.0", "0.0"),
+          page_style.number(figures["kl"], 1),
           f"{figures['length']['mean']:.1f}",
           f"{figures['truncation']['mean']:.0%}",
           figures["certificates"][0]["verdict"],

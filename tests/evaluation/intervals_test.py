@@ -111,3 +111,12 @@ def test_large_data_in_blocks_gives_what_one_block_gives(monkeypatch):
   whole = intervals.bootstrap_means(values, num_draws=100, seed=0)
   monkeypatch.setattr(intervals, "_CHUNK", 40)
   np.testing.assert_allclose(intervals.bootstrap_means(values, num_draws=100, seed=0), whole)
+
+
+def test_a_shared_baseline_gives_what_each_comparison_gives_alone():
+  rng = np.random.default_rng(7)
+  baseline, levels = _prompts(rng, 12, 5), (0.95, 0.99)
+  shared = intervals.PairedDraws(baseline, num_draws=200, seed=3)
+  for values in (_prompts(rng, 12, 5), _prompts(rng, 12, 5), _prompts(rng, 12, 7), rng.normal(size=12)):
+    found = shared.differences(values, levels=levels)
+    assert found == [intervals.paired_difference(values, baseline, level=q, num_draws=200, seed=3) for q in levels]

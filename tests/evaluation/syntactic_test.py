@@ -65,6 +65,13 @@ def test_the_mean_is_that_of_the_kernel_also_beyond_one_block(monkeypatch):
   assert np.isnan(syntactic.wl_diversity(trees[:1]))
 
 
+@pytest.fixture(autouse=True)
+def fresh_pipelines():
+  syntactic._pipeline.cache_clear()
+  yield
+  syntactic._pipeline.cache_clear()
+
+
 def test_spacy_documents_become_trees_without_blanks(monkeypatch):
   def token(i, pos, is_space=False):
     return types.SimpleNamespace(i=i, pos_=pos, is_space=is_space)

@@ -1,0 +1,81 @@
+"""The tables and figures of RESULTS.md, made again from the committed raw JSON in docs/results.
+
+  python -m experiments.studies.results            # writes tables and figures
+  python -m experiments.studies.results --check    # writes nothing, names the tables that differ
+
+A table in RESULTS.md stands below its mark, `<!-- table: STUDY/NAME -->`; TABLES says who makes it.
+"""
+
+import argparse
+from collections.abc import Callable
+import functools
+import json
+import pathlib
+import re
+import sys
+
+from experiments.studies import frontier_figure
+from experiments.studies import loose_floor
+from qempo_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = ROOT / "experiments" / "RESULTS.md"
+_MARK = re.compile(r"(<!-- table: (\S+) -->\n\n?)((?:\|.*\n)*)")
+
+Lines = list[str]
+
+
+@functools.cache
+def raw(name: str) -> dict:
+  """The JSON of a study."""
+  return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+TABLES: dict[str, Callable[[], Lines]] = {
+  "frontier_toy/hypervolume": lambda: frontier_figure.hypervolumes(raw("frontier_toy")),
+  "frontier_toy/matched": lambda: frontier_figure.matched(raw("frontier_toy")),
+  "frontier_toy/points": lambda: frontier_figure.points(raw("frontier_toy"), frontier_figure.SHOWN),
+  "loose_floor/loose": lambda: loose_floor.table(raw("loose_floor")["rows"], floor=0.5),
+  "loose_floor/tight": lambda: loose_floor.table(raw("loose_floor")["rows"], floor=0.99),
+}
+FIGURES: dict[str, Callable[[], bytes]] = {
+  "frontier_toy.png": lambda: frontier_figure.picture(raw("frontier_toy")),
+}
+
+
+def filled(page: str) -> str:
+  """The page with every marked table made anew.
+
+  Raises:
+    InputError: a mark names no table.
+  """
+
+  def fill(match):
+    if match[2] not in TABLES:
+      raise InputError(f"RESULTS.md marks a table {match[2]!r}, which is not one of {', '.join(TABLES)}.")
+    return match[1] + "".join(f"{line}\n" for line in TABLES[match[2]]())
+
+  return _MARK.sub(fill, page)
+
+
+def differing(page: str) -> Lines:
+  """Names of the marked tables that are not what their JSON gives, and of tables that the page lacks."""
+  found = {match[2]: match[3] for match in _MARK.finditer(page)}
+  return [name for name in TABLES if found.get(name) != "".join(f"{line}\n" for line in TABLES[name]())]
+
+
+def main() -> None:
+  """Writes, or checks."""
+  parser = argparse.ArgumentParser(description="Makes the tables and figures of RESULTS.md from docs/results.")
+  parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table differs")
+  if parser.parse_args().check:
+    names = differing(PAGE.read_text(encoding="utf-8"))
+    print("\n".join(f"differs: {name}" for name in names) or "all tables are those of the raw results")
+    sys.exit(1 if names else 0)
+  PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+  for name, draw in FIGURES.items():
+    (ROOT / "docs" / "figures" / name).write_bytes(draw())
+
+
+if __name__ == "__main__":
+  main()
