@@ -9,7 +9,7 @@ compiler's own estimate for one run of it. The kernel's cycles are not in its re
 import argparse
 import re
 
-from experiments import compile_check  # first: it keeps this process off TPUs
+from experiments import compile_check  # isort: skip  first: it keeps this process off TPUs
 
 import jax
 import jax.numpy as jnp
