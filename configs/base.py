@@ -36,6 +36,8 @@ def get_config() -> ConfigDict:
   config.sampling.group_size = 32  # samples a prompt
   config.sampling.max_response_length = 6  # tokens; part of the problem's statement, since entropy grows with length
   config.sampling.temperature = 1.0  # of the sampler and of the scorer alike
+  config.sampling.slots = 0  # samples decoded side by side, each then the next of a queue; 0 for all at once
+  config.sampling.halvings = 0  # times that slots are halved while the last samples finish; each is one more loop to compile
 
   config.replay = ConfigDict()
   config.replay.size = 0  # good responses found earlier, added to each group by trajectory balance; 0 for none
@@ -132,6 +134,7 @@ def get_config() -> ConfigDict:
   config.compute = ConfigDict()
   config.compute.dtype = "float32"  # of the operands of products with weights; "bfloat16" is faster, sums stay float32
   config.compute.attention = "auto"  # or "xla", "cudnn" (GPU), "splash" (TPU); auto takes what the device and model allow
+  config.compute.kv_cache = "auto"  # keys and values while sampling: "float32", "bfloat16", "int8"; auto takes compute.dtype
   config.compute.remat = "full"  # backward recomputes: "full" all of a block, "dots" all but products, "dots_no_batch", "none"
   config.compute.micro_batches = 1  # parts of a batch whose gradients are summed, one in memory at a time
   config.compute.chunk_size = 256  # tokens whose logits exist at once

@@ -22,6 +22,7 @@ from qempo_jax.models import conversion
 from qempo_jax.models import demo_model
 from qempo_jax.models import lora
 from qempo_jax.models.config import ATTENTIONS
+from qempo_jax.models.config import KV_CACHES
 from qempo_jax.models.config import REMATS
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.rewards import compose
@@ -57,6 +58,7 @@ def policy(config: ConfigDict) -> Policy:
   _one_of("model.dtype", config.model.dtype, DTYPES)
   _one_of("compute.attention", config.compute.attention, ATTENTIONS)
   _one_of("compute.remat", config.compute.remat, REMATS)
+  _one_of("compute.kv_cache", config.compute.kv_cache, KV_CACHES)
   tokenizer = tokenization.load_tokenizer(source)
   model_config, params = conversion.load(source, mesh=mesh, dtype=jax.numpy.dtype(config.model.dtype))
   model_config = dataclasses.replace(
@@ -64,6 +66,7 @@ def policy(config: ConfigDict) -> Policy:
       compute_dtype=config.compute.dtype,
       attention=config.compute.attention,
       remat=config.compute.remat,
+      kv_cache=config.compute.kv_cache,
       num_tokens=_num_tokens(tokenizer, model_config.vocab_size),
   )
   return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), mesh)

@@ -63,6 +63,7 @@ def programs(config, devices) -> list[Program]:
       compute_dtype=config.compute.dtype,
       attention=config.compute.attention,
       remat=config.compute.remat,
+      kv_cache=config.compute.kv_cache,
   )
   create = lambda: transformer.init(jax.random.key(0), model, dtype=jnp.dtype(config.model.dtype))
   params = _placed(jax.eval_shape(create), mesh, sharding.PARAM_RULES)
@@ -122,6 +123,8 @@ def _sampler(config, policy) -> Program:
       max_length=settings.max_response_length,
       temperature=settings.temperature,
       stop_tokens=policy.stop_tokens,
+      slots=settings.slots,
+      halvings=settings.halvings,
   )
   jitted = jax.jit(
       sharding.on_mesh(lambda params, prompts, rng: sampler.sample_groups(params, prompts=prompts, rng=rng, **options), mesh)
