@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
   config.compute = ConfigDict()
   config.compute.dtype = "float32"  # of the operands of products with weights; "bfloat16" is faster, sums stay float32
   config.compute.attention = "auto"  # or "xla", "cudnn" (GPU), "splash" (TPU); auto takes what the device and model allow
-  config.compute.kv_cache = "auto"  # keys and values while sampling: "float32", "bfloat16", "int8"; auto takes compute.dtype
+  config.compute.kv_cache = "auto"  # keys and values while sampling: "float32", "bfloat16" or "int8"; auto is float32, as in scoring
   config.compute.remat = "full"  # backward recomputes: "full" all of a block, "dots" all but products, "dots_no_batch", "none"
   config.compute.micro_batches = 1  # parts of a batch whose gradients are summed, one in memory at a time
   config.compute.chunk_size = 256  # tokens whose logits exist at once

@@ -118,6 +118,6 @@ def _cache_bytes(config: ConfigDict, policy: builders.Policy) -> int:
   slots = -(-s.slots // ways)
   queues = 0 < slots < samples
   tokens = rows // ways * prompt + (slots * prompt if queues else 0) + (slots if queues else samples) * s.max_response_length
-  kind = c.compute_dtype if c.kv_cache == "auto" else c.kv_cache
+  kind = "float32" if c.kv_cache == "auto" else c.kv_cache
   each = {"float32": 4 * c.head_dim, "bfloat16": 2 * c.head_dim, "int8": c.head_dim + 4}[kind]
   return tokens * 2 * c.num_layers * c.num_kv_heads * each

@@ -8,19 +8,25 @@ import numpy as np
 import pytest
 
 from qempo_jax import sharding
+from qempo_jax.models import transformer
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
 from tests.sampling.sampler_test import CONFIG
 from tests.sampling.sampler_test import _padded
 from tests.sampling.sampler_test import _score
-from tests.sampling.sampler_test import params  # noqa: F401 (a fixture)
 
+ONE_BLOCK = dataclasses.replace(CONFIG, num_layers=1)
 PROMPTS = ([5, 6, 7], [8, 9, 10, 11, 12], [13, 14], [15, 16, 17, 18])
 # Ids below 40 of 300 end a response: about eight tokens, of at most 24.
 SETTINGS = {"group_size": 6, "max_length": 24, "temperature": 0.8, "stop_tokens": tuple(range(40))}
 
 
-def _sample(params, prompts=PROMPTS, config=CONFIG, **settings):
+@pytest.fixture(scope="module")
+def params():
+  return transformer.init(jax.random.key(0), ONE_BLOCK, stddev=0.3)
+
+
+def _sample(params, prompts=PROMPTS, config=ONE_BLOCK, **settings):
   batch = _padded("left", prompts)
   return jax.device_get(sampler.sample_groups(params, config, batch, jax.random.key(1), **SETTINGS | settings))
 
@@ -69,7 +75,10 @@ def test_one_slot_is_never_idle(params, plain):
 
 
 def test_batches_change_no_sample(params, plain):
-  parts = [_sample(params, PROMPTS[:1], prompt_ids=jnp.arange(1)), _sample(params, PROMPTS[1:], prompt_ids=jnp.arange(1, 4), slots=2)]
+  parts = [
+      _sample(params, PROMPTS[:1], prompt_ids=jnp.arange(1)),
+      _sample(params, PROMPTS[1:], prompt_ids=jnp.arange(1, 4), slots=2),
+  ]
   joined = jax.tree.map(lambda *leaves: np.concatenate(leaves) if leaves[0].ndim else leaves[0], *parts)
   _assert_same(joined, plain)
 
@@ -91,7 +100,8 @@ def test_tenfold_lengths_leave_few_slots_idle(params):
 
 
 @pytest.mark.parametrize(("kind", "most"), [("bfloat16", 0.05), ("int8", 0.1)])
-def test_rounded_caches_stay_near_what_scoring_says(params, kind, most):
+def test_rounded_caches_stay_near_what_scoring_says(kind, most):
+  params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
   config = dataclasses.replace(CONFIG, kv_cache=kind)
   settings = {"group_size": 16, "max_length": 7, "stop_tokens": (2, 3, 4, 5, 6, 7)}
   found = _sample(params, PROMPTS[:3], config, **settings)
@@ -112,6 +122,6 @@ def test_sharded_equals_a_single_device(params, shape, settings):
   placed = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
   batch = sharding.place(jax.device_get(_padded("left", many)), sharding.batch_sharding(mesh))
   run = sharding.on_mesh(sampler.sample_groups, mesh)
-  found = jax.device_get(run(placed, CONFIG, PromptBatch(batch.tokens, batch.mask), jax.random.key(1), **SETTINGS | settings))
+  found = jax.device_get(run(placed, ONE_BLOCK, PromptBatch(batch.tokens, batch.mask), jax.random.key(1), **SETTINGS | settings))
   _assert_same(found, expected)
   assert found.mask.sum() <= found.slot_steps
