@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
   config.sampling.stale_steps = 0  # 1: online, score samples beside an update, which they are too early for by that one
   config.sampling.max_importance = 2.0  # of such a sample's weight pi(y) / its own policy's; larger ones are cut to it
   config.sampling.mesh = ()  # the same devices in another shape while sampling, as compute.mesh; () for that one
+  config.sampling.slots = 0  # samples decoded side by side, each then the next of a queue; 0 for all at once
+  config.sampling.halvings = 0  # times that slots are halved while the last samples finish; each is one more loop to compile
 
   config.replay = ConfigDict()
   config.replay.size = 0  # good responses found earlier, added to each group by trajectory balance; 0 for none
@@ -135,6 +137,7 @@ def get_config() -> ConfigDict:
   config.compute = ConfigDict()
   config.compute.dtype = "float32"  # of the operands of products with weights; "bfloat16" is faster, sums stay float32
   config.compute.attention = "auto"  # or "xla", "cudnn" (GPU), "splash" (TPU); auto takes what the device and model allow
+  config.compute.kv_cache = "auto"  # keys and values while sampling: "float32", "bfloat16" or "int8"; auto is float32, as in scoring
   config.compute.remat = "full"  # backward recomputes: "full" all of a block, "dots" all but products, "dots_no_batch", "none"
   config.compute.micro_batches = 1  # parts of a batch whose gradients are summed, one in memory at a time
   config.compute.token_stats = "auto"  # or "xla", "pallas" (TPU or GPU): what sums over the vocabulary; auto takes pallas on TPUs

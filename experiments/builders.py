@@ -23,6 +23,7 @@ from qempo_jax.models import conversion
 from qempo_jax.models import demo_model
 from qempo_jax.models import lora
 from qempo_jax.models.config import ATTENTIONS
+from qempo_jax.models.config import KV_CACHES
 from qempo_jax.models.config import REMATS
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.rewards import compose
@@ -60,6 +61,7 @@ def policy(config: ConfigDict) -> Policy:
   _one_of("compute.token_stats", config.compute.token_stats, TOKEN_STATS)
   _one_of("compute.remat", config.compute.remat, REMATS)
   check_reference_memory(config)
+  _one_of("compute.kv_cache", config.compute.kv_cache, KV_CACHES)
   tokenizer = tokenization.load_tokenizer(source)
   model_config, params = conversion.load(source, mesh=placed, dtype=jax.numpy.dtype(config.model.dtype))
   model_config = dataclasses.replace(
@@ -68,6 +70,7 @@ def policy(config: ConfigDict) -> Policy:
       attention=config.compute.attention,
       token_stats=config.compute.token_stats,
       remat=config.compute.remat,
+      kv_cache=config.compute.kv_cache,
       num_tokens=_num_tokens(tokenizer, model_config.vocab_size),
   )
   return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), placed)

@@ -66,6 +66,7 @@ def programs(config, devices) -> list[Program]:
       attention=config.compute.attention,
       token_stats=config.compute.token_stats,
       remat=config.compute.remat,
+      kv_cache=config.compute.kv_cache,
   )
   create = lambda: transformer.init(jax.random.key(0), model, dtype=jnp.dtype(config.model.dtype))
   params = _placed(jax.eval_shape(create), mesh, sharding.PARAM_RULES)
@@ -138,6 +139,8 @@ def _sampling(config, policy, state, reference) -> list[Program]:
       max_length=settings.max_response_length,
       temperature=settings.temperature,
       stop_tokens=policy.stop_tokens,
+      slots=settings.slots,
+      halvings=settings.halvings,
   )
   jitted = jax.jit(
       sharding.on_mesh(lambda params, prompts, rng: sampler.sample_groups(params, prompts=prompts, rng=rng, **options), mesh)

@@ -122,11 +122,16 @@ def _bytes(tree) -> int:
 
 
 def _cache_bytes(config: ConfigDict, policy: builders.Policy) -> int:
-  """Keys and values of the prompts, once, and of each of their samples; rows are split over the data axes."""
-  c, rows = policy.config, config.data.prompts_per_step
+  """Keys and values of the prompts, once and beside each slot that queues, and of the slots; rows are split over the data axes."""
+  c, s, rows = policy.config, config.sampling, config.data.prompts_per_step
   mesh = dict(layout.sampling_mesh(policy.mesh, tuple(config.sampling.mesh)).shape)
   ways = mesh["data"] * mesh["fsdp"]
-  tokens = packing.round_up(config.data.max_prompt_length, 16)
-  tokens += config.sampling.group_size * config.sampling.max_response_length
-  each = 2 * c.num_layers * c.num_kv_heads * c.head_dim * (2 if c.compute_dtype == "bfloat16" else 4)
-  return (rows // ways if rows % ways == 0 else rows) * tokens * each
+  ways = ways if rows % ways == 0 else 1
+  prompt = packing.round_up(config.data.max_prompt_length, 16)
+  samples = rows // ways * s.group_size
+  slots = -(-s.slots // ways)
+  queues = 0 < slots < samples
+  tokens = rows // ways * prompt + (slots * prompt if queues else 0) + (slots if queues else samples) * s.max_response_length
+  kind = "float32" if c.kv_cache == "auto" else c.kv_cache
+  each = {"float32": 4 * c.head_dim, "bfloat16": 2 * c.head_dim, "int8": c.head_dim + 4}[kind]
+  return tokens * 2 * c.num_layers * c.num_kv_heads * each

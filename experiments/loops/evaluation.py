@@ -40,12 +40,11 @@ class Evaluator:
       seed: the training seed that made it.
     """
     config = self._config.evaluation
-    found = []
+    found, rng = [], jax.random.fold_in(jax.random.key(config.seed), 0)
     for start in range(0, len(self._sample.rows), config.prompts_per_batch):
       rows = list(self._sample.rows[start : start + config.prompts_per_batch])
       missing = config.prompts_per_batch - len(rows)
-      rng = jax.random.fold_in(jax.random.key(config.seed), start)
-      samples = self._sample(params, rows + rows[:1] * missing, rng, config.samples_per_prompt)
+      samples = self._sample(params, rows + rows[:1] * missing, rng, config.samples_per_prompt, first=start)
       rewards = sampling.group_rewards(self._reward, samples)
       ref_log_probs = self._reference(samples)
       for index in range(len(rows)):

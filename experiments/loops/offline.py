@@ -96,8 +96,12 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   first = int(state.step)
   log = wandb_log.also(config, runs.MetricsLog(workdir / "metrics.jsonl", keep=first))
 
+  def made_ready(index):
+    batch = batches(index)
+    return batch, sharding.place(batch, runs.split(policy.mesh, config.offline.pairs_per_step))
+
   # 4. The loop: a measurement moves the multipliers, then pairs move the policy.
-  shown, warned = {}, False
+  shown, warned, ready = {}, False, None
   with saver, compilations.Counter() as compiled:
     for index in range(first, config.steps):
       started = time.monotonic()
@@ -109,9 +113,9 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
         state, measured = dual_step(state, policy.params, *placed)
         truncation = {"truncation": cut}
       sampled = time.monotonic()
-      batch = batches(index)
-      placed = sharding.place(batch, runs.split(policy.mesh, config.offline.pairs_per_step))
+      batch, placed = ready or made_ready(index)
       state, metrics = step(state, placed, frozen)
+      ready = made_ready(index + 1) if index + 1 < config.steps else None  # while the devices are at this step
       metrics = {name: float(value) for name, value in jax.device_get(measured | metrics).items()}
       seconds = time.monotonic() - started
       metrics |= truncation | {

@@ -83,6 +83,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
           "step": index + 1,
           "floor": builders.objective(config).min_reward,
           "truncation": float(np.mean(samples.rollout.truncated)),
+          "sampling/utilisation": float(samples.rollout.utilisation),
           "unscored": float(np.mean(np.isnan(rewards))),
           "found": replay.buffer.total,
           "seconds": seconds,

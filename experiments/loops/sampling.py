@@ -65,8 +65,8 @@ class GroupSampler:
       )
     self._width = packing.round_up(max(map(len, self._encoded.values())), 16)
 
-  def __call__(self, params, rows: Sequence[Row], rng, group_size: int) -> Samples:
-    """Samples a group for each row."""
+  def __call__(self, params, rows: Sequence[Row], rng, group_size: int, *, first: int = 0) -> Samples:
+    """Samples a group for each row; random numbers depend on `rng`, the row's place after `first`, sample and token."""
     prompts = [self.encode(row) for row in rows]
     batch = sharding.place(self._pad(prompts), runs.split(self._mesh, len(prompts)))
     rollout = sharding.on_mesh(sampler.sample_groups, self._mesh)(
@@ -78,6 +78,9 @@ class GroupSampler:
         max_length=self._settings.max_response_length,
         temperature=self._settings.temperature,
         stop_tokens=self._policy.stop_tokens,
+        prompt_ids=np.arange(first, first + len(prompts)),
+        slots=self._settings.slots,
+        halvings=self._settings.halvings,
     )
     return self.of_rollout(rows, sharding.to_host(rollout))
 

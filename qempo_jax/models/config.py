@@ -77,8 +77,8 @@ class ModelConfig:
     num_tokens: tokens of the tokenizer, or None for V; rows of the embedding beyond it only pad the vocabulary,
       and no distribution gives them anything.
     attention: which implementation computes attention over whole rows, see `attention`.
-    kv_cache: dtype of keys and values while sampling, see `kv_cache`: "auto" is the compute dtype; "int8" has a scale
-      for each token and head.
+    kv_cache: dtype of keys and values while sampling, see `kv_cache`: "auto" is that of the products' sums, float32,
+      in which sampler and scorer agree; "int8" has a scale for each token and head.
     remat: what the backward pass recomputes of each block, see `transformer.rematerialised`: "full" all of it,
       "dots" all but products, "dots_no_batch" all but products with weights, "none" nothing.
     token_stats: what sums over the vocabulary, see `token_stats.token_stats`.

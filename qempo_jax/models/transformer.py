@@ -80,20 +80,24 @@ def logits(hidden, unembedding_VxD, config: ModelConfig):
   return mask_columns(softcap(product, config.logit_softcap), config.num_tokens)
 
 
-def for_decoding(params, config: ModelConfig):
-  """The parameters as `decode` wants them: every block apart, matrices in the compute dtype, once for many tokens.
+def rounded(params, config: ModelConfig):
+  """The matrices of the products in the compute dtype, once for many uses: (params, unembedding).
 
-  On a mesh they are gathered over fsdp too, since each token would do so. The embedding that is looked up stays as it
-  is, so that the results are those of the unrounded parameters.
-
-  Returns:
-    The parameter tree with a list of blocks as "layers", and its "unembedding".
+  On a mesh they are gathered over fsdp too, since each of those uses would do so. The embedding that is looked up stays
+  as it is, so that the results are those of the unrounded parameters.
   """
-  cast = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 1 else leaf
-  ready = lambda tree, **kind: sharding.constrain_params(jax.tree.map(cast, tree), gathered=True, **kind)
-  block = lambda index: jax.tree.map(lambda leaf: leaf[index], params["layers"])
-  blocks = [ready(block(index), layer=True) for index in range(config.num_layers)]
-  return params | {"layers": blocks} | ready({"unembedding": unembedding(params)})
+  cast = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 2 else leaf
+  matrices = {"layers": jax.tree.map(cast, params["layers"])}
+  matrices["unembedding"] = unembedding(params).astype(config.compute_dtype)
+  matrices = sharding.constrain_params(matrices, gathered=True)
+  return params | {"layers": matrices["layers"]}, matrices["unembedding"]
+
+
+def for_decoding(params, config: ModelConfig):
+  """The same as one tree with a list of blocks as "layers", none of which has to be cut out again for every token."""
+  params, unembedding_VxD = rounded(params, config)
+  blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers)]
+  return params | {"layers": blocks, "unembedding": unembedding_VxD}
 
 
 def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, *, remat=True):

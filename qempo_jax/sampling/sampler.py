@@ -69,7 +69,7 @@ def sample_groups(
   rows = prompts.tokens.shape[0]
   hidden_PxD, keys, values = transformer.prefill(params, config, prompts.tokens, prompts.mask)
   prompt_ids = jnp.arange(rows) if prompt_ids is None else prompt_ids
-  kv_dtype = config.compute_dtype if config.kv_cache == "auto" else config.kv_cache
+  kv_dtype = None if config.kv_cache == "auto" else config.kv_cache
   store = KVCache.create(keys, values, prompts.mask, group_size=1, max_length=0, dtype=kv_dtype)
   sample_keys = _sample_keys(rng, prompt_ids, group_size)
   per_device = -(-slots // sharding.row_shards()) if rows % sharding.row_shards() == 0 else slots

@@ -10,6 +10,7 @@ from configs import base
 from experiments import offline_builders
 from experiments.loops import offline
 from experiments.loops import pairs
+from experiments.loops import runs
 from qempo_jax import duals
 from qempo_jax.errors import InputError
 from tests.loops import offline_toy
@@ -39,8 +40,13 @@ def _metrics(folder):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-  whole, _ = _run(tmp_path / "whole")
-  make_batch = pairs.Batches.__call__
+  make_batch, write, events = pairs.Batches.__call__, runs.MetricsLog.write, []
+  with monkeypatch.context() as patch:
+    patch.setattr(pairs.Batches, "__call__", lambda self, step: (events.append(f"pack {step}"), make_batch(self, step))[1])
+    patch.setattr(runs.MetricsLog, "write", lambda self, row: (events.append(f"row {row['step']}"), write(self, row))[1])
+    whole, _ = _run(tmp_path / "whole")
+  # Each batch is packed while the step before it runs, whose metrics are waited for only then.
+  assert events == ["pack 0"] + [f"{what} {step}" for step in range(1, 6) for what in ("pack", "row")] + ["row 6"]
 
   def fail_at_the_fifth(self, step):
     if step == 4:
