@@ -31,10 +31,11 @@ def get_config() -> ConfigDict:
     of_method.sampling.group_size = 32
     of_method.sampling.max_response_length = 10
     of_method.replay.size = 0
-    of_method.evaluation.splits = ("train", "validation", "heldout")
+    of_method.evaluation.splits = ("validation", "heldout")
     of_method.evaluation.samples_per_prompt = 64
     of_method.evaluation.prompts_per_batch = 4
     of_method.optimizer.warmup_steps = 2
+    of_method.compute.bucket = 128
   config.grpo_bonus.objective.token_entropy_weight = 0.01
   config.ucpo.objective.transform_strength = 0.5
   for method in ("qempo_kl", "qempo"):
@@ -44,5 +45,5 @@ def get_config() -> ConfigDict:
   config.points = ConfigDict()
   config.points.base = sweep("sampling.temperature", 1.0)
   for method in METHODS[1:]:
-    config.points[method] = sweep("optimizer.learning_rate", 2e-5, 4e-5)
+    config.points[method] = sweep("optimizer.learning_rate", 4e-5, 2e-5)
   return config

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def _run(method, rate, seed, answers):
   puzzle = {"samples": 64, "entropy": 2.0, "log_prob": -3.0, "ref_log_prob": -4.0, "num_tokens": 5.0, "truncated": 0.0}
-  puzzles = [puzzle | {"split": split, "set_name": "countdown 6", "answers": answers} for split in ("validation", "heldout", "train")]
+  puzzles = [puzzle | {"split": split, "set_name": "countdown 6", "answers": answers} for split in ("validation", "heldout")]
   return {"method": method, "point": [["optimizer.learning_rate", rate]], "seed": seed, "puzzles": puzzles}
 
 
@@ -71,7 +71,7 @@ def test_every_method_asks_for_as_many_rewards_and_trains_on_as_many_responses()
   budgets = {(c.steps, c.data.prompts_per_step, c.sampling.group_size, c.replay.size) for c in trained}
   assert len(budgets) == 1 and budgets.pop()[-1] == 0
   assert len({len(config.points[method]) for method in config.methods if config[method].steps}) == 1
-  assert {row["split"] for row in demo.evaluation_rows(config.grpo)} == {"train", "validation", "heldout"}
+  assert {row["split"] for row in demo.evaluation_rows(config.grpo)} == {"validation", "heldout"}
 
 
 def test_the_offline_study_is_a_config_that_can_be_run():
