@@ -1,9 +1,9 @@
-"""The countdown study with a small model of our own, three seeds: minutes on two cores, where SmolLM2-135M takes hours.
+"""The countdown study with a small model of our own: minutes where SmolLM2-135M takes hours (both guesses; not run yet).
 
   python -m experiments.studies.countdown_model runs/countdown_model
   python -m experiments.frontier --config=configs/countdown_small.py --workdir=runs/countdown_small
-  python -m experiments.studies.countdown_collect runs/countdown_small
-  python -m experiments.studies.countdown_tables
+  python -m experiments.studies.countdown_collect countdown_small runs/countdown_small
+  python -m experiments.studies.countdown_tables countdown_small
 
 Same puzzles, methods, budgets and choice of learning rates as configs/countdown.py.
 """
