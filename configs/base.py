@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
   config.objective.min_reward = config_dict.placeholder(float)  # quality floor R; none: lambda stays as it starts
   config.objective.margin = 0.0  # the controller aims at R + margin, so that R can be certified on held-out prompts
   config.objective.max_kl = config_dict.placeholder(float)  # KL budget K in nats; none: mu stays as it starts
-  config.objective.entropy_gradient = "score_function"  # or "rao_blackwell", "rao_blackwell_leave_one_out"
+  config.objective.entropy_gradient = "score_function"  # or "rao_blackwell"
   config.objective.baseline = "leave_one_out"  # or "group_mean"
   config.objective.normalise = False  # divide each prompt's loss by the spread of its shaped rewards, as GRPO does
   config.objective.min_std = 1e-2  # floor of that spread

@@ -152,7 +152,7 @@ def reward(config: ConfigDict) -> Callable:
 def objective(config: ConfigDict) -> train_step.OnlineObjective:
   """What the online step climbs."""
   o = config.objective
-  _one_of("objective.entropy_gradient", o.entropy_gradient, train_step.ENTROPY_GRADIENTS)
+  _one_of("objective.entropy_gradient", o.entropy_gradient, ("score_function", "rao_blackwell"))
   _one_of("objective.baseline", o.baseline, ("leave_one_out", "group_mean"))
   _one_of("sampling.stale_steps", config.sampling.stale_steps, (0, 1))
   _one_of("objective.transform", o.transform, group_transforms.TRANSFORMS)

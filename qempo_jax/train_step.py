@@ -35,8 +35,6 @@ from qempo_jax.train_state import keep_if_finite
 from qempo_jax.train_state import whole_policy
 from qempo_jax.types import PackedGroups
 
-ENTROPY_GRADIENTS = ("score_function", "rao_blackwell", "rao_blackwell_leave_one_out")
-
 
 @struct.dataclass
 class GroupBatch:
@@ -71,8 +69,7 @@ class OnlineObjective:
     entropy_weight: h, 1 for QEMPO and QEMPO-KL, 0 for RLHF.
     min_reward: the quality floor R whose multiplier is learned; None keeps lambda as it is.
     max_kl: the KL budget K in nats whose multiplier is learned; None keeps mu as it is.
-    entropy_gradient: one of `ENTROPY_GRADIENTS`: "score_function" (-log pi in the reward), "rao_blackwell" (exact
-      next-token entropies), or "rao_blackwell_leave_one_out", the same less what the group's other samples have to come.
+    entropy_gradient: "score_function" (-log pi in the reward) or "rao_blackwell" (exact next-token entropies).
     baseline: "leave_one_out" or "group_mean".
     normalise: divide each prompt's whole loss by the spread of its fresh shaped rewards, as GRPO does. That
       weights prompts by 1 / spread: an optimum that solves every prompt stays one, a compromise between prompts moves.
@@ -290,17 +287,14 @@ def group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective: 
   shaped = advantages.lagrangian_rewards(rewards, log_probs, ref_log_probs, **weights)
   loss_of = jax.vmap(policy_gradient_loss)
 
-  if objective.entropy_gradient != "score_function":
+  if objective.entropy_gradient == "rao_blackwell":
     # log pi leaves the reward; its part of the gradient comes from the next-token entropies.
     scale = (objective.entropy_weight + multipliers["kl"]) / (
         objective.entropy_weight + quality + multipliers["kl"]
     )
     credited = shaped + scale * log_probs
-    to_go = jnp.zeros_like(stats.entropy)
-    if objective.entropy_gradient == "rao_blackwell_leave_one_out":
-      to_go = estimators.leave_one_out_to_go(stats.entropy, group.mask & group.fresh[:, None])
-    surrogate = jax.vmap(lambda log_prob, entropy, mask, b: estimators.sequence_entropy_surrogate(log_prob, entropy, mask, baseline=b))
-    entropy_loss = -scale * surrogate(stats.log_prob, stats.entropy, group.mask, to_go)
+    surrogate = jax.vmap(estimators.sequence_entropy_surrogate)
+    entropy_loss = -scale * surrogate(stats.log_prob, stats.entropy, group.mask)
   else:
     credited, entropy_loss = shaped, 0.0
   baseline = advantages.leave_one_out if objective.baseline == "leave_one_out" else advantages.group_mean

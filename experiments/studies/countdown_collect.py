@@ -1,8 +1,8 @@
 """The finished runs of the countdown study, in a file small enough to keep: every right answer's count, and the curves.
 
-  python -m experiments.studies.countdown_collect runs/countdown [FURTHER_WORKDIR ...]
+  python -m experiments.studies.countdown_collect countdown_small runs/countdown_small [FURTHER_WORKDIR ...]
 
-Writes docs/results/countdown.json; experiments/studies/countdown_tables.py makes RESULTS.md's tables and the figure of it.
+Writes docs/results/countdown_small.json; experiments/studies/countdown_tables.py makes RESULTS.md's tables and the figure of it.
 """
 
 import json
@@ -15,7 +15,7 @@ from configs import base
 from experiments import workdir as workdirs
 from qempo_jax.evaluation import functional
 
-OUT = pathlib.Path(__file__).parents[2] / "docs" / "results" / "countdown.json"
+RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
 MEANS = ("entropy", "log_prob", "ref_log_prob", "num_tokens", "truncated")
 CURVES = ("reward", "entropy", "kl", "length", "dual/quality/multiplier", "dual/kl/multiplier", "seconds")
 
@@ -74,12 +74,12 @@ def _lines(path: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def main(folders: list[str]) -> None:
+def main(name: str, *folders: str) -> None:
   """Collects and writes."""
-  runs = collect([pathlib.Path(folder) for folder in folders])
-  workdirs.write_atomically(OUT, "[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
-  print(f"{len(runs)} runs in {OUT}")
+  runs, out = collect([pathlib.Path(folder) for folder in folders]), RESULTS / f"{name}.json"
+  workdirs.write_atomically(out, "[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
+  print(f"{len(runs)} runs in {out}")
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  main(*sys.argv[1:])

@@ -1,13 +1,14 @@
-"""Tables and figure of the countdown study from docs/results/countdown.json alone.
+"""Tables and figure of a countdown study from its JSON in docs/results alone.
 
-  python -m experiments.studies.countdown_tables
+  python -m experiments.studies.countdown_tables countdown_small
 
-Writes docs/figures/countdown.png and prints the Markdown that stands in experiments/RESULTS.md. Figures are means over
+Writes docs/figures/countdown_small.png and prints the Markdown that stands in experiments/RESULTS.md. Figures are means over
 puzzles; intervals are 95 %, from a bootstrap over puzzles, then seeds.
 """
 
 import json
 import pathlib
+import sys
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,7 +21,6 @@ from qempo_jax.evaluation import intervals
 from qempo_jax.evaluation import solutions
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-SOURCE, TARGET = DOCS / "results" / "countdown.json", DOCS / "figures" / "countdown.png"
 DRAWS = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = {
     "reward": "reward", "pass@8": "pass@8", "pass@64": "pass@64", "distinct@64": "different right answers of 64",
@@ -77,7 +77,7 @@ def tables(runs: list[dict]) -> list[str]:
     cells = [f"{point.mean(name):.3f}" for name in ("reward", "distinct@64")]
     mark = "chosen" if picked.get(point.method) == point.label else ""
     lines.append(f"| {_label(point)} | {point.label} | {len(point.seeds)} | {' | '.join(cells)} | {mark} |")
-  for split in ("heldout", "train"):
+  for split in ("heldout",):
     lines += ["", f"| {split} | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
     found = [point for point in points(runs, split) if picked.get(point.method) == point.label]
     for point in found:
@@ -105,8 +105,8 @@ def _differences(found: list[frontier.Point], split: str) -> list[str]:
   return lines
 
 
-def draw(runs: list[dict]) -> None:
-  """PNG of pass@k and of distinct right answers against k on held-out puzzles, one line a method."""
+def draw(runs: list[dict], target: pathlib.Path) -> None:
+  """Writes a PNG of pass@k and of distinct right answers against k on held-out puzzles, one line a method."""
   canvas = FigureCanvasAgg(Figure(figsize=(6.4, 8.0), dpi=150, layout="constrained"))
   axes, picked = canvas.figure.subplots(2, 1), chosen(runs)
   found = [point for point in points(runs, "heldout") if picked.get(point.method) == point.label]
@@ -125,7 +125,7 @@ def draw(runs: list[dict]) -> None:
     axis.set_xlim(0.9, 160)
     axis.spines[["top", "right"]].set_visible(False)
   axes[0].set_title("Countdown, held-out targets", loc="left", fontsize=10)
-  with TARGET.open("wb") as file:
+  with target.open("wb") as file:
     canvas.print_png(file, metadata={"Software": None})
 
 
@@ -148,12 +148,17 @@ def _interval(value) -> str:
   return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]".replace("-0.00", "0.00")
 
 
-def main() -> None:
+def load(name: str) -> list[dict]:
+  """The runs of a study."""
+  return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def main(name: str) -> None:
   """Draws the figure, prints the tables."""
-  runs = json.loads(SOURCE.read_text(encoding="utf-8"))
-  draw(runs)
+  runs = load(name)
+  draw(runs, DOCS / "figures" / f"{name}.png")
   print(*tables(runs), sep="\n")
 
 
 if __name__ == "__main__":
-  main()
+  main(*sys.argv[1:])

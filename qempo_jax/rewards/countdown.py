@@ -72,11 +72,13 @@ def solution(text: str, target: int) -> str | None:
   Two calculations are one solution where they differ in blanks or in the order of summands or factors alone: the
   canonical form of "5 + 3*2" and "2*3+5" is "2*3+5". Blanks around the whole and one around each sign are allowed.
   """
+  return _canonical(_terms(text)) if value(text) == target else None
+
+
+def value(text: str) -> int | None:
+  """What a calculation comes to; None for what is no calculation of two or three digits."""
   text = text.strip(" \n")
-  if not _CALCULATION.fullmatch(text):
-    return None
-  terms = _terms(text)
-  return _canonical(terms) if _value(terms) == target else None
+  return _sum(_terms(text)) if _CALCULATION.fullmatch(text) else None
 
 
 @functools.cache
@@ -92,17 +94,17 @@ def _by_value() -> dict[int, frozenset[str]]:
     for digits in itertools.product("123456789", repeat=count):
       for signs in itertools.product("+-*", repeat=count - 1):
         terms = _terms("".join(itertools.chain(*zip(digits, (*signs, "")))))
-        found.setdefault(_value(terms), set()).add(_canonical(terms))
-  return {value: frozenset(forms) for value, forms in found.items()}
+        found.setdefault(_sum(terms), set()).add(_canonical(terms))
+  return {target: frozenset(forms) for target, forms in found.items()}
 
 
 def _terms(text: str) -> list[tuple[str, list[int]]]:
   """A calculation's summands: (sign, factors) each."""
-  plain = text.replace(" ", "")
+  plain = text.replace(" ", "").strip()
   return [(sign or "+", sorted(map(int, product.split("*")))) for sign, product in _TERM.findall(plain)]
 
 
-def _value(terms) -> int:
+def _sum(terms) -> int:
   return sum((-1 if sign == "-" else 1) * math.prod(factors) for sign, factors in terms)
 
 

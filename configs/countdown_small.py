@@ -1,0 +1,32 @@
+"""The countdown study with a small model of our own: minutes where SmolLM2-135M takes hours (both guesses; not run yet).
+
+  python -m experiments.studies.countdown_model runs/countdown_model
+  python -m experiments.frontier --config=configs/countdown_small.py --workdir=runs/countdown_small
+  python -m experiments.studies.countdown_collect countdown_small runs/countdown_small
+  python -m experiments.studies.countdown_tables countdown_small
+
+Same puzzles, methods, budgets and choice of learning rates as configs/countdown.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import countdown
+from configs.frontier_open_list import sweep
+
+
+def get_config() -> ConfigDict:
+  """The small model's own steps, learning rates and gains."""
+  config = countdown.get_config()
+  for method in config.methods:
+    of_method = config[method]
+    of_method.model.source = "runs/countdown_model"
+    of_method.steps = 100 if of_method.steps else 0
+    of_method.data.prompts_per_step = 5
+    of_method.evaluation.splits = ("train", "validation", "heldout")
+    of_method.evaluation.prompts_per_batch = 11
+    of_method.sampling.max_response_length = 8
+    of_method.compute.dtype = "float32"
+    of_method.compute.remat = "none"
+  for method in config.methods[1:]:
+    config.points[method] = sweep("optimizer.learning_rate", 3e-4, 1e-3)
+  return config
