@@ -177,3 +177,11 @@ def test_bits_do_not_depend_on_the_sharding_but_on_every_leaf():
   state = _state(1)
   state.params["norm"] = state.params["norm"].at[1].set(1.0078125)  # the next bfloat16
   assert bits(state) != bits(_state(1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "uint32", "int32"])
+def test_bits_are_the_same_on_host_and_device(dtype):
+  array = (100 * jax.random.normal(jax.random.key(0), (3, 5, 7))).astype(dtype)
+  found = int(checkpoint._device_bits(array))
+  assert int(checkpoint._host_bits(array)) == found
+  assert checkpoint._bits({"a": jnp.zeros(2), "b": array}) == 3 * found % 2**32

@@ -10,6 +10,7 @@ from configs import base
 from experiments import builders
 from experiments import chips
 from experiments import cli
+from experiments import compile_check
 from experiments import compile_programs
 from experiments import compile_report
 from experiments import hlo_costs
@@ -144,3 +145,29 @@ def test_every_paper_config_has_a_row_and_names_its_slice():
     assert math.prod(complete.compute.mesh) == chips_in_slice
     mesh = jax.sharding.AbstractMesh(tuple(complete.compute.mesh), ("data", "fsdp", "tensor"))
     assert builders.micro_batches(complete, rows, mesh) >= 1
+
+
+@pytest.mark.parametrize("name", ["online_step", "sampler"])
+def test_a_small_slice_is_really_compiled_for(monkeypatch, name):
+  pytest.importorskip("libtpu", reason="the TPU compiler, from jax[tpu], is not installed")
+  small = ModelConfig(512, 128, 256, 2, 4, 2, 64, 1e4, 1e-5, True)
+  monkeypatch.setattr(compile_programs, "model_config", lambda source: small)
+  config = base.get_config()
+  config.compute.mesh, config.compute.bucket, config.compute.dtype = (1, 4, 1), 128, "bfloat16"
+  config.data.prompts_per_step, config.data.max_prompt_length = 4, 64
+  config.sampling.max_response_length, config.sampling.group_size = 33, 2
+  only = lambda config, devices, programs=compile_programs.programs: [p for p in programs(config, devices) if p.name == name]
+  monkeypatch.setattr(compile_programs, "programs", only)
+  (report,) = compile_check.check(config, "v5e:2x2")
+  assert report.fits and report.seconds > 0 and 0 < report.utilisation <= 1
+  quarter = sum(math.prod(leaf) for leaf in _shapes(small)) * 4 // 4
+  assert report.params == pytest.approx(quarter, rel=0.05)  # norms are whole on every chip
+  assert report.collectives["all-gather"][1] > 0
+  if name == "online_step":
+    assert report.aliased >= report.params + report.optimizer > 2.9 * report.params
+
+
+def _shapes(model):
+  from qempo_jax.models import transformer
+
+  return jax.tree.leaves(transformer.param_shapes(model), is_leaf=lambda shape: isinstance(shape, tuple))

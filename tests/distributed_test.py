@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -18,8 +19,8 @@ STEPS = 4
 DIES_AFTER = 2
 
 
-def _start(workdir, processes, *, dies=False):
-  """The processes of one run, four devices together; of those that die, the last does, after its checkpoint."""
+def _start(workdir, processes, *, mode="plain"):
+  """The processes of one run, four devices together; where it "dies" or gets a "notice", the last process does."""
   with socket.socket() as found:
     found.bind(("localhost", 0))
     address = f"localhost:{found.getsockname()[1]}"
@@ -33,16 +34,21 @@ def _start(workdir, processes, *, dies=False):
         "JAX_PROCESS_ID": str(index),
     }
     env.pop("JAX_COMPILATION_CACHE_DIR", None)  # one process alone would find its programs there, and wait for the others
-    command = [sys.executable, "-m", "tests.distributed_test", str(workdir), str(int(dies and index == processes - 1))]
-    with open(workdir.parent / f"{workdir.name}_{processes}_{index}.log", "w", encoding="utf-8") as log:
+    own = mode if index == processes - 1 else "slow" if mode == "notice" else "plain"
+    command = [sys.executable, "-m", "tests.distributed_test", str(workdir), own]
+    with open(_log(workdir, processes, index), "w", encoding="utf-8") as log:
       running.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
   return running
+
+
+def _log(workdir, processes, index) -> pathlib.Path:
+  return workdir.parent / f"{workdir.name}_{processes}_{index}.log"
 
 
 def _finish(workdir, running):
   for index, process in enumerate(running):
     code = process.wait(timeout=1200)
-    log = (workdir.parent / f"{workdir.name}_{len(running)}_{index}.log").read_text(encoding="utf-8")
+    log = _log(workdir, len(running), index).read_text(encoding="utf-8")
     assert code == 0, log[-3000:]
 
 
@@ -57,25 +63,50 @@ def _same(found, expected):
     assert row == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one_and_one_goes_on_where_a_host_was_lost(tmp_path):
-  _finish(tmp_path / "one", _start(tmp_path / "one", 1))
-  expected = _metrics(tmp_path / "one")
-  assert expected[0]["grad_norm"] > 0 and expected[0]["reward"] != expected[-1]["reward"]
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+  """The metrics of one process with all four devices."""
+  workdir = tmp_path_factory.mktemp("one") / "one"
+  _finish(workdir, _start(workdir, 1))
+  found = _metrics(workdir)
+  assert found[0]["grad_norm"] > 0 and found[0]["reward"] != found[-1]["reward"]
+  return found
 
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path, expected):
   _finish(tmp_path / "two", _start(tmp_path / "two", 2))
   _same(_metrics(tmp_path / "two"), expected)  # one row a step: the first process alone writes
   assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
 
-  first, second = _start(tmp_path / "cut", 2, dies=True)
+
+@pytest.mark.slow
+def test_a_lost_host_ends_the_run_and_one_process_goes_on(tmp_path, expected):
+  workdir = tmp_path / "cut"
+  first, second = _start(workdir, 2, mode="dies")
   assert second.wait(timeout=1200) == -9
   lost = time.monotonic()
   assert first.wait(timeout=120) != 0
   assert time.monotonic() - lost < 60
-  assert "step 4" not in (tmp_path / "cut_2_0.log").read_text(encoding="utf-8")
-  _finish(tmp_path / "cut", _start(tmp_path / "cut", 1))
-  assert "resumed after step 2" in (tmp_path / "cut_1_0.log").read_text(encoding="utf-8")
-  _same(_metrics(tmp_path / "cut"), expected)
+  told = _log(workdir, 2, 0).read_text(encoding="utf-8")
+  assert "another task died" in told and "stopped sending heartbeats):\n1\n" in told and "step 4" not in told
+  _finish(workdir, _start(workdir, 1))
+  assert f"resumed after step {DIES_AFTER}" in _log(workdir, 1, 0).read_text(encoding="utf-8")
+  _same(_metrics(workdir), expected)
+
+
+@pytest.mark.slow
+def test_a_notice_to_one_process_makes_all_save_the_same_step_and_exit_with_0(tmp_path, expected):
+  workdir = tmp_path / "notice"
+  _finish(workdir, _start(workdir, 2, mode="notice"))
+  rows = _metrics(workdir)
+  assert 1 <= len(rows) < STEPS
+  assert str(len(rows)) in [path.name for path in (workdir / "checkpoints").iterdir()]
+  for index in range(2):
+    assert f"step {len(rows)} is saved" in _log(workdir, 2, index).read_text(encoding="utf-8")
+  _finish(workdir, _start(workdir, 1))
+  assert f"resumed after step {len(rows)}" in _log(workdir, 1, 0).read_text(encoding="utf-8")
+  _same(_metrics(workdir), expected)
 
 
 def test_half_a_description_of_the_others_is_refused(monkeypatch):
@@ -85,7 +116,7 @@ def test_half_a_description_of_the_others_is_refused(monkeypatch):
     distributed.start()
 
 
-def _worker(workdir: pathlib.Path, dies: bool) -> None:
+def _worker(workdir: pathlib.Path, mode: str) -> None:
   """The whole program of `experiments.train` on the toy, four devices as (2, 2, 1)."""
   distributed.start()
   import jax
@@ -104,18 +135,21 @@ def _worker(workdir: pathlib.Path, dies: bool) -> None:
     params = sharding.place(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
     return builders.Policy(toy.MODEL, params, toy.ToyTokenizer(), (toy.EOS,), mesh)
 
-  class DyingSaver(saving.Saver):
-    """Kills this process once the checkpoint of `DIES_AFTER` is on disk."""
+  class Faulty(saving.Saver):
+    """Kills this process once the checkpoint of `DIES_AFTER` is on disk, or gives it a notice in its first step."""
 
     def after_step(self, state, *rest):
+      if mode == "notice" and int(state.step) == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
       super().after_step(state, *rest)
-      if int(state.step) == DIES_AFTER:
+      if mode in ("notice", "slow"):
+        time.sleep(1)  # as a step may take: all processes are told meanwhile
+      if mode == "dies" and int(state.step) == DIES_AFTER:
         self._checkpoints.wait()
-        os.kill(os.getpid(), 9)
+        os.kill(os.getpid(), signal.SIGKILL)
 
   builders.policy = policy
-  if dies:
-    saving.Saver = DyingSaver
+  saving.Saver = Faulty
   folder = workdir.parent / f"data_{jax.process_index()}"
   folder.mkdir(exist_ok=True)
   config = toy.config(folder)
@@ -128,4 +162,4 @@ def _worker(workdir: pathlib.Path, dies: bool) -> None:
 
 
 if __name__ == "__main__":
-  _worker(pathlib.Path(sys.argv[1]), sys.argv[2] == "1")
+  _worker(pathlib.Path(sys.argv[1]), sys.argv[2])

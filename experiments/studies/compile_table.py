@@ -17,6 +17,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 from configs.paper import models
 from experiments import cli
@@ -108,7 +109,8 @@ def main(argv=None) -> int:
       print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
       return 2
     programs = [report.to_json() for report in reports]
-    found[name] = {"programs": programs, "compile_seconds": round(time.monotonic() - started)}
+    entry = {"programs": programs, "compile_seconds": round(time.monotonic() - started)}
+    found = results() | {name: entry}  # others may have compiled beside this
     write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
   write_atomically(PAGE, page(PAGE.read_text(encoding="utf-8"), found))
   return 0 if all(program["fits"] for entry in found.values() for program in entry["programs"]) else 1

@@ -15,6 +15,7 @@ from experiments.loops import online
 from experiments.loops import preemption
 from experiments.loops import runs
 from experiments.loops import saving
+from qempo_jax import checkpoint
 from qempo_jax import train_state
 from qempo_jax.errors import InputError
 from tests.loops import killed_runs
@@ -76,6 +77,30 @@ def test_a_notice_saves_exits_with_0_and_the_same_command_goes_on(tmp_path, monk
   assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
   state, recorder = _run(tmp_path / "run", checkpoint__every=0)
   assert recorder.notes == ["resumed after step 3"]
+  jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
+  assert killed_runs.metrics(tmp_path / "run") == whole[1]
+
+
+def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch, whole):
+  with monkeypatch.context() as patch:
+    save, written = checkpoint.Checkpoints.save, []
+
+    def save_and_interrupt(self, state, *args):
+      save(self, state, *args)
+      written.append((tmp_path / "run" / "checkpoints" / "2").exists())
+      os.kill(os.getpid(), signal.SIGINT)
+
+    patch.setattr(checkpoint.Checkpoints, "save", save_and_interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+      with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "run")
+    finally:
+      signal.signal(signal.SIGINT, before)
+  assert written == [False]  # it was still on its way
+  assert os.listdir(tmp_path / "run" / "checkpoints") == ["2"]
+  state, recorder = _run(tmp_path / "run")
+  assert recorder.notes == ["resumed after step 2"]
   jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
   assert killed_runs.metrics(tmp_path / "run") == whole[1]
 
