@@ -115,7 +115,7 @@ def test_sides_that_differ_stop_the_benchmark():
 
 def _entry():
   steps = lambda seconds, peak: {
-      "ready_seconds": 1.0,
+      "ready": {"seconds": 1.0, "resident_bytes": 10**8},
       "warm_up": {"check": 0.6},
       "steps": [{"seconds": s, "peak_bytes": peak, "check": 0.5} for s in seconds],
   }

@@ -70,9 +70,9 @@ def alternate(workers: list[Worker], rounds: int) -> dict[str, dict]:
   """Steps the workers in turn: one step each to warm up, then `rounds` that count, A B A B.
 
   Returns:
-    By name: {"ready_seconds", "warm_up": figures, "steps": [figures]}.
+    By name: {"ready": figures, "warm_up": figures, "steps": [figures]}.
   """
-  found = {w.name: {"ready_seconds": w.ready["seconds"], "warm_up": w.step(), "steps": []} for w in workers}
+  found = {worker.name: {"ready": worker.ready, "warm_up": worker.step(), "steps": []} for worker in workers}
   for _ in range(rounds):
     for worker in workers:
       found[worker.name]["steps"].append(worker.step())
