@@ -83,7 +83,7 @@ def run_case(case: cases.Case, o, inputs: pathlib.Path) -> dict:
     print(f"{case.name}: {match.ours.name} and {match.other.name} in turn ...", flush=True)
     sides = [start(case, side, o, inputs) for side in (match.ours, match.other)]
     try:
-      found = workers.alternate(sides, match.rounds or o.rounds)
+      found = workers.alternate(sides, warm_ups=match.warm_ups, rounds=match.rounds or o.rounds)
     finally:
       for side in sides:
         side.close()
@@ -142,9 +142,10 @@ def same(name: str, ours: dict, other: dict, tolerance: float) -> None:
   Raises:
     InputError: they differ.
   """
-  for at, (a, b) in enumerate(((ours["warm_up"], other["warm_up"]), (ours["steps"][0], other["steps"][0]))):
-    if not arithmetic.close(a["check"], b["check"], tolerance):
-      raise InputError(f"{name}: the sides do not compute the same at step {at}: {a['check']} and {b['check']}")
+  steps = lambda side: [step["check"] for step in (*side["warm_up"], *side["steps"])][:2]
+  for at, (a, b) in enumerate(zip(steps(ours), steps(other), strict=True)):
+    if not arithmetic.close(a, b, tolerance):
+      raise InputError(f"{name}: the sides do not compute the same at step {at}: {a} and {b}")
 
 
 def header(title: str, o) -> dict:

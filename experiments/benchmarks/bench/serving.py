@@ -31,13 +31,13 @@ class Channel:
     """Returns when a step is asked for; ends the process when none will be."""
     if self._started is None:
       self._send({"ready": True, "seconds": time.perf_counter() - self._born, "resident_bytes": _status("VmRSS")})
-      forget_peak()
     if sys.stdin.readline().strip() != "step":
       os._exit(0)  # libraries' own clean-up takes long, and nothing is to be kept
+    forget_peak()
     self._started = time.perf_counter()
 
   def done(self, **figures) -> None:
-    """Reports a step: its seconds, the process's peak of resident memory since it was ready, and the given figures."""
+    """Reports a step: its seconds, its peak of resident memory, and the given figures."""
     seconds = time.perf_counter() - self._started
     self._send({"seconds": seconds, "peak_bytes": peak_bytes(), **figures})
 
