@@ -9,6 +9,7 @@ docs/results/bench.json, tables to experiments/benchmarks/RESULTS.md, a plot to 
 """
 
 import argparse
+from collections.abc import Iterator
 import datetime
 import json
 import os
@@ -42,7 +43,8 @@ def main(arguments=None) -> None:
       command = [sys.executable, "-m", "experiments.benchmarks.bench.inputs", str(inputs), *(["tiny"] if o.tiny else [])]
       subprocess.run(command, check=True, cwd=workers.ROOT)
       for case in chosen:
-        keep(o.results, case.name, run_case(case, o, inputs))
+        for entry in run_case(case, o, inputs):
+          keep(o.results, case.name, entry)
       if "scaling" in wanted:
         keep(o.results, "scaling", run_scaling(o, inputs))
     found = json.loads(o.results.read_text(encoding="utf-8"))
@@ -70,8 +72,8 @@ def options(arguments):
   return o
 
 
-def run_case(case: cases.Case, o, inputs: pathlib.Path) -> dict:
-  """Every match of a case, and the floor of this machine at this moment."""
+def run_case(case: cases.Case, o, inputs: pathlib.Path) -> Iterator[dict]:
+  """A case's results so far, one match more each time, with the floor of this machine at this moment."""
   entry = header(case.title, o) | {"kind": case.kind, "shape": case.shape, "floor_goal": case.floor_goal, "matches": []}
   left_out = o.without.split(",")
   matches = [m for m in case.matches if m.other.environment not in left_out]
@@ -90,8 +92,8 @@ def run_case(case: cases.Case, o, inputs: pathlib.Path) -> dict:
     same(case.name, found[match.ours.name], found[match.other.name], match.tolerance)
     goals = {"goal": match.goal, "memory_goal": match.memory_goal}
     entry["matches"].append({"ours": match.ours.name, "other": match.other.name, "sides": found} | goals)
-  entry["load_after"] = os.getloadavg()[0]
-  return entry
+    entry["load_after"] = os.getloadavg()[0]
+    yield entry
 
 
 def spec(case: cases.Case, side: cases.Side, o, inputs) -> dict:
