@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -106,7 +107,7 @@ def spec(case: cases.Case, side: cases.Side, o, inputs) -> dict:
 def start(case: cases.Case, side: cases.Side, o, inputs) -> workers.Worker:
   """The side's worker, ready."""
   python = environments.python_of(side.environment, o.workdir / "environments")
-  log = o.workdir / "logs" / f"{case.name}-{side.name.replace(' ', '_')}.log"
+  log = o.workdir / "logs" / f"{case.name}-{re.sub(r'[^A-Za-z0-9]+', '_', side.name)}.log"
   return workers.Worker(side.name, python, side.module, spec(case, side, o, inputs), log, machine.ENVIRONMENT)
 
 
