@@ -32,6 +32,7 @@ class Match:
     goal: least ratio of times, None for none.
     memory_goal: most that `ours` may take of the other's peak memory, likewise.
     rounds: steps that count, of each side; None for what the command says.
+    warm_ups: steps before them; Tunix compiles its training step again at the second.
     tolerance: most that checked values may differ, relative to their size.
   """
 
@@ -40,6 +41,7 @@ class Match:
   goal: float | None = None
   memory_goal: float | None = None
   rounds: int | None = None
+  warm_ups: int = 1
   tolerance: float = 1e-3
 
 
@@ -68,6 +70,7 @@ class Case:
 
 OURS, OURS_LOW = Side("ours", "ours", "ours"), Side("ours, bfloat16", "ours", "ours", {"dtype": "bfloat16"})
 TRL, TRL_LOW = Side("TRL", "trl", "peer_trl"), Side("TRL, bf16 autocast", "trl", "peer_trl", {"dtype": "bfloat16"})
+TRL_SLOW = Side("TRL, blocks recomputed (its default)", "trl", "peer_trl", {"checkpointing": True})
 TUNIX = Side("Tunix", "tunix", "peer_tunix")
 GENERATE = Side("transformers generate", "trl", "peer_trl")
 ROUGH = 0.1  # of values in half precision: shown, and far from a wrong batch's
@@ -85,12 +88,13 @@ ALL = (
     Case(
         "offline",
         "DPO step with the reference's pass, 4 pairs; prompt 128, responses 128 tokens: 8 sequences of 256 for the peers,"
-        " 4 rows of prompt and both responses for ours",
+        " 4 rows of prompt and both responses for ours; TRL's activations are kept, which is faster, or recomputed",
         "offline",
         {"pairs": 4, "prompt": 128, "response": 128},
         (
             Match(OURS, TRL, goal=2.5, memory_goal=0.5),
-            Match(OURS, TUNIX, goal=1.4),
+            Match(OURS, TUNIX, goal=1.4, warm_ups=2),
+            Match(OURS, TRL_SLOW, rounds=1),
         ),
         floor=1024,
     ),

@@ -7,10 +7,10 @@ from experiments.benchmarks.bench import arithmetic
 HEAD = """# Benchmarks, side by side
 
 Made by `make bench` from `docs/results/bench.json`; do not edit. Both sides of a row ran in one call, step by step in
-turn, on the same token ids and the same weights of SmolLM2-135M-Instruct, after a step each to warm up; every side is a
+turn, on the same token ids and the same weights of SmolLM2-135M-Instruct, after steps to warm up; every side is a
 process of its own. Before the times count, both must report the same loss (a training step: at the first step and after
 one update; sampling: of given responses). Times are medians with their range in brackets; the ratio is the other side's
-time over ours, its range that of neighbouring steps. Memory is the process's greatest resident size after it was ready.
+time over ours, its range that of neighbouring steps. Memory is the process's greatest resident size during these steps.
 The floor is the time of the bare matrix products at the model's shapes, measured in the same call: two operations a
 weight and token forward, six where a gradient follows, nothing for attention, norms, the optimizer or what is recomputed.
 
@@ -83,7 +83,8 @@ def _notes(entry) -> list[str]:
         facts.append(f"{name} sampled for {step['sampling_seconds']:.2f} s")
       if "temporary_bytes" in step:
         facts.append(f"{name} {step['temporary_bytes'] / 2**20:,.0f} MiB beside arguments and results")
-    checks = " and ".join(_shown(side["warm_up"]["check"]) for side in sides.values())
+      facts.append(f"{name} peaked at {max(step['peak_bytes'] for step in side['warm_up']) / 1e9:.2f} GB when it warmed up")
+    checks = " and ".join(_shown(side["warm_up"][0]["check"]) for side in sides.values())
     lines.append(f"- {' and '.join(sides)}: checked values {checks}" + "".join(f"; {fact}" for fact in facts))
   for dtype, rates in entry.get("floor", {}).items():
     lines.append(f"- products in {dtype}: {rates['forward'] / 1e9:,.0f} GFLOP/s forward, {rates['trained'] / 1e9:,.0f} with gradients")

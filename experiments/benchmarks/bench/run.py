@@ -9,10 +9,12 @@ docs/results/bench.json, tables to experiments/benchmarks/RESULTS.md, a plot to 
 """
 
 import argparse
+from collections.abc import Iterator
 import datetime
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -42,7 +44,8 @@ def main(arguments=None) -> None:
       command = [sys.executable, "-m", "experiments.benchmarks.bench.inputs", str(inputs), *(["tiny"] if o.tiny else [])]
       subprocess.run(command, check=True, cwd=workers.ROOT)
       for case in chosen:
-        keep(o.results, case.name, run_case(case, o, inputs))
+        for entry in run_case(case, o, inputs):
+          keep(o.results, case.name, entry)
       if "scaling" in wanted:
         keep(o.results, "scaling", run_scaling(o, inputs))
     found = json.loads(o.results.read_text(encoding="utf-8"))
@@ -70,8 +73,8 @@ def options(arguments):
   return o
 
 
-def run_case(case: cases.Case, o, inputs: pathlib.Path) -> dict:
-  """Every match of a case, and the floor of this machine at this moment."""
+def run_case(case: cases.Case, o, inputs: pathlib.Path) -> Iterator[dict]:
+  """A case's results so far, one match more each time, with the floor of this machine at this moment."""
   entry = header(case.title, o) | {"kind": case.kind, "shape": case.shape, "floor_goal": case.floor_goal, "matches": []}
   left_out = o.without.split(",")
   matches = [m for m in case.matches if m.other.environment not in left_out]
@@ -83,15 +86,15 @@ def run_case(case: cases.Case, o, inputs: pathlib.Path) -> dict:
     print(f"{case.name}: {match.ours.name} and {match.other.name} in turn ...", flush=True)
     sides = [start(case, side, o, inputs) for side in (match.ours, match.other)]
     try:
-      found = workers.alternate(sides, match.rounds or o.rounds)
+      found = workers.alternate(sides, warm_ups=match.warm_ups, rounds=match.rounds or o.rounds)
     finally:
       for side in sides:
         side.close()
     same(case.name, found[match.ours.name], found[match.other.name], match.tolerance)
     goals = {"goal": match.goal, "memory_goal": match.memory_goal}
     entry["matches"].append({"ours": match.ours.name, "other": match.other.name, "sides": found} | goals)
-  entry["load_after"] = os.getloadavg()[0]
-  return entry
+    entry["load_after"] = os.getloadavg()[0]
+    yield entry
 
 
 def spec(case: cases.Case, side: cases.Side, o, inputs) -> dict:
@@ -104,7 +107,7 @@ def spec(case: cases.Case, side: cases.Side, o, inputs) -> dict:
 def start(case: cases.Case, side: cases.Side, o, inputs) -> workers.Worker:
   """The side's worker, ready."""
   python = environments.python_of(side.environment, o.workdir / "environments")
-  log = o.workdir / "logs" / f"{case.name}-{side.name.replace(' ', '_')}.log"
+  log = o.workdir / "logs" / f"{case.name}-{re.sub(r'[^A-Za-z0-9]+', '_', side.name)}.log"
   return workers.Worker(side.name, python, side.module, spec(case, side, o, inputs), log, machine.ENVIRONMENT)
 
 
@@ -142,9 +145,10 @@ def same(name: str, ours: dict, other: dict, tolerance: float) -> None:
   Raises:
     InputError: they differ.
   """
-  for at, (a, b) in enumerate(((ours["warm_up"], other["warm_up"]), (ours["steps"][0], other["steps"][0]))):
-    if not arithmetic.close(a["check"], b["check"], tolerance):
-      raise InputError(f"{name}: the sides do not compute the same at step {at}: {a['check']} and {b['check']}")
+  steps = lambda side: [step["check"] for step in (*side["warm_up"], *side["steps"])][:2]
+  for at, (a, b) in enumerate(zip(steps(ours), steps(other), strict=True)):
+    if not arithmetic.close(a, b, tolerance):
+      raise InputError(f"{name}: the sides do not compute the same at step {at}: {a} and {b}")
 
 
 def header(title: str, o) -> dict:

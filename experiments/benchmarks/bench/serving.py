@@ -30,14 +30,14 @@ class Channel:
   def wait(self) -> None:
     """Returns when a step is asked for; ends the process when none will be."""
     if self._started is None:
-      self._send({"ready": True, "seconds": time.perf_counter() - self._born})
-      forget_peak()
+      self._send({"ready": True, "seconds": time.perf_counter() - self._born, "resident_bytes": _status("VmRSS")})
     if sys.stdin.readline().strip() != "step":
       os._exit(0)  # libraries' own clean-up takes long, and nothing is to be kept
+    forget_peak()
     self._started = time.perf_counter()
 
   def done(self, **figures) -> None:
-    """Reports a step: its seconds, the process's peak of resident memory since it was ready, and the given figures."""
+    """Reports a step: its seconds, its peak of resident memory, and the given figures."""
     seconds = time.perf_counter() - self._started
     self._send({"seconds": seconds, "peak_bytes": peak_bytes(), **figures})
 
@@ -62,14 +62,11 @@ def spec() -> dict:
 
 def peak_bytes() -> int:
   """Most resident memory of this process since `forget_peak`, or since its start where that cannot be forgotten."""
-  try:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-  except (OSError, StopIteration):
-    import resource
+  if found := _status("VmHWM"):
+    return found
+  import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def forget_peak() -> None:
@@ -78,3 +75,12 @@ def forget_peak() -> None:
     CLEAR.write_text("5")
   except OSError:
     pass
+
+
+def _status(name: str) -> int:
+  """A size of this process in bytes; 0 where the system does not tell."""
+  try:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+  except (OSError, StopIteration):
+    return 0

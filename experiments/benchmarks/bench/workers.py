@@ -66,14 +66,14 @@ class Worker:
     return json.loads(line)
 
 
-def alternate(workers: list[Worker], rounds: int) -> dict[str, dict]:
-  """Steps the workers in turn: one step each to warm up, then `rounds` that count, A B A B.
+def alternate(workers: list[Worker], *, warm_ups: int, rounds: int) -> dict[str, dict]:
+  """Steps the workers in turn, A B A B: some steps to warm up, then `rounds` that count.
 
   Returns:
-    By name: {"ready_seconds", "warm_up": figures, "steps": [figures]}.
+    By name: {"ready": figures, "warm_up": [figures], "steps": [figures]}.
   """
-  found = {w.name: {"ready_seconds": w.ready["seconds"], "warm_up": w.step(), "steps": []} for w in workers}
-  for _ in range(rounds):
+  found = {worker.name: {"ready": worker.ready, "warm_up": [], "steps": []} for worker in workers}
+  for turn in range(warm_ups + rounds):
     for worker in workers:
-      found[worker.name]["steps"].append(worker.step())
+      found[worker.name]["warm_up" if turn < warm_ups else "steps"].append(worker.step())
   return found
