@@ -11,7 +11,7 @@ turn, on the same token ids and the same weights of SmolLM2-135M-Instruct, after
 process of its own. Before the times count, both must report the same loss (a training step: at the first step and after
 one update; sampling: of given responses). Times are medians with their range in brackets; the ratio is the other side's
 time over ours, its range that of neighbouring steps. Memory is the process's greatest resident size during these steps.
-The floor is the time of the bare matrix products at the model's shapes, measured in the same call: two operations a
+The floor is the time of the bare matrix products at the model's shapes, measured in the same call, before and after each match, the best of them: two operations a
 weight and token forward, six where a gradient follows, nothing for attention, norms, the optimizer or what is recomputed.
 
 ![time of the peers over ours](../../docs/figures/bench.png)

@@ -74,7 +74,7 @@ def options(arguments):
 
 
 def run_case(case: cases.Case, o, inputs: pathlib.Path) -> Iterator[dict]:
-  """A case's results so far, one match more each time, with the floor of this machine at this moment."""
+  """A case's results so far, one match more each time, with the best floor seen before, between and after them."""
   entry = header(case.title, o) | {"kind": case.kind, "shape": case.shape, "floor_goal": case.floor_goal, "matches": []}
   left_out = o.without.split(",")
   matches = [m for m in case.matches if m.other.environment not in left_out]
@@ -93,6 +93,9 @@ def run_case(case: cases.Case, o, inputs: pathlib.Path) -> Iterator[dict]:
     same(case.name, found[match.ours.name], found[match.other.name], match.tolerance)
     goals = {"goal": match.goal, "memory_goal": match.memory_goal}
     entry["matches"].append({"ours": match.ours.name, "other": match.other.name, "sides": found} | goals)
+    for dtype, rates in entry.get("floor", {}).items():
+      again = floor(case, dtype, o, inputs)
+      entry["floor"][dtype] = {way: max(rates[way], again[way]) for way in ("forward", "trained")}
     entry["load_after"] = os.getloadavg()[0]
     yield entry
 
