@@ -5,7 +5,7 @@
 A decoder of three blocks and width 96 over 15 characters, trained from scratch on random calculations after "NUMBER=". Of
 these 15 % have that value; the others have any, or are strings of random characters, as a model that learnt from the web
 saw right and wrong ones. Signs and digits are uneven (a digit's weight is its inverse), so that the reference
-has favourites. Seed 0; about 2 CPU-minutes. Written as a folder that any model source of the configs reads.
+has favourites. Seed 0; 184 CPU-seconds. Written as a folder that any model source of the configs reads.
 """
 
 import functools
