@@ -291,9 +291,8 @@ def _rows_of(x):
   rows, parts = row_shards(), sequence_shards()
   if rows * parts == 1 or x.shape[0] % rows:
     return None
-  if parts == 1:
-    return (ROWS,)
-  return ROWS, SEQUENCE if x.shape[1] % parts == 0 else None
+  of_rows = ROWS if rows > 1 else None
+  return (of_rows,) if parts == 1 else (of_rows, SEQUENCE if x.shape[1] % parts == 0 else None)
 
 
 def _free(x):
