@@ -69,4 +69,5 @@ def test_the_bucket_changes_nothing():
   params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
   loss = lambda params, bucket: jnp.sum(jnp.sin(_score(params, PROMPTS, RESPONSES, bucket).log_prob))
   small, large = jax.grad(loss)(params, 4), jax.grad(loss)(params, 64)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), small, large)
+  scale = lambda a: np.max(np.abs(a))  # rounding is relative to what is summed
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a / scale(b), b / scale(b), rtol=0, atol=5e-6), small, large)

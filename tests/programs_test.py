@@ -175,7 +175,7 @@ def test_memory_counts_each_part_once(config):
 
 
 def test_a_dry_run_of_a_compile_check_compiles_nothing(capsys, monkeypatch):
-  monkeypatch.setattr(compile_check, "devices", lambda topology: jax.devices()[:1])
+  monkeypatch.setattr(compile_check, "devices", lambda topology, slices: jax.devices()[:1])
   monkeypatch.setattr(compile_check, "check", None)
   assert compile_check.main(["--config=configs/online_qempo_kl.py", "--topology=v5e:1x1", "--dry_run"]) == 0
   out = capsys.readouterr().out
