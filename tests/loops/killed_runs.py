@@ -131,7 +131,10 @@ def kill_once(child: int, folder: pathlib.Path, rng: random.Random, *, late: boo
       if in_save:
         time.sleep(rng.uniform(0, 0.03))
       os.kill(child, signal.SIGSTOP)
-      os.waitpid(child, os.WUNTRACED)
+      _, status = os.waitpid(child, os.WUNTRACED)
+      if not os.WIFSTOPPED(status):
+        assert status == 0, f"a life ended with status {status}"
+        return ""
       during = writing(folder)
       os.kill(child, signal.SIGKILL)
       os.waitpid(child, 0)
