@@ -35,8 +35,7 @@ def _exact(ref_log_probs, min_reward, kl_position):
     ("kl_position", "entropy_gradient"),
     [
         pytest.param(None, "score_function", marks=pytest.mark.slow),
-        # Slow since the sampler draws other numbers: KL ends 3.5 % above the optimum's there, and 3 % are allowed.
-        pytest.param(0.25, "rao_blackwell", marks=pytest.mark.slow),
+        (0.25, "rao_blackwell"),
         pytest.param(None, "rao_blackwell", marks=pytest.mark.slow),
         pytest.param(0.25, "score_function", marks=pytest.mark.slow),
     ],
@@ -49,8 +48,7 @@ def test_loop_reaches_the_exact_optimum(tmp_path, kl_position, entropy_gradient)
   solution, max_kl = _exact(ref_log_probs - np.log(np.exp(ref_log_probs).sum(1, keepdims=True)), min_reward, kl_position)
 
   config = toy.config(tmp_path)
-  noisier = kl_position is not None and entropy_gradient == "score_function"
-  config.steps = 1400 if noisier else 700
+  config.steps = 700 if kl_position is None else 1400  # two multipliers take longer to settle
   config.objective.entropy_gradient = entropy_gradient
   config.objective.min_reward = min_reward
   config.objective.max_kl = max_kl
