@@ -7,7 +7,7 @@ import numpy as np
 from experiments.benchmarks.bench import serving
 from qempo_jax import token_stats
 
-CHUNK = 256
+CHUNK = 1024
 
 
 def prepare(spec: dict):
