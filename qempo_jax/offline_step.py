@@ -32,7 +32,7 @@ from qempo_jax.offline_losses import Example
 from qempo_jax.offline_losses import LossSettings
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train_state import TrainState
-from qempo_jax.train_state import keep_if_finite
+from qempo_jax.train_state import move_policy
 from qempo_jax.train_state import whole_policy
 from qempo_jax.train_step import GroupBatch
 from qempo_jax.types import PackedGroups
@@ -128,15 +128,8 @@ def offline_step(
   (loss, (stats, examples)), gradient = accumulation.value_and_grad(
       loss_fn, state.params, batch, micro_batches=micro_batches
   )
-  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  next_state = state.replace(
-      step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
-  )
-  metrics = {"loss": loss, "grad_norm": optax.global_norm(gradient)}
-  next_state, skipped = keep_if_finite(next_state, state, loss, metrics["grad_norm"])
-  metrics |= skipped
-  metrics |= pair_metrics(stats, examples, batch, weights, objective)
-  return next_state, metrics
+  next_state, told = move_policy(state, gradient, loss, optimizer)
+  return next_state, told | pair_metrics(stats, examples, batch, weights, objective)
 
 
 def dual_step(

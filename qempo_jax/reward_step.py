@@ -14,7 +14,7 @@ from qempo_jax.models import reward_head
 from qempo_jax.models import shared_prompt
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train_state import TrainState
-from qempo_jax.train_state import keep_if_finite
+from qempo_jax.train_state import move_policy
 
 
 @struct.dataclass
@@ -105,13 +105,8 @@ def reward_step(
     return jnp.sum(batch.weight * jax.vmap(one)(scores, batch.margin)) / count, scores
 
   (loss, scores), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  metrics = {"loss": loss, "grad_norm": optax.global_norm(gradient)}
-  metrics |= pair_metrics(scores, batch.weight)
-  next_state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-  next_state, skipped = keep_if_finite(next_state, state, loss, metrics["grad_norm"])
-  return next_state, metrics | skipped
+  next_state, told = move_policy(state, gradient, loss, optimizer)
+  return next_state, told | pair_metrics(scores, batch.weight)
 
 
 def pair_metrics(scores, weight) -> dict[str, jax.Array]:

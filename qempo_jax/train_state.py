@@ -67,20 +67,37 @@ def whole_policy(trainable, ref_params):
   return trainable
 
 
-def keep_if_finite(new: TrainState, old: TrainState, *values) -> tuple[TrainState, dict[str, jax.Array]]:
-  """The new state where every value is finite, else the old one with the new step, so that the data moves on.
+def move_policy(
+    state: TrainState, gradient: Any, loss: jax.Array, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update of what is trained; where the loss or its gradient is not finite only the step moves, and so the data.
+
+  The update is a branch, not a choice between old and new: each new array then takes its old one's memory.
 
   Args:
-    new: the state after an update.
-    old: the state before it.
-    *values: scalars that tell a broken update, such as the loss and the gradient's norm.
+    state: the run.
+    gradient: of `state.params`.
+    loss: a scalar.
+    optimizer: the policy's.
 
   Returns:
-    (the state, {"skipped": 0 or 1}).
+    (the moved state, {"loss", "grad_norm", "skipped": 0 or 1}).
   """
-  ok = jnp.all(jnp.stack([jnp.isfinite(value) for value in values]))
-  kept = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, old)
-  return kept.replace(step=new.step), {"skipped": 1.0 - ok}
+  norm = optax.global_norm(gradient)
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+  def moved(params, opt_state):
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  params, opt_state = jax.lax.cond(finite, moved, lambda *same: same, state.params, state.opt_state)
+  next_state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+  return next_state, {"loss": loss, "grad_norm": norm, "skipped": 1.0 - finite}
+
+
+def unless(skipped: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+  """The new state, or the old one where an update was skipped; what both share is not touched."""
+  return jax.tree.map(lambda after, before: after if after is before else jnp.where(skipped, before, after), new, old)
 
 
 AVERAGED = ("reward", "kl", "entropy", "quality_multiplier", "kl_multiplier")

@@ -31,7 +31,8 @@ from qempo_jax.masking import masked_mean
 from qempo_jax.masking import masked_sum
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train_state import TrainState
-from qempo_jax.train_state import keep_if_finite
+from qempo_jax.train_state import move_policy
+from qempo_jax.train_state import unless
 from qempo_jax.train_state import whole_policy
 from qempo_jax.types import PackedGroups
 
@@ -162,15 +163,10 @@ def online_step(
   (loss, stats), gradient = accumulation.value_and_grad(
       loss_fn, state.params, (batch, ref_log_probs), micro_batches=micro_batches
   )
-  updates, opt_state = optimizers.policy.update(gradient, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-
+  moved, told = move_policy(state, gradient, loss, optimizers.policy)
   measured = measure(stats, ref_log_probs, batch, objective) | floor_values(batch, objective)
-  moved = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
   next_state, metrics = move_multipliers(moved, measured, objective, optimizers.dual)
-  metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradient)}
-  next_state, skipped = keep_if_finite(next_state, state, loss, metrics["grad_norm"])
-  return next_state, metrics | skipped
+  return unless(told["skipped"], next_state, moved), metrics | told
 
 
 def move_multipliers(

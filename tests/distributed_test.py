@@ -1,6 +1,5 @@
 """A run over two processes writes what one process writes; one that dies ends both, and one process goes on from there."""
 
-import json
 import os
 import pathlib
 import signal
@@ -13,6 +12,7 @@ import pytest
 
 from experiments import distributed
 from qempo_jax.errors import InputError
+from tests.metrics_file import timeless
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 4
@@ -52,11 +52,6 @@ def _finish(workdir, running):
     assert code == 0, log[-3000:]
 
 
-def _metrics(workdir):
-  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-  return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
-
-
 def _same(found, expected):
   assert [row["step"] for row in found] == [row["step"] for row in expected] == list(range(1, STEPS + 1))
   for row, other in zip(found, expected):
@@ -68,7 +63,7 @@ def expected(tmp_path_factory):
   """The metrics of one process with all four devices."""
   workdir = tmp_path_factory.mktemp("one") / "one"
   _finish(workdir, _start(workdir, 1))
-  found = _metrics(workdir)
+  found = timeless(workdir / "metrics.jsonl")
   assert found[0]["grad_norm"] > 0 and found[0]["reward"] != found[-1]["reward"]
   return found
 
@@ -76,7 +71,7 @@ def expected(tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, expected):
   _finish(tmp_path / "two", _start(tmp_path / "two", 2))
-  _same(_metrics(tmp_path / "two"), expected)  # one row a step: the first process alone writes
+  _same(timeless(tmp_path / "two" / "metrics.jsonl"), expected)  # one row a step: the first process alone writes
   assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
 
 
@@ -92,21 +87,21 @@ def test_a_lost_host_ends_the_run_and_one_process_goes_on(tmp_path, expected):
   assert "another task died" in told and "stopped sending heartbeats):\n1\n" in told and "step 4" not in told
   _finish(workdir, _start(workdir, 1))
   assert f"resumed after step {DIES_AFTER}" in _log(workdir, 1, 0).read_text(encoding="utf-8")
-  _same(_metrics(workdir), expected)
+  _same(timeless(workdir / "metrics.jsonl"), expected)
 
 
 @pytest.mark.slow
 def test_a_notice_to_one_process_makes_all_save_the_same_step_and_exit_with_0(tmp_path, expected):
   workdir = tmp_path / "notice"
   _finish(workdir, _start(workdir, 2, mode="notice"))
-  rows = _metrics(workdir)
+  rows = timeless(workdir / "metrics.jsonl")
   assert 1 <= len(rows) < STEPS
   assert str(len(rows)) in [path.name for path in (workdir / "checkpoints").iterdir()]
   for index in range(2):
     assert f"step {len(rows)} is saved" in _log(workdir, 2, index).read_text(encoding="utf-8")
   _finish(workdir, _start(workdir, 1))
   assert f"resumed after step {len(rows)}" in _log(workdir, 1, 0).read_text(encoding="utf-8")
-  _same(_metrics(workdir), expected)
+  _same(timeless(workdir / "metrics.jsonl"), expected)
 
 
 def test_half_a_description_of_the_others_is_refused(monkeypatch):

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import builders
 from qempo_jax import duals
@@ -178,10 +177,10 @@ def _step(state, index, problem, ref_log_probs, objective, optimizers, group_siz
     return jnp.mean(losses), (stats, ref, batch)
 
   (loss, (stats, ref, batch)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-  updates, opt_state = optimizers.policy.update(gradient, state.opt_state, state.params)
-  moved = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-  moved, _ = train_step.move_multipliers(moved, train_step.measure(stats, ref, batch), objective, optimizers.dual)
-  return train_state.keep_if_finite(moved, state, loss, optax.global_norm(gradient))[0]
+  moved, told = train_state.move_policy(state, gradient, loss, optimizers.policy)
+  measured = train_step.measure(stats, ref, batch)
+  next_state, _ = train_step.move_multipliers(moved, measured, objective, optimizers.dual)
+  return train_state.unless(told["skipped"], next_state, moved)
 
 
 def _numbers(objective) -> dict[str, float]:

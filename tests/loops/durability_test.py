@@ -9,6 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.loops import online
@@ -161,12 +162,19 @@ def test_too_many_broken_updates_in_a_row_stop_the_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_one_value_that_is_not_finite_is_enough(bad):
-  old = train_state.TrainState(*(jnp.zeros(2),) * 7)
-  new = jax.tree.map(lambda leaf: leaf + 1, old)
-  kept, skipped = train_state.keep_if_finite(new, old, jnp.ones(()), jnp.asarray(bad))
-  assert skipped["skipped"] == 1 and not kept.params.any() and not kept.dual_params.any() and kept.step.all()
-  kept, skipped = train_state.keep_if_finite(new, old, jnp.ones(()), jnp.ones(()))
-  assert skipped["skipped"] == 0 and kept.params.all() and kept.averages.all()
+  optimizer = optax.trace(0.9)
+  params = jnp.ones(2)
+  old = train_state.TrainState(jnp.zeros(()), params, optimizer.init(params), *(jnp.zeros(2),) * 4)
+  fine, one = jnp.ones(2), jnp.ones(())
+  for gradient, loss in ((fine, jnp.asarray(bad)), (fine.at[1].set(bad), one)):
+    kept, told = train_state.move_policy(old, gradient, loss, optimizer)
+    assert told["skipped"] == 1 and kept.step == 1
+    jax.tree.map(np.testing.assert_array_equal, kept.replace(step=old.step), old)
+    duals_moved = kept.replace(dual_params=kept.dual_params + 1)
+    assert not train_state.unless(told["skipped"], duals_moved, kept).dual_params.any()
+  moved, told = train_state.move_policy(old, fine, one, optimizer)
+  assert told["skipped"] == 0 and (moved.params == 2).all() and (moved.opt_state.trace == 1).all()
+  assert train_state.unless(told["skipped"], moved.replace(dual_params=moved.dual_params + 1), moved).dual_params.all()
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

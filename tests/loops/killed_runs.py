@@ -22,8 +22,8 @@ import numpy as np
 from experiments import workdir as workdirs
 from experiments.loops import online
 from tests.loops import toy
+from tests.metrics_file import timeless
 
-FLICKER = ("seconds", "per_second", "compilations")  # parts of names of what no two runs share
 scored: list[str] = []  # names of the prompts of the step in progress
 
 
@@ -149,8 +149,7 @@ def _rows(folder):
 
 def metrics(folder: pathlib.Path) -> list[dict]:
   """All rows, without what no two runs share."""
-  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-  return [{name: value for name, value in row.items() if not any(part in name for part in FLICKER)} for row in rows]
+  return timeless(folder / "metrics.jsonl")
 
 
 def turns(folder: pathlib.Path) -> list[list]:

@@ -18,6 +18,7 @@ from qempo_jax.models import export
 from qempo_jax.models import reward_checkpoint
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
+from tests.metrics_file import timeless
 
 WORDS = [f"w{index}" for index in range(40)]
 MODEL = ModelConfig(48, 32, 48, 3, 4, 2, 8, 100.0, 1e-5, True)
@@ -82,8 +83,7 @@ def run(tmp_path_factory, source):
 
 
 def _metrics(workdir):
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "compilations")} for line in lines]
+  return timeless(workdir / "metrics.jsonl")
 
 
 def test_it_learns_and_reports(run):

@@ -1,0 +1,34 @@
+"""The policy's optimizer against optax's own parts, and what memory an update takes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qempo_jax import optimizers
+from qempo_jax import train_state
+
+PARAMS = {"a": jnp.linspace(-1, 1, 300_000).reshape(3, -1), "norm": jnp.ones(5)}
+ADAMW = optimizers.adamw(
+    learning_rate=1e-2, warmup_steps=0, total_steps=9, final_fraction=1.0, b1=0.9, b2=0.95, weight_decay=0.1, max_grad_norm=1.0
+)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-5, 1.0, 30.0])
+def test_clipping_equals_optax(size):
+  gradient = jax.tree.map(lambda leaf: size * jnp.cos(leaf), PARAMS)
+  ours, theirs = optimizers.clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
+  found = ours.update(gradient, ours.init(PARAMS))[0]
+  expected = theirs.update(gradient, theirs.init(PARAMS))[0]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+def test_an_update_takes_no_memory_beside_what_it_updates():
+  zeros = (jnp.zeros(()),) * 4
+  state = train_state.TrainState(jnp.zeros(()), PARAMS, ADAMW.init(PARAMS), *zeros)
+  step = jax.jit(lambda *given: train_state.move_policy(*given, ADAMW), donate_argnums=0)
+  memory = step.lower(state, PARAMS, jnp.zeros(())).compile().memory_analysis()
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(PARAMS))
+  assert memory.alias_size_in_bytes > 2.9 * size
+  assert memory.temp_size_in_bytes < 0.1 * size
