@@ -69,6 +69,7 @@ class Case:
 
 
 OURS, OURS_LOW = Side("ours", "ours", "ours"), Side("ours, bfloat16", "ours", "ours", {"dtype": "bfloat16"})
+OURS_KEPT = Side("ours, products kept", "ours", "ours", {"remat": "dots_no_batch"})
 TRL, TRL_LOW = Side("TRL", "trl", "peer_trl"), Side("TRL, bf16 autocast", "trl", "peer_trl", {"dtype": "bfloat16"})
 TRL_SLOW = Side("TRL, blocks recomputed (its default)", "trl", "peer_trl", {"checkpointing": True})
 TUNIX = Side("Tunix", "tunix", "peer_tunix")
@@ -94,6 +95,7 @@ ALL = (
         (
             Match(OURS, TRL, goal=2.5, memory_goal=0.5),
             Match(OURS, TUNIX, goal=1.4, warm_ups=2),
+            Match(OURS_KEPT, TRL),
             Match(OURS, TRL_SLOW, rounds=1),
         ),
         floor=1024,

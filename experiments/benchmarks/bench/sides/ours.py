@@ -34,6 +34,7 @@ def _config(spec):
   config = base.get_config()
   config.model.source = f"{spec['inputs']}/policy"
   config.compute.dtype = spec["dtype"]
+  config.compute.remat = spec["options"].get("remat", config.compute.remat)
   config.optimizer.learning_rate = settings.LEARNING_RATE
   config.optimizer.b1, config.optimizer.b2 = settings.B1, settings.B2
   config.optimizer.weight_decay, config.optimizer.max_grad_norm = settings.WEIGHT_DECAY, settings.MAX_GRAD_NORM
