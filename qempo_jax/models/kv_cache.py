@@ -6,8 +6,8 @@ than its own response. So a slot starts its next response by forgetting how long
 be at the same token, and no write has an index of its own. Keys are rotated before they are stored: their order
 in the ring says nothing.
 
-Every array has the layout of the product that it feeds, and every decoder block its own arrays: nothing is copied but
-what is written.
+Every array has the layout of the product that it feeds, keys with their places last, and every decoder block its own
+arrays: nothing is copied but what is written.
 
 Shape letters: R rows, G slots of a row, L prompt length, T places of the ring, J key/value heads, K head width.
 """
@@ -25,11 +25,11 @@ from qempo_jax.token_stats import softcap
 
 @struct.dataclass
 class Stored:
-  """Keys or values [..., K] as numbers of the cache's dtype; int8 ones are multiples of a scale a token and head.
+  """Keys or values as numbers of the cache's dtype; int8 ones are multiples of a scale a token and head.
 
   Attributes:
-    numbers: [..., K].
-    scales: [...] float32, or None.
+    numbers: keys [..., K, places], values [..., places, K].
+    scales: [..., places] float32, or None.
   """
 
   numbers: jax.Array
@@ -37,7 +37,7 @@ class Stored:
 
   @classmethod
   def pack(cls, x, dtype):
-    """Rounds to the dtype: int8 to 127 steps of the largest number of each token and head."""
+    """Rounds [..., K] to the dtype: int8 to 127 steps of the largest number of each token and head."""
     if jnp.dtype(dtype) != jnp.int8:
       return cls(x.astype(dtype), None)
     scales = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), jnp.finfo(jnp.float32).tiny).astype(jnp.float32) / 127
@@ -59,16 +59,21 @@ class LayerCache:
   """What one decoder block stores.
 
   Attributes:
-    prompt_keys: [R, J, L, K].
-    prompt_values: likewise.
-    keys: [R, J, G, T, K].
-    values: likewise.
+    prompt_keys: [R, J, K, L].
+    prompt_values: [R, J, L, K].
+    keys: [R, J, G, K, T].
+    values: [R, J, G, T, K].
   """
 
   prompt_keys: Stored
   prompt_values: Stored
   keys: Stored
   values: Stored
+
+  @classmethod
+  def create(cls, prompt_keys: Stored, prompt_values: Stored, *, group_size: int, ring: int):
+    """Empty rings for each slot of rows with these prompts."""
+    return cls(prompt_keys, prompt_values, _rings(prompt_keys, -1, group_size, ring), _rings(prompt_values, 2, group_size, ring))
 
   def attend(self, q_RxGxHxK, k_RxGxJxK, v_RxGxJxK, place, sees_prompt_RxGxL, sees_own_RxGxT, config):
     """Stores this token's keys and values, then attends to the prompt and to the slot's own past.
@@ -85,18 +90,19 @@ class LayerCache:
     Returns:
       ([R, G, H, K], the block's cache with this token).
     """
-    put = lambda stored, new: jax.tree.map(
-        lambda old, fresh: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(fresh, 1, 2), place, 3),
+    put = lambda stored, new, axis: jax.tree.map(
+        lambda old, fresh: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(fresh, 1, 2), place, axis % old.ndim),
         stored,
         Stored.pack(new, stored.numbers.dtype),
     )
-    cache = dataclasses.replace(self, keys=put(self.keys, k_RxGxJxK), values=put(self.values, v_RxGxJxK))
+    keys, values = put(self.keys, k_RxGxJxK, _KEY_PLACES), put(self.values, v_RxGxJxK, _VALUE_PLACES)
+    cache = dataclasses.replace(self, keys=keys, values=values)
     q = layers.group_heads(q_RxGxHxK, k_RxGxJxK.shape[2]) * config.attention_scale
     q_RxJxGxrxK = jnp.swapaxes(q, 1, 2)
     lowest = jnp.finfo(jnp.float32).min
     masked = lambda scores, sees: jnp.where(sees[:, None, :, None], softcap(scores, config.attention_softcap), lowest)
-    to_prompt = masked(cache.prompt_keys.scores("xjgrk,xjlk->xjgrl", q_RxJxGxrxK), sees_prompt_RxGxL)
-    to_own = masked(cache.keys.scores("xjgrk,xjgtk->xjgrt", q_RxJxGxrxK), sees_own_RxGxT)
+    to_prompt = masked(cache.prompt_keys.scores("xjgrk,xjkl->xjgrl", q_RxJxGxrxK), sees_prompt_RxGxL)
+    to_own = masked(cache.keys.scores("xjgrk,xjgkt->xjgrt", q_RxJxGxrxK), sees_own_RxGxT)
     highest = lambda scores: jnp.max(scores, axis=-1, keepdims=True)
     top = jnp.maximum(highest(to_prompt), highest(to_own))
     on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
@@ -124,18 +130,16 @@ class KVCache:
   @classmethod
   def create(cls, prompt_keys, prompt_values, prompt_mask_RxL, *, group_size, max_length, dtype=None):
     """Empty rings of `max_length` places beside prefilled prompts, [N, R, L, J, K] each; None keeps their dtype."""
-    _, rows, _, heads, width = prompt_keys.shape
-    dtype = jnp.dtype(dtype or prompt_keys.dtype)
-    empty = Stored.pack(jnp.zeros((rows, heads, group_size, max_length, width), prompt_keys.dtype), dtype)
-    pack = lambda x_RxLxJxK: Stored.pack(jnp.swapaxes(x_RxLxJxK, 1, 2), dtype)
-    found = [LayerCache(pack(k), pack(v), empty, empty) for k, v in zip(prompt_keys, prompt_values)]
-    lengths = jnp.zeros((rows, group_size), jnp.int32)
-    return cls(tuple(found), prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32))
+    pack = lambda x_RxLxJxK: Stored.pack(jnp.swapaxes(x_RxLxJxK, 1, 2), jnp.dtype(dtype or x_RxLxJxK.dtype))
+    places_last = lambda stored: dataclasses.replace(stored, numbers=jnp.swapaxes(stored.numbers, 2, 3))
+    beside = lambda k, v: LayerCache.create(places_last(pack(k)), pack(v), group_size=group_size, ring=max_length)
+    lengths = jnp.zeros((len(prompt_mask_RxL), group_size), jnp.int32)
+    return cls(tuple(map(beside, prompt_keys, prompt_values)), prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32))
 
   @property
   def ring(self) -> int:
     """Places of every slot's ring, T."""
-    return self.layers[0].keys.numbers.shape[3]
+    return self.layers[0].keys.numbers.shape[_KEY_PLACES]
 
   @property
   def next_positions_RxG(self):
@@ -162,8 +166,11 @@ class KVCache:
 
   def grown(self, ring: int):
     """The same with longer rings, before the clock has gone round."""
-    extend = lambda x: jnp.pad(x, [(0, ring - self.ring) if axis == 3 else (0, 0) for axis in range(x.ndim)])
-    grow = lambda layer: dataclasses.replace(layer, **jax.tree.map(extend, {"keys": layer.keys, "values": layer.values}))
+    more = lambda x, axis: jnp.pad(x, [(0, ring - self.ring) if i == axis % x.ndim else (0, 0) for i in range(x.ndim)])
+    extend = lambda stored, axis: jax.tree.map(lambda x: more(x, axis), stored)
+    grow = lambda layer: dataclasses.replace(
+        layer, keys=extend(layer.keys, _KEY_PLACES), values=extend(layer.values, _VALUE_PLACES)
+    )
     return dataclasses.replace(self, layers=tuple(map(grow, self.layers)))
 
   def pick(self, slots):
@@ -180,6 +187,20 @@ class KVCache:
     ]
     lengths = self.lengths_RxG.reshape(-1, 1)[slots]
     return dataclasses.replace(self, layers=tuple(picked), prompt_mask_RxL=shared(self.prompt_mask_RxL), lengths_RxG=lengths)
+
+
+# The axis of a ring's places, in numbers and in scales.
+_KEY_PLACES, _VALUE_PLACES = -1, 3
+
+
+def _rings(prompt: Stored, places: int, group_size: int, ring: int) -> Stored:
+  """Empty rings in the layout of a prompt's keys or values, [R, J, ...], whose places are on that axis."""
+
+  def empty(x):
+    shape = [ring if axis == places % x.ndim else size for axis, size in enumerate(x.shape)]
+    return jnp.zeros((*shape[:2], group_size, *shape[2:]), x.dtype)
+
+  return jax.tree.map(empty, prompt)
 
 
 def _beside_queries(scales, scores):

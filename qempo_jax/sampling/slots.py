@@ -85,11 +85,9 @@ class Work:
     self._refills = 0 < slots < self._items
     item = jnp.arange(slots)[:, None] if self._refills else jnp.arange(self._items).reshape(-1, self._group_size)
     prompt_R = item[:, 0] // self._group_size
-    ringed = lambda x: jnp.zeros((len(item), x.shape[1], item.shape[1], ring, *x.shape[4:]), x.dtype)
-
     def layer_of(layer):
       prompt = jax.tree.map(lambda x: x[prompt_R] if self._refills else x, (layer.prompt_keys, layer.prompt_values))
-      return LayerCache(*prompt, *jax.tree.map(ringed, (layer.keys, layer.values)))
+      return LayerCache.create(*prompt, group_size=item.shape[1], ring=ring)
 
     cache = KVCache(
         tuple(map(layer_of, self._layers)), self._mask_PxL[prompt_R], jnp.zeros(item.shape, jnp.int32), jnp.zeros((), jnp.int32)

@@ -111,7 +111,7 @@ def start(case: cases.Case, side: cases.Side, o, inputs) -> workers.Worker:
   """The side's worker, ready."""
   python = environments.python_of(side.environment, o.workdir / "environments")
   log = o.workdir / "logs" / f"{case.name}-{re.sub(r'[^A-Za-z0-9]+', '_', side.name)}.log"
-  return workers.Worker(side.name, python, side.module, spec(case, side, o, inputs), log, machine.ENVIRONMENT)
+  return workers.Worker(side.name, python, side.module, spec(case, side, o, inputs), log, machine.ENVIRONMENT | side.variables)
 
 
 def floor(case: cases.Case, dtype: str, o, inputs) -> dict:
