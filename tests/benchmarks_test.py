@@ -133,7 +133,7 @@ def _entry():
 def test_page_has_ratio_memory_and_share_of_the_floor():
   page = report.page({"offline": _entry()})
   assert "| ours | TRL | 2.00 (2.00-2.00) | 6.50 (6.00-7.00) | 3.25 (3.00-3.50) | >= 2.50 |" in page
-  assert "1.00 / 4.00 GB, 25% (goal 50%) | 50% |" in page and "checked values 0.6 and 0.6" in page
+  assert "1.00 / 4.00 GB, 25% (goal 50%) | 50% | 6.50 |" in page and "checked values 0.6 and 0.6" in page
 
 
 def test_results_are_kept_case_by_case(tmp_path):

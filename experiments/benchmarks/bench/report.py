@@ -13,6 +13,7 @@ one update; sampling: of given responses). Times are medians with their range in
 time over ours, its range that of neighbouring steps. Memory is the process's greatest resident size during these steps.
 The floor is the time of the bare matrix products at the model's shapes, measured in the same call, before and after each match, the best of them: two operations a
 weight and token forward, six where a gradient follows, nothing for attention, norms, the optimizer or what is recomputed.
+The ratio at the floor is the most that products of this dtype could reach here: the other side's time over the floor.
 
 ![time of the peers over ours](../../docs/figures/bench.png)
 """
@@ -43,28 +44,30 @@ def peak(match: Mapping, side: str) -> int:
   return max(step["peak_bytes"] for step in match["sides"][match[side]]["steps"])
 
 
-def floor_share(entry: Mapping, match: Mapping) -> float | None:
-  """The floor's time over that of our step."""
+def floor(entry: Mapping, match: Mapping) -> float | None:
+  """Seconds of our step's bare products."""
   if "floor" not in entry:
     return None
   rates = entry["floor"]["bfloat16" if "bfloat16" in match["ours"] else "float32"]
   operations = arithmetic.operations(entry["kind"], entry["shape"], entry["model"])
-  least = operations["forward"] / rates["forward"] + operations["trained"] / rates["trained"]
-  return least / arithmetic.summary(seconds(match, "ours")).median
+  return operations["forward"] / rates["forward"] + operations["trained"] / rates["trained"]
 
 
 def _matches(entry) -> str:
-  lines = ["| ours | other | ours, s | other, s | ratio | goal | memory | share of floor |", "|---|---|---|---|---|---|---|---|"]
+  heads = ("ours", "other", "ours, s", "other, s", "ratio", "goal", "memory", "share of floor", "ratio at the floor")
+  lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
   for match in entry["matches"]:
     ours, other = seconds(match, "ours"), seconds(match, "other")
     memory = f"{peak(match, 'ours') / 1e9:.2f} / {peak(match, 'other') / 1e9:.2f} GB"
     share = peak(match, "ours") / peak(match, "other")
     memory += f", {share:.0%}" + (f" (goal {match['memory_goal']:.0%})" if match["memory_goal"] else "")
-    floored = floor_share(entry, match)
-    floored = "" if floored is None else f"{floored:.0%}" + (f" (goal {entry['floor_goal']:.0%})" if entry["floor_goal"] else "")
+    shared = reachable = ""
+    if least := floor(entry, match):
+      shared = f"{least / arithmetic.summary(ours).median:.0%}" + (f" (goal {entry['floor_goal']:.0%})" if entry["floor_goal"] else "")
+      reachable = f"{arithmetic.summary(other).median / least:.2f}"
     goal = f">= {match['goal']:.2f}" if match["goal"] else ""
     ratio = _range(arithmetic.ratio(ours, other), 2)
-    cells = (match["ours"], match["other"], *(_range(arithmetic.summary(x), 2) for x in (ours, other)), ratio, goal, memory, floored)
+    cells = (match["ours"], match["other"], *(_range(arithmetic.summary(x), 2) for x in (ours, other)), ratio, goal, memory, shared, reachable)
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join([*lines, *_notes(entry)]) + "\n"
 
