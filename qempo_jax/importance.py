@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from qempo_jax.masking import masked
 
 
-def weights(log_probs: chex.Array, behaviour_log_probs: chex.Array, *, max_weight: chex.Numeric) -> jax.Array:
+def weights(log_probs: jax.Array, behaviour_log_probs: jax.Array, *, max_weight: chex.Numeric) -> jax.Array:
   """min(pi(y) / b(y), c), detached.
 
   Args:
@@ -31,14 +31,14 @@ def weights(log_probs: chex.Array, behaviour_log_probs: chex.Array, *, max_weigh
   return jax.lax.stop_gradient(jnp.exp(log_ratio))
 
 
-def mean(values: chex.Array, weight: chex.Array, mask: chex.Array) -> jax.Array:
+def mean(values: jax.Array, weight: jax.Array, mask: jax.Array) -> jax.Array:
   """sum w x / sum w over the mask, self-normalised; 0 where nothing is unmasked."""
   chex.assert_equal_shape([values, weight, mask])
   total = jnp.sum(masked(weight, mask))
   return jnp.sum(masked(weight * values, mask)) / jnp.where(total > 0, total, 1.0)
 
 
-def effective_share(weight: chex.Array, mask: chex.Array) -> jax.Array:
+def effective_share(weight: jax.Array, mask: jax.Array) -> jax.Array:
   """(sum w)^2 / (n sum w^2) over the mask: the share of the samples that would be worth as much drawn afresh."""
   chex.assert_equal_shape([weight, mask])
   kept = masked(weight, mask)

@@ -1,6 +1,8 @@
 """Devices as a mesh: (data, fsdp, tensor), and sequence for long rows; over several slices by a second shape."""
 
+from collections.abc import Sequence
 import math
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -14,7 +16,7 @@ AXES = ("data", "fsdp", "tensor")
 SEQUENCE = "sequence"  # a fourth axis, over which the tokens of a row are split
 
 
-def make_mesh(shape=(-1, 1, 1), *, dcn=(), devices=None) -> Mesh:
+def make_mesh(shape: Sequence[int] = (-1, 1, 1), *, dcn: Sequence[int] = (), devices: Sequence[Any] | None = None) -> Mesh:
   """Devices as a mesh over (data, fsdp, tensor) or (data, fsdp, tensor, sequence).
 
   Slices are pods, or parts of them, that a data centre's network (DCN) joins, slower than the links within each. Along
@@ -41,7 +43,7 @@ def make_mesh(shape=(-1, 1, 1), *, dcn=(), devices=None) -> Mesh:
   return Mesh(_over_slices(sizes, slices, devices), names, axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _sizes(shape, count) -> tuple[int, ...]:
+def _sizes(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
   known = math.prod(size for size in shape if size > 0)
   sizes = tuple(count // known if size == -1 else size for size in shape)
   if len(shape) not in (3, 4) or min(sizes) < 1 or math.prod(sizes) != count:
@@ -52,7 +54,7 @@ def _sizes(shape, count) -> tuple[int, ...]:
   return sizes
 
 
-def _over_slices(sizes, slices, devices) -> np.ndarray:
+def _over_slices(sizes: tuple[int, ...], slices: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
   """Devices in the mesh's shape, each block of it in one slice."""
   by_process = _slices(devices) <= 1
   count = len({device.process_index for device in devices}) if by_process else _slices(devices)
@@ -71,6 +73,6 @@ def _over_slices(sizes, slices, devices) -> np.ndarray:
     raise InputError(f"{within} devices of compute.mesh={sizes} do not arrange a slice: {error}") from error
 
 
-def _slices(devices) -> int:
+def _slices(devices: Sequence[Any]) -> int:
   """How many slices the devices lie in; 0 where they know of none."""
   return len({device.slice_index for device in devices if getattr(device, "slice_index", None) is not None})

@@ -44,9 +44,9 @@ class Rollout:
   slot_steps: jax.Array | None = None
 
   @property
-  def utilisation(self):
-    """Share of the slots' steps that drew a token of a sample."""
-    return self.mask.sum() / self.slot_steps
+  def utilisation(self) -> jax.Array | None:
+    """Share of the slots' steps that drew a token of a sample; None where nothing was sampled."""
+    return None if self.slot_steps is None else self.mask.sum() / self.slot_steps
 
 
 class RowLayout(NamedTuple):
