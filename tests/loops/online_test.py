@@ -1,6 +1,5 @@
 """The online loop's own duties: resuming, alarms, bad rewards, impossible floors."""
 
-
 import jax
 import numpy as np
 import pytest

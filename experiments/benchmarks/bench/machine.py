@@ -7,7 +7,7 @@ import platform
 
 from experiments.benchmarks.bench import environments
 
-# For all sides alike; the last line has glibc ask for huge pages, of which fresh memory takes fewer faults.
+# For all sides alike; the last line has glibc ask for huge pages, which did not pay (docs/speed.md).
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",

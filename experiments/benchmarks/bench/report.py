@@ -13,7 +13,7 @@ one update; sampling: of given responses). Times are medians with their range in
 time over ours, its range that of neighbouring steps. Memory is the process's greatest resident size during these steps.
 The floor is the time of the bare matrix products at the model's shapes, measured in the same call, before and after each match, the best of them: two operations a
 weight and token forward, six where a gradient follows, nothing for attention, norms, the optimizer or what is recomputed.
-The ratio at the floor is the most that products of this dtype could reach here: the other side's time over the floor.
+The ratio at the floor is the other side's time over the floor: what our step would reach if it took no longer than its products.
 
 ![time of the peers over ours](../../docs/figures/bench.png)
 """
