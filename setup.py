@@ -33,7 +33,7 @@ CORE = ["chex>=0.1.90", "flax>=0.12", "jax>=0.10", "numpy>=2.0", "optax>=0.2.6"]
 TRAIN = [
   "absl-py>=2.1",
   "ml_collections>=1.1",
-  "orbax-checkpoint>=0.11",
+  "orbax-checkpoint>=0.11.26",
   "rich>=13",
   "tensorboardX>=2.6",
 ]

@@ -60,9 +60,12 @@ class Checkpoints:
         create=not read_only,
         read_only=read_only,
     )
+    # Weights hardly shrink, and what compressing costs a CPU is the step's own time.
+    trees = {item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ("params", "rest")}
+    handlers = trees | {"host": ocp.JsonCheckpointHandler()}
     self.folder = folder if "://" in str(folder) else os.path.abspath(folder)
     try:
-      self._manager = ocp.CheckpointManager(self.folder, options=options)
+      self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
     except (OSError, ValueError) as error:
       raise InputError(f"the checkpoints in {self.folder} cannot be opened ({_first_line(error)})") from error
 
@@ -88,8 +91,8 @@ class Checkpoints:
     about = {"format": FORMAT, "leaves": shapes, "quality": quality}
     about["bits"] = {"params": _bits(params), "rest": _bits(rest)}
     items = ocp.args.Composite(
-        params=ocp.args.StandardSave(params),
-        rest=ocp.args.StandardSave(rest),
+        params=ocp.args.PyTreeSave(params),
+        rest=ocp.args.PyTreeSave(rest),
         host=ocp.args.JsonSave({"about": about, "host": host}),
     )
     step = int(state.step)
@@ -180,7 +183,7 @@ class Checkpoints:
       try:
         about, host = self._host(step)
         self._check(step, about, shapes)
-        arguments = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        arguments = {name: _restore_as(target) for name, target in targets.items()}
         items = self._manager.restore(step, args=ocp.args.Composite(**arguments))
         for name in targets:
           if _bits(items[name]) != about["bits"][name]:
@@ -284,6 +287,10 @@ def _split(state: TrainState):
 
 def _abstract(tree):
   return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+def _restore_as(target):
+  return ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
 
 
 def _shapes(tree, start: str) -> dict[str, str]:
