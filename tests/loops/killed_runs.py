@@ -178,6 +178,7 @@ def main(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
   started, expected = time.monotonic(), folder / "whole"
+  folder.mkdir(parents=True, exist_ok=True)
   assert os.waitpid(fork(live, expected, steps), 0)[1] == 0
   killed, done, wrong = [], 0, []
   rng = random.Random(seed)
