@@ -152,11 +152,12 @@ def diversity(
       _figures(metrics, pooled, corpus, prompts, least, settings, pool)
       for prompts, least in ((list(everything), 2), (kept, matched or 2))
     ]
+    intervals = pool.map(partial(mean_interval, **settings), beside.values())
     all_outputs, above_floor = (finish() for finish in figures)
   return Diversity(
     all_outputs=all_outputs,
     above_floor=above_floor,
-    beside={name: mean_interval(values, **settings) for name, values in beside.items()},
+    beside=dict(zip(beside, intervals)),
     samples_per_prompt=shape[1],
     acceptable_per_prompt=np.array([len(samples) for samples in kept]),
     floor=float(floor),
@@ -166,8 +167,8 @@ def diversity(
 def _figures(metrics, texts, corpus, prompts, least, settings, pool) -> Callable[[], dict[str, Figure]]:
   """By metric: per prompt, their mean with interval, and pooled; the worst value where there is no other.
 
-  Metrics of texts, whose work (gzip, products) leaves Python's lock, start at once in the pool, the longest first; the
-  rest is computed when the result is called for.
+  All is computed in the pool, since gzip, sorts and products leave Python's lock: what is of texts starts at once, the
+  longest first; what is of tokens when the result is called for.
   """
   cells = [(np.concatenate(prompts), 2), *((positions, least) for positions in prompts)]
 
@@ -175,24 +176,23 @@ def _figures(metrics, texts, corpus, prompts, least, settings, pool) -> Callable
     found = metric.function(argument)
     return metric.worst if np.isnan(found) else float(found)
 
-  def of_texts(metric, positions):
-    return value(metric, [texts[position] for position in positions])
+  def of_texts(metric, cell):
+    positions, few = cell
+    return value(metric, [texts[position] for position in positions]) if len(positions) >= few else metric.worst
+
+  def of_tokens(cell):
+    positions, few = cell
+    tokens = lexical.subset(corpus, positions)
+    chosen = {name: metric for name, metric in metrics.items() if metric.of_tokens}
+    return {name: value(metric, tokens) if len(positions) >= few else metric.worst for name, metric in chosen.items()}
 
   started = {
-    name: [pool.submit(of_texts, metric, positions) if len(positions) >= few else None for positions, few in cells]
-    for name, metric in metrics.items()
-    if not metric.of_tokens
+    name: pool.map(partial(of_texts, metric), cells) for name, metric in metrics.items() if not metric.of_tokens
   }
 
   def finish():
-    found = {name: [] for name in metrics}
-    for positions, few in cells:
-      tokens = lexical.subset(corpus, positions)
-      for name, metric in metrics.items():
-        if metric.of_tokens:
-          found[name].append(value(metric, tokens) if len(positions) >= few else metric.worst)
-    for name, jobs in started.items():
-      found[name] = [metrics[name].worst if job is None else job.result() for job in jobs]
+    rows = list(pool.map(of_tokens, cells))
+    found = {name: list(started[name]) if name in started else [row[name] for row in rows] for name in metrics}
     return {
       name: Figure(np.array(column), mean_interval(np.array(column), **settings), pooled)
       for name, (pooled, *column) in found.items()

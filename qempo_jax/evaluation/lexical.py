@@ -77,7 +77,7 @@ def with_ngrams(corpus: Corpus, *, max_order: int) -> Corpus:
     starts = np.flatnonzero(left >= n)
     joined = grams[-1][starts] * max(1, corpus.num_types) + corpus.ids[starts + n - 1]
     numbers = np.full(len(corpus.ids), -1)
-    numbers[starts] = np.unique(joined, return_inverse=True)[1]
+    numbers[starts] = _numbered(joined)
     grams.append(numbers)
   return corpus._replace(grams=tuple(grams))
 
@@ -116,7 +116,13 @@ def distinct_n(corpus: Corpus, *, n: int) -> float:
 
 
 def _num_distinct(ids) -> int:
-  return len(_distinct(ids))
+  """How many numbers of at least 0 differ: ticked off on a list of all of them, unless few of these occur."""
+  most = int(ids.max(initial=-1)) + 1
+  if most > 64 * len(ids):
+    return len(_distinct(ids))
+  seen = np.zeros(most, bool)
+  seen[ids] = True
+  return int(np.count_nonzero(seen))
 
 
 def _distinct(ids) -> np.ndarray:
@@ -172,8 +178,8 @@ def moving_average_type_token_ratio(corpus: Corpus, *, window: int = 50) -> floa
   size = np.minimum(window, corpus.lengths)[corpus.owners]
   first, last = starts[corpus.owners], (starts + corpus.lengths)[corpus.owners] - size  # where windows may start
   position = np.arange(len(corpus.ids))
-  order = np.argsort(corpus.owners * max(1, corpus.num_types) + corpus.ids, kind="stable")
-  same = (corpus.ids[order][1:] == corpus.ids[order][:-1]) & (corpus.owners[order][1:] == corpus.owners[order][:-1])
+  token, order = _apart(np.sort(_together(corpus.ids, position, len(position))), len(position))
+  same = (token[1:] == token[:-1]) & (corpus.owners[order][1:] == corpus.owners[order][:-1])
   previous = np.full(len(order), -1)
   previous[order[1:][same]] = order[:-1][same]
   # A token is the first of its kind in the windows that hold it and start behind its previous occurrence; they are
@@ -195,7 +201,8 @@ def repeated_shares(corpus: Corpus, *, n: int = 4) -> np.ndarray:
   """
   count = len(corpus.lengths)
   ids, owners = ngrams(corpus, n)
-  different = np.bincount(_distinct(ids * count + owners) % max(1, count), minlength=count)
+  _, text = _apart(_distinct(_together(ids, owners, count)), count)
+  different = np.bincount(text, minlength=count)
   total = np.bincount(owners, minlength=count)
   return np.where(total > 0, 1 - different / np.maximum(1, total), 0.0)
 
@@ -254,10 +261,10 @@ def _matches(corpus, n, count):
   ids, owners = ngrams(corpus, n)
   if not len(ids):
     return np.zeros(count)
-  cells = np.sort(ids * count + owners)
+  cells = np.sort(_together(ids, owners, count))
   starts = np.flatnonzero(np.r_[True, cells[1:] != cells[:-1]])
   times = np.diff(starts, append=len(cells))
-  gram, text = np.divmod(cells[starts], count)
+  gram, text = _apart(cells[starts], count)
   changes = np.r_[True, gram[1:] != gram[:-1]]
   first, group = np.flatnonzero(changes), np.cumsum(changes) - 1
   # The highest count among the other texts is the highest of all, but for the one text that alone has it.
@@ -267,6 +274,27 @@ def _matches(corpus, n, count):
   runner_up = np.maximum.reduceat(np.where(is_highest, 0, times), first)
   others = np.where(is_highest & ~shared[group], runner_up[group], highest[group])
   return np.bincount(text, np.minimum(times, others), count)
+
+
+def _numbered(values) -> np.ndarray:
+  """Equal values as equal numbers from 0 on, in the values' order."""
+  count = len(values)
+  if int(values.max(initial=0)).bit_length() + count.bit_length() > 63:
+    return np.unique(values, return_inverse=True)[1]
+  value, place = _apart(np.sort(_together(values, np.arange(count), count)), count)  # faster than an argsort
+  numbers = np.empty(count, np.int64)
+  numbers[place] = np.cumsum(np.r_[False, value[1:] != value[:-1]]) if count else 0
+  return numbers
+
+
+def _together(ids, places, count):
+  """One number for an n-gram and its text or place, below `count`: shifts, for whole numbers are slow to divide."""
+  return ids << count.bit_length() | places
+
+
+def _apart(cells, count):
+  """(ids, places) of such numbers."""
+  return cells >> count.bit_length(), cells & ((1 << count.bit_length()) - 1)
 
 
 def _nearest_other(lengths):
