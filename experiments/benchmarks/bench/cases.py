@@ -77,6 +77,7 @@ TRL, TRL_LOW = Side("TRL", "trl", "peer_trl"), Side("TRL, bf16 autocast", "trl",
 TRL_SLOW = Side("TRL, blocks recomputed (its default)", "trl", "peer_trl", {"checkpointing": True})
 TUNIX = Side("Tunix", "tunix", "peer_tunix")
 GENERATE = Side("transformers generate", "trl", "peer_trl")
+GENERATE_LOW = Side("transformers generate, bfloat16", "trl", "peer_trl", {"dtype": "bfloat16"})
 ROUGH = 0.1  # of values in half precision: shown, and far from a wrong batch's
 
 
@@ -121,8 +122,16 @@ ALL = (
         floor=1024,
     ),
     Case(
+        "online_bfloat16",
+        "the same step with bfloat16 products, weights and sums in float32; TRL under its bf16 autocast",
+        "online",
+        {"prompts": 1, "group": 32, "prompt": 64, "response": 32, "micro_batch": 32},
+        (Match(OURS_LOW, TRL_LOW, tolerance=ROUGH),),
+        floor=1024,
+    ),
+    Case(
         "online_large",
-        "the same, 8 prompts of 64 tokens, 16 samples of 64 each; TRL in 4 parts of 32 samples",
+        "the online step in float32 with 8 prompts of 64 tokens, 16 samples of 64 each; TRL in 4 parts of 32 samples",
         "online",
         {"prompts": 8, "group": 16, "prompt": 64, "response": 64, "micro_batch": 32},
         (Match(OURS, TRL, goal=4.0, rounds=1),),
@@ -135,6 +144,14 @@ ALL = (
         {"prompts": 8, "group": 16, "prompt": 64, "response": 64},
         (Match(OURS, GENERATE, goal=4.0), Match(OURS, TUNIX, goal=3.0)),
         floor_goal=0.6,
+        floor=128,
+    ),
+    Case(
+        "decode_bfloat16",
+        "the same sampling with bfloat16 products and cache; the peer's whole model in bfloat16",
+        "decode",
+        {"prompts": 8, "group": 16, "prompt": 64, "response": 64},
+        (Match(OURS_LOW, GENERATE_LOW, tolerance=ROUGH),),
         floor=128,
     ),
     Case(
@@ -157,8 +174,10 @@ TINY = {
     "offline_bfloat16": {"pairs": 2, "prompt": 16, "response": 16},
     "offline": {"pairs": 2, "prompt": 16, "response": 16},
     "online": {"prompts": 1, "group": 4, "prompt": 16, "response": 8, "micro_batch": 4},
+    "online_bfloat16": {"prompts": 1, "group": 4, "prompt": 16, "response": 8, "micro_batch": 4},
     "online_large": {"prompts": 2, "group": 4, "prompt": 16, "response": 8, "micro_batch": 4},
     "decode": {"prompts": 2, "group": 4, "prompt": 16, "response": 8},
+    "decode_bfloat16": {"prompts": 2, "group": 4, "prompt": 16, "response": 8},
     "token_stats": {"tokens": 64, "width": 32, "vocabulary": 512},
     "prefix": {"group": 4, "prompt": 32, "response": 8},
 }

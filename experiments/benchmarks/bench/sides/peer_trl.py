@@ -39,8 +39,8 @@ class _Commands(transformers.TrainerCallback):
     self._channel.done(**self._figures)
 
 
-def _model(spec, name="policy"):
-  return transformers.AutoModelForCausalLM.from_pretrained(f"{spec['inputs']}/{name}", dtype=torch.float32)
+def _model(spec, name="policy", dtype=torch.float32):
+  return transformers.AutoModelForCausalLM.from_pretrained(f"{spec['inputs']}/{name}", dtype=dtype)
 
 
 def _tokenizer(spec):
@@ -156,7 +156,7 @@ def _given_loss(spec, score) -> float:
 
 
 def _decode(spec, channel):
-  model, shape = _model(spec).eval(), spec["shape"]
+  model, shape = _model(spec, dtype=getattr(torch, spec["dtype"])).eval(), spec["shape"]
   prompts = torch.tensor(batches.prompts(spec["inputs"], shape), dtype=torch.long)
   ids = prompts.repeat_interleave(shape["group"], 0)
   length = shape["response"]
