@@ -59,7 +59,7 @@ def test_a_run_is_collected_as_counts(tmp_path, monkeypatch):
   np.testing.assert_allclose(figures["effective_answers"], np.exp(np.log(3) - 2 / 3 * np.log(2)))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "docs" / "results").glob("countdown*.json")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "docs" / "results").glob("*countdown*.json")))
 def test_the_page_holds_the_scripts_tables(name):
   runs = countdown_tables.load(name)
   page = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8")
@@ -76,8 +76,9 @@ def test_every_method_asks_for_as_many_rewards_and_trains_on_as_many_responses()
   assert {row["split"] for row in demo.evaluation_rows(config.grpo)} == {"validation", "heldout"}
 
 
-def test_the_offline_study_is_a_config_that_can_be_run():
-  config = cli.load_config(ROOT / "configs" / "studies" / "offline_pairs.py")
+@pytest.mark.parametrize("name", ["offline_pairs", "offline_countdown"])
+def test_an_offline_study_is_a_config_that_can_be_run(name):
+  config = cli.load_config(ROOT / "configs" / "studies" / f"{name}.py")
   frontier.check(config)
   for method in config.methods:
     if config[method].steps:

@@ -27,7 +27,8 @@ COLUMNS = {
     "effective_answers": "effective answers", "entropy": "entropy (nats)", "kl": "KL (nats)", "num_tokens": "length",
     "truncated": "truncated",
 }  # fmt: skip
-METHODS = ("base", "grpo", "grpo_bonus", "mara", "ucpo", "qempo_kl", "qempo")
+METHODS = tuple(frontier_page.LABELS)
+BASELINES = ("grpo", "dpo")  # the one that a study has is what the others are compared with
 
 
 def points(runs: list[dict], split: str) -> list[frontier.Point]:
@@ -70,7 +71,7 @@ def chosen(runs: list[dict]) -> dict[str, str]:
 
 
 def tables(runs: list[dict]) -> list[str]:
-  """Lines of Markdown: the choice on validation puzzles, then the chosen points, then differences from GRPO."""
+  """Lines of Markdown: the choice on validation puzzles, then the chosen points, then differences from the baseline."""
   picked, lines = chosen(runs), []
   lines += ["| method | point | seeds | reward | different right answers of 64 | |", "|---" * 6 + "|"]
   for point in points(runs, "validation"):
@@ -88,14 +89,13 @@ def tables(runs: list[dict]) -> list[str]:
 
 
 def _differences(found: list[frontier.Point], split: str) -> list[str]:
-  """Each method less GRPO, with the seeds that both have."""
-  of_method = {point.method: point for point in found}
-  if "grpo" not in of_method:
+  """Each method less the baseline, with the seeds that both have."""
+  baseline = next((point for point in found if point.method in BASELINES), None)
+  if baseline is None:
     return []
-  lines = [f"| {split}, less GRPO's | reward | pass@64 | different right answers of 64 | entropy (nats) |", "|---" * 5 + "|"]
-  baseline = of_method["grpo"]
+  lines = [f"| {split}, less {_label(baseline)}'s | reward | pass@64 | different right answers of 64 | entropy (nats) |", "|---" * 5 + "|"]
   for point in found:
-    if point.method in ("base", "grpo"):
+    if point.method in ("base", baseline.method):
       continue
     both = [seed for seed in point.seeds if seed in baseline.seeds]
     take = lambda p, name, both=both: p.figures[name][:, [p.seeds.index(seed) for seed in both]]

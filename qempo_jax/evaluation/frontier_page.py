@@ -16,7 +16,7 @@ from qempo_jax.evaluation import report
 
 LABELS = {
   "base": "Base", "grpo": "GRPO", "grpo_bonus": "GRPO + bonus", "spl": "SPL", "mara": "MARA", "ucpo": "UCPO",
-  "setpo": "SetPO", "qempo_kl": "QEMPO-KL", "qempo": "QEMPO",
+  "setpo": "SetPO", "dpo": "DPO", "qempo_fixed": "QEMPO, fixed weight", "qempo_kl": "QEMPO-KL", "qempo": "QEMPO",
 }  # fmt: skip
 FIGURES = {
   "reward": "Reward", "entropy": "Sequence entropy (nats)", "effective_answers": "Effective number of good answers",
@@ -25,8 +25,8 @@ FIGURES = {
 # Okabe & Ito's colours, darkened where they were too light for text; every method has a marker of its own too.
 _STYLES = {
   "base": ("#595959", "s"), "grpo": ("#D55E00", "^"), "grpo_bonus": ("#8C3B00", "v"), "spl": ("#7A6A00", "P"),
-  "mara": ("#A8457A", "X"), "ucpo": ("#2B7FB8", "<"), "setpo": ("#6A51A3", ">"), "qempo_kl": ("#00795A", "o"),
-  "qempo": ("#0B3C8C", "D"),
+  "mara": ("#A8457A", "X"), "ucpo": ("#2B7FB8", "<"), "setpo": ("#6A51A3", ">"), "dpo": ("#D55E00", "^"),
+  "qempo_fixed": ("#2B7FB8", "<"), "qempo_kl": ("#00795A", "o"), "qempo": ("#0B3C8C", "D"),
 }  # fmt: skip
 _GREY = "#BBBBBB"
 _DASHES = ("--", "-.", ":")

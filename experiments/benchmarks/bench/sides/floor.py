@@ -1,7 +1,8 @@
 """The rate of bare matrix products at a model's shapes: the floor that no step of these operations goes below.
 
 Each product of a block and the head's, forward and in both of its gradients, each with a weight of its own as in a model,
-so that weights come from memory. A rate is operations over the time of all products, each as often as it occurs.
+so that weights come from memory. Operands have the asked dtype, results float32, which is the fastest for either. A rate is
+operations over the time of all products, each as often as it occurs.
 """
 
 import json
@@ -27,6 +28,7 @@ def prepare(spec: dict):
   shapes = [(rows, *sizes, layers * count) for *sizes, count in ((d, q, 1), (d, kv, 2), (q, d, 1), (d, f, 2), (f, d, 1))]
   shapes.append((head_rows, d, config["vocab_size"], rows / head_rows))
   rng = np.random.default_rng(0)
+  dot = lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32)
   random = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32)).astype(spec["dtype"])
 
   def seconds_of(times, x, others, product):
@@ -46,10 +48,10 @@ def prepare(spec: dict):
       copies = COPIES if out < 10_000 else 1
       x, g = random(rows_x, width), random(rows_x, out)
       weights = [random(width, out) for _ in range(copies)]
-      one = seconds_of(times, x, weights, lambda x, w: x @ w)
+      one = seconds_of(times, x, weights, dot)
       forward += one
-      trained += one + seconds_of(times, g, weights, lambda g, w: g @ w.T)
-      trained += seconds_of(times, x, [g] * min(copies, 2), lambda x, g: x.T @ g)
+      trained += one + seconds_of(times, g, weights, lambda g, w: dot(g, w.T))
+      trained += seconds_of(times, x.T, [g] * min(copies, 2), dot)
       operations += times * 2 * rows_x * width * out
     return {"forward": operations / forward, "trained": 3 * operations / trained}
 

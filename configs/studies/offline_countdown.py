@@ -1,0 +1,64 @@
+"""Pairs of right and wrong answers to countdown puzzles, a small model of our own: DPO, SPL, QEMPO fixed and measured.
+
+  python -m experiments.studies.countdown_model runs/countdown_model
+  python -m experiments.frontier --config=configs/studies/offline_countdown.py --workdir=runs/offline_countdown
+  python -m experiments.studies.countdown_collect offline_countdown runs/offline_countdown
+  python -m experiments.studies.countdown_tables offline_countdown
+
+The pairs are the reference's own samples, a right one before a wrong one. Quality is exact, so nothing hinges on a
+learned judge. Every method has two learning rates, and the better is chosen on the validation puzzles with seed 0.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import countdown_small
+from configs.frontier_open_list import sweep
+
+METHODS = ("base", "dpo", "spl", "qempo_fixed", "qempo_kl", "qempo")
+
+
+def get_config() -> ConfigDict:
+  """The puzzles, model and evaluation of configs/countdown_small.py."""
+  config = countdown_small.get_config()
+  shared = config.base
+  for method in config.methods:
+    del config[method]
+  config.methods = METHODS
+  config.baseline = "dpo"
+  for method in METHODS:
+    of_method = config[method] = shared.copy_and_resolve_references()
+    of_method.objective.method = method
+    if method != "base":
+      of_method.steps = 300
+      of_method.offline.pairs = "sampled"
+      of_method.offline.pairs_per_prompt = 64
+      of_method.offline.pairs_per_step = 32
+      of_method.sampling.group_size = 128  # of each puzzle, to make pairs of and to measure on
+
+  config.dpo.offline.loss = "dpo"
+  config.dpo.offline.beta = 0.1
+
+  config.spl.offline.loss = "spl"  # QEMPO-KL's own loss with fixed weights
+  config.spl.offline.alpha = 0.1
+  config.spl.offline.beta = 0.05
+
+  config.qempo_fixed.offline.loss = "qempo"
+  config.qempo_fixed.offline.alpha = 0.1
+
+  for method in ("qempo_kl", "qempo"):
+    of_method = config[method]
+    of_method.offline.loss = method
+    of_method.offline.weights = "multipliers"
+    of_method.offline.label_smoothing = 0.1
+    of_method.offline.measure_every = 5
+    of_method.objective.min_reward = 0.4
+    of_method.duals.quality.initial = 10.0
+    of_method.duals.quality.integral_gain = 0.2
+  config.qempo_kl.objective.max_kl = 3.0
+  config.qempo_kl.duals.kl.integral_gain = 0.02
+
+  config.points = ConfigDict()
+  config.points.base = sweep("sampling.temperature", 1.0)
+  for method in METHODS[1:]:
+    config.points[method] = sweep("optimizer.learning_rate", 3e-4, 1e-3)
+  return config
