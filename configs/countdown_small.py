@@ -20,13 +20,17 @@ def get_config() -> ConfigDict:
   for method in config.methods:
     of_method = config[method]
     of_method.model.source = "runs/countdown_model"
-    of_method.steps = 100 if of_method.steps else 0
+    of_method.steps = 150 if of_method.steps else 0
     of_method.data.prompts_per_step = 5
     of_method.evaluation.splits = ("train", "validation", "heldout")
     of_method.evaluation.prompts_per_batch = 11
     of_method.sampling.max_response_length = 8
     of_method.compute.dtype = "float32"
     of_method.compute.remat = "none"
+  for method in ("qempo_kl", "qempo"):
+    config[method].objective.min_reward = 0.85
+    config[method].duals.quality.integral_gain = 0.03
+  config.qempo_kl.objective.max_kl = 2.0
   for method in config.methods[1:]:
-    config.points[method] = sweep("optimizer.learning_rate", 3e-4, 1e-3)
+    config.points[method] = sweep("optimizer.learning_rate", 3e-4, 1e-4)
   return config

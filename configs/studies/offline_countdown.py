@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
     of_method = config[method] = shared.copy_and_resolve_references()
     of_method.objective.method = method
     if method != "base":
-      of_method.steps = 300
+      of_method.steps = 100
+      of_method.compute.bucket = 32
       of_method.offline.pairs = "sampled"
       of_method.offline.pairs_per_prompt = 64
       of_method.offline.pairs_per_step = 32
@@ -51,14 +52,14 @@ def get_config() -> ConfigDict:
     of_method.offline.weights = "multipliers"
     of_method.offline.label_smoothing = 0.1
     of_method.offline.measure_every = 5
-    of_method.objective.min_reward = 0.4
+    of_method.objective.min_reward = 0.6
     of_method.duals.quality.initial = 10.0
     of_method.duals.quality.integral_gain = 0.2
-  config.qempo_kl.objective.max_kl = 3.0
+  config.qempo_kl.objective.max_kl = 1.5
   config.qempo_kl.duals.kl.integral_gain = 0.02
 
   config.points = ConfigDict()
   config.points.base = sweep("sampling.temperature", 1.0)
   for method in METHODS[1:]:
-    config.points[method] = sweep("optimizer.learning_rate", 3e-4, 1e-3)
+    config.points[method] = sweep("optimizer.learning_rate", 3e-4, 1e-4)
   return config

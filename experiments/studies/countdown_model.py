@@ -3,7 +3,7 @@
   python -m experiments.studies.countdown_model runs/countdown_model
 
 A decoder of three blocks and width 96 over 15 characters, trained from scratch on random calculations after "NUMBER=". Of
-these 15 % have that value; the others have any, or are strings of random characters, as a model that learnt from the web
+these 40 % have that value; the others have any, or are strings of random characters, as a model that learnt from the web
 saw right and wrong ones. Signs and digits are uneven (a digit's weight is its inverse), so that the reference
 has favourites. Seed 0; 184 CPU-seconds. Written as a folder that any model source of the configs reads.
 """
@@ -33,8 +33,8 @@ CONFIG = ModelConfig(
     vocab_size=len(VOCABULARY), hidden_size=96, intermediate_size=256, num_layers=3, num_heads=4, num_kv_heads=4, head_dim=24,
     rope_theta=1000.0, norm_epsilon=1e-5, tie_embeddings=True,
 )  # fmt: skip
-STEPS, PER_TARGET, LEARNING_RATE, MAX_LENGTH = 1000, 8, 2e-3, 8
-RIGHT_SHARE, RANDOM_SHARE = 0.15, 0.2
+STEPS, PER_TARGET, LEARNING_RATE, MAX_LENGTH = 1500, 8, 2e-3, 8
+RIGHT_SHARE, RANDOM_SHARE = 0.4, 0.1
 SIGNS, SIGN_WEIGHTS = "+-*", (0.5, 0.3, 0.2)
 
 
