@@ -78,7 +78,8 @@ def tables(runs: list[dict]) -> list[str]:
     cells = [f"{point.mean(name):.3f}" for name in ("reward", "distinct@64")]
     mark = "chosen" if picked.get(point.method) == point.label else ""
     lines.append(f"| {_label(point)} | {point.label} | {len(point.seeds)} | {' | '.join(cells)} | {mark} |")
-  for split in ("heldout",):
+  splits = {puzzle["split"] for run in runs for puzzle in run["puzzles"]}
+  for split in (split for split in ("heldout", "train") if split in splits):
     lines += ["", f"| {split} | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
     found = [point for point in points(runs, split) if picked.get(point.method) == point.label]
     for point in found:

@@ -73,8 +73,8 @@ def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> b
                     markeredgecolor=colour, zorder=2 if is_beaten else 3)  # fmt: skip
       best.setdefault(point.method, []).append((y.mean, x.mean))
     _name_methods(axis, best)
-    axis.set_xlabel(FIGURES.get(name, name))
-    axis.set_ylabel(FIGURES.get(config["quality"], config["quality"]))
+    axis.set_xlabel(_named(name))
+    axis.set_ylabel(_named(config["quality"]))
     axis.spines[["top", "right"]].set_visible(False)
     if curves:
       axis.legend(loc="lower left", frameon=False, fontsize=8)
@@ -87,7 +87,7 @@ def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> b
 def latex(found: Sequence[frontier.Point], config: Mapping) -> str:
   """The operating points as a LaTeX tabular, booktabs' rules."""
   names = [config["quality"], *config["diversity"]]
-  head = " & ".join(["Method", "Operating point", *(FIGURES.get(n, n) for n in names)])
+  head = " & ".join(["Method", "Operating point", *map(_named, names)])
   lines = [r"\begin{tabular}{ll" + "r" * len(names) + "}", r"\toprule", head + r" \\", r"\midrule"]
   for point in found:
     cells = [LABELS.get(point.method, point.method), point.label.replace("_", r"\_")]
@@ -119,7 +119,7 @@ def matches(found: Sequence[frontier.Point], config: Mapping) -> list[frontier.M
 
 def headline(found: Sequence[frontier.Point], config: Mapping) -> str:
   """The first sentence: at how many levels of quality the last method is more diverse than the baseline."""
-  method, name = config["methods"][-1], FIGURES[config["diversity"][0]].lower()
+  method, name = config["methods"][-1], _named(config["diversity"][0]).lower()
   of_method = [m for m in matches(found, config) if m.method == method and m.diversity is not None]
   ours, theirs = LABELS.get(method, method), LABELS.get(config["baseline"], config["baseline"])
   if not of_method:
@@ -132,10 +132,14 @@ def headline(found: Sequence[frontier.Point], config: Mapping) -> str:
   )
 
 
+def _named(figure: str) -> str:
+  return FIGURES.get(figure, figure)
+
+
 def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str:
   """The page, in the report's style."""
   config, escape = results["config"], page_style.escape
-  name = FIGURES[config["diversity"][0]]
+  name = _named(config["diversity"][0])
   volume_rows = [
     [LABELS.get(m, m), str(count), f"{v.mean:.3f}", f"[{v.low:.3f}, {v.high:.3f}]"]
     for m, (count, v) in sorted(volumes(found, config).items(), key=lambda item: -item[1][1].mean)
@@ -159,7 +163,7 @@ def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str
     point_rows.append(cells)
   baseline = LABELS.get(config["baseline"], config["baseline"])
   reference = ", ".join(f"{value:g}" for value in config["reference_point"])
-  columns = [FIGURES.get(k, k) for k in (config["quality"], *config["diversity"], "kl", "length", "truncation")]
+  columns = [_named(k) for k in (config["quality"], *config["diversity"], "kl", "length", "truncation")]
   body = [
     "<h1>Quality against diversity</h1>",
     f'<div class="verdict"><p>{escape(headline(found, config))}</p></div>',

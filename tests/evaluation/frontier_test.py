@@ -82,3 +82,10 @@ def test_files_are_written_and_text_is_escaped(tmp_path):
   assert json.loads((tmp_path / "frontier.json").read_text())["runs"] == results["runs"]
   table = (tmp_path / "frontier.tex").read_text()
   assert table.count(r"\\") == 1 + 4 and r"min\_reward" in table
+
+
+def test_a_figure_without_a_label_goes_by_its_own_name(tmp_path):
+  runs = [run | {"figures": run["figures"] | {"distinct@8": run["figures"]["entropy"]}} for run in make_runs()]
+  config = CONFIG | {"diversity": ("distinct@8",)}
+  page = frontier_page.write(tmp_path, {"runs": runs, "curves": {}, "config": config, "command": "", "made_now": {}})
+  assert "in distinct@8: higher at 2" in page.read_text()
