@@ -56,7 +56,8 @@ def _puzzles(rows: list[dict]) -> list[dict]:
 
 def _curves(path: pathlib.Path) -> dict[str, list[float]]:
   steps = _lines(path) if path.exists() else []
-  return {name: [float(f"{step[name]:.4g}") for step in steps] for name in CURVES if steps}
+  found = {name: [float(f"{step[name]:.4g}") for step in steps if name in step] for name in CURVES}
+  return {name: values for name, values in found.items() if values}
 
 
 def _changed(own: dict, defaults: dict, start: str = "") -> dict:
