@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from configs import countdown_small
 from configs.frontier_open_list import sweep
+from configs.studies import offline_pairs
 
-METHODS = ("base", "dpo", "spl", "qempo_fixed", "qempo_kl", "qempo")
+METHODS = offline_pairs.METHODS
 
 
 def get_config() -> ConfigDict:
@@ -36,25 +37,10 @@ def get_config() -> ConfigDict:
       of_method.offline.pairs_per_step = 32
       of_method.sampling.group_size = 128  # of each puzzle, to make pairs of and to measure on
 
-  config.dpo.offline.loss = "dpo"
-  config.dpo.offline.beta = 0.1
-
-  config.spl.offline.loss = "spl"  # QEMPO-KL's own loss with fixed weights
-  config.spl.offline.alpha = 0.1
-  config.spl.offline.beta = 0.05
-
-  config.qempo_fixed.offline.loss = "qempo"
-  config.qempo_fixed.offline.alpha = 0.1
-
+  offline_pairs.define_losses(config)
   for method in ("qempo_kl", "qempo"):
-    of_method = config[method]
-    of_method.offline.loss = method
-    of_method.offline.weights = "multipliers"
-    of_method.offline.label_smoothing = 0.1
-    of_method.offline.measure_every = 5
-    of_method.objective.min_reward = 0.6
-    of_method.duals.quality.initial = 10.0
-    of_method.duals.quality.integral_gain = 0.2
+    config[method].offline.measure_every = 5
+    config[method].objective.min_reward = 0.6
   config.qempo_kl.objective.max_kl = 1.5
   config.qempo_kl.duals.kl.integral_gain = 0.02
 

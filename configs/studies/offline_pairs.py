@@ -32,6 +32,22 @@ def get_config() -> ConfigDict:
     config[method].objective.method = method
   config.base.steps = 0
 
+  define_losses(config)
+  for method in ("qempo_kl", "qempo"):
+    config[method].offline.measure_every = 10
+    config[method].objective.min_reward = 0.25
+    config[method].duals.kl.integral_gain = 0.02
+  config.qempo_kl.objective.max_kl = 20.0
+
+  points = config.points = ConfigDict()
+  for method in METHODS:
+    points[method] = sweep("optimizer.learning_rate", 5e-6)
+  points.base = sweep("sampling.temperature", 1.0)
+  return config
+
+
+def define_losses(config: ConfigDict) -> None:
+  """What each method is: its loss, and weights that are fixed or follow what is measured."""
   config.dpo.offline.loss = "dpo"
   config.dpo.offline.beta = 0.1
 
@@ -47,18 +63,8 @@ def get_config() -> ConfigDict:
     of_method.offline.loss = method
     of_method.offline.weights = "multipliers"
     of_method.offline.label_smoothing = 0.1
-    of_method.offline.measure_every = 10
-    of_method.objective.min_reward = 0.25
     of_method.duals.quality.initial = 10.0
     of_method.duals.quality.integral_gain = 0.2
-    of_method.duals.kl.integral_gain = 0.02
-  config.qempo_kl.objective.max_kl = 20.0
-
-  points = config.points = ConfigDict()
-  for method in METHODS:
-    points[method] = sweep("optimizer.learning_rate", 5e-6)
-  points.base = sweep("sampling.temperature", 1.0)
-  return config
 
 
 def _shared() -> ConfigDict:
