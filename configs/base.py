@@ -91,6 +91,7 @@ def get_config() -> ConfigDict:
   config.reward_model.validation_share = 0.1  # of the sources' prompts, measured while training
   config.reward_model.pairs_per_source = 0  # trained on or validated, at most, the file's first; 0 for all
   config.reward_model.heldout_per_source = 0  # measured at the end, at most; 0 for all
+  config.reward_model.cut_responses = False  # at sampling.max_response_length, as a sampler cuts them; else longer ones are left out
   config.reward_model.trainable = "all"  # "all", "head", or "last:N": the last N blocks, the final norm and the head
   config.reward_model.cache = False  # keep the frozen blocks' output of every token in the workdir (float32), run once
   config.reward_model.pairs_per_step = 8  # pairs of an update
@@ -187,6 +188,7 @@ def get_config() -> ConfigDict:
   config.evaluation.samples_per_prompt = 32
   config.evaluation.prompts_per_batch = 8
   config.evaluation.seed = 10_000  # of the fresh samples; the same for every policy
+  config.evaluation.reward = ""  # who judges, like reward.function; "" for the run's own reward; in a frontier the figure "judge" beside it
   # What follows is read by experiments.evaluate alone.
   config.evaluation.prompts = ""  # a source such as jsonl:$QEMPO_DATA_DIR/mt_bench/question.jsonl; "" for the run's own
   config.evaluation.max_prompts = 0  # of such a source, the first; 0 for all
@@ -194,7 +196,6 @@ def get_config() -> ConfigDict:
   config.evaluation.temperature = 1.0  # of the samples, whatever a benchmark's own is: MT-Bench has 0 for maths and code
   config.evaluation.max_prompt_length = 0  # tokens; 0 for data.max_prompt_length
   config.evaluation.max_response_length = 0  # tokens; 0 for sampling.max_response_length
-  config.evaluation.reward = ""  # who judges, like reward.function; "" for the run's own reward
   config.evaluation.reward_range = (0.0, 1.0)  # least and greatest reward there is; () where there is none
   config.evaluation.floor_kind = "absolute"  # or "reference quantile", "reference minus": what the floor below means
   config.evaluation.floor = config_dict.placeholder(float)  # none: objective.min_reward, or the reference's mean without one

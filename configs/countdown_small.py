@@ -3,7 +3,7 @@
   python -m experiments.studies.countdown_model runs/countdown_model
   python -m experiments.frontier --config=configs/countdown_small.py --workdir=runs/countdown_small
   python -m experiments.studies.countdown_collect countdown_small runs/countdown_small
-  python -m experiments.studies.countdown_tables countdown_small
+  python -m experiments.studies.results
 
 Same puzzles, methods and choice of learning rates as configs/countdown.py. Floor, budget and gain were set after
 single runs of GRPO and QEMPO with seed 0; what a floor of 0.4 with a gain of 0.1 does is in experiments/RESULTS.md.

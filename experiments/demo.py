@@ -78,7 +78,8 @@ def evaluation_rows(config) -> list[prompts.Row]:
   if config.data.source == "countdown":
     return [row for split in splits for row in prompts.countdown_rows(split)]
   if config.data.source != "open_list":
-    return [row | {"split": split.rpartition("/")[2]} for split in splits for row in prompts.load_rows(split)]
+    most = config.evaluation.max_prompts or None
+    return [row | {"split": split.rpartition("/")[2]} for split in splits for row in prompts.load_rows(split)[:most]]
   sets, wordings = tuple(config.data.sets), tuple(config.data.wordings)
   chosen = {
       "train": {"sets": sets, "wordings": wordings},

@@ -104,6 +104,7 @@ def _encoded(config, tokenizer, named, most, part) -> Pairs:
           responses=2,
           max_prompt_length=config.data.max_prompt_length,
           max_response_length=config.sampling.max_response_length,
+          cut=config.reward_model.cut_responses,
       )
     except InputError:  # none fits
       dropped += len(found)

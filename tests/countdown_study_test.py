@@ -12,7 +12,6 @@ from experiments import offline_builders
 from experiments.loops import frontier
 from experiments.studies import countdown_collect
 from experiments.studies import countdown_tables
-from experiments.studies import entropy_gradients
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -59,13 +58,6 @@ def test_a_run_is_collected_as_counts(tmp_path, monkeypatch):
   np.testing.assert_allclose(figures["effective_answers"], np.exp(np.log(3) - 2 / 3 * np.log(2)))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "docs" / "results").glob("*countdown*.json")))
-def test_the_page_holds_the_scripts_tables(name):
-  runs = countdown_tables.load(name)
-  page = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8")
-  assert "\n".join(countdown_tables.tables(runs)) in page
-
-
 def test_every_method_asks_for_as_many_rewards_and_trains_on_as_many_responses():
   config = cli.load_config(ROOT / "configs" / "countdown.py")
   frontier.check(config)
@@ -83,9 +75,3 @@ def test_an_offline_study_is_a_config_that_can_be_run(name):
   for method in config.methods:
     if config[method].steps:
       offline_builders.objective(config[method])
-
-
-def test_the_page_holds_the_table_of_entropy_gradients():
-  rows = json.loads(entropy_gradients.OUT.read_text(encoding="utf-8"))["rows"]
-  page = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8")
-  assert "\n".join(entropy_gradients.table(rows)) in page

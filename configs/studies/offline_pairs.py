@@ -1,11 +1,12 @@
 """SmolLM2-135M on real preference pairs: DPO, SPL, QEMPO with fixed weights, and QEMPO-KL and QEMPO with a measured floor.
 
   export QEMPO_DATA_DIR=FOLDER
-  python -m experiments.train_reward_model --config=configs/reward_model.py --workdir=runs/reward_model
+  python -m experiments.train_reward_model --config=configs/studies/floor_reward.py --workdir=runs/floor_reward
+  python -m experiments.train_reward_model --config=configs/studies/judge_reward.py --workdir=runs/judge_reward
   python -m experiments.frontier --config=configs/studies/offline_pairs.py --workdir=runs/offline_pairs
 
-Resumable: what has a result.json is kept. Quality is the reward model of docs/reward_model.md, which has learned mostly
-length, so read the length beside it. Not run yet: floor, budget, gains and the learning rate are guesses.
+Resumable: what has a result.json is kept. The floor holds the reward of the first reward model, which learned from
+the policies' own pairs; quality is what the second makes of the samples, which learned from other people's preferences.
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from configs import frontier_open_list
 from configs.frontier_open_list import sweep
 
 METHODS = ("base", "dpo", "spl", "qempo_fixed", "qempo_kl", "qempo")
+_REWARD = "qempo_jax.rewards.reward_model.load('runs/{}_reward', compute_dtype='bfloat16')"
 
 
 def get_config() -> ConfigDict:
@@ -22,6 +24,7 @@ def get_config() -> ConfigDict:
   config = frontier_open_list.get_config()
   config.seeds = (0, 1, 2)
   config.methods = METHODS
+  config.quality = "judge"
   config.diversity = ("semantic_distance", "distinct_2", "entropy")
   config.reference_point = (-2.0, 0.0)
   config.baseline = "dpo"
@@ -34,14 +37,14 @@ def get_config() -> ConfigDict:
 
   define_losses(config)
   for method in ("qempo_kl", "qempo"):
-    config[method].offline.measure_every = 10
+    config[method].offline.measure_every = 5
     config[method].objective.min_reward = 0.25
     config[method].duals.kl.integral_gain = 0.02
   config.qempo_kl.objective.max_kl = 20.0
 
   points = config.points = ConfigDict()
   for method in METHODS:
-    points[method] = sweep("optimizer.learning_rate", 5e-6)
+    points[method] = sweep("optimizer.learning_rate", 1e-5)
   points.base = sweep("sampling.temperature", 1.0)
   return config
 
@@ -70,10 +73,12 @@ def define_losses(config: ConfigDict) -> None:
 def _shared() -> ConfigDict:
   """Pairs, reward and evaluation, the same for every method."""
   config = base.get_config()
-  config.steps = 150
+  config.steps = 100
   config.data.source = "jsonl:$QEMPO_DATA_DIR/preference/[au]*_train.jsonl.gz"  # alpaca_eval_gpt4 and ultrafeedback_sample
   config.data.max_prompt_length = 128
-  config.reward.function = "reward_model:runs/reward_model"
+  config.data.length_window = 16
+  config.data.prompts_per_step = 8
+  config.reward.function = _REWARD.format("floor")
   config.reward.max = None
   config.sampling.group_size = 8
   config.sampling.max_response_length = 64
@@ -86,6 +91,7 @@ def _shared() -> ConfigDict:
       "jsonl:$QEMPO_DATA_DIR/prompts/noveltybench_curated.jsonl",
       "jsonl:$QEMPO_DATA_DIR/mt_bench/question.jsonl",
   )
-  config.evaluation.samples_per_prompt = 16
-  config.evaluation.prompts_per_batch = 4
+  config.evaluation.reward = _REWARD.format("judge")
+  config.evaluation.samples_per_prompt = 8
+  config.evaluation.prompts_per_batch = 16
   return config

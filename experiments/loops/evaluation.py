@@ -17,7 +17,7 @@ from qempo_jax.rewards import answers
 class Evaluator:
   """Samples policies on the same rows with the same random numbers, and scores them under the reference."""
 
-  def __init__(self, config, policy: builders.Policy, rows: Sequence[Row], reward: Callable):
+  def __init__(self, config, policy: builders.Policy, rows: Sequence[Row], reward: Callable, judge: Callable | None = None):
     """Prepares for these rows.
 
     Args:
@@ -25,8 +25,10 @@ class Evaluator:
       policy: the reference.
       rows: the prompts with their columns.
       reward: the reward function.
+      judge: another one, whose scores stand beside the rewards.
     """
-    self._config, self._policy, self._reward = config, policy, reward
+    self._config, self._policy = config, policy
+    self._judges = {"reward": reward} | ({"judge": judge} if judge else {})
     self._sample = sampling.GroupSampler(policy, config, rows)
     self.dropped = self._sample.dropped
     self._score = jax.jit(scoring.score_groups, static_argnames=_STATIC)
@@ -45,10 +47,10 @@ class Evaluator:
       rows = list(self._sample.rows[start : start + config.prompts_per_batch])
       missing = config.prompts_per_batch - len(rows)
       samples = self._sample(params, rows + rows[:1] * missing, rng, config.samples_per_prompt, first=start)
-      rewards = sampling.group_rewards(self._reward, samples)
+      scores = {name: sampling.group_rewards(judge, samples) for name, judge in self._judges.items()}
       ref_log_probs = self._reference(samples)
       for index in range(len(rows)):
-        found += _rows_of(samples, index, rewards, ref_log_probs, {"method": method, "seed": seed})
+        found += _rows_of(samples, index, scores, ref_log_probs, {"method": method, "seed": seed})
     return found
 
   def _reference(self, samples) -> np.ndarray:
@@ -69,7 +71,7 @@ class Evaluator:
 _STATIC = ("config", "group_size", "max_length", "chunk_size")
 
 
-def _rows_of(samples, index, rewards, ref_log_probs, labels):
+def _rows_of(samples, index, scores, ref_log_probs, labels):
   row, rollout = samples.rows[index], samples.rollout
   for sample, text in enumerate(samples.texts[index]):
     at = (index, sample)
@@ -81,7 +83,7 @@ def _rows_of(samples, index, rewards, ref_log_probs, labels):
         "sample": sample,
         "completion": text,
         "answer": answers.parse_answer(text, set_name) if set_name else None,
-        "reward": float(rewards[at]),
+        **{name: float(found[at]) for name, found in scores.items()},
         "log_prob": float(rollout.log_probs[at].sum()),
         "ref_log_prob": float(ref_log_probs[at]),
         "entropy": float(rollout.entropies[at].sum()),

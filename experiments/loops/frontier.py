@@ -1,5 +1,6 @@
 """The runs of a frontier: which there are, which are missing, and how either kind is made."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import json
 import pathlib
@@ -24,6 +25,7 @@ from qempo_jax.evaluation import equivalence
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import solutions
 from qempo_jax.rewards import answers
+from qempo_jax.rewards import registry
 
 DRAWS = (1, 8, 64)  # every k of pass@k and distinct@k on the toy
 SAMPLED_DRAWS = (1, 2, 4, 8, 16, 32, 64)  # likewise on samples, as far as there are so many of a prompt
@@ -155,7 +157,8 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
         loop = online if of_run.offline.loss is None else offline
         state = loop.train(of_run, folder, policy, display)
       params = builders.as_policy(of_run)(state.params, policy.params)
-    evaluate = evaluation.Evaluator(of_run, policy, demo.evaluation_rows(of_run), builders.reward(of_run))
+    judge = registry.resolve(of_run.evaluation.reward) if of_run.evaluation.reward else None
+    evaluate = evaluation.Evaluator(of_run, policy, demo.evaluation_rows(of_run), builders.reward(of_run), judge)
     rows = evaluate(params, method=run.method, seed=run.seed)
     workdirs.write_atomically(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     names, figures = sampled_figures(rows)
@@ -163,8 +166,8 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
   return {}
 
 
-def sampled_figures(rows: list[dict]) -> tuple[list[str], dict[str, np.ndarray]]:
-  """(prompts, figures: [P, samples], or [P, 1] where a figure is one of a prompt's samples together)."""
+def sampled_figures(rows: list[dict], embed: Callable | None = None) -> tuple[list[str], dict[str, np.ndarray]]:
+  """(prompts, figures: [P, samples], or [P, 1] where a figure is one of a prompt's samples together); see `text_figures`."""
   by_prompt = {}
   for row in rows:
     by_prompt.setdefault(f"{row['split']}: {_asked(row['prompt'])}", []).append(row)
@@ -177,8 +180,10 @@ def sampled_figures(rows: list[dict]) -> tuple[list[str], dict[str, np.ndarray]]
       "length": of(lambda row: row["num_tokens"]),
       "truncation": of(lambda row: row["truncated"]),
   }
+  if "judge" in rows[0]:
+    figures["judge"] = of(lambda row: row["judge"])
   if not rows[0]["set_name"]:
-    return list(by_prompt), figures | text_figures.figures([[row["completion"] for row in group] for group in groups])
+    return list(by_prompt), figures | text_figures.figures([[row["completion"] for row in group] for group in groups], embed)
   given = [[row["answer"] for row in group] for group in groups]
   sizes = [answers.set_size(group[0]["set_name"]) for group in groups]
   statistics = [functional.answer_statistics(of, set_size=size) for of, size in zip(given, sizes)]

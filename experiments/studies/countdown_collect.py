@@ -2,7 +2,7 @@
 
   python -m experiments.studies.countdown_collect countdown_small runs/countdown_small [FURTHER_WORKDIR ...]
 
-Writes docs/results/countdown_small.json; experiments/studies/countdown_tables.py makes RESULTS.md's tables and the figure of it.
+Writes docs/results/countdown_small.json; `experiments.studies.results` makes RESULTS.md's tables and the figure of it.
 """
 
 import json

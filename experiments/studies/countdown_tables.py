@@ -1,14 +1,9 @@
-"""Tables and figure of a countdown study from its JSON in docs/results alone.
+"""Tables and figure of a countdown study from its JSON in docs/results alone; `experiments.studies.results` writes them.
 
-  python -m experiments.studies.countdown_tables countdown_small
-
-Writes docs/figures/countdown_small.png and prints the Markdown that stands in experiments/RESULTS.md. Figures are means over
-puzzles; intervals are 95 %, from a bootstrap over puzzles, then seeds.
+Figures are means over puzzles; intervals are 95 %, from a bootstrap over puzzles, then seeds.
 """
 
-import json
-import pathlib
-import sys
+import io
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,7 +15,6 @@ from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import intervals
 from qempo_jax.evaluation import solutions
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
 DRAWS = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = {
     "reward": "reward", "pass@8": "pass@8", "pass@64": "pass@64", "distinct@64": "different right answers of 64",
@@ -85,7 +79,8 @@ def tables(runs: list[dict]) -> list[str]:
     for point in found:
       cells = [_interval(intervals.mean_interval(point.figures[name])) for name in COLUMNS]
       lines.append(f"| {_label(point)} | {len(point.seeds)} | {' | '.join(cells)} |")
-    lines += [""] + _differences(found, split)
+    if compared := _differences(found, split):
+      lines += ["", *compared]
   return lines
 
 
@@ -106,8 +101,8 @@ def _differences(found: list[frontier.Point], split: str) -> list[str]:
   return lines
 
 
-def draw(runs: list[dict], target: pathlib.Path) -> None:
-  """Writes a PNG of pass@k and of distinct right answers against k on held-out puzzles, one line a method."""
+def picture(runs: list[dict]) -> bytes:
+  """A PNG of pass@k and of distinct right answers against k on held-out puzzles, one line a method."""
   canvas = FigureCanvasAgg(Figure(figsize=(6.4, 8.0), dpi=150, layout="constrained"))
   axes, picked = canvas.figure.subplots(2, 1), chosen(runs)
   found = [point for point in points(runs, "heldout") if picked.get(point.method) == point.label]
@@ -126,8 +121,9 @@ def draw(runs: list[dict], target: pathlib.Path) -> None:
     axis.set_xlim(0.9, 160)
     axis.spines[["top", "right"]].set_visible(False)
   axes[0].set_title("Countdown, held-out targets", loc="left", fontsize=10)
-  with target.open("wb") as file:
-    canvas.print_png(file, metadata={"Software": None})
+  file = io.BytesIO()
+  canvas.print_png(file, metadata={"Software": None})
+  return file.getvalue()
 
 
 def _name_ends(axis, ends) -> None:
@@ -148,18 +144,3 @@ def _interval(value) -> str:
     return f"{value.mean:.2f}"
   return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]".replace("-0.00", "0.00")
 
-
-def load(name: str) -> list[dict]:
-  """The runs of a study."""
-  return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def main(name: str) -> None:
-  """Draws the figure, prints the tables."""
-  runs = load(name)
-  draw(runs, DOCS / "figures" / f"{name}.png")
-  print(*tables(runs), sep="\n")
-
-
-if __name__ == "__main__":
-  main(*sys.argv[1:])

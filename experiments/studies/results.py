@@ -3,7 +3,7 @@
   python -m experiments.studies.results            # writes tables and figures
   python -m experiments.studies.results --check    # writes nothing, names the tables that differ
 
-A table in RESULTS.md stands below its mark, `<!-- table: STUDY/NAME -->`; TABLES says who makes it.
+Tables in RESULTS.md stand below their mark, `<!-- table: STUDY -->` or `<!-- table: STUDY/NAME -->`; TABLES says who makes them.
 """
 
 import argparse
@@ -14,13 +14,15 @@ import pathlib
 import re
 import sys
 
+from experiments.studies import countdown_tables
+from experiments.studies import entropy_gradients
 from experiments.studies import frontier_figure
 from experiments.studies import loose_floor
 from qempo_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "experiments" / "RESULTS.md"
-_MARK = re.compile(r"(<!-- table: (\S+) -->\n\n?)((?:\|.*\n)*)")
+_MARK = re.compile(r"(<!-- table: (\S+) -->\n\n?)((?:\|.*\n|\n(?=\|))*)")
 
 Lines = list[str]
 
@@ -31,15 +33,26 @@ def raw(name: str) -> dict:
   return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def _countdown(name: str) -> Callable[[], Lines]:
+  return lambda: countdown_tables.tables(raw(name))
+
+
 TABLES: dict[str, Callable[[], Lines]] = {
+  "countdown": _countdown("countdown"),
+  "countdown_small": _countdown("countdown_small"),
+  "entropy_gradients": lambda: entropy_gradients.table(raw("entropy_gradients")["rows"]),
   "frontier_toy/hypervolume": lambda: frontier_figure.hypervolumes(raw("frontier_toy")),
   "frontier_toy/matched": lambda: frontier_figure.matched(raw("frontier_toy")),
   "frontier_toy/points": lambda: frontier_figure.points(raw("frontier_toy"), frontier_figure.SHOWN),
   "loose_floor/loose": lambda: loose_floor.table(raw("loose_floor")["rows"], floor=0.5),
   "loose_floor/tight": lambda: loose_floor.table(raw("loose_floor")["rows"], floor=0.99),
+  "loose_floor_countdown": _countdown("loose_floor_countdown"),
+  "offline_countdown": _countdown("offline_countdown"),
 }
 FIGURES: dict[str, Callable[[], bytes]] = {
+  "countdown_small.png": lambda: countdown_tables.picture(raw("countdown_small")),
   "frontier_toy.png": lambda: frontier_figure.picture(raw("frontier_toy")),
+  "offline_countdown.png": lambda: countdown_tables.picture(raw("offline_countdown")),
 }
 
 

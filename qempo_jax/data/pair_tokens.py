@@ -55,8 +55,9 @@ def encode_pairs(
     responses: int,
     max_prompt_length: int,
     max_response_length: int,
+    cut: bool = False,
 ) -> PairTokens:
-  """Encodes pairs; those with a prompt or a response that is too long are dropped and counted, never cut.
+  """Encodes pairs; those with a prompt or a response that is too long are dropped and counted.
 
   Args:
     tokenizer: the model's.
@@ -64,6 +65,8 @@ def encode_pairs(
     responses: of each example, G: 1 chosen; 2 and rejected; 3 and the chosen response of the next other prompt.
     max_prompt_length: tokens.
     max_response_length: tokens, the ending token included.
+    cut: cut responses that are too long, the ending token kept, instead; a pair whose responses are alike then is
+      dropped. For what judges responses that a sampler cuts; a policy would learn to end in the middle.
 
   Returns:
     The examples, in order.
@@ -78,7 +81,11 @@ def encode_pairs(
     group = tuple(encoder.response(row["prompt"], response) for response in pair[: min(responses, 2)])
     if any(isinstance(given, str) and encoder.ends_early(ids) for given, ids in zip(pair, group)):
       ended += 1
-    elif len(prompt) <= max_prompt_length and max(map(len, group)) <= max_response_length:
+      continue
+    if cut:
+      group = tuple((*ids[: max_response_length - 1], ids[-1]) if len(ids) > max_response_length else ids for ids in group)
+    alike = cut and len(set(group)) < len(group)
+    if not alike and len(prompt) <= max_prompt_length and max(map(len, group)) <= max_response_length:
       rows.append(row)
       prompts.append(prompt)
       groups.append(group)

@@ -94,11 +94,12 @@ def padding_id(tokenizer: Any) -> int:
   raise InputError("the tokenizer has no padding token but the one that ends responses; set its pad_token to another")
 
 
-def load(path: str | pathlib.Path) -> "RewardModel":
+def load(path: str | pathlib.Path, compute_dtype: str = "float32") -> "RewardModel":
   """The reward function of a trained reward model.
 
   Args:
     path: its exported folder, or the workdir that it was trained in.
+    compute_dtype: of the operands of products with weights.
 
   Raises:
     InputError: there is no reward model.
@@ -109,7 +110,7 @@ def load(path: str | pathlib.Path) -> "RewardModel":
         f"{folder} holds no reward model; give the folder of a sequence classifier, or the workdir of a finished"
         " experiments.train_reward_model"
     )
-  return RewardModel(load_model(folder))
+  return RewardModel(load_model(folder, compute_dtype=compute_dtype))
 
 
 class RewardModel:

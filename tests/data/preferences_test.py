@@ -135,9 +135,9 @@ def test_a_written_pair_is_read_back(tmp_path):
   assert preferences.jsonl_preferences(path, rejected=True) == pairs
 
 
-def _encode(pairs, responses=2, longest=9):
+def _encode(pairs, responses=2, longest=9, **options):
   return pair_tokens.encode_pairs(
-      LetterTokenizer(), pairs, responses=responses, max_prompt_length=20, max_response_length=longest
+      LetterTokenizer(), pairs, responses=responses, max_prompt_length=20, max_response_length=longest, **options
   )
 
 
@@ -151,6 +151,13 @@ def test_responses_follow_their_prompt_and_end():
   assert letters(encoded.prompts[0]) == "[q]:"
   assert [letters(ids) for ids in encoded.responses[0]] == ["yes]", "!no]"]
   assert encoded.seams == 1 and encoded.dropped == 1 and len(encoded.rows) == 1
+
+
+def test_long_responses_are_cut_where_asked_and_keep_their_end():
+  pairs = [_pair("q", "short", "far too long"), _pair("q", "far too late", "far too long"), _pair("a" * 20, "yes", "no")]
+  encoded = _encode(pairs, cut=True)
+  letters = ["".join(map(chr, ids)) for ids in encoded.responses[0]]
+  assert letters == ["short]", "far too ]"] and (encoded.dropped, len(encoded.rows)) == (2, 1)
 
 
 def test_ids_are_taken_as_they_are():

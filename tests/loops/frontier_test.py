@@ -8,6 +8,7 @@ import pytest
 
 from experiments import cli
 from experiments.loops import enumerable
+from experiments.loops import evaluation
 from experiments.loops import frontier
 from experiments.loops import online
 from qempo_jax.errors import InputError
@@ -65,6 +66,20 @@ def test_a_key_that_a_method_lacks_is_named(config):
   config.points.ucpo = ()
   with pytest.raises(InputError, match="ucpo"):
     frontier.check(config)
+
+
+def test_a_judge_stands_beside_the_runs_own_reward(tmp_path):
+  of_toy = toy.config(tmp_path)
+  of_toy.evaluation.samples_per_prompt, of_toy.evaluation.prompts_per_batch = 4, 2
+  policy, rows = toy.policy(), [{"prompt": prompt, "split": "train"} for prompt in toy.PROMPTS]
+  evaluate = lambda *judges: evaluation.Evaluator(of_toy, policy, rows, toy.reward, *judges)(policy.params, method="m", seed=0)
+  opposite = lambda prompts, completions, **columns: [-value for value in toy.reward(prompts, completions)]
+  judged = evaluate(opposite)
+  assert [row["judge"] for row in judged] == pytest.approx([-row["reward"] for row in judged])
+  assert [{k: v for k, v in row.items() if k != "judge"} for row in judged] == evaluate()
+  texts = [row | {"completion": row["completion"] or "0"} for row in judged]
+  figures = frontier.sampled_figures(texts, embed=lambda texts: np.ones((len(texts), 1)))[1]
+  np.testing.assert_allclose(figures["judge"], -figures["reward"], rtol=1e-6)
 
 
 class Silent:
