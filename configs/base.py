@@ -189,9 +189,9 @@ def get_config() -> ConfigDict:
   config.evaluation.prompts_per_batch = 8
   config.evaluation.seed = 10_000  # of the fresh samples; the same for every policy
   config.evaluation.reward = ""  # who judges, like reward.function; "" for the run's own reward; in a frontier the figure "judge" beside it
+  config.evaluation.max_prompts = 0  # of each source of prompts, the first; 0 for all
   # What follows is read by experiments.evaluate alone.
   config.evaluation.prompts = ""  # a source such as jsonl:$QEMPO_DATA_DIR/mt_bench/question.jsonl; "" for the run's own
-  config.evaluation.max_prompts = 0  # of such a source, the first; 0 for all
   config.evaluation.sample = True  # False scores the workdir's samples/*.jsonl and loads no model
   config.evaluation.temperature = 1.0  # of the samples, whatever a benchmark's own is: MT-Bench has 0 for maths and code
   config.evaluation.max_prompt_length = 0  # tokens; 0 for data.max_prompt_length

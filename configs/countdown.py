@@ -1,7 +1,7 @@
 """Countdown puzzles with SmolLM2-135M, a reasoning task with many right answers: six online methods, pass@k up to 64.
 
   python -m experiments.frontier --config=configs/countdown.py --workdir=runs/countdown
-  python -m experiments.studies.countdown_collect countdown runs/countdown      # what is there by then, into docs/results
+  python -m experiments.studies.collect countdown runs/countdown      # what is there by then, into docs/results
 
 Resumable: what has a result.json is kept. A run is 40 steps of 4 puzzles x 32 samples, the same rewards asked for and
 responses trained on by every method, and none replayed. Each method has two learning rates, and the better is

@@ -2,7 +2,7 @@
 
   python -m experiments.studies.countdown_model runs/countdown_model
   python -m experiments.frontier --config=configs/countdown_small.py --workdir=runs/countdown_small
-  python -m experiments.studies.countdown_collect countdown_small runs/countdown_small
+  python -m experiments.studies.collect countdown_small runs/countdown_small
   python -m experiments.studies.results
 
 Same puzzles, methods and choice of learning rates as configs/countdown.py. Floor, budget and gain were set after

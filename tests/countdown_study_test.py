@@ -10,7 +10,7 @@ from experiments import cli
 from experiments import demo
 from experiments import offline_builders
 from experiments.loops import frontier
-from experiments.studies import countdown_collect
+from experiments.studies import collect
 from experiments.studies import countdown_tables
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def test_a_run_is_collected_as_counts(tmp_path, monkeypatch):
   row = {"split": "heldout", "set_name": "countdown 6", "entropy": 1.0, "log_prob": -1.0, "ref_log_prob": -2.0, "num_tokens": 4, "truncated": False}
   rows = [row | {"answer": answer} for answer in ("1+5", None, "1+5", "2*3")]
   (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  (run,) = countdown_collect.collect([tmp_path])
+  (run,) = collect.collect([tmp_path])
   assert run["changed"]["data.source"] == "countdown" and "steps" not in run["changed"]
   (puzzle,) = run["puzzles"]
   assert puzzle["answers"] == {"1+5": 2, "2*3": 1} and puzzle["samples"] == 4 and not run["curves"]

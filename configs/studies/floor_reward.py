@@ -17,7 +17,7 @@ DATA = "jsonl:$QEMPO_DATA_DIR/preference/"
 def get_config() -> ConfigDict:
   """configs/reward_model.py on more pairs, cut."""
   config = reward_model.get_config()
-  config.steps = 600
+  config.steps = 300
   config.sampling.max_response_length = 64
   config.compute.bucket = 64
   r = config.reward_model

@@ -16,6 +16,7 @@ from configs.studies.floor_reward import DATA
 def get_config() -> ConfigDict:
   """configs/studies/floor_reward.py on other sources."""
   config = floor_reward.get_config()
+  config.steps = 160  # two epochs
   r = config.reward_model
   r.sources = (DATA + "pandalm_human.jsonl.gz", DATA + "hh_helpful_base_test.jsonl.gz")
   r.heldout_share = 0.15

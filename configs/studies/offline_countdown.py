@@ -2,7 +2,7 @@
 
   python -m experiments.studies.countdown_model runs/countdown_model
   python -m experiments.frontier --config=configs/studies/offline_countdown.py --workdir=runs/offline_countdown
-  python -m experiments.studies.countdown_collect offline_countdown runs/offline_countdown
+  python -m experiments.studies.collect offline_countdown runs/offline_countdown
   python -m experiments.studies.results
 
 The pairs are the reference's own samples, a right one before a wrong one. Quality is exact, so nothing hinges on a

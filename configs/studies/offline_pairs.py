@@ -37,14 +37,14 @@ def get_config() -> ConfigDict:
 
   define_losses(config)
   for method in ("qempo_kl", "qempo"):
-    config[method].offline.measure_every = 5
-    config[method].objective.min_reward = 0.25
+    config[method].offline.measure_every = 4
+    config[method].objective.min_reward = -0.1
     config[method].duals.kl.integral_gain = 0.02
   config.qempo_kl.objective.max_kl = 20.0
 
   points = config.points = ConfigDict()
   for method in METHODS:
-    points[method] = sweep("optimizer.learning_rate", 1e-5)
+    points[method] = sweep("optimizer.learning_rate", 2e-5)
   points.base = sweep("sampling.temperature", 1.0)
   return config
 
@@ -73,7 +73,7 @@ def define_losses(config: ConfigDict) -> None:
 def _shared() -> ConfigDict:
   """Pairs, reward and evaluation, the same for every method."""
   config = base.get_config()
-  config.steps = 100
+  config.steps = 24
   config.data.source = "jsonl:$QEMPO_DATA_DIR/preference/[au]*_train.jsonl.gz"  # alpaca_eval_gpt4 and ultrafeedback_sample
   config.data.max_prompt_length = 128
   config.data.length_window = 16
@@ -83,7 +83,7 @@ def _shared() -> ConfigDict:
   config.sampling.group_size = 8
   config.sampling.max_response_length = 64
   config.offline.pairs_per_step = 8
-  config.optimizer.warmup_steps = 10
+  config.optimizer.warmup_steps = 3
   config.optimizer.final_fraction = 0.1
   config.compute.dtype = "bfloat16"
   config.checkpoint.every = -1
@@ -92,6 +92,7 @@ def _shared() -> ConfigDict:
       "jsonl:$QEMPO_DATA_DIR/mt_bench/question.jsonl",
   )
   config.evaluation.reward = _REWARD.format("judge")
-  config.evaluation.samples_per_prompt = 8
+  config.evaluation.max_prompts = 24  # of each file, the first
+  config.evaluation.samples_per_prompt = 6
   config.evaluation.prompts_per_batch = 16
   return config

@@ -14,14 +14,12 @@ class Side:
     environment: "ours", or a key of `environments.PEERS`.
     module: of `sides`.
     options: beside the case's shape: dtype, peer's settings.
-    variables: of its process's environment, beside those of all sides.
   """
 
   name: str
   environment: str
   module: str
   options: dict = dataclasses.field(default_factory=dict)
-  variables: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +70,6 @@ class Case:
 
 OURS, OURS_LOW = Side("ours", "ours", "ours"), Side("ours, bfloat16", "ours", "ours", {"dtype": "bfloat16"})
 OURS_KEPT = Side("ours, products kept", "ours", "ours", {"remat": "dots_no_batch"})
-OURS_SMALL = Side("ours, small pages", "ours", "ours", variables={"GLIBC_TUNABLES": ""})
 TRL, TRL_LOW = Side("TRL", "trl", "peer_trl"), Side("TRL, bf16 autocast", "trl", "peer_trl", {"dtype": "bfloat16"})
 TRL_SLOW = Side("TRL, blocks recomputed (its default)", "trl", "peer_trl", {"checkpointing": True})
 TUNIX = Side("Tunix", "tunix", "peer_tunix")
@@ -100,7 +97,6 @@ ALL = (
             Match(OURS, TRL, goal=2.5, memory_goal=0.5),
             Match(OURS, TUNIX, goal=1.4, warm_ups=2),
             Match(OURS_KEPT, TRL),
-            Match(OURS, OURS_SMALL),
             Match(OURS, TRL_SLOW, rounds=1),
         ),
         floor=1024,

@@ -7,13 +7,12 @@ import platform
 
 from experiments.benchmarks.bench import environments
 
-# For all sides alike; the last line has glibc ask for huge pages, which did not pay (docs/speed.md).
+# For all sides alike.
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 OWN = ("jax", "jaxlib", "flax", "optax", "numpy")
 

@@ -8,7 +8,7 @@ HEAD = """# Benchmarks, side by side
 
 Made by `make bench` from `docs/results/bench.json`; do not edit. Both sides of a row ran in one call, step by step in
 turn, on the same token ids and the same weights of SmolLM2-135M-Instruct, after steps to warm up; every side is a
-process of its own, with glibc's huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`). Before the times count, both must report the same loss (a training step: at the first step and after
+process of its own. Before the times count, both must report the same loss (a training step: at the first step and after
 one update; sampling: of given responses). Times are medians with their range in brackets; the ratio is the other side's
 time over ours, its range that of neighbouring steps. Memory is the process's greatest resident size during these steps.
 The floor is the time of the bare matrix products at the model's shapes, measured in the same call, before and after each match, the best of them: two operations a
@@ -27,8 +27,9 @@ def page(results: Mapping) -> str:
     parts.append(f"## {name}{rehearsal}\n\n{entry['title'][0].upper()}{entry['title'][1:]}.\n")
     parts.append(_scaling(entry["axes"]) if "axes" in entry else _matches(entry))
     versions = ", ".join(f"{package} {version}" for package, version in entry["versions"].items())
+    tunables = f" with `GLIBC_TUNABLES={entry['tunables']}` for all sides" if entry.get("tunables") else ""
     parts.append(
-        f"`{entry['command']}`, {entry['date']}; {entry['machine']}; load average {entry['load_before']:.1f} before and"
+        f"`{entry['command']}`{tunables}, {entry['date']}; {entry['machine']}; load average {entry['load_before']:.1f} before and"
         f" {entry['load_after']:.1f} after; {versions}.\n"
     )
   return "\n".join(parts)

@@ -111,7 +111,7 @@ def start(case: cases.Case, side: cases.Side, o, inputs) -> workers.Worker:
   """The side's worker, ready."""
   python = environments.python_of(side.environment, o.workdir / "environments")
   log = o.workdir / "logs" / f"{case.name}-{re.sub(r'[^A-Za-z0-9]+', '_', side.name)}.log"
-  return workers.Worker(side.name, python, side.module, spec(case, side, o, inputs), log, machine.ENVIRONMENT | side.variables)
+  return workers.Worker(side.name, python, side.module, spec(case, side, o, inputs), log, machine.ENVIRONMENT)
 
 
 def floor(case: cases.Case, dtype: str, o, inputs) -> dict:
@@ -159,6 +159,7 @@ def header(title: str, o) -> dict:
   command = "python -m experiments.benchmarks.bench.run " + " ".join(sys.argv[1:])
   now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
   facts = {"title": title, "date": now, "command": command.strip(), "rounds": o.rounds, "tiny": o.tiny}
+  facts["tunables"] = os.environ.get("GLIBC_TUNABLES", "")
   return facts | {"machine": machine.describe(), "versions": machine.versions(), "load_before": os.getloadavg()[0]}
 
 

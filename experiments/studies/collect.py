@@ -1,8 +1,9 @@
-"""The finished runs of the countdown study, in a file small enough to keep: every right answer's count, and the curves.
+"""The finished runs of a frontier with a language model, in a file small enough to keep: figures of every prompt, and the curves.
 
-  python -m experiments.studies.countdown_collect countdown_small runs/countdown_small [FURTHER_WORKDIR ...]
+  python -m experiments.studies.collect countdown_small runs/countdown_small [FURTHER_WORKDIR ...]
 
-Writes docs/results/countdown_small.json; `experiments.studies.results` makes RESULTS.md's tables and the figure of it.
+Writes docs/results/countdown_small.json, of which `experiments.studies.results` makes RESULTS.md's tables and figure. Puzzles
+keep how often each right answer was given, other prompts the diversity of their samples: that needs spaCy and the encoder.
 """
 
 import json
@@ -13,10 +14,16 @@ import numpy as np
 
 from configs import base
 from experiments import workdir as workdirs
+from qempo_jax.evaluation import diversity_metrics
 from qempo_jax.evaluation import functional
+from qempo_jax.evaluation import lexical
+from qempo_jax.evaluation import sentence_encoder
+from qempo_jax.evaluation import syntactic
 
 RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
 MEANS = ("entropy", "log_prob", "ref_log_prob", "num_tokens", "truncated")
+SCORES = ("reward", "judge")
+METRICS = ("distinct_2", "self_bleu", "semantic_distance", "vendi", "syntactic_distance")
 CURVES = ("reward", "entropy", "kl", "length", "dual/quality/multiplier", "dual/kl/multiplier", "seconds")
 
 
@@ -27,31 +34,66 @@ def collect(folders: list[pathlib.Path]) -> list[dict]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for path in sorted((folder / "runs").glob("*/result.json")):
       result = json.loads(path.read_text(encoding="utf-8"))
-      own = config[result["method"]]
+      own, rows = config[result["method"]], _lines(path.parent / "samples.jsonl")
       found.append({
           **{key: result[key] for key in ("method", "point", "seed", "seconds")},
           "changed": _changed(own, json.loads(base.get_config().to_json_best_effort())),
           "curves": _curves(path.parent / "metrics.jsonl"),
-          "puzzles": _puzzles(_lines(path.parent / "samples.jsonl")),
+          **({"puzzles": _puzzles(rows)} if rows[0]["set_name"] else {"prompts": _prompts(rows)}),
       })
   return found
 
 
 def _puzzles(rows: list[dict]) -> list[dict]:
   """By puzzle: its split and target, how often each right answer was given, and the means of what samples have."""
-  by_puzzle = {}
-  for row in rows:
-    by_puzzle.setdefault((row["split"], row["set_name"]), []).append(row)
   return [
       {
           "split": split,
           "set_name": set_name,
           "samples": len(group),
           "answers": dict(functional.answer_counts([row["answer"] for row in group])),
-          **{name: float(f"{np.mean([row[name] for row in group]):.5g}") for name in MEANS},
+          **_means(group, MEANS),
       }
-      for (split, set_name), group in by_puzzle.items()
+      for (split, set_name), group in _grouped(rows, "set_name").items()
   ]
+
+
+def _prompts(rows: list[dict]) -> list[dict]:
+  """By prompt: its split and first words, the means of what samples have, and the diversity of their texts."""
+  metrics = diversity_metrics.metrics(
+      [row["completion"] for row in rows], embed=sentence_encoder.load(), parse=syntactic.parse_with_spacy
+  )
+  return [
+      {
+          "split": split,
+          "prompt": prompt[:60],
+          "samples": len(group),
+          **_means(group, MEANS + SCORES),
+          **{name: _diversity(metrics[name], [row["completion"] for row in group]) for name in METRICS},
+      }
+      for (split, prompt), group in _grouped(rows, "prompt").items()
+  ]
+
+
+def _diversity(metric, texts: list[str]) -> float:
+  """A metric of a prompt's samples; its least value where they have none."""
+  value = metric.function(lexical.encode(texts) if metric.of_tokens else texts)
+  return _short(value if np.isfinite(value) else metric.worst)
+
+
+def _grouped(rows: list[dict], key: str) -> dict[tuple[str, str], list[dict]]:
+  groups = {}
+  for row in rows:
+    groups.setdefault((row["split"], row[key]), []).append(row)
+  return groups
+
+
+def _means(group: list[dict], names) -> dict[str, float]:
+  return {name: _short(np.mean([row[name] for row in group])) for name in names}
+
+
+def _short(value) -> float:
+  return float(f"{value:.5g}")
 
 
 def _curves(path: pathlib.Path) -> dict[str, list[float]]:

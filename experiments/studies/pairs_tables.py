@@ -1,0 +1,74 @@
+"""Tables of the study on preference pairs from its JSON in docs/results alone; `experiments.studies.results` writes them.
+
+Figures are means over prompts; intervals are 95 %, from a bootstrap over prompts, then seeds; p-values are of sign flips
+over prompts, Holm's over the methods of a column.
+"""
+
+import numpy as np
+
+from qempo_jax.evaluation import comparisons
+from qempo_jax.evaluation import frontier
+from qempo_jax.evaluation import frontier_page
+from qempo_jax.evaluation import intervals
+
+COLUMNS = {
+    "judge": "judge", "reward": "the floor's reward", "distinct_2": "distinct-2", "semantic_distance": "semantic",
+    "syntactic_distance": "syntactic", "entropy": "entropy (nats)", "kl": "KL (nats)", "num_tokens": "length",
+    "truncated": "truncated",
+}  # fmt: skip
+COMPARED = ("judge", "distinct_2", "semantic_distance", "syntactic_distance", "entropy")
+SPLITS = {"noveltybench_curated.jsonl": "NoveltyBench", "question.jsonl": "MT-Bench"}
+METHODS = tuple(frontier_page.LABELS)
+BASELINE = "dpo"
+
+
+def points(runs: list[dict], split: str) -> list[frontier.Point]:
+  """The operating points on one split's prompts, seeds side by side, METHODS' order."""
+  rows = []
+  for run in sorted(runs, key=lambda run: (METHODS.index(run["method"]), run["point"], run["seed"])):
+    chosen = [prompt for prompt in run["prompts"] if prompt["split"] == split]
+    figures = {name: [prompt[name] for prompt in chosen] for name in COLUMNS if name != "kl"}
+    figures["kl"] = [prompt["log_prob"] - prompt["ref_log_prob"] for prompt in chosen]
+    of_prompts = {name: np.asarray(values, float)[:, None] for name, values in figures.items()}
+    labels = {key: run[key] for key in ("method", "point", "seed")}
+    rows.append(labels | {"prompts": [prompt["prompt"] for prompt in chosen], "figures": of_prompts})
+  return frontier.points(rows)
+
+
+def tables(runs: list[dict]) -> list[str]:
+  """Lines of Markdown: every method on each split, then its differences from the baseline."""
+  lines = []
+  for split, name in SPLITS.items():
+    found = points(runs, split)
+    head = f"{name}, {len(found[0].prompts)} prompts"
+    lines += [""] * bool(lines) + [f"| {head} | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for point in found:
+      cells = [_interval(intervals.mean_interval(point.figures[column])) for column in COLUMNS]
+      lines.append(f"| {_label(point)} | {len(point.seeds)} | {' | '.join(cells)} |")
+    lines += ["", *_differences(found, name)]
+  return lines
+
+
+def _differences(found: list[frontier.Point], name: str) -> list[str]:
+  trained = {_label(point): point for point in found if point.method != "base"}
+  base = frontier_page.LABELS[BASELINE]
+  lines = [f"| {name}, less {base}'s | {' | '.join(COLUMNS[column] for column in COMPARED)} |", "|---" * (1 + len(COMPARED)) + "|"]
+  compared = {
+      column: comparisons.compare_with(base, {label: point.figures[column] for label, point in trained.items()})
+      for column in COMPARED
+  }
+  for label in trained:
+    if label != base:
+      cells = [compared[column][label] for column in COMPARED]
+      lines.append(f"| {label} | {' | '.join(f'{_interval(c.difference)}, p {c.adjusted_p_value:.3f}' for c in cells)} |")
+  return lines
+
+
+def _label(point: frontier.Point) -> str:
+  return frontier_page.LABELS[point.method]
+
+
+def _interval(value) -> str:
+  if not np.isfinite(value.low):
+    return f"{value.mean:.2f}"
+  return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]".replace("-0.00", "0.00")
