@@ -44,13 +44,14 @@ def test_tables_by_hand():
         for split in pairs_tables.SPLITS
         for number in range(8)
     ]
-    return {"method": method, "point": [["optimizer.learning_rate", 1e-5]], "seed": seed, "prompts": prompts}
+    return {"method": method, "point": [["optimizer.learning_rate", 1e-5]], "seed": seed, "prompts": prompts, "changed": {"objective.min_reward": 0.5}}
 
   runs = [run("dpo", seed, 0.0) for seed in (0, 1)] + [run("qempo", seed, 1.0) for seed in (0, 1)] + [run("base", 0, 0.0)]
   lines = pairs_tables.tables(runs)
   of_qempo = [line.split(" | ") for line in lines if line.startswith("| QEMPO |")]
   assert len(of_qempo) == 4  # two files, each with figures and with differences
   assert of_qempo[0][1] == "2" and of_qempo[0][2].startswith("4.50 [") and of_qempo[0][8].startswith("2.00 [")
+  assert of_qempo[0][-1].startswith("MET (1.00)")
   assert of_qempo[1][1] == f"1.00 [1.00, 1.00], p {2 / 2**8:.3f}"  # all 8 differences of one sign
   assert sum(line.startswith("| Base |") for line in lines) == 2  # among the figures alone
 

@@ -1,11 +1,12 @@
 """Tables of the study on preference pairs from its JSON in docs/results alone; `experiments.studies.results` writes them.
 
 Figures are means over prompts; intervals are 95 %, from a bootstrap over prompts, then seeds; p-values are of sign flips
-over prompts, Holm's over the methods of a column.
+over prompts, Holm's over the methods of a column. The floor is certified on these prompts, which no method trained on.
 """
 
 import numpy as np
 
+from qempo_jax.evaluation import certificate
 from qempo_jax.evaluation import comparisons
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import frontier_page
@@ -37,13 +38,16 @@ def points(runs: list[dict], split: str) -> list[frontier.Point]:
 
 def tables(runs: list[dict]) -> list[str]:
   """Lines of Markdown: every method on each split, then its differences from the baseline."""
-  lines = []
+  lines, floor = [], next(run["changed"]["objective.min_reward"] for run in runs if "objective.min_reward" in run["changed"])
   for split, name in SPLITS.items():
     found = points(runs, split)
     head = f"{name}, {len(found[0].prompts)} prompts"
-    lines += [""] * bool(lines) + [f"| {head} | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
+    heads = (head, "seeds", *COLUMNS.values(), f"floor of {floor:g}")
+    lines += [""] * bool(lines) + [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for point in found:
       cells = [_interval(intervals.mean_interval(point.figures[column])) for column in COLUMNS]
+      verdict = certificate.certify(point.figures["reward"], constraint="reward", bound=floor, direction="at least")
+      cells.append(f"{verdict.verdict} ({verdict.one_sided_bound:.2f})")
       lines.append(f"| {_label(point)} | {len(point.seeds)} | {' | '.join(cells)} |")
     lines += ["", *_differences(found, name)]
   return lines

@@ -18,6 +18,7 @@ from experiments.studies import countdown_tables
 from experiments.studies import entropy_gradients
 from experiments.studies import frontier_figure
 from experiments.studies import loose_floor
+from experiments.studies import pairs_tables
 from qempo_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,8 +38,15 @@ def _countdown(name: str) -> Callable[[], Lines]:
   return lambda: countdown_tables.tables(raw(name))
 
 
+def _with_budget() -> Lines:
+  """QEMPO-KL under a budget that binds, beside the other study's methods."""
+  beside = [run for run in raw("countdown_small") if run["method"] in ("base", "grpo", "ucpo")]
+  return countdown_tables.tables(beside + raw("countdown_budget"))
+
+
 TABLES: dict[str, Callable[[], Lines]] = {
   "countdown": _countdown("countdown"),
+  "countdown_budget": _with_budget,
   "countdown_small": _countdown("countdown_small"),
   "entropy_gradients": lambda: entropy_gradients.table(raw("entropy_gradients")["rows"]),
   "frontier_toy/hypervolume": lambda: frontier_figure.hypervolumes(raw("frontier_toy")),
@@ -48,6 +56,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
   "loose_floor/tight": lambda: loose_floor.table(raw("loose_floor")["rows"], floor=0.99),
   "loose_floor_countdown": _countdown("loose_floor_countdown"),
   "offline_countdown": _countdown("offline_countdown"),
+  "offline_pairs": lambda: pairs_tables.tables(raw("offline_pairs")),
 }
 FIGURES: dict[str, Callable[[], bytes]] = {
   "countdown_small.png": lambda: countdown_tables.picture(raw("countdown_small")),
