@@ -4,7 +4,7 @@
   python -m experiments.train_reward_model --config=configs/studies/floor_reward.py --workdir=runs/floor_reward
 
 It learns from the pairs that the policies train on. Responses are cut where the study's sampler cuts them, so that
-most are of one length and length cannot tell them apart.
+most pairs are of one length, and length cannot tell those apart.
 """
 
 from ml_collections import ConfigDict

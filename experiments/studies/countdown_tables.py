@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
 
+from experiments.studies import cells
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import frontier_page
 from qempo_jax.evaluation import functional
@@ -69,16 +70,16 @@ def tables(runs: list[dict]) -> list[str]:
   picked, lines = chosen(runs), []
   lines += ["| method | point | seeds | reward | different right answers of 64 | |", "|---" * 6 + "|"]
   for point in points(runs, "validation"):
-    cells = [f"{point.mean(name):.3f}" for name in ("reward", "distinct@64")]
+    shown = [f"{point.mean(name):.3f}" for name in ("reward", "distinct@64")]
     mark = "chosen" if picked.get(point.method) == point.label else ""
-    lines.append(f"| {_label(point)} | {point.label} | {len(point.seeds)} | {' | '.join(cells)} | {mark} |")
+    lines.append(f"| {cells.label(point.method)} | {point.label} | {len(point.seeds)} | {' | '.join(shown)} | {mark} |")
   splits = {puzzle["split"] for run in runs for puzzle in run["puzzles"]}
   for split in (split for split in ("heldout", "train") if split in splits):
     lines += ["", f"| {split} | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
     found = [point for point in points(runs, split) if picked.get(point.method) == point.label]
     for point in found:
-      cells = [_interval(intervals.mean_interval(point.figures[name])) for name in COLUMNS]
-      lines.append(f"| {_label(point)} | {len(point.seeds)} | {' | '.join(cells)} |")
+      shown = [cells.interval(intervals.mean_interval(point.figures[name])) for name in COLUMNS]
+      lines.append(f"| {cells.label(point.method)} | {len(point.seeds)} | {' | '.join(shown)} |")
     if compared := _differences(found, split):
       lines += ["", *compared]
   return lines
@@ -89,15 +90,15 @@ def _differences(found: list[frontier.Point], split: str) -> list[str]:
   baseline = next((point for point in found if point.method in BASELINES), None)
   if baseline is None:
     return []
-  lines = [f"| {split}, less {_label(baseline)}'s | reward | pass@64 | different right answers of 64 | entropy (nats) |", "|---" * 5 + "|"]
+  lines = [f"| {split}, less {cells.label(baseline.method)}'s | reward | pass@64 | different right answers of 64 | entropy (nats) |", "|---" * 5 + "|"]
   for point in found:
     if point.method in ("base", baseline.method):
       continue
     both = [seed for seed in point.seeds if seed in baseline.seeds]
     take = lambda p, name, both=both: p.figures[name][:, [p.seeds.index(seed) for seed in both]]
     names = ("reward", "pass@64", "distinct@64", "entropy")
-    cells = [_interval(intervals.paired_difference(take(point, name), take(baseline, name))) for name in names]
-    lines.append(f"| {_label(point)} | {' | '.join(cells)} |")
+    shown = [cells.interval(intervals.paired_difference(take(point, name), take(baseline, name))) for name in names]
+    lines.append(f"| {cells.label(point.method)} | {' | '.join(shown)} |")
   return lines
 
 
@@ -112,7 +113,7 @@ def picture(runs: list[dict]) -> bytes:
       colour, marker = frontier_page._STYLES[point.method]
       values = [point.mean(f"{name}@{k}") for k in DRAWS]
       axis.plot(DRAWS, values, marker=marker, color=colour, linewidth=1.2, markersize=4)
-      ends.append((values[-1], _label(point), colour))
+      ends.append((values[-1], cells.label(point.method), colour))
     _name_ends(axis, sorted(ends))
     axis.set_xscale("log", base=2)
     axis.set_xticks(DRAWS, [str(k) for k in DRAWS])
@@ -133,14 +134,3 @@ def _name_ends(axis, ends) -> None:
   for value, label, colour in ends:
     place = max(value, place + gap)
     axis.annotate(label, (DRAWS[-1], value), xytext=(70, place), color=colour, fontsize=8, va="center")
-
-
-def _label(point: frontier.Point) -> str:
-  return frontier_page.LABELS[point.method]
-
-
-def _interval(value) -> str:
-  if not np.isfinite(value.low):
-    return f"{value.mean:.2f}"
-  return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]".replace("-0.00", "0.00")
-

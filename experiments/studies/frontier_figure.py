@@ -11,6 +11,7 @@ import json
 import pathlib
 import sys
 
+from experiments.studies import cells
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import frontier_page
 
@@ -48,7 +49,7 @@ def picture(results: Mapping) -> bytes:
 def hypervolumes(results: Mapping) -> list[str]:
   """A row a method."""
   volumes = frontier_page.volumes(frontier.points(results["runs"]), results["config"])
-  rows = [f"| {_label(method)} | {count} | {_interval(volume)} |" for method, (count, volume) in volumes.items()]
+  rows = [f"| {cells.label(method)} | {count} | {_interval(volume)} |" for method, (count, volume) in volumes.items()]
   return ["| method | points | hypervolume |", "|---|---|---|", *rows]
 
 
@@ -58,7 +59,7 @@ def matched(results: Mapping) -> list[str]:
   for m in frontier_page.matches(frontier.points(results["runs"]), results["config"]):
     if m.diversity is not None:
       figures = f"{_interval(m.diversity.difference)} | {m.diversity.adjusted_p_value:.3f} | {_interval(m.quality)}"
-      rows.append(f"| {m.level:.1f} | {_label(m.method)} | {figures} |")
+      rows.append(f"| {m.level:.1f} | {cells.label(m.method)} | {figures} |")
   return ["| level | method | difference | p (Holm) | quality left |", "|---|---|---|---|---|", *rows]
 
 
@@ -69,13 +70,9 @@ def points(results: Mapping, shown: Sequence[tuple[str, str]] | None = None) -> 
   rows = []
   for point in found:
     if shown is None or (point.method, point.label) in shown:
-      cells = [_interval(point.interval(name, num_draws=results["config"]["num_draws"])) for name in names]
-      rows.append(f"| {_label(point.method)}: {point.label} | {' | '.join(cells)} |")
+      figures = [_interval(point.interval(name, num_draws=results["config"]["num_draws"])) for name in names]
+      rows.append(f"| {cells.label(point.method)}: {point.label} | {' | '.join(figures)} |")
   return [f"| point | {' | '.join(names)} |", f"|---{'|---' * len(names)}|", *rows]
-
-
-def _label(method: str) -> str:
-  return frontier_page.LABELS.get(method, method)
 
 
 def _interval(value) -> str:

@@ -6,6 +6,7 @@ over prompts, Holm's over the methods of a column. The floor is certified on the
 
 import numpy as np
 
+from experiments.studies import cells
 from qempo_jax.evaluation import certificate
 from qempo_jax.evaluation import comparisons
 from qempo_jax.evaluation import frontier
@@ -45,16 +46,16 @@ def tables(runs: list[dict]) -> list[str]:
     heads = (head, "seeds", *COLUMNS.values(), f"floor of {floor:g}")
     lines += [""] * bool(lines) + [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for point in found:
-      cells = [_interval(intervals.mean_interval(point.figures[column])) for column in COLUMNS]
+      shown = [cells.interval(intervals.mean_interval(point.figures[column])) for column in COLUMNS]
       verdict = certificate.certify(point.figures["reward"], constraint="reward", bound=floor, direction="at least")
-      cells.append(f"{verdict.verdict} ({verdict.one_sided_bound:.2f})")
-      lines.append(f"| {_label(point)} | {len(point.seeds)} | {' | '.join(cells)} |")
+      shown.append(f"{verdict.verdict} ({verdict.one_sided_bound:.2f})")
+      lines.append(f"| {cells.label(point.method)} | {len(point.seeds)} | {' | '.join(shown)} |")
     lines += ["", *_differences(found, name)]
   return lines
 
 
 def _differences(found: list[frontier.Point], name: str) -> list[str]:
-  trained = {_label(point): point for point in found if point.method != "base"}
+  trained = {cells.label(point.method): point for point in found if point.method != "base"}
   base = frontier_page.LABELS[BASELINE]
   lines = [f"| {name}, less {base}'s | {' | '.join(COLUMNS[column] for column in COMPARED)} |", "|---" * (1 + len(COMPARED)) + "|"]
   compared = {
@@ -63,16 +64,6 @@ def _differences(found: list[frontier.Point], name: str) -> list[str]:
   }
   for label in trained:
     if label != base:
-      cells = [compared[column][label] for column in COMPARED]
-      lines.append(f"| {label} | {' | '.join(f'{_interval(c.difference)}, p {c.adjusted_p_value:.3f}' for c in cells)} |")
+      shown = [compared[column][label] for column in COMPARED]
+      lines.append(f"| {label} | {' | '.join(f'{cells.interval(c.difference)}, p {c.adjusted_p_value:.3f}' for c in shown)} |")
   return lines
-
-
-def _label(point: frontier.Point) -> str:
-  return frontier_page.LABELS[point.method]
-
-
-def _interval(value) -> str:
-  if not np.isfinite(value.low):
-    return f"{value.mean:.2f}"
-  return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]".replace("-0.00", "0.00")
