@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
   config.offline.undesirable_weight = 1.0  # kto: of rejected responses
   config.offline.nll_weight = 0.0  # of -log pi(chosen), added to any pair loss; per nat of the whole response
   config.offline.pairs_per_step = 8  # pairs of an update
+  config.offline.pairs_per_row = 1  # pairs that share a row: less padding where pairs are short beside compute.bucket
   # "source": the file's own, or open_list's items of the right set and of others; "sampled": best and worst of the
   # reference's samples; "answers_against_samples": open_list's items and bad samples of the reference
   config.offline.pairs = "source"  # one of these three

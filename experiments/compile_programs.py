@@ -182,16 +182,18 @@ def _pairs(config, mesh) -> PairBatch:
   reads = loss.needs_reference or config.offline.log_change
   mask = _array((rows, loss.responses, length), bool, split)
   ref_log_probs = _array((rows, loss.responses), jnp.float32, split) if reads else None
-  return PairBatch(_packed(config, rows, loss.responses, split), mask, ref_log_probs)
+  packed = _packed(config, rows, loss.responses, split, offline_builders.pairs_per_row(config, mesh))
+  return PairBatch(packed, mask, ref_log_probs)
 
 
-def _packed(config, rows, group_size, split) -> PackedGroups:
+def _packed(config, prompts, group_size, split, per_row=1) -> PackedGroups:
   """Every response as long as it may be."""
   length, bucket = config.sampling.max_response_length, config.compute.bucket
-  layout = packing.row_layout(config.data.max_prompt_length, length, bucket=bucket)
-  places = packing.round_up(max(group_size * (length - 1), 1), bucket)
-  array = lambda width: _array((rows, width), jnp.int32, split)
-  fed, scored = layout.prompt + places, places + group_size
+  prompt = per_row * config.data.max_prompt_length
+  layout = packing.row_layout(prompt, length, bucket=bucket, prompts=per_row, responses=group_size)
+  places = packing.round_up(max(per_row * group_size * (length - 1), 1), bucket)
+  array = lambda width: _array((prompts // per_row, width), jnp.int32, split)
+  fed, scored = layout.prompt + places, places + per_row * group_size
   return PackedGroups(*(array(fed) for _ in range(3)), *(array(scored) for _ in range(4)), layout)
 
 

@@ -7,6 +7,7 @@ import pathlib
 
 from experiments import builders
 from experiments import cli
+from experiments import offline_builders
 from qempo_jax import offline_losses
 from qempo_jax.data import formats
 from qempo_jax.data import inspection
@@ -60,11 +61,15 @@ def padding(config, tokenizer, examples) -> float | None:
   responses = 1 if examples[0].rejected is None else 2
   pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **_limits(config))
   size, window = config.offline.pairs_per_step, config.data.length_window
-  batches = order.Order(len(pairs.rows), batch_size=size, seed=config.seed, lengths=pairs.lengths(), window=window)
+  lengths, per_row = pairs.lengths(), offline_builders.pairs_per_row(config)
+  batches = order.Order(len(pairs.rows), batch_size=size, seed=config.seed, lengths=lengths, window=window)
   empty = places = 0
   for step in range(max(len(pairs.rows) // size, 1)):
     longest = config.sampling.max_response_length
-    packed, _ = pair_tokens.pack_pairs(pairs, batches.batch(step), bucket=config.compute.bucket, max_length=longest)
+    indices = pair_tokens.dealt(lengths, batches.batch(step), per_row)
+    packed, _ = pair_tokens.pack_pairs(
+        pairs, indices, bucket=config.compute.bucket, max_length=longest, per_row=per_row
+    )
     empty, places = empty + int((packed.segments < 0).sum()), places + packed.segments.size
   return empty / places
 

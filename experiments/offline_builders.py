@@ -1,5 +1,6 @@
 """The `offline` group of a config -> typed objects, with what does not go together said in one line."""
 
+import jax
 from ml_collections import ConfigDict
 
 from experiments import builders
@@ -33,6 +34,23 @@ def objective(config: ConfigDict) -> OfflineObjective:
       max_kl=aim.max_kl if learned else None,
       averaging=aim.averaging,
   )
+
+
+def pairs_per_row(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> int:
+  """How many pairs of a batch share a row.
+
+  Raises:
+    InputError: that many leave rows that micro batches or the mesh do not divide.
+  """
+  pairs, per_row = config.offline.pairs_per_step, config.offline.pairs_per_row
+  shards = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+  parts = config.compute.micro_batches * shards
+  if per_row < 1 or (per_row > 1 and pairs % (per_row * parts)):
+    raise InputError(
+        f"config.offline.pairs_per_row={per_row} must divide the {pairs / parts:g} pairs that offline.pairs_per_step={pairs}"
+        f" leaves for each of compute.micro_batches x data x fsdp = {parts} parts; choose a divisor, or 1"
+    )
+  return per_row
 
 
 def _check(config) -> None:

@@ -23,8 +23,8 @@ def value_and_grad(loss_fn: Callable, params, batch, *, micro_batches: int):
     loss_fn: (params, rows) -> (scalar, aux); the scalar of a batch is the sum of its parts', and every leaf of aux
       has the rows on its first axis.
     params: what is differentiated.
-    batch: a pytree whose leaves have the P rows on their first axis.
-    micro_batches: parts; they divide P.
+    batch: a pytree whose leaves have the rows, or the prompts that share them, on their first axis.
+    micro_batches: parts; they divide the rows.
 
   Returns:
     ((scalar, aux of all rows in their order), gradient).
@@ -48,35 +48,48 @@ def value_and_grad(loss_fn: Callable, params, batch, *, micro_batches: int):
   (loss, _), gradient = jax.eval_shape(compute, params, jax.tree.map(lambda leaf: leaf[0], parts))
   loss, gradient = jax.tree.map(_zeros, (loss, gradient))
   (loss, gradient), aux = jax.lax.scan(one, (loss, sharding.constrain_params(gradient)), parts)
-  return (loss, join(aux)), gradient
+  return (loss, join(aux, num_rows(batch))), gradient
 
 
 def map_rows(function: Callable, batch, *, micro_batches: int):
   """function(batch), some rows at a time; every leaf of the result has the rows on its first axis."""
   if micro_batches == 1:
     return function(batch)
-  return join(jax.lax.map(function, split(batch, micro_batches)))
+  return join(jax.lax.map(function, split(batch, micro_batches)), num_rows(batch))
 
 
 def split(batch, micro_batches: int):
   """[P, ...] -> [M, P / M, ...]: part m has the rows m, m + M, ..., so that each device's rows go to every part.
 
+  What a leaf has of one row, which may be several prompts, stays together.
+
   Raises:
-    InputError: M does not divide P.
+    InputError: M does not divide the rows.
   """
+  rows = num_rows(batch)
+  if rows % micro_batches:
+    raise InputError(f"compute.micro_batches={micro_batches} does not divide the batch's {rows} rows")
 
   def one(leaf):
-    rows = leaf.shape[0]
-    if rows % micro_batches:
-      raise InputError(f"compute.micro_batches={micro_batches} does not divide the batch's {rows} rows")
-    return jnp.swapaxes(leaf.reshape(rows // micro_batches, micro_batches, *leaf.shape[1:]), 0, 1)
+    in_parts = leaf.reshape(rows // micro_batches, micro_batches, -1, *leaf.shape[1:])
+    return jnp.swapaxes(in_parts, 0, 1).reshape(micro_batches, -1, *leaf.shape[1:])
 
   return jax.tree.map(one, batch)
 
 
-def join(parts):
-  """Undoes `split`."""
-  return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), parts)
+def join(parts, rows: int):
+  """Undoes `split` of a batch of so many rows."""
+
+  def one(leaf):
+    in_rows = leaf.reshape(leaf.shape[0], rows // leaf.shape[0], -1, *leaf.shape[2:])
+    return jnp.swapaxes(in_rows, 0, 1).reshape(-1, *leaf.shape[2:])
+
+  return jax.tree.map(one, parts)
+
+
+def num_rows(batch) -> int:
+  """Rows of a batch: the least size of a first axis, of which the others are multiples."""
+  return min(leaf.shape[0] for leaf in jax.tree.leaves(batch))
 
 
 def _zeros(like):

@@ -17,6 +17,9 @@ from qempo_jax.train_state import TrainState
 from qempo_jax.train_state import move_policy
 
 
+_RESPONSES = 2  # of each prompt
+
+
 @struct.dataclass
 class RewardBatch:
   """Pairs, one a row: the prompt, then both responses, each seeing the prompt and itself alone.
@@ -43,7 +46,7 @@ class RewardBatch:
 def frozen_hidden(frozen: dict[str, Any], batch: RewardBatch, *, config: ModelConfig):
   """The residual stream after the frozen blocks, [P, R, D]; it never changes while the others are trained."""
   x = reward_head.embed(frozen, config, batch.tokens)
-  mask = shared_prompt.mask_of_rows(batch.positions, batch.segments)
+  mask = shared_prompt.mask_of_rows(batch.positions, batch.segments, _RESPONSES)
   if not reward_head.frozen_blocks(frozen):
     return x
   return reward_head.run_blocks(frozen["layers"], config, x, batch.positions, mask, first=0, remat=False)
@@ -64,7 +67,7 @@ def pair_scores(trained: dict[str, Any], frozen: dict[str, Any], batch: RewardBa
   if x is None:
     x = reward_head.embed(trained, config, batch.tokens)
   if "layers" in trained:
-    mask = shared_prompt.mask_of_rows(batch.positions, batch.segments)
+    mask = shared_prompt.mask_of_rows(batch.positions, batch.segments, _RESPONSES)
     first = reward_head.frozen_blocks(frozen)
     x = reward_head.run_blocks(trained["layers"], config, x, batch.positions, mask, first=first, remat=True)
   norm_and_head = {name: leaf for name, leaf in (frozen | trained).items() if name in ("final_norm", "score")}

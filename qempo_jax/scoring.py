@@ -39,13 +39,13 @@ def score_groups(
   """
   hidden = transformer.forward_groups(params, config, packed, remat=remat)
   predicting = jnp.take_along_axis(hidden, packed.source[:, :, None], axis=1)
-  prompts = predicting.shape[0]
+  rows, per_row = predicting.shape[0], packed.layout.prompts
 
-  def stats_of(unembedding, hidden_PxSxD, target_PxS):
+  def stats_of(unembedding, hidden_BxSxD, target_BxS):
     flat = token_stats(
-        hidden_PxSxD.reshape(-1, hidden_PxSxD.shape[-1]),
+        hidden_BxSxD.reshape(-1, hidden_BxSxD.shape[-1]),
         unembedding,
-        target_PxS.reshape(-1),
+        target_BxS.reshape(-1),
         temperature=temperature,
         chunk_size=chunk_size,
         compute_dtype=config.compute_dtype,
@@ -53,14 +53,14 @@ def score_groups(
         num_tokens=config.num_tokens,
         implementation=config.token_stats,
     )
-    return jax.tree.map(lambda x: x.reshape(target_PxS.shape), flat)
+    return jax.tree.map(lambda x: x.reshape(target_BxS.shape), flat)
 
   stats = sharding.over_rows(stats_of, transformer.unembedding(params), predicting, packed.target)
-  row = jnp.arange(prompts)[:, None]
+  row = jnp.arange(rows)[:, None]
 
   def spread(values):
-    empty = jnp.zeros((prompts, group_size, max_length), values.dtype)
+    empty = jnp.zeros((rows, per_row * group_size, max_length), values.dtype)
     place = (row, packed.sample, packed.time)
-    return empty.at[place].set(values, mode="drop")
+    return empty.at[place].set(values, mode="drop").reshape(rows * per_row, group_size, max_length)
 
   return jax.tree.map(spread, stats)

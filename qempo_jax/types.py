@@ -1,7 +1,7 @@
 """Batches as pytrees, with an explicit [prompts, group] axis wherever samples belong to a prompt.
 
-Shape letters: P prompts, G samples of a prompt, L prompt length, T response length, R packed row length,
-S places for its response tokens.
+Shape letters: P prompts, G samples of a prompt, L prompt length, T response length, B packed rows of R places,
+S places for the response tokens of a row.
 """
 
 from typing import NamedTuple
@@ -53,28 +53,34 @@ class RowLayout(NamedTuple):
   """Where things are in a packed row; static, so that each layout is compiled once.
 
   Attributes:
-    prompt: L, places of the prompt; those of the responses follow.
+    prompt: L, places of the row's prompts; those of the responses follow.
     chunk: places that attention takes together; divides the responses' places.
     reach: places within which any one response lies.
+    prompts: k, prompts a row.
+    responses: G, responses a prompt.
   """
 
   prompt: int
   chunk: int
   reach: int
+  prompts: int
+  responses: int
 
 
 @struct.dataclass
 class PackedGroups:
-  """One row a prompt: the prompt once, padded, then every response of its group, without padding between.
+  """Rows of k prompts each: the prompts once, padded, then every response of their groups, without padding between.
+
+  Rows are B = P / k, and prompt p is the (p mod k)th of row p // k.
 
   Attributes:
-    tokens: [P, R] token ids; the last token of a response is predicted but never fed.
-    positions: [P, R] rotary positions; each response continues its prompt.
-    segments: [P, R], 0 on the prompt, i + 1 on response i, -1 on padding.
-    source: [P, S] place in the row whose hidden state predicts this response token.
-    target: [P, S] the response token.
-    sample: [P, S] which response of the group it belongs to; the group's size on padding.
-    time: [P, S] its place in the response.
+    tokens: [B, R] token ids; the last token of a response is predicted but never fed.
+    positions: [B, R] rotary positions; each response continues its prompt.
+    segments: [B, R], j (G + 1) on the row's prompt j, j (G + 1) + i + 1 on its response i, -1 on padding.
+    source: [B, S] place in the row whose hidden state predicts this response token.
+    target: [B, S] the response token.
+    sample: [B, S] which response it belongs to: j G + i, and k G on padding.
+    time: [B, S] its place in the response.
     layout: of every row.
   """
 

@@ -143,9 +143,19 @@ def test_rows_keep_their_order():
   batch = {"x": np.arange(12.0).reshape(6, 2)}
   parts = accumulation.split(batch, 3)
   np.testing.assert_array_equal(parts["x"][1], [[2, 3], [8, 9]])  # rows 1 and 4
-  np.testing.assert_array_equal(accumulation.join(parts)["x"], batch["x"])
+  np.testing.assert_array_equal(accumulation.join(parts, 6)["x"], batch["x"])
   doubled = accumulation.map_rows(lambda b: b["x"] * 2, batch, micro_batches=3)
   np.testing.assert_array_equal(doubled, batch["x"] * 2)
+
+
+def test_prompts_that_share_a_row_stay_together():
+  batch = {"row": np.arange(4), "prompt": np.arange(8)}
+  parts = accumulation.split(batch, 2)
+  np.testing.assert_array_equal(parts["row"], [[0, 2], [1, 3]])
+  np.testing.assert_array_equal(parts["prompt"], [[0, 1, 4, 5], [2, 3, 6, 7]])
+  joined = accumulation.join(parts, 4)
+  np.testing.assert_array_equal(joined["row"], batch["row"])
+  np.testing.assert_array_equal(joined["prompt"], batch["prompt"])
 
 
 def test_half_precision_gradients_are_summed_in_single():

@@ -16,8 +16,8 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
 RESPONSES = [[[9, 10], [], [11, 12, 13]], [[14], [15, 16, 17, 18], [9, 10]]]
 
 
-def _score(params, prompts, responses, bucket=8):
-  packed = packing.pack_groups(prompts, responses, bucket=bucket)
+def _score(params, prompts, responses, bucket=8, **settings):
+  packed = packing.pack_groups(prompts, responses, bucket=bucket, **settings)
   return scoring.score_groups(
       params, CONFIG, packed, group_size=len(responses[0]), max_length=4, temperature=1.0, chunk_size=7
   )
@@ -32,13 +32,24 @@ def test_a_row_by_hand():
   np.testing.assert_array_equal(packed.target[0], [9, 10, 11, 12, 13, 0, 0])
   np.testing.assert_array_equal(packed.sample[0], [0, 0, 2, 2, 2, 3, 3])
   np.testing.assert_array_equal(packed.time[0], [0, 1, 0, 1, 2, 0, 0])
-  assert packed.layout == RowLayout(prompt=4, chunk=4, reach=4)
+  assert packed.layout == RowLayout(prompt=4, chunk=4, reach=4, prompts=1, responses=3)
+
+
+def test_a_row_of_two_prompts_by_hand():
+  packed = packing.pack_groups(PROMPTS, RESPONSES, bucket=4, prompts_per_row=2)
+  np.testing.assert_array_equal(packed.tokens, [[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 17, 9, 0]])
+  np.testing.assert_array_equal(packed.positions, [[0, 1, 2, 0, 1, 2, 3, 4, 3, 3, 4, 5, 6, 7, 5, 0]])
+  np.testing.assert_array_equal(packed.segments, [[0, 0, 0, 4, 4, 4, 4, 4, 1, 3, 3, 6, 6, 6, 7, -1]])
+  np.testing.assert_array_equal(packed.source[0, :12], [2, 8, 2, 9, 10, 7, 7, 11, 12, 13, 7, 14])
+  np.testing.assert_array_equal(packed.target[0, :12], [9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 9, 10])
+  np.testing.assert_array_equal(packed.sample, [[0, 0, 2, 2, 2, 3, 4, 4, 4, 4, 5, 5, 6, 6]])
+  assert packed.layout == RowLayout(prompt=8, chunk=4, reach=4, prompts=2, responses=3)
 
 
 @pytest.mark.parametrize(("longest", "reach"), [(1, 8), (8, 8), (9, 8), (10, 16), (17, 16), (18, 32), (100, 128)])
 def test_a_response_lies_within_the_reach(longest, reach):
   packed = packing.pack_groups([[1] * 9], [[[2] * longest, [3]]], bucket=8)
-  assert packed.layout == RowLayout(prompt=16, chunk=8, reach=reach)
+  assert packed.layout == RowLayout(prompt=16, chunk=8, reach=reach, prompts=1, responses=2)
   assert (packed.segments[0] > 0).sum() == longest - 1 and (packed.sample[0] < 2).sum() == longest + 1
 
 
@@ -49,9 +60,10 @@ def test_single_tokens_and_no_tokens_have_room():
   assert packed.tokens.shape == (1, 8) and packed.source.shape == (1, 14)
 
 
-def test_packed_scores_equal_those_of_each_sequence_alone():
+@pytest.mark.parametrize("prompts_per_row", [1, 2])
+def test_packed_scores_equal_those_of_each_sequence_alone(prompts_per_row):
   params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
-  stats = _score(params, PROMPTS, RESPONSES)
+  stats = _score(params, PROMPTS, RESPONSES, prompts_per_row=prompts_per_row)
   for row, (prompt, group) in enumerate(zip(PROMPTS, RESPONSES)):
     for index, response in enumerate(group):
       tokens = jnp.asarray([prompt + response])
@@ -65,9 +77,11 @@ def test_packed_scores_equal_those_of_each_sequence_alone():
       np.testing.assert_array_equal(stats.entropy[row, index, len(response) :], 0)
 
 
-def test_the_bucket_changes_nothing():
+@pytest.mark.parametrize(("bucket", "prompts_per_row"), [(64, 1), (4, 2)])
+def test_buckets_and_rows_change_nothing(bucket, prompts_per_row):
   params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
-  loss = lambda params, bucket: jnp.sum(jnp.sin(_score(params, PROMPTS, RESPONSES, bucket).log_prob))
-  small, large = jax.grad(loss)(params, 4), jax.grad(loss)(params, 64)
+  loss = lambda params, *settings: jnp.sum(jnp.sin(_score(params, PROMPTS, RESPONSES, **dict(settings)).log_prob))
+  small = jax.grad(loss)(params, ("bucket", 4))
+  large = jax.grad(loss)(params, ("bucket", bucket), ("prompts_per_row", prompts_per_row))
   scale = lambda a: np.max(np.abs(a))  # rounding is relative to what is summed
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a / scale(b), b / scale(b), rtol=0, atol=5e-6), small, large)

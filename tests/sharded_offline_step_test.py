@@ -1,4 +1,4 @@
-"""The offline steps on eight devices give what they give on one: policy, multipliers and metrics."""
+"""The offline steps on eight devices, two pairs a row, give what they give on one: policy, multipliers and metrics."""
 
 import jax
 import numpy as np
@@ -26,10 +26,10 @@ def _responses(rng, count, group_size):
   return [tuple(tuple(rng.integers(1, 48, rng.integers(1, 5))) for _ in range(group_size)) for _ in range(count)]
 
 
-def _pair_batch(rng, group_size):
+def _pair_batch(rng, group_size, per_row):
   prompts = [[int(token) for token in rng.integers(1, 48, 3)] for _ in range(16)]
   pairs = PairTokens([{}] * 16, prompts, _responses(rng, 16, group_size), 0, 0)
-  packed, mask = pack_pairs(pairs, range(16), bucket=16, max_length=4)
+  packed, mask = pack_pairs(pairs, range(16), bucket=16, max_length=4, per_row=per_row)
   return offline_step.PairBatch(packed, mask, -rng.exponential(8.0, (16, group_size)).astype(np.float32))
 
 
@@ -45,7 +45,7 @@ def _groups(rng):
   return groups, TokenStats(tokens(-1), tokens(1))
 
 
-def _both_steps(tmp_path, mesh, loss, group_size):
+def _both_steps(tmp_path, mesh, loss, group_size, per_row=1):
   config = toy.config(tmp_path)
   config.objective.min_reward, config.objective.max_kl = 0.9, 0.1
   config.offline.loss, config.offline.weights, config.offline.measure_every = loss, "multipliers", 1
@@ -63,7 +63,7 @@ def _both_steps(tmp_path, mesh, loss, group_size):
   with donation.checked(state):
     between, measured = offline.compile_dual_step(*arguments)(state, params, groups, stats)
   with donation.checked(between):
-    state, metrics = offline.compile_step(*arguments)(between, _pair_batch(rng, group_size), None)
+    state, metrics = offline.compile_step(*arguments)(between, _pair_batch(rng, group_size, per_row), None)
   return state, metrics | measured
 
 
@@ -76,7 +76,7 @@ SLOW.append(pytest.param((2, 2, 1, 2), "qempo_kl", 2, marks=pytest.mark.slow))
 def test_sharded_equals_single_device(tmp_path, shape, loss, group_size):
   single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
   expected, expected_metrics = jax.device_get(_both_steps(tmp_path, single, loss, group_size))
-  state, metrics = _both_steps(tmp_path, sharding.make_mesh(shape), loss, group_size)
+  state, metrics = _both_steps(tmp_path, sharding.make_mesh(shape), loss, group_size, per_row=2)
   if shape[1] > 1:
     assert not state.params["layers"]["gate"].sharding.is_fully_replicated
   assert "reward" in metrics and "margin" in metrics

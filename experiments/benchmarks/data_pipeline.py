@@ -14,6 +14,7 @@ import time
 
 from experiments import cli
 from experiments import inspect_data
+from experiments import offline_builders
 from qempo_jax.data import order
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import pipeline
@@ -47,17 +48,19 @@ def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
   pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **limits)
   seconds["tokenise"] = time.process_time() - started
   size = config.offline.pairs_per_step
+  lengths, per_row = pairs.lengths(), offline_builders.pairs_per_row(config)
   steps = order.Order(
       len(pairs.rows),
       batch_size=size,
       seed=config.seed,
-      lengths=pairs.lengths(),
+      lengths=lengths,
       window=config.data.length_window,
   )
 
   def batch(step):
     longest = config.sampling.max_response_length
-    return pair_tokens.pack_pairs(pairs, steps.batch(step), bucket=config.compute.bucket, max_length=longest)
+    indices = pair_tokens.dealt(lengths, steps.batch(step), per_row)
+    return pair_tokens.pack_pairs(pairs, indices, bucket=config.compute.bucket, max_length=longest, per_row=per_row)
 
   started = time.process_time()
   shares = [pair_tokens.padding_share(batch(step)[0]) for step in range(BATCHES)]

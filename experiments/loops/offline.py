@@ -34,6 +34,7 @@ def check(config, policy: builders.Policy) -> str:
     InputError: the config, a pair or the reward function is wrong, or the floor is out of reach.
   """
   objective = offline_builders.objective(config)
+  offline_builders.pairs_per_row(config, policy.mesh)
   found = pairs.load(config, policy, workdir=None)
   line, rows = "Pairs are sampled from the reference", None
   if found:

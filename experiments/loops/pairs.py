@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments import offline_builders
 from experiments import workdir as workdirs
 from experiments.loops import runs
 from experiments.loops import sampling
@@ -68,12 +69,13 @@ class Batches:
 
   def __init__(self, config, policy: builders.Policy, pairs: pair_tokens.PairTokens):
     """Scores the pairs that will be visited under the reference, once, where something reads that."""
-    self._config, self._pairs = config, pairs
+    self._config, self._pairs, self._lengths = config, pairs, pairs.lengths()
+    self._per_row = offline_builders.pairs_per_row(config, policy.mesh)
     self.order = order.Order(
         len(pairs.rows),
         batch_size=config.offline.pairs_per_step,
         seed=config.seed,
-        lengths=pairs.lengths(),
+        lengths=self._lengths,
         window=config.data.length_window,
     )
     self._ref_log_probs = None
@@ -88,7 +90,10 @@ class Batches:
     return offline_step.PairBatch(packed, mask, ref_log_probs)
 
   def _indices(self, step):
-    return self.order.batch(step)
+    return self._dealt(self.order.batch(step))
+
+  def _dealt(self, indices):
+    return pair_tokens.dealt(self._lengths, indices, self._per_row)
 
   def _packed(self, indices):
     return pair_tokens.pack_pairs(
@@ -96,6 +101,7 @@ class Batches:
         indices,
         bucket=self._config.compute.bucket,
         max_length=self._config.sampling.max_response_length,
+        per_row=self._per_row,
     )
 
   def _reference(self, policy) -> np.ndarray:
@@ -122,7 +128,7 @@ class Batches:
     return found
 
   def _score(self, policy, visited) -> np.ndarray:
-    """[n, G] nats of some examples."""
+    """[n, G] nats of some examples, computed beside others of their length."""
     config = self._config
     score = functools.partial(
         offline_step.score,
@@ -131,14 +137,15 @@ class Batches:
         chunk_size=config.compute.chunk_size,
     )
     score = jax.jit(sharding.on_mesh(score, policy.mesh))
-    size, found = config.offline.pairs_per_step, []
-    for start in range(0, len(visited), size):
-      indices = visited[start : start + size]
-      packed, mask = self._packed(indices + indices[:1] * (size - len(indices)))
+    size, found = config.offline.pairs_per_step, {}
+    by_length = sorted(visited, key=lambda index: self._lengths[index])
+    for start in range(0, len(by_length), size):
+      indices = by_length[start : start + size]
+      indices = self._dealt(indices + indices[:1] * (size - len(indices)))
+      packed, mask = self._packed(indices)
       batch = sharding.place(offline_step.PairBatch(packed, mask, None), runs.split(policy.mesh, size))
-      stats = score(policy.params, batch)
-      found.append(sharding.to_host(stats.log_prob.sum(-1))[: len(indices)])
-    return np.concatenate(found)
+      found |= zip(indices, sharding.to_host(score(policy.params, batch).log_prob.sum(-1)))
+    return np.stack([found[index] for index in visited])
 
 
 def _sampled(config, policy, rows, path) -> list[preferences.Preference]:

@@ -99,13 +99,31 @@ def encode_pairs(
   return PairTokens(rows, prompts, groups, len(preferences) - len(rows) - ended, encoder.seams, ended)
 
 
+def dealt(lengths: Sequence[int], indices: Sequence[int], per_row: int) -> list[int]:
+  """The same examples, so ordered that `per_row` neighbours make rows of like length.
+
+  The longest are dealt one to a row, then the next back from the last row to the first, and so on.
+
+  Args:
+    lengths: tokens of every example.
+    indices: P of them; `per_row` divides P.
+    per_row: examples a row; 1 leaves the order as it is.
+  """
+  if per_row == 1:
+    return list(indices)
+  rounds = np.asarray(sorted(indices, key=lambda index: -lengths[index])).reshape(per_row, -1)
+  rounds[1::2] = rounds[1::2, ::-1]
+  return rounds.T.reshape(-1).tolist()
+
+
 def pack_pairs(
-    pairs: PairTokens, indices: Sequence[int], *, bucket: int, max_length: int
+    pairs: PairTokens, indices: Sequence[int], *, bucket: int, max_length: int, per_row: int = 1
 ) -> tuple[PackedGroups, np.ndarray]:
-  """Packs some examples, each prompt once; returns the rows and the mask [P, G, T] of response tokens."""
+  """Packs some examples, `per_row` a row and each prompt once; returns the rows and the mask [P, G, T] of response tokens."""
   groups = [pairs.responses[index] for index in indices]
   lengths = np.array([[len(response) for response in group] for group in groups])
-  packed = packing.pack_groups([pairs.prompts[index] for index in indices], groups, bucket=bucket)
+  prompts = [pairs.prompts[index] for index in indices]
+  packed = packing.pack_groups(prompts, groups, bucket=bucket, prompts_per_row=per_row)
   return packed, np.arange(max_length) < lengths[:, :, None]
 
 

@@ -1,4 +1,4 @@
-"""Attention in rows that hold a prompt once and all of its responses after it.
+"""Attention in rows that hold prompts once and all of their responses after them.
 
 A response's token sees the prompt and the earlier tokens of its own response, which lie at most `reach` places before
 it. So the scores of G responses of T tokens after a prompt of L take G T (L + T) places beside the prompt's own L^2,
@@ -7,8 +7,8 @@ where whole rows would take (L + G T)^2:
     out_t = (sum_l e^(s_tl) v_l + sum_u e^(s_tu) v_u) / (sum_l e^(s_tl) + sum_u e^(s_tu)),   l prompt, u own past
 
 A shared prompt for batched decoding: Juravsky et al., "Hydragen", arXiv 2402.05099; here with its gradient, the sum
-over the responses. Shape letters as in `layers`, and P prompts, L places of the prompt, S places of the responses, cut
-into N chunks of C, whose queries see W places each; Q = H / J query heads of a key head.
+over the responses. Where a row holds several prompts, each response sees its own. Shape letters as in `layers`, and P
+rows, L places of the prompts, S places of the responses, cut into N chunks of C, whose queries see W places each; Q = H / J query heads of a key head.
 """
 
 import jax
@@ -22,11 +22,17 @@ from qempo_jax.token_stats import softcap
 from qempo_jax.types import PackedGroups
 
 
-def mask_of_rows(positions_PxR, segments_PxR):
-  """A token sees its prompt and the earlier tokens of its own response: [P, R, R], of rows in any layout."""
+def mask_of_rows(positions_PxR, segments_PxR, responses: int):
+  """A token sees its prompt and the earlier tokens of its own response: [P, R, R], of rows in any order.
+
+  Args:
+    positions_PxR: rotary positions.
+    segments_PxR: as in `PackedGroups`.
+    responses: of each prompt, G.
+  """
   query, key = segments_PxR[:, :, None], segments_PxR[:, None, :]
   earlier = positions_PxR[:, None, :] <= positions_PxR[:, :, None]
-  return earlier & ((key == query) | (key == 0)) & (query >= 0) & (key >= 0)
+  return earlier & ((key == query) | (key == _prompt_of(query, responses))) & (query >= 0) & (key >= 0)
 
 
 def attender(packed: PackedGroups, config):
@@ -49,7 +55,7 @@ def attender(packed: PackedGroups, config):
     name = whole_rows.chosen(config, length, q.shape[3], platform, whole_rows.obstacle_to_splitting(q, k))
     if name == "splash":
       queries, keys = positions[:, :, None], positions[:, None, :]
-      seen = within_window(mask_of_rows(positions, segments), queries, keys, window)
+      seen = within_window(mask_of_rows(positions, segments, layout.responses), queries, keys, window)
       return whole_rows.splash(q, k, v, seen, config)
     joined = whole_rows.cudnn if name == "cudnn" else None
     return by_parts(q, k, v, packed, config, window=window, joined=joined)
@@ -86,13 +92,13 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
   queries = in_chunks(of_responses(positions))[..., None]
   query_segments = in_chunks(of_responses(segments, -1))[..., None]
   keys, key_segments = past(positions)[:, :, None], past(segments, -1)[:, :, None]
-  sees_own_PxNxCxW = (key_segments == query_segments) & (query_segments > 0) & (keys <= queries)
+  sees_own_PxNxCxW = (key_segments == query_segments) & (query_segments >= 0) & (keys <= queries)
   sees_own_PxNxCxW = within_window(sees_own_PxNxCxW, queries, keys, window)
-  keys, is_prompt = of_prompt(positions)[:, None, None], of_prompt(segments == 0)[:, None, None]
-  sees_prompt_PxNxCxL = within_window((query_segments > 0) & is_prompt, queries, keys, window)
-  keys, is_prompt = of_prompt(positions)[:, None], of_prompt(segments == 0)
-  causal = is_prompt[:, :, None] & is_prompt[:, None] & (keys <= of_prompt(positions)[:, :, None])
-  causal = within_window(causal, of_prompt(positions)[:, :, None], keys, window)
+  keys, own_prompt = of_prompt(positions)[:, None, None], _prompt_of(query_segments, packed.layout.responses)
+  is_own = (of_prompt(segments)[:, None, None] == own_prompt) & (query_segments >= 0)
+  sees_prompt_PxNxCxL = within_window(is_own, queries, keys, window)
+  causal = mask_of_rows(of_prompt(positions), of_prompt(segments), packed.layout.responses)
+  causal = within_window(causal, of_prompt(positions)[:, :, None], of_prompt(positions)[:, None], window)
 
   plain = layers.attention if joined is None else joined
   prompts = plain(sharding.split_tokens(of_prompt(q_PxRxHxK)), of_prompt(k_PxRxJxK), of_prompt(v_PxRxJxK), causal, config)
@@ -109,6 +115,11 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
   responses = _apart(*arrays) if joined is None else _together(*arrays, joined)
   responses = responses.reshape(responses.shape[0], places + missing, *responses.shape[3:])[:, :places]
   return jnp.concatenate([prompts, responses], axis=1)
+
+
+def _prompt_of(segments, responses: int):
+  """The segment of the prompt that a segment's response answers, or of the prompt itself."""
+  return segments - segments % (responses + 1)
 
 
 def _chunking(layout, places: int) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def sample_groups(
     prompt_ids=None,
     slots: int = 0,
     halvings: int = 0,
-    first_ring: int = 256,
+    first_ring: int | None = None,
 ) -> Rollout:
   """Samples a group of responses to each prompt from the untruncated distribution.
 
@@ -61,7 +61,8 @@ def sample_groups(
     prompt_ids: [P] numbers that the prompts' random numbers depend on; None for their rows.
     slots: samples decoded side by side, over all devices; 0, or too many, for all.
     halvings: how often the slots are halved while the last samples finish; each is one more loop to compile.
-    first_ring: response tokens that the first loop has room for.
+    first_ring: response tokens that the first loop has room for; None for half of the longest response's, within 32 and
+      256. Attention reads a whole ring for each token, and every doubling is one more loop to compile.
 
   Returns:
     Rollout with log-probabilities and entropies at this temperature, in nats.
@@ -89,7 +90,8 @@ def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings
   """All loops on one device's prompts: (tokens [P, G, T], -1 where there are none; TokenStats; slot-steps [1])."""
   params, temperature = decoder
   hidden_PxD, prompt_layers, mask_PxL, keys_PxG = by_prompt
-  rings = [min(ring, max_length)]
+  first = min(max(-(-max_length // 2), 32), 256) if ring is None else ring
+  rings = [min(first, max_length)]
   while rings[-1] < max_length:
     rings.append(min(2 * rings[-1], max_length))
   work = queues.Work(hidden_PxD, prompt_layers, mask_PxL, group_size=keys_PxG.shape[1])

@@ -107,3 +107,13 @@ def test_batches_ahead_of_the_step_are_the_same_and_resume():
   resumed = pipeline.Prefetched(make, steps=STEPS, ahead=2, threads=2)
   resumed.set_state(state)
   assert list(resumed) == expected[5:]
+
+
+def test_examples_are_dealt_to_rows_of_like_length():
+  assert pair_tokens.dealt([10, 20, 30, 40, 50, 60], range(6), 1) == list(range(6))
+  assert pair_tokens.dealt([10, 20, 30, 40, 50, 60], range(6), 2) == [5, 0, 4, 1, 3, 2]
+  assert pair_tokens.dealt([10, 20, 30, 40, 50, 60], [5, 5, 1, 0], 2) == [5, 0, 5, 1]
+  indices = list(range(32))
+  rows = np.reshape(pair_tokens.dealt(LENGTHS, indices, 4), (-1, 4))
+  assert sorted(rows.reshape(-1)) == indices
+  assert np.ptp(LENGTHS[rows].sum(axis=1)) < np.ptp(LENGTHS[np.reshape(indices, (-1, 4))].sum(axis=1))

@@ -108,6 +108,21 @@ def test_metrics_of_the_first_batch_are_those_of_its_pairs(tmp_path):
   assert first["accuracy"] == pytest.approx((margins > 0).mean())
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_pairs_that_share_rows_train_alike_with_less_padding(tmp_path, micro_batches):
+  settings = dict(offline__loss="kto", offline__weights="fixed", offline__measure_every=0, checkpoint__every=-1)
+  apart, _ = _run(tmp_path / "apart", compute__bucket=8, **settings)
+  together, _ = _run(
+      tmp_path / "together", compute__bucket=8, compute__micro_batches=micro_batches, offline__pairs_per_row=4, **settings
+  )
+  for before, after in zip(_metrics(tmp_path / "apart"), _metrics(tmp_path / "together"), strict=True):
+    for name in ("loss", "grad_norm", "margin", "chosen_log_prob", "rejected_change"):
+      assert after[name] == pytest.approx(before[name], rel=2e-4, abs=1e-5)
+    assert after["padding"] < before["padding"]
+  near = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4)
+  jax.tree.map(near, together.params, apart.params)
+
+
 def test_multipliers_move_at_measurements_and_weights_follow(tmp_path):
   state, _ = _run(tmp_path / "a")
   found = _metrics(tmp_path / "a")
@@ -185,6 +200,14 @@ def equal_reward(prompts, completions, **columns):
 def test_a_config_that_cannot_work_is_refused(tmp_path, changes, message):
   with pytest.raises(InputError, match=message):
     offline_builders.objective(_config(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(("per_row", "micro_batches"), [(0, 1), (3, 1), (8, 4)])
+def test_rows_that_pairs_do_not_fill_are_refused(tmp_path, per_row, micro_batches):
+  config = _config(tmp_path, offline__pairs_per_row=per_row, compute__micro_batches=micro_batches)
+  config.offline.pairs_per_step = 16
+  with pytest.raises(InputError, match=f"pairs_per_row={per_row} must divide the {16 // micro_batches} pairs"):
+    offline.check(config, toy.policy())
 
 
 def test_dpo_without_a_kl_multiplier_is_refused(tmp_path):

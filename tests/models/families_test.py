@@ -130,7 +130,7 @@ def _of_responses(golden, values):
 def test_packed_rows_equal_pytorch(name):
   config, params, golden = _load(name)
   packed, temperature = _packed(golden), 0.7
-  mask = shared_prompt.mask_of_rows(packed.positions, packed.segments)
+  mask = shared_prompt.mask_of_rows(packed.positions, packed.segments, packed.layout.responses)
   logits = np.asarray(_logits(config, params, packed.tokens, packed.positions, mask))
   golden_rows = np.split(golden["right"], np.cumsum(golden["lengths"])[:-1])
   for index, (place, row) in enumerate(zip([(0, 1), (0, 2), (1, 1)], golden_rows)):

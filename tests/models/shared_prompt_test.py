@@ -34,7 +34,7 @@ def _groups(vocab_size, group_size, longest, seed=0):
 
 
 def _dense(params, config, packed):
-  mask = shared_prompt.mask_of_rows(packed.positions, packed.segments)
+  mask = shared_prompt.mask_of_rows(packed.positions, packed.segments, packed.layout.responses)
   return transformer.forward(params, config, packed.tokens, packed.positions, mask)
 
 
@@ -58,11 +58,12 @@ def _assert_same(config, params, packed, *, relative=2e-5):
   jax.tree.map(near, gradient, expected_gradient)
 
 
+@pytest.mark.parametrize("prompts_per_row", [1, 3])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_families_equal_their_dense_rows(name):
+def test_families_equal_their_dense_rows(name, prompts_per_row):
   config, params = conversion.load(GOLDEN / name)
   params = jax.tree.map(jnp.asarray, params)
-  packed = packing.pack_groups(*_groups(config.vocab_size, 6, 9), bucket=4)
+  packed = packing.pack_groups(*_groups(config.vocab_size, 6, 9), bucket=4, prompts_per_row=prompts_per_row)
   assert packed.segments.shape[1] - packed.layout.prompt > 3 * packed.layout.chunk  # many chunks
   _assert_same(config, params, packed)
 
@@ -73,16 +74,17 @@ def test_any_chunks_equal_dense_rows(bucket):
   _assert_same(CONFIG, params, packing.pack_groups(*_groups(50, 7, 10, seed=bucket), bucket=bucket))
 
 
+@pytest.mark.parametrize("prompts_per_row", [1, 3])
 @pytest.mark.parametrize("window", [None, 3, 12])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_kernels_with_joined_keys_equal_dense_attention(window, softcap):
+def test_kernels_with_joined_keys_equal_dense_attention(window, softcap, prompts_per_row):
   config = dataclasses.replace(CONFIG, attention_softcap=softcap)
-  packed = packing.pack_groups(*_groups(50, 6, 9), bucket=4)
+  packed = packing.pack_groups(*_groups(50, 6, 9), bucket=4, prompts_per_row=prompts_per_row)
   rng = np.random.default_rng(1)
   draw = lambda heads: jnp.asarray(rng.normal(size=(*packed.tokens.shape, heads, 8)), jnp.float32)
   arrays = draw(4), draw(2), draw(2)
   queries, keys = packed.positions[:, :, None], packed.positions[:, None, :]
-  mask = shared_prompt.mask_of_rows(packed.positions, packed.segments)
+  mask = shared_prompt.mask_of_rows(packed.positions, packed.segments, packed.layout.responses)
   mask = shared_prompt.within_window(mask, queries, keys, window)
   real = (packed.segments >= 0)[:, :, None, None]
   expected = jnp.where(real, attention.attention(*arrays, mask, config), 0)
@@ -92,11 +94,12 @@ def test_kernels_with_joined_keys_equal_dense_attention(window, softcap):
     np.testing.assert_allclose(jnp.where(real, ours, 0), expected, atol=1e-5)
 
 
-def test_the_gradient_is_the_sum_over_sequences_alone():
+@pytest.mark.parametrize("prompts_per_row", [1, 3])
+def test_the_gradient_is_the_sum_over_sequences_alone(prompts_per_row):
   """Every response after a prompt of its own, unpacked, by a forward that knows nothing of groups."""
   params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
   prompts, responses = _groups(50, 4, 6)
-  packed = packing.pack_groups(prompts, responses, bucket=4)
+  packed = packing.pack_groups(prompts, responses, bucket=4, prompts_per_row=prompts_per_row)
   weight = lambda p, g, t: np.sin(1.0 + p + 3 * g + 7 * t)
 
   def packed_loss(params):
