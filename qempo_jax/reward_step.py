@@ -16,7 +16,6 @@ from qempo_jax.models.config import ModelConfig
 from qempo_jax.train_state import TrainState
 from qempo_jax.train_state import move_policy
 
-
 _RESPONSES = 2  # of each prompt
 
 

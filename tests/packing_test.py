@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from qempo_jax import packing
-from qempo_jax import scoring
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.types import RowLayout
+from tests import scored
 
 CONFIG = ModelConfig(50, 16, 24, 2, 4, 2, 4, 100.0, 1e-5, False)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
@@ -18,7 +18,7 @@ RESPONSES = [[[9, 10], [], [11, 12, 13]], [[14], [15, 16, 17, 18], [9, 10]]]
 
 def _score(params, prompts, responses, bucket=8, **settings):
   packed = packing.pack_groups(prompts, responses, bucket=bucket, **settings)
-  return scoring.score_groups(
+  return scored.score_groups(
       params, CONFIG, packed, group_size=len(responses[0]), max_length=4, temperature=1.0, chunk_size=7
   )
 
@@ -64,12 +64,13 @@ def test_single_tokens_and_no_tokens_have_room():
 def test_packed_scores_equal_those_of_each_sequence_alone(prompts_per_row):
   params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
   stats = _score(params, PROMPTS, RESPONSES, prompts_per_row=prompts_per_row)
+  forward = jax.jit(transformer.forward, static_argnums=1)
   for row, (prompt, group) in enumerate(zip(PROMPTS, RESPONSES)):
     for index, response in enumerate(group):
       tokens = jnp.asarray([prompt + response])
       positions = jnp.arange(tokens.shape[1])[None]
       mask = transformer.causal_mask(positions, jnp.ones_like(tokens, bool))
-      hidden = transformer.forward(params, CONFIG, tokens, positions, mask)
+      hidden = forward(params, CONFIG, tokens, positions, mask)
       log_probs = jax.nn.log_softmax(hidden[0] @ params["unembedding"].T)
       expected = [float(log_probs[len(prompt) - 1 + t, token]) for t, token in enumerate(response)]
       np.testing.assert_allclose(stats.log_prob[row, index, : len(response)], expected, atol=1e-5)

@@ -16,7 +16,7 @@ def _train(folder, *, loss, weights, steps, pairs, per_step, scale, max_kl=None)
   config = offline_toy.config(folder, count=pairs, scale=scale)
   config.steps = steps
   config.offline.loss, config.offline.weights = loss, weights
-  config.offline.pairs_per_step = per_step
+  config.offline.pairs_per_step, config.offline.pairs_per_row = per_step, 8
   config.objective.min_reward, config.objective.max_kl = FLOOR, max_kl
   config.objective.averaging = 0.95
   config.optimizer.learning_rate, config.optimizer.final_fraction = 4e-3, 0.1
@@ -36,21 +36,25 @@ def _normalised(log_probs):
   return log_probs - np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
 
 
-def test_measured_duals_hold_the_floor_and_fixed_weights_do_not(tmp_path):
-  shared = dict(loss="qempo", steps=400, pairs=60_000, per_step=128, scale=16.0)
-  (tmp_path / "learned").mkdir(), (tmp_path / "fixed").mkdir()
-  policy, learned = _train(tmp_path / "learned", weights="multipliers", **shared)
-  _, fixed = _train(tmp_path / "fixed", weights="fixed", **shared)
+SETTINGS = dict(loss="qempo", steps=400, pairs=60_000, per_step=128, scale=16.0)
 
+
+@pytest.mark.slow
+def test_fixed_weights_miss_the_floor(tmp_path):
+  _, fixed = _train(tmp_path, weights="fixed", **SETTINGS)
+  entropy, reward, _ = _exact_values(fixed.params)
+  print(f"fixed weights: entropy {entropy:.4f}, reward {reward:.4f}")
+  assert abs(reward - FLOOR) > 0.1
+
+
+def test_measured_duals_hold_the_floor(tmp_path):
+  policy, learned = _train(tmp_path, weights="multipliers", **SETTINGS)
   ref_log_probs = _normalised(toy.log_probs(policy.params))
   with jax.enable_x64(True):
     best = exact.solve_qempo(toy.rewards(), min_reward=FLOOR, ref_log_probs=ref_log_probs)
   entropy, reward, _ = _exact_values(learned.params)
-  fixed_entropy, fixed_reward, _ = _exact_values(fixed.params)
   print(f"entropy {entropy:.4f} exact {np.mean(best.entropy):.4f}, reward {reward:.4f}")
-  print(f"fixed weights: entropy {fixed_entropy:.4f}, reward {fixed_reward:.4f}")
   assert reward == pytest.approx(FLOOR, abs=0.02)
-  assert abs(fixed_reward - FLOOR) > 0.1
   assert entropy == pytest.approx(float(np.mean(best.entropy)), rel=0.02)
 
 

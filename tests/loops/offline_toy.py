@@ -44,7 +44,6 @@ def config(folder, *, count, scale):
   config = toy.config(folder)
   write_pairs(folder / "pairs.jsonl", count, scale=scale)
   config.data.source = f"jsonl:{folder / 'pairs.jsonl'}"
-  config.compute.bucket = 16
   config.offline.loss = "qempo"
   config.offline.weights = "multipliers"
   config.offline.pairs_per_step = 16

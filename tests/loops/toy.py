@@ -77,7 +77,7 @@ def config(folder):
   config.reward.function = "tests.loops.toy.reward"
   config.sampling.max_response_length = SPACE.max_length
   config.sampling.group_size = 32
-  config.compute.bucket = 64
+  config.compute.bucket = 16
   config.checkpoint.every = -1
   return config
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from qempo_jax import packing
-from qempo_jax import scoring
 from qempo_jax.errors import InputError
 from qempo_jax.models import lora
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
+from tests import scored
 
 CONFIG = ModelConfig(50, 16, 24, 2, 4, 2, 8, 100.0, 1e-5, False)  # heads: 32 wide together, unlike the residual's 16
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 7)))
@@ -43,7 +43,7 @@ def _scores(params, config=CONFIG):
   rng = np.random.default_rng(3)
   responses = [[rng.integers(1, 50, 4) for _ in range(3)] for _ in range(2)]
   packed = packing.pack_groups([[1, 2, 3], [4, 5]], responses, bucket=16)
-  return scoring.score_groups(
+  return scored.score_groups(
       params, config, packed, group_size=3, max_length=4, temperature=1.0, chunk_size=16
   ).log_prob
 
@@ -130,10 +130,10 @@ def test_sampler_and_scorer_agree_on_adapted_parameters():
   )
   responses = [[tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)]
   packed = packing.pack_groups([[1, 2, 3], [4, 5, 6]], responses, bucket=16)
-  scored = scoring.score_groups(
+  stats = scored.score_groups(
       params, CONFIG, packed, group_size=3, max_length=4, temperature=1.0, chunk_size=16
   )
-  np.testing.assert_allclose(scored.log_prob, rollout.log_probs, atol=2e-5)
+  np.testing.assert_allclose(stats.log_prob, rollout.log_probs, atol=2e-5)
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
@@ -141,7 +141,7 @@ def test_a_half_precision_base_keeps_single_precision_adapters(compute):
   config = dataclasses.replace(CONFIG, compute_dtype=compute)
   base = _base(jnp.bfloat16)
   adapters = _adapters(base)
-  gradient = jax.grad(lambda ad: jnp.sum(_scores(lora.apply(base, ad), config)))(adapters)
+  gradient = jax.jit(jax.grad(lambda ad: jnp.sum(_scores(lora.apply(base, ad), config))))(adapters)
   assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.float32)}
   wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base)
   np.testing.assert_array_equal(

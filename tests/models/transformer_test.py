@@ -49,15 +49,14 @@ def test_greedy_text_equals_pytorch_transformers(demo):
   answers = _pieces(golden["greedy_ids"], golden["greedy_lengths"])
   config, params = demo
   decode, decoder = jax.jit(transformer.decode, static_argnums=1), transformer.for_decoding(params, config)
-  for prompt, answer in zip(prompts, answers):
-    hidden, keys, values = transformer.prefill(
-        params, config, jnp.asarray(prompt)[None], jnp.ones((1, len(prompt)), bool)
-    )
-    cache = transformer.KVCache.create(
-        keys, values, jnp.ones((1, len(prompt)), bool), group_size=1, max_length=len(answer)
-    )
-    hidden, ours = hidden[:, None], []
-    for _ in answer:
-      ours.append(int(jnp.argmax(hidden[0, 0] @ params["embedding"].T)))
-      hidden, cache = decode(decoder, config, jnp.asarray([[ours[-1]]]), cache)
-    assert ours == list(answer)
+  longest, steps = max(map(len, prompts)), max(map(len, answers))
+  mask = jnp.asarray([[place >= longest - len(prompt) for place in range(longest)] for prompt in prompts])
+  tokens = jnp.asarray([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+  hidden, keys, values = transformer.prefill(params, config, tokens, mask)
+  cache = transformer.KVCache.create(keys, values, mask, group_size=1, max_length=steps)
+  hidden, ours = hidden[:, None], []
+  for _ in range(steps):
+    ours.append(jnp.argmax(hidden @ params["embedding"].T, axis=-1))
+    hidden, cache = decode(decoder, config, ours[-1], cache)
+  for row, answer in enumerate(answers):
+    assert [int(step[row, 0]) for step in ours[: len(answer)]] == list(answer)

@@ -19,12 +19,13 @@ def test_the_tree_scores_every_response_as_alone(prompt):
   params = policy.init(jax.random.key(0))
   found = policy.token_log_probs(params)
   config = tiny_transformer.tiny_config(3, width=16, num_layers=2)
+  forward = jax.jit(transformer.forward, static_argnums=1)
   for response, mask, row in zip(policy.space.tokens, policy.space.mask, found, strict=True):
     response = response[mask]
     fed = jnp.array([[*prompt, *response[:-1]]])
     positions = jnp.arange(fed.shape[1])[None]
     sees = transformer.causal_mask(positions, jnp.ones(fed.shape, bool))
-    hidden = transformer.forward(params, config, fed, positions, sees)[0, len(prompt) - 1 :]
+    hidden = forward(params, config, fed, positions, sees)[0, len(prompt) - 1 :]
     log_probs = jax.nn.log_softmax(hidden @ transformer.unembedding(params).T)
     alone = log_probs[jnp.arange(len(response)), response]
     np.testing.assert_allclose(row[mask], alone, atol=2e-5)
