@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from experiments.benchmarks import decode_parts
+from experiments.benchmarks import shared_rows
 from experiments.benchmarks.bench import arithmetic
 from experiments.benchmarks.bench import batches
 from experiments.benchmarks.bench import cases
@@ -13,6 +15,9 @@ from experiments.benchmarks.bench import report
 from experiments.benchmarks.bench import run
 from experiments.benchmarks.bench import workers
 from qempo_jax.errors import InputError
+from qempo_jax.models.config import ModelConfig
+from tests.loops import offline_toy
+from tests.loops import toy
 
 SMOLLM2 = {
     "hidden_size": 576,
@@ -59,6 +64,25 @@ def test_close_is_relative_and_elementwise():
 def test_weights_are_smollm2s():
   blocks, head = arithmetic.weights(SMOLLM2)
   assert blocks + head + 576 * 61 == 134_515_008  # the norms' scales are the rest of its parameters
+
+
+def test_attention_of_all_steps_reads_every_ring():
+  config = ModelConfig(50, 16, 24, 3, 4, 2, 4, 100.0, 1e-5, True)
+  run, read = decode_parts.attention(config, prompts=2, group=5, prompt=7, tokens=40)
+  run()
+  places = 32 * 32 + 8 * 40  # rings of 32 and of 40 places
+  assert read == 2 * (3 * 2 * 4 * 4) * (2 * 5 * places + 40 * 2 * 7)
+
+
+def test_rows_are_shared_and_not_in_turn(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(shared_rows.builders, "policy", lambda config: toy.policy())
+  config = offline_toy.config(tmp_path, count=40, scale=4.0)
+  config.steps, config.compute.bucket, config.offline.pairs_per_row = 2, 8, 4
+  shared_rows.main(config, tmp_path, False)
+  saved = json.loads((tmp_path / "shared_rows.json").read_text())
+  assert list(saved["seconds"]) == ["1", "4"] and all(len(times) == 2 for times in saved["seconds"].values())
+  assert max(saved["padding"]["4"]) < min(saved["padding"]["1"])
+  assert capsys.readouterr().out.count("a step, padding") == 2
 
 
 def test_operations_count_a_shared_prompt_once():

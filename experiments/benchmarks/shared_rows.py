@@ -33,8 +33,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   encoded = pairs.encode(config, policy, found)
   batches = {}
   for per_row in (1, config.offline.pairs_per_row):
-    with config.unlocked():
-      config.offline.pairs_per_row = per_row
+    config.offline.pairs_per_row = per_row
     batches[per_row] = pairs.Batches(config, policy, encoded)
   optimizers, state, shardings = runs.initial(config, policy)
   step = offline.compile_step(config, policy, offline_builders.objective(config), optimizers, shardings)

@@ -86,14 +86,19 @@ def sample_groups(
   return Rollout(kept(tokens), mask, kept(stats.log_prob), kept(stats.entropy), truncated, jnp.sum(slot_steps))
 
 
+def ring_sizes(max_length: int, first: int | None = None) -> list[int]:
+  """The rings' places in every loop: the first, then twice as many each time, until the longest response has room."""
+  sizes = [min(min(max(-(-max_length // 2), 32), 256) if first is None else first, max_length)]
+  while sizes[-1] < max_length:
+    sizes.append(min(2 * sizes[-1], max_length))
+  return sizes
+
+
 def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings, ring):
   """All loops on one device's prompts: (tokens [P, G, T], -1 where there are none; TokenStats; slot-steps [1])."""
   params, temperature = decoder
   hidden_PxD, prompt_layers, mask_PxL, keys_PxG = by_prompt
-  first = min(max(-(-max_length // 2), 32), 256) if ring is None else ring
-  rings = [min(first, max_length)]
-  while rings[-1] < max_length:
-    rings.append(min(2 * rings[-1], max_length))
+  rings = ring_sizes(max_length, ring)
   work = queues.Work(hidden_PxD, prompt_layers, mask_PxL, group_size=keys_PxG.shape[1])
   state = work.start(slots, rings[0], max_length)
   flat_keys = keys_PxG.reshape(-1)

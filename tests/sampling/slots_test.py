@@ -69,6 +69,12 @@ def test_slots_halvings_and_rings_change_no_sample(params, plain, settings):
     assert found.slot_steps == plain.slot_steps
 
 
+def test_rings_start_at_half_of_the_longest_response():
+  sizes = [sampler.ring_sizes(longest) for longest in (6, 40, 64, 600, 2048)]
+  assert sizes == [[6], [32, 40], [32, 64], [256, 512, 600], [256, 512, 1024, 2048]]
+  assert sampler.ring_sizes(8, 3) == [3, 6, 8]
+
+
 def test_one_slot_is_never_idle(params, plain):
   found = _sample(params, slots=1)
   assert found.slot_steps == found.mask.sum() == plain.mask.sum() and found.utilisation == 1
