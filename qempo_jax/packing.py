@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qempo_jax.errors import InputError
 from qempo_jax.types import PackedGroups
 from qempo_jax.types import RowLayout
 
@@ -45,7 +46,12 @@ def pack_groups(
 
   Returns:
     PackedGroups of NumPy arrays.
+
+  Raises:
+    InputError: `prompts_per_row` does not divide the prompts.
   """
+  if prompts_per_row < 1 or len(prompts) % prompts_per_row:
+    raise InputError(f"prompts_per_row={prompts_per_row} does not divide the {len(prompts)} prompts; choose a divisor")
   per_row, group_size = prompts_per_row, len(responses[0])
   in_rows = lambda lengths: np.reshape(lengths, (-1, per_row)).sum(axis=1)
   fed = in_rows([sum(max(len(r) - 1, 0) for r in group) for group in responses])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qempo_jax import packing
+from qempo_jax.errors import InputError
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.types import RowLayout
@@ -51,6 +52,12 @@ def test_a_response_lies_within_the_reach(longest, reach):
   packed = packing.pack_groups([[1] * 9], [[[2] * longest, [3]]], bucket=8)
   assert packed.layout == RowLayout(prompt=16, chunk=8, reach=reach, prompts=1, responses=2)
   assert (packed.segments[0] > 0).sum() == longest - 1 and (packed.sample[0] < 2).sum() == longest + 1
+
+
+@pytest.mark.parametrize("prompts_per_row", [0, 3])
+def test_rows_that_the_prompts_do_not_fill_are_refused(prompts_per_row):
+  with pytest.raises(InputError, match=f"prompts_per_row={prompts_per_row} does not divide the 2 prompts"):
+    packing.pack_groups(PROMPTS, RESPONSES, bucket=4, prompts_per_row=prompts_per_row)
 
 
 def test_single_tokens_and_no_tokens_have_room():

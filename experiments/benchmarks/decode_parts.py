@@ -3,7 +3,7 @@
   python -m experiments.benchmarks.decode_parts --output=decode_parts.json
 
 The parts take the shapes that the sampler gives them, its rings included, and run in turn with the whole sampler. What a
-part costs beside the others may be more: each finds the caches full of the others' numbers.
+part costs beside the others may be more: each then finds the processor's caches full of the others' numbers.
 """
 
 import argparse

@@ -22,10 +22,13 @@ from experiments.loops import pairs
 from experiments.loops import runs
 from qempo_jax import sharding
 from qempo_jax.data import pair_tokens
+from qempo_jax.errors import InputError
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Times `config.steps` batches both ways, prints a line for each, and writes all of it down."""
+  if config.offline.pairs_per_row < 2:
+    raise InputError("one pair a row is what this compares with: set config.offline.pairs_per_row, such as 4")
   policy = builders.policy(config)
   found = pairs.load(config, policy, workdir)
   if dry_run:
@@ -38,7 +41,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   optimizers, state, shardings = runs.initial(config, policy)
   step = offline.compile_step(config, policy, offline_builders.objective(config), optimizers, shardings)
   frozen = policy.params if builders.lora_config(config) else None
-  seconds, padding = ({per_row: [] for per_row in batches} for _ in range(2))
+  seconds, padding = {per_row: [] for per_row in batches}, {per_row: [] for per_row in batches}
   for timed in (False, True):
     for index in range(config.steps):
       for per_row, made in batches.items():
@@ -60,5 +63,6 @@ if __name__ == "__main__":
   cli.run(
       main,
       description="Times offline steps with several pairs a row beside one.",
-      example="python -m experiments.benchmarks.shared_rows --config=configs/offline_dpo.py --workdir=runs/shared_rows",
+      example="python -m experiments.benchmarks.shared_rows --config=configs/offline_dpo.py"
+      " --config.offline.pairs_per_row=4 --workdir=runs/shared_rows",
   )

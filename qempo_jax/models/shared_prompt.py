@@ -8,7 +8,8 @@ where whole rows would take (L + G T)^2:
 
 A shared prompt for batched decoding: Juravsky et al., "Hydragen", arXiv 2402.05099; here with its gradient, the sum
 over the responses. Where a row holds several prompts, each response sees its own. Shape letters as in `layers`, and P
-rows, L places of the prompts, S places of the responses, cut into N chunks of C, whose queries see W places each; Q = H / J query heads of a key head.
+rows, L places of the prompts, S places of the responses, cut into N chunks of C, whose queries see W places each;
+Q = H / J query heads of a key head.
 """
 
 import jax
