@@ -43,7 +43,7 @@ STOPS = (0, 1)  # of 64 tokens: about 32 tokens a response
 
 def floor(config: ModelConfig, params, samples: int):
   """A function that computes the products of one token step of every sample."""
-  decoder = jax.jit(transformer.for_decoding, static_argnums=1)(params, config)
+  decoder = jax.jit(transformer.for_decoding, static_argnums=(1, 2))(params, config, 1)
   ends_in = lambda name: -1 if name == "output" else 1  # how many axes of a matrix are inputs: all but the last, or one
   flat = lambda name, w: w.reshape(-1, w.shape[-1]) if ends_in(name) < 0 else w.reshape(w.shape[0], -1)
   blocks = [[flat(name, w) for name, w in block.items() if w.ndim > 1] for block in decoder["layers"]]

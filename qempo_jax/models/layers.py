@@ -24,9 +24,9 @@ def rms_norm(x, scale, epsilon, offset=0.0):
   return (x * jax.lax.rsqrt(mean_square + epsilon)).astype(x.dtype) * scale
 
 
-def apply_rope(x_BxLxHxK, angles_BxLxC):
-  """Rotates the pairs (i, i + K / 2) of every head by their angles."""
-  cos, sin = jnp.cos(angles_BxLxC)[:, :, None], jnp.sin(angles_BxLxC)[:, :, None]
+def apply_rope(x_BxLxHxK, rotation):
+  """Rotates the pairs (i, i + K / 2) of every head by angles whose (cosine, sine) [B, L, K / 2] are given."""
+  cos, sin = (part_BxLxC[:, :, None] for part_BxLxC in rotation)
   first, second = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x_BxLxHxK.dtype)
@@ -59,13 +59,13 @@ def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config):
   return jnp.einsum("bjrlm,bmjk->bljrk", weights, v_BxMxJxK).reshape(q_BxLxHxK.shape)
 
 
-def block(layer, x_BxLxD, angles_BxLxC, config, attend):
+def block(layer, x_BxLxD, rotation, config, attend):
   """One decoder block; `attend(q, k, v)` says what a query sees.
 
   Args:
     layer: this block's parameters.
     x_BxLxD: the residual stream.
-    angles_BxLxC: rotary angles of the rows' positions.
+    rotation: (cosine, sine) of the rotary angles of the rows' positions, [B, L, K / 2] each.
     config: the decoder's shape, options and compute dtype.
     attend: maps rotated q [B, L, H, K], k and v [B, L, J, K] to ([B, L, H, K], carried), where
       `carried` is returned as it is (a cache, or nothing).
@@ -94,8 +94,8 @@ def block(layer, x_BxLxD, angles_BxLxC, config, attend):
     return norm(f"{name}_norm", split) if normed and config.qk_norm == "head" else split
 
   h_BxLxD = before("attention_norm", x_BxLxD)
-  q = apply_rope(heads("query", h_BxLxD, True), angles_BxLxC)
-  k = apply_rope(heads("key", h_BxLxD, True), angles_BxLxC)
+  q = apply_rope(heads("query", h_BxLxD, True), rotation)
+  k = apply_rope(heads("key", h_BxLxD, True), rotation)
   v = heads("value", h_BxLxD, False)
   attended, carried = attend(q, k, v)
   joined_BxLxE = attended.reshape(*attended.shape[:-2], -1)

@@ -5,6 +5,7 @@ Shape letters as in `layers`; C = K / 2 rotary pairs.
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 from qempo_jax.models.config import ModelConfig
@@ -37,21 +38,25 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = 
   return (1 - kept_C) * plain_C / scaling.factor + kept_C * plain_C
 
 
-def rope_angles(config: ModelConfig, positions_BxL):
-  """Angles [B, L, C] of every position: (those of all blocks, those of blocks with a window or None)."""
-  angles = lambda frequencies_C: positions_BxL[..., None].astype(jnp.float32) * frequencies_C
-  shared = angles(rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+def rope_rotations(config: ModelConfig, positions_BxL):
+  """Cosine and sine [B, L, C] of every position's angles: (those of all blocks, those of blocks with a window or None)."""
+
+  def rotation(frequencies_C):
+    angles_BxLxC = positions_BxL[..., None].astype(jnp.float32) * frequencies_C
+    return jnp.cos(angles_BxLxC), jnp.sin(angles_BxLxC)
+
+  shared = rotation(rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
   if config.local_rope_theta is None:
     return shared, None
-  return shared, angles(rope_frequencies(config.head_dim, config.local_rope_theta))
+  return shared, rotation(rope_frequencies(config.head_dim, config.local_rope_theta))
 
 
-def block_angles(angles, window):
-  """One block's own of the angles that `rope_angles` gave."""
-  shared, local = angles
+def block_rotation(rotations, window):
+  """One block's own of the rotations that `rope_rotations` gave."""
+  shared, local = rotations
   if local is None or window is None:
     return shared
-  return jnp.where(window < UNLIMITED, local, shared)
+  return jax.tree.map(lambda own, others: jnp.where(window < UNLIMITED, own, others), local, shared)
 
 
 def block_windows(config: ModelConfig):

@@ -102,14 +102,14 @@ def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, mask_BxLxL, 
   Returns:
     The residual stream after them, [B, L, D].
   """
-  angles = places.rope_angles(config, positions_BxL)
+  rotations = places.rope_rotations(config, positions_BxL)
   queries, keys = positions_BxL[:, :, None], positions_BxL[:, None, :]
 
   def body(x_BxLxD, layer_and_window):
     layer, window = layer_and_window
     seen = places.within_window(mask_BxLxL, queries, keys, window)
     attend = lambda *qkv: (attention.attention(*sharding.for_attention(*qkv), seen, config), None)
-    return layers.block(layer, x_BxLxD, places.block_angles(angles, window), config, attend)
+    return layers.block(layer, x_BxLxD, places.block_rotation(rotations, window), config, attend)
 
   count = len(jax.tree.leaves(blocks)[0])
   windows = places.block_windows(config)

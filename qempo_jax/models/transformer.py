@@ -93,11 +93,16 @@ def rounded(params, config: ModelConfig):
   return params | {"layers": matrices["layers"]}, matrices["unembedding"]
 
 
-def for_decoding(params, config: ModelConfig):
-  """The same as one tree with a list of blocks as "layers", none of which has to be cut out again for every token."""
+def for_decoding(params, config: ModelConfig, length: int):
+  """What `decode` wants, made once for all tokens of sequences of at most this length, prompt and response.
+
+  The same as one tree, whose "layers" are a list of blocks, none of which has to be cut out again, and whose "rotations"
+  are a table of every position's cosines and sines, which XLA would compute again in each operation that rotates.
+  """
   params, unembedding_VxD = rounded(params, config)
   blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers)]
-  return params | {"layers": blocks, "unembedding": unembedding_VxD}
+  rotations = places.rope_rotations(config, jnp.arange(length))
+  return params | {"layers": blocks, "unembedding": unembedding_VxD, "rotations": rotations}
 
 
 def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, *, remat=True):
@@ -187,15 +192,21 @@ def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
 
   Returns:
     (hidden [R, G, D], the cache with these tokens in it).
+
+  Raises:
+    ValueError: if the parameters were made for shorter sequences than the cache has room for.
   """
-  angles = places.rope_angles(config, cache.next_positions_RxG)
+  made_for, room = len(params["rotations"][0][0]), cache.prompt_mask_RxL.shape[1] + cache.ring
+  if made_for < room:
+    raise ValueError(f"for_decoding was given length {made_for}, and the cache has room for {room}: give it at least that")
+  rotations = jax.tree.map(lambda table: table[cache.next_positions_RxG], params["rotations"])
   windows = [places.UNLIMITED if window is None else window for window in config.windows] or [None] * config.num_layers
   sees = {window: cache.sees(window) for window in windows}
   place, stored = cache.clock % cache.ring, []
   x_RxGxD = _embed(params, config, tokens_RxG)
   for layer, window, old in zip(params["layers"], windows, cache.layers):
     attend = lambda q, k, v: old.attend(q, k, v, place, *sees[window], config)  # noqa: B023 (called before the next turn)
-    x_RxGxD, new = layers.block(layer, x_RxGxD, places.block_angles(angles, window), config, attend)
+    x_RxGxD, new = layers.block(layer, x_RxGxD, places.block_rotation(rotations, window), config, attend)
     stored.append(new)
   return _final_norm(params, config, x_RxGxD), cache.advance(stored)
 
@@ -229,14 +240,14 @@ def _masked(config, positions_BxL, mask_BxLxL):
 
 def _full_block(config, positions_BxL, attend):
   """A block over whole rows: (x, its parameters, its window) -> (x, (keys, values))."""
-  angles = places.rope_angles(config, positions_BxL)
+  rotations = places.rope_rotations(config, positions_BxL)
 
   def run(x_BxLxD, layer, window):
     def own(q, k, v):
       q, k, v = sharding.for_attention(q, k, v)
       return attend(q, k, v, window), (k, v)
 
-    return layers.block(layer, x_BxLxD, places.block_angles(angles, window), config, own)
+    return layers.block(layer, x_BxLxD, places.block_rotation(rotations, window), config, own)
 
   return run
 

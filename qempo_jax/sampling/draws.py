@@ -1,5 +1,6 @@
 """One token from next-token logits, with its log-probability and their entropy, in three passes over the vocabulary."""
 
+import jax
 import jax.numpy as jnp
 
 from qempo_jax.token_stats import TokenStats
@@ -25,9 +26,10 @@ def draw(uniform, logits, *, block=256):
   top = jnp.max(jnp.max(blocks, axis=-1), axis=-1)[..., None]
   mass = jnp.cumsum(jnp.sum(jnp.exp(blocks - top[..., None]), axis=-1), axis=-1)
   total = mass[..., -1]
-  # In wider blocks: XLA would join two sums of one shape in a loop that CPUs run ten times slower than two.
+  # In wider blocks, and their sums kept apart from the sum of them: XLA would join two sums of one shape, or a sum of
+  # sums, in loops that CPUs run slowly.
   shifted = jnp.maximum(blocks.reshape(*uniform.shape, -1, 2 * block) - top[..., None], _LOWEST)
-  moment = jnp.sum(jnp.sum(jnp.exp(shifted) * shifted, axis=-1), axis=-1)
+  moment = jnp.sum(jax.lax.optimization_barrier(jnp.sum(jnp.exp(shifted) * shifted, axis=-1)), axis=-1)
 
   point = uniform[..., None] * total[..., None]
   chosen = jnp.argmax(mass > point, axis=-1)[..., None]

@@ -77,7 +77,8 @@ def sample_groups(
   run = functools.partial(
       _run, config=config, max_length=max_length, stop_tokens=stop_tokens, slots=per_device, halvings=halvings, ring=first_ring
   )
-  decoder = (transformer.for_decoding(params, config), jnp.asarray(temperature, jnp.float32))
+  length = prompts.tokens.shape[1] + max_length
+  decoder = (transformer.for_decoding(params, config, length), jnp.asarray(temperature, jnp.float32))
   by_prompt = (hidden_PxD, store.layers, store.prompt_mask_RxL, sample_keys)
   tokens, stats, slot_steps = sharding.each_for_its_rows(run, decoder, by_prompt)
   mask = tokens >= 0

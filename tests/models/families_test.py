@@ -160,7 +160,7 @@ def test_cached_decode_equals_full_forward_and_pytorch(name, side):
 
   @jax.jit
   def run(params):
-    decoder = transformer.for_decoding(params, config)
+    decoder = transformer.for_decoding(params, config, tokens.shape[1] + steps)
     hidden, keys, values = transformer.prefill(params, config, tokens, mask)
     cache = transformer.KVCache.create(keys, values, mask, group_size=2, max_length=steps)
 
@@ -225,7 +225,7 @@ def test_gradients_reach_every_parameter(name):
 def test_bfloat16_products_stay_near(name):
   config, params, golden = _load(name)
   low = dataclasses.replace(config, compute_dtype="bfloat16")
-  decoder = transformer.for_decoding(params, low)
+  decoder = transformer.for_decoding(params, low, 1)
   for block in decoder["layers"]:
     wide = {key for key, leaf in block.items() if leaf.dtype == jnp.float32}
     assert wide == {key for key in block if "bias" in key or "norm" in key}

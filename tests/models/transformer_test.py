@@ -48,8 +48,8 @@ def test_greedy_text_equals_pytorch_transformers(demo):
   prompts = _pieces(golden["prompt_ids"], golden["prompt_lengths"])
   answers = _pieces(golden["greedy_ids"], golden["greedy_lengths"])
   config, params = demo
-  decode, decoder = jax.jit(transformer.decode, static_argnums=1), transformer.for_decoding(params, config)
   longest, steps = max(map(len, prompts)), max(map(len, answers))
+  decode, decoder = jax.jit(transformer.decode, static_argnums=1), transformer.for_decoding(params, config, longest + steps)
   mask = jnp.asarray([[place >= longest - len(prompt) for place in range(longest)] for prompt in prompts])
   tokens = jnp.asarray([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
   hidden, keys, values = transformer.prefill(params, config, tokens, mask)
@@ -60,3 +60,5 @@ def test_greedy_text_equals_pytorch_transformers(demo):
     hidden, cache = decode(decoder, config, ours[-1], cache)
   for row, answer in enumerate(answers):
     assert [int(step[row, 0]) for step in ours[: len(answer)]] == list(answer)
+  with pytest.raises(ValueError, match="room for"):
+    decode(transformer.for_decoding(params, config, longest), config, ours[-1], cache)
