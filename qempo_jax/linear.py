@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from qempo_jax import sharding
 
 
+@jax.named_scope("linear")
 def linear(x, w, dtype=jnp.float32, *, transpose=False):
   """x w over x's last axis, operands rounded to `dtype`, sums and result in float32.
 

@@ -110,6 +110,7 @@ def _token_stats(
   return _forward(head, hidden, unembedding, targets, temperature)[0]
 
 
+@jax.named_scope("token_stats")
 def _forward(head: Head, hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, temperature: jax.Array):
   sums = (blocks.sums if head.kernel == "xla" else choice.kernel_sums)(head, hidden, unembedding, targets, temperature)
   log_prob, entropy, log_normaliser = (x[:, 0] for x in online_softmax.finish(sums))
@@ -118,6 +119,7 @@ def _forward(head: Head, hidden: jax.Array, unembedding: jax.Array, targets: jax
   return TokenStats(log_prob, entropy), (hidden, unembedding, targets, temperature, log_normaliser, entropy)
 
 
+@jax.named_scope("token_stats")
 def _backward(head: Head, residuals: tuple, cotangents: TokenStats):
   d_hidden, d_unembedding, d_temperature = blocks.gradient(head, *residuals, cotangents)
   return d_hidden, d_unembedding, np.zeros(residuals[2].shape, jax.dtypes.float0), d_temperature

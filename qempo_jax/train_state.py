@@ -67,6 +67,7 @@ def whole_policy(trainable, ref_params):
   return trainable
 
 
+@jax.named_scope("optimizer")
 def move_policy(
     state: TrainState, gradient: Any, loss: jax.Array, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:

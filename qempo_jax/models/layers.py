@@ -11,12 +11,14 @@ import jax.numpy as jnp
 
 from qempo_jax import sharding
 from qempo_jax.linear import linear
+from qempo_jax.models import head_products
 from qempo_jax.models.lora import LowRank
 from qempo_jax.token_stats import softcap
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
+@jax.named_scope("norm")
 def rms_norm(x, scale, epsilon, offset=0.0):
   """Root-mean-square normalisation, x / rms(x) * (scale + offset) (Zhang & Sennrich, arXiv 1910.07467)."""
   mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
@@ -24,6 +26,7 @@ def rms_norm(x, scale, epsilon, offset=0.0):
   return (x * jax.lax.rsqrt(mean_square + epsilon)).astype(x.dtype) * scale
 
 
+@jax.named_scope("rope")
 def apply_rope(x_BxLxHxK, rotation):
   """Rotates the pairs (i, i + K / 2) of every head by angles whose (cosine, sine) [B, L, K / 2] are given."""
   cos, sin = (part_BxLxC[:, :, None] for part_BxLxC in rotation)
@@ -52,11 +55,13 @@ def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config):
     [B, L, H, K].
   """
   q = group_heads(q_BxLxHxK, k_BxMxJxK.shape[2]) * config.attention_scale
-  scores = jnp.einsum("bljrk,bmjk->bjrlm", q, k_BxMxJxK, preferred_element_type=jnp.float32)
-  scores = softcap(scores, config.attention_softcap)
-  scores = jnp.where(mask_BxLxM[:, None, None], scores, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v_BxMxJxK.dtype)
-  return jnp.einsum("bjrlm,bmjk->bljrk", weights, v_BxMxJxK).reshape(q_BxLxHxK.shape)
+  # Heads first: then the scores, the largest array here, do not have to be transposed.
+  q_BxJxLxrxK = jnp.swapaxes(q, 1, 2)
+  k_BxJxMxK, v_BxJxMxK = jnp.swapaxes(k_BxMxJxK, 1, 2), jnp.swapaxes(v_BxMxJxK, 1, 2)
+  scores = softcap(head_products.scores(q_BxJxLxrxK, k_BxJxMxK), config.attention_softcap)
+  scores = jnp.where(mask_BxLxM[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
+  attended = head_products.mix(jax.nn.softmax(scores, axis=-1), v_BxJxMxK)
+  return jnp.swapaxes(attended, 1, 2).reshape(q_BxLxHxK.shape)
 
 
 def block(layer, x_BxLxD, rotation, config, attend):
@@ -97,10 +102,13 @@ def block(layer, x_BxLxD, rotation, config, attend):
   q = apply_rope(heads("query", h_BxLxD, True), rotation)
   k = apply_rope(heads("key", h_BxLxD, True), rotation)
   v = heads("value", h_BxLxD, False)
-  attended, carried = attend(q, k, v)
+  with jax.named_scope("attention"):
+    attended, carried = attend(q, k, v)
   joined_BxLxE = attended.reshape(*attended.shape[:-2], -1)
   x_BxLxD = x_BxLxD + after("attention_post_norm", project("output", joined_BxLxE))
   h_BxLxD = before("feed_forward_norm", x_BxLxD)
-  gated_BxLxF = _ACTIVATIONS[config.activation](project("gate", h_BxLxD)) * project("up", h_BxLxD)
+  gate_BxLxF, up_BxLxF = project("gate", h_BxLxD), project("up", h_BxLxD)
+  with jax.named_scope("gate"):
+    gated_BxLxF = _ACTIVATIONS[config.activation](gate_BxLxF) * up_BxLxF
   x_BxLxD = x_BxLxD + after("feed_forward_post_norm", project("down", gated_BxLxF))
   return sharding.constrain_rows(x_BxLxD), carried

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from qempo_jax import sharding
 from qempo_jax.models import attention as whole_rows
+from qempo_jax.models import head_products
 from qempo_jax.models import layers
 from qempo_jax.models.positions import within_window
 from qempo_jax.token_stats import softcap
@@ -153,26 +154,22 @@ def _apart(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config):
   rows, chunks, chunk, heads, width = q.shape
   shared = own_k.shape[3]
   q = q.reshape(rows, chunks, chunk, shared, heads // shared, width) * config.attention_scale
-  lowest = jnp.finfo(jnp.float32).min
+  # Heads first: then neither part's scores, the largest arrays here, have to be transposed.
+  q_PxJxNxCxQxK = jnp.moveaxis(q, 3, 1)
+  heads_first = lambda x: jnp.moveaxis(x, -2, 1)
+  prompt_k, prompt_v, own_k, own_v = map(heads_first, (prompt_k, prompt_v, own_k, own_v))
 
-  def scores(subscripts, q, k, seen):
-    product = jnp.einsum(subscripts, q, k, preferred_element_type=jnp.float32)
-    return jnp.where(seen, softcap(product, config.attention_softcap), lowest)
+  def scores(k, seen):
+    product = softcap(head_products.scores(q_PxJxNxCxQxK, k), config.attention_softcap)
+    return jnp.where(seen[:, None, :, :, None], product, jnp.finfo(jnp.float32).min)
 
-  flat = lambda x: x.reshape(rows, chunks * chunk, *x.shape[3:])
-  to_prompt_PxJxQxSxL = scores("psjqk,pljk->pjqsl", flat(q), prompt_k, flat(sees_prompt)[:, None, None])
-  to_own_PxNxJxQxCxW = scores("pncjqk,pnwjk->pnjqcw", q, own_k, sees_own[:, :, None, None])
-  in_rows = lambda x: jnp.moveaxis(x, 1, 3).reshape(*x.shape[:1], *x.shape[2:4], -1)  # [P, N, J, Q, C] -> [P, J, Q, S]
-  in_chunks = lambda x: jnp.moveaxis(x.reshape(*x.shape[:3], chunks, chunk), 3, 1)
-  top = jnp.maximum(jnp.max(to_prompt_PxJxQxSxL, axis=-1), in_rows(jnp.max(to_own_PxNxJxQxCxW, axis=-1)))
-  top = jax.lax.stop_gradient(top)
-  on_prompt = jnp.exp(to_prompt_PxJxQxSxL - top[..., None])
-  on_own = jnp.exp(to_own_PxNxJxQxCxW - in_chunks(top)[..., None])
-  total_PxJxQxS = jnp.sum(on_prompt, axis=-1) + in_rows(jnp.sum(on_own, axis=-1))
-  attended = jnp.einsum("pjqsl,pljk->psjqk", on_prompt.astype(prompt_v.dtype), prompt_v)
-  attended += flat(jnp.einsum("pnjqcw,pnwjk->pncjqk", on_own.astype(own_v.dtype), own_v))
-  attended = attended / jnp.moveaxis(total_PxJxQxS, 3, 1)[..., None]
-  return attended.astype(own_v.dtype).reshape(rows, chunks, chunk, heads, width)
+  to_prompt, to_own = scores(prompt_k, sees_prompt), scores(own_k, sees_own)
+  highest = lambda x: jnp.max(x, axis=-1, keepdims=True)
+  top = jax.lax.stop_gradient(jnp.maximum(highest(to_prompt), highest(to_own)))
+  on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
+  total = jnp.sum(on_prompt, axis=-1, keepdims=True) + jnp.sum(on_own, axis=-1, keepdims=True)
+  attended = head_products.mix(on_prompt, prompt_v) + head_products.mix(on_own, own_v)
+  return jnp.moveaxis(attended / total, 1, 3).astype(own_v.dtype).reshape(rows, chunks, chunk, heads, width)
 
 
 def _together(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config, joined):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from qempo_jax.token_stats import TokenStats
 
 
+@jax.named_scope("draw")
 def draw(uniform, logits, *, block=256):
   """Draws from softmax(logits) by inverting its cumulative sum, first over blocks, then within one.
 
