@@ -4,10 +4,12 @@ import json
 import pathlib
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks import decode_parts
 from experiments.benchmarks import shared_rows
+from experiments.benchmarks import time_by_scope
 from experiments.benchmarks.bench import arithmetic
 from experiments.benchmarks.bench import batches
 from experiments.benchmarks.bench import cases
@@ -15,7 +17,7 @@ from experiments.benchmarks.bench import report
 from experiments.benchmarks.bench import run
 from experiments.benchmarks.bench import workers
 from qempo_jax.errors import InputError
-from qempo_jax.models.config import ModelConfig
+from qempo_jax.linear import linear
 from tests.loops import offline_toy
 from tests.loops import toy
 
@@ -66,12 +68,29 @@ def test_weights_are_smollm2s():
   assert blocks + head + 576 * 61 == 134_515_008  # the norms' scales are the rest of its parameters
 
 
-def test_attention_of_all_steps_reads_every_ring():
-  config = ModelConfig(50, 16, 24, 3, 4, 2, 4, 100.0, 1e-5, True)
-  run, read = decode_parts.attention(config, prompts=2, group=5, prompt=7, tokens=40)
-  run()
-  places = 32 * 32 + 8 * 40  # rings of 32 and of 40 places
-  assert read == 2 * (3 * 2 * 4 * 4) * (2 * 5 * places + 40 * 2 * 7)
+def test_time_is_shared_by_those_at_work():
+  spans = [(0.0, 4e9, "a"), (2e9, 6e9, "b"), (8e9, 9e9, "a")]
+  assert time_by_scope.shares(spans) == {"a": 4.0, "b": 3.0, "unrecorded": 2.0}
+
+
+def test_scopes_come_from_the_programs_text():
+  text = """
+    %dot.1 = f32[2] dot(%a, %b), metadata={op_name="jit(f)/jvp(attention)/jit(linear)/dot_general"}
+    ROOT %fusion.2 = f32[2] fusion(%a), metadata={op_name="jit(f)/transpose(jvp(norm))/mul"}
+    dot.3 = f32[2] dot(a), metadata={op_name="jit(f)/transpose(jvp())/checkpoint/rematted_computation/linear/dot_general"}
+    %copy.4 = f32[2] copy(%a)
+    %while.5 = (f32[2]) while(%a), metadata={op_name="jit(f)/linear/while"}
+  """
+  expected = {"dot.1": "attention, forward", "fusion.2": "norm, backward", "dot.3": "linear, again", "copy.4": "others, forward"}
+  assert time_by_scope.scopes_of(text) == expected
+
+
+def test_time_of_a_program_goes_to_its_scopes():
+  x, w = jnp.ones((256, 512)), jnp.ones((512, 512))
+  step = jax.jit(lambda x, w: jax.grad(lambda w: jnp.sum(linear(jnp.sin(x), w) ** 2))(w), donate_argnums=1)
+  seconds, wall = time_by_scope.by_scope(step, x, w)
+  assert {"linear, forward", "linear, backward", "others, forward"} <= set(seconds)
+  assert 0 < sum(seconds.values()) < wall
 
 
 def test_rows_are_shared_and_not_in_turn(tmp_path, monkeypatch, capsys):

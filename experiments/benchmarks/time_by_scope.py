@@ -1,10 +1,11 @@
 """Where the time of a compiled program goes: the wall time of its operations by the scope that they come from.
 
-  python -m experiments.benchmarks.time_by_scope --programs sample score train --output=time_by_scope.json
+  python -m experiments.benchmarks.time_by_scope --output=time_by_scope.json
 
-The programs are those of the benchmarks' offline and decode cases. Each runs once under the profiler of JAX. At every
-instant the operations that run share its time equally; operations that XLA made without a scope are "others". Scopes are
-the names that the library gives to its parts, and passes are forward, backward, and forward again for the backward.
+The programs are those of the benchmarks' decode and offline cases: sampling, the reference's scores, the training step. Each
+runs once under JAX's profiler, on a CPU, after a first run. At every instant the operations that run share its time
+equally. Scopes are the names that the library gives to its parts, "others" what has none; passes are forward, backward,
+and forward again for the backward. In time that is "unrecorded" products run on whose operation has handed them over.
 """
 
 import argparse
@@ -27,60 +28,64 @@ from experiments.loops import offline
 from experiments.loops import runs
 from qempo_jax import offline_step
 from qempo_jax import packing
+from qempo_jax.errors import InputError
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
 
 SCOPES = ("token_stats", "optimizer", "draw", "attention", "linear", "norm", "rope", "gate")
 
 
-def by_scope(jitted, *args):
-  """({"scope, pass": seconds}, wall seconds, results) of one run after a first."""
+def by_scope(jitted, *args) -> tuple[dict[str, float], float]:
+  """({"scope, pass": seconds}, wall seconds) of one run after a first.
+
+  Args:
+    jitted: a jitted function; it may donate arguments.
+    *args: its arguments.
+
+  Raises:
+    InputError: the profile holds none of the program's operations.
+  """
   compiled = jitted.lower(*args).compile()
-  scopes = scopes_of(compiled.as_text())
-  first = jax.block_until_ready(compiled(*jax.tree.map(jnp.copy, args)))
-  del first
+  jax.block_until_ready(compiled(*jax.tree.map(jnp.copy, args)))
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       started = time.perf_counter()
-      result = jax.block_until_ready(compiled(*args))
+      jax.block_until_ready(compiled(*args))
       seconds = time.perf_counter() - started
     (path,) = glob.glob(f"{folder}/plugins/profile/*/*.xplane.pb")
-    return shares(spans(jax.profiler.ProfileData.from_file(path), scopes)), seconds, result
+    found = spans(jax.profiler.ProfileData.from_file(path), scopes_of(compiled.as_text()))
+  if not found:
+    raise InputError("the profile holds none of the program's operations: measure on a CPU, whose profiles name them")
+  return shares(found), seconds
 
 
 def scopes_of(program: str) -> dict[str, str]:
-  """{an instruction's name: "scope, pass"} from the text of a compiled program."""
+  """{an instruction's name: "scope, pass"} from the text of a compiled program, but for those that run others."""
   found = {}
-  for name, path in re.findall(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', program, re.MULTILINE):
-    inside = [scope for part in path.split("/") for scope in SCOPES if re.search(rf"\b{scope}\b", part)]
-    again = "rematted_computation" in path
-    passed = "recomputed" if again else "backward" if "transpose(" in path else "forward"
-    found[name] = f"{inside[0] if inside else 'others'}, {passed}"
+  for name, rest in re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE):
+    path = re.search(r'op_name="([^"]*)"', rest)
+    path = path[1] if path else ""
+    scope = next((scope for part in path.split("/") for scope in SCOPES if re.search(rf"\b{scope}\b", part)), "others")
+    passed = "again" if "rematted_computation" in path else "backward" if "transpose(" in path else "forward"
+    if not name.startswith(("while", "call", "conditional")):
+      found[name] = f"{scope}, {passed}"
   return found
 
 
-def spans(profile, scopes: dict[str, str]):
-  """[(start, end, scope)] in ns of the operations that the profile knows by their instructions."""
-  containers = ("while", "call", "conditional", "cond")
-  return [
-      (event.start_ns, event.start_ns + event.duration_ns, scopes.get(event.name, "others, forward"))
-      for plane in profile.planes
-      for line in plane.lines
-      if "XLAEigen" in line.name
-      for event in line.events
-      if "::" not in event.name and not event.name.startswith(("end:", *containers))
-  ]
+def spans(profile, scopes: dict[str, str]) -> list[tuple[float, float, str]]:
+  """(start, end, scope) in ns of the operations that a profile holds."""
+  events = (event for plane in profile.planes for line in plane.lines for event in line.events)
+  return [(e.start_ns, e.start_ns + e.duration_ns, scopes[e.name]) for e in events if e.name in scopes]
 
 
 def shares(spans) -> dict[str, float]:
-  """Seconds of each scope: at every instant those that are at work get the same; "none" where none is."""
+  """Seconds of each scope, most first; those that are at work at the same time share it equally."""
   changes = sorted([(start, 1, scope) for start, _, scope in spans] + [(end, -1, scope) for _, end, scope in spans])
   running, seconds, last = collections.Counter(), collections.Counter(), changes[0][0]
   for now, change, scope in changes:
     active = running.total()
-    for name, count in running.items():
-      seconds[name] += (now - last) / 1e9 * count / active if active else 0
-    seconds["none"] += (now - last) / 1e9 if not active else 0
+    for name, count in running.items() if active else [("unrecorded", 1)]:
+      seconds[name] += (now - last) * count / (active or 1) / 1e9
     running[scope] += change
     last = now
   return {name: value for name, value in seconds.most_common() if value}
@@ -122,10 +127,10 @@ def main() -> None:
   config = base.get_config()
   config.offline.loss, config.offline.pairs_per_step = "dpo", 4
   found = {}
+  makers = {"sample": _sample, "score": _score, "train": lambda policy: _train(policy, config)}
   for name in args.programs:
-    policy = builders.policy(config)
-    program = {"sample": _sample, "score": _score, "train": lambda policy: _train(policy, config)}[name](policy)
-    seconds, wall, _ = by_scope(program[0], *program[1])
+    run, inputs = makers[name](builders.policy(config))
+    seconds, wall = by_scope(run, *inputs)
     found[name] = {"seconds": wall, "by_scope": seconds}
     print(f"{name}: {wall:.2f} s")
     for scope, value in seconds.items():
