@@ -4,8 +4,9 @@
 
 The programs are those of the benchmarks' decode and offline cases: sampling, the reference's scores, the training step. Each
 runs once under JAX's profiler, on a CPU, after a first run. At every instant the operations that run share its time
-equally. Scopes are the names that the library gives to its parts, "others" what has none; passes are forward, backward,
-and forward again for the backward. In time that is "unrecorded" products run on whose operation has handed them over.
+equally; one that XLA fused from several counts where its last part belongs. Scopes are the names that the library gives to
+its parts, "others" what has none; passes are forward, backward, and forward again for the backward. In time that is
+"unrecorded" no operation is at work by the profile: products may run on after theirs has ended.
 """
 
 import argparse

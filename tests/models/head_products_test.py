@@ -7,7 +7,7 @@ import pytest
 
 from qempo_jax.models import head_products
 
-# (queries' subscripts, keys' subscripts, shape letters): rows of one and of several axes, one and several batch axes.
+# (queries' subscripts, keys' subscripts): rows of one and of several axes, one and several batch axes.
 CASES = [("bjrlk", "bjmk"), ("pjnqck", "pjlk"), ("pjnqck", "pjnwk"), ("qk", "wk")]
 SIZES = {letter: size for size, letter in enumerate("bpjnrqclmwk", start=2)}
 
