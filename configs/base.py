@@ -170,6 +170,8 @@ def get_config() -> ConfigDict:
 
   config.logging = ConfigDict()  # besides metrics.jsonl and TensorBoard's events, which are always written
   config.logging.wandb = ""  # a project of Weights & Biases to log to as well; "" for none
+  config.logging.profile_steps = 0  # updates recorded by JAX's profiler in the workdir's `profile`; 0 for none, a few suffice
+  config.logging.profile_after = 3  # updates of this process before them, which compile
 
   config.faults = ConfigDict()
   config.faults.max_skipped_in_row = 10  # updates whose loss or gradient is not finite are skipped; more in a row stop the run

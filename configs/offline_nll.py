@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the negative log-likelihood of the chosen responses, by the same loop.
 
   python -m experiments.train --config=configs/offline_nll.py --workdir=runs/nll
-  ... --config.data.source=jsonl:rows.jsonl --config.offline.pairs=source
+  ... --config.data.source=jsonl:rows.jsonl --config.offline.pairs=source --config.offline.measure_every=0
 
 Rows are {"prompt", "completion"}, or pairs whose chosen side is learned.
 """

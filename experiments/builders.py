@@ -30,6 +30,8 @@ from qempo_jax.rewards import compose
 from qempo_jax.rewards import registry
 
 CONSTRAINTS = ("quality", "kl")
+# Keys besides `model` that a loaded policy holds: runs that share one share them.
+LOADED = ("compute.dtype", "compute.attention", "compute.token_stats", "compute.remat", "compute.kv_cache", "compute.mesh", "compute.dcn_mesh")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -51,9 +53,16 @@ class Policy(NamedTuple):
   mesh: jax.sharding.Mesh
 
 
+def check_one_method(config: ConfigDict) -> None:
+  """Raises InputError where the config holds several methods."""
+  if "objective" not in config:
+    raise InputError("this config holds several methods; give one method's, such as configs/online_qempo_kl.py")
+
+
 def policy(config: ConfigDict) -> Policy:
   """Loads the model that the config names."""
   placed = mesh(config)
+  _check_sizes(config)
   source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
   _one_of("compute.dtype", config.compute.dtype, DTYPES)
   _one_of("model.dtype", config.model.dtype, DTYPES)
@@ -74,6 +83,14 @@ def policy(config: ConfigDict) -> Policy:
       num_tokens=_num_tokens(tokenizer, model_config.vocab_size),
   )
   return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), placed)
+
+
+def _check_sizes(config) -> None:
+  for key in ("data.prompts_per_step", "sampling.group_size", "sampling.max_response_length", "sampling.temperature",
+              "evaluation.prompts_per_batch", "evaluation.samples_per_prompt"):  # fmt: skip
+    group, name = key.split(".")
+    if not config[group][name] > 0:
+      raise InputError(f"config.{key}={config[group][name]} must be positive")
 
 
 def with_reference_in_its_place(config: ConfigDict, policy: Policy) -> Policy:
@@ -188,6 +205,10 @@ def optimizer_pair(config: ConfigDict) -> train_step.Optimizers:
       max_grad_norm=o.max_grad_norm,
       moments_dtype=o.moments_dtype,
   )
+  for name in constraints(config):
+    if dual(config, name).initial > d.cap:
+      key = name if name in CONSTRAINTS else "floors"
+      raise InputError(f"duals.{key}.initial={dual(config, name).initial:g} is above duals.cap={d.cap:g}; raise the cap")
   controller = dual_controllers.pi_controller(
       proportional_gain={name: dual(config, name).proportional_gain for name in constraints(config)},
       integral_gain={name: dual(config, name).integral_gain for name in constraints(config)},
@@ -210,6 +231,7 @@ def initial_state(config: ConfigDict, params, optimizers_pair: train_step.Optimi
       jax.random.key(config.seed),
       optimizer=optimizers_pair.policy,
       dual_optimizer=optimizers_pair.dual,
+      averaged=(*train_state.AVERAGED, *(f"reward/{name}" for name, _ in reward_floors(config))),
   )
 
 
@@ -287,7 +309,8 @@ _ADAPTERS = 2**31
 
 def reward_floors(config: ConfigDict) -> tuple[tuple[str, float], ...]:
   """(name, floor) of each reward of the config that has a floor."""
-  return tuple((entry[0], float(entry[4])) for entry in config.reward.functions if entry[4] is not None)
+  terms = [_entry(entry) for entry in config.reward.functions]
+  return tuple((name, float(floor)) for name, *_, floor in terms if floor is not None)
 
 
 def constraints(config: ConfigDict) -> tuple[str, ...]:
@@ -300,14 +323,15 @@ def dual(config: ConfigDict, name: str) -> ConfigDict:
   return config.duals[name] if name in CONSTRAINTS else config.duals.floors
 
 
+def _entry(entry) -> tuple:
+  """One of config.reward.functions: (name, function, weight, normalisation, floor or None)."""
+  if not isinstance(entry, (tuple, list)) or len(entry) != 5:
+    raise InputError(f"reward.functions has {entry!r}; each must be (name, function, weight, normalisation, floor or None)")
+  return tuple(entry)
+
+
 def _term(entry) -> compose.Term:
-  """One reward of config.reward.functions."""
-  try:
-    name, function, weight, normalise, floor = entry
-  except (TypeError, ValueError) as error:
-    raise InputError(
-        f"reward.functions has {entry!r}; each must be (name, function, weight, normalisation, floor or None)"
-    ) from error
+  name, function, weight, normalise, floor = _entry(entry)
   return compose.Term(name, registry.resolve(function), weight, normalise, floor)
 
 

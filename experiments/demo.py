@@ -17,12 +17,17 @@ from experiments.loops import evaluation
 from experiments.loops import feasibility
 from experiments.loops import online
 from qempo_jax.data import prompts
+from qempo_jax.errors import InputError
 from qempo_jax.evaluation import report
 from qempo_jax.evaluation import summary
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Trains and evaluates every method and seed that is not done yet, then writes the report."""
+  if "methods" not in config:
+    raise InputError("this config holds one method; give one of several, such as configs/demo.py")
+  if unknown := [method for method in config.methods if method not in config]:
+    raise InputError(f"config.methods names {unknown[0]!r}, which has no config of its own; choose of grpo, qempo_kl, qempo")
   shared = config.qempo_kl
   if not dry_run:
     workdir = workdirs.open_workdir(workdir, config)
@@ -117,6 +122,6 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
 if __name__ == "__main__":
   cli.run(
       main,
-      description="Aligns a real small model four ways and compares quality and diversity.",
+      description="Aligns a real small model three ways and compares quality and diversity.",
       example="python -m experiments.demo --config=configs/demo.py --workdir=runs/demo",
   )

@@ -14,15 +14,13 @@ from experiments import workdir as workdirs
 from experiments.loops import evaluation_results
 from experiments.loops import evaluation_samples
 from experiments.loops import sample_files
-from qempo_jax.errors import InputError
 from qempo_jax.evaluation import report
 from qempo_jax.rewards import registry
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples the reference and the workdir's checkpoint, then scores all of samples/*.jsonl and writes the report."""
-  if "evaluation" not in config or "objective" not in config:
-    raise InputError("this config holds several methods; give one method's, such as configs/online_qempo_kl.py")
+  builders.check_one_method(config)
   e = config.evaluation
   if e.sample:
     of_samples, rows = evaluation_samples.settings(config), evaluation_samples.prompt_rows(config)

@@ -18,6 +18,7 @@ from qempo_jax.models import verify_export
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Writes the newest checkpoint of the workdir, or the config's own model where nothing was trained there."""
+  builders.check_one_method(config)
   settings = config.export
   target = pathlib.Path(settings.target).expanduser() if settings.target else workdir / "export"
   if settings.dtype not in export_tensors.DTYPES:

@@ -23,8 +23,7 @@ MAX_PROMPTS = 32  # spread evenly over the training rows
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples the reference, forecasts, prints two tables and writes feasibility.json."""
-  if "objective" not in config:
-    raise InputError("this config holds several methods; give one method's, such as configs/online_qempo_kl.py")
+  builders.check_one_method(config)
   programs = forecast.programs(config)
   aim, samples = builders.objective(config).min_reward, config.feasibility.samples_per_prompt
   if samples < 1:

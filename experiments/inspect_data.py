@@ -7,11 +7,10 @@ import pathlib
 
 from experiments import builders
 from experiments import cli
-from experiments import offline_builders
+from experiments import packed_pairs
 from qempo_jax import offline_losses
 from qempo_jax.data import formats
 from qempo_jax.data import inspection
-from qempo_jax.data import order
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data import sources
@@ -22,15 +21,16 @@ from qempo_jax.models import demo_model
 
 def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
   """Prints some examples, then a summary over all; loads the tokenizer, not the model."""
+  builders.check_one_method(config)
   del workdir
   source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
   tokenizer = tokenization.load_tokenizer(source)
   examples, line = load(config)
   print(f"{config.data.source}: {line}")
   for place in range(0 if dry_run else min(config.inspection.examples, len(examples))):
-    _show(tokenizer, examples[place], place, _limits(config))
+    _show(tokenizer, examples[place], place, packed_pairs.limits(config))
   print("\nOver the data set:")
-  for line in inspection.summarise(tokenizer, examples, **_limits(config)).lines():
+  for line in inspection.summarise(tokenizer, examples, **packed_pairs.limits(config)).lines():
     print(f"  {line}")
   if (share := padding(config, tokenizer, examples)) is not None:
     print(f"  padding {share:.1%} of the places of a batch, over the first epoch")
@@ -39,9 +39,9 @@ def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
 def load(config) -> tuple[list[Preference], str]:
   """The examples that a run of this config reads, and a line about them."""
   loss = config.offline.loss
-  if config.data.source == "open_list":
+  if config.data.source in ("open_list", "countdown"):
     rows = builders.training_rows(config)
-    if loss and config.offline.pairs == "source":
+    if config.data.source == "open_list" and loss and config.offline.pairs == "source":
       made = preferences.open_list_preferences(rows, per_prompt=config.offline.pairs_per_prompt, seed=config.seed)
       return made, f"{len(made):,} pairs of {len(rows):,} prompts"
     return [Preference(row, None, None) for row in rows], f"{len(rows):,} prompts"
@@ -59,26 +59,13 @@ def padding(config, tokenizer, examples) -> float | None:
   if examples[0].chosen is None:
     return None
   responses = 1 if examples[0].rejected is None else 2
-  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **_limits(config))
-  size, window = config.offline.pairs_per_step, config.data.length_window
-  lengths, per_row = pairs.lengths(), offline_builders.pairs_per_row(config)
-  batches = order.Order(len(pairs.rows), batch_size=size, seed=config.seed, lengths=lengths, window=window)
+  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **packed_pairs.limits(config))
+  packed = packed_pairs.PackedPairs(config, pairs)
   empty = places = 0
-  for step in range(max(len(pairs.rows) // size, 1)):
-    longest = config.sampling.max_response_length
-    indices = pair_tokens.dealt(lengths, batches.batch(step), per_row)
-    packed, _ = pair_tokens.pack_pairs(
-        pairs, indices, bucket=config.compute.bucket, max_length=longest, per_row=per_row
-    )
-    empty, places = empty + int((packed.segments < 0).sum()), places + packed.segments.size
+  for step in range(max(len(pairs.rows) // config.offline.pairs_per_step, 1)):
+    segments = packed(step)[0].segments
+    empty, places = empty + int((segments < 0).sum()), places + segments.size
   return empty / places
-
-
-def _limits(config):
-  return {
-      "max_prompt_length": config.data.max_prompt_length,
-      "max_response_length": config.sampling.max_response_length,
-  }
 
 
 def _show(tokenizer, example, place, limits) -> None:

@@ -25,6 +25,7 @@ FILE = "pairs.jsonl"
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples every prompt of config.data once and writes the pairs."""
+  builders.check_one_method(config)
   select = selection(config)
   policy = builders.policy(config)
   sample, reward = sampling.GroupSampler(policy, config, builders.training_rows(config)), builders.reward(config)

@@ -60,7 +60,7 @@ def _check(config) -> None:
   _one_of("pairs", o.pairs, ("source", "sampled", "answers_against_samples"))
   entry, learned = offline_losses.LOSSES[o.loss], o.weights == "multipliers"
   constrained = config.objective.min_reward is not None or config.objective.max_kl is not None
-  reads_beta = o.loss == "h_dpo" or offline_losses.effective_weights(o.loss, _PROBE) == (0.0, 0.0)
+  reads_beta = offline_losses.acts_with_beta_alone(o.loss)
   for wrong, advice in (
       (o.alpha <= 0 or o.beta < 0, "offline.alpha must be positive and offline.beta at least 0"),
       (not 0 <= o.label_smoothing < 0.5, "offline.label_smoothing must be at least 0 and below 0.5"),
@@ -87,10 +87,6 @@ def _check(config) -> None:
   ):
     if wrong:
       raise InputError(f"{advice} (config.offline)")
-
-
-# Weights by which a loss that acts with beta alone is told from the others.
-_PROBE = offline_losses.Weights(1.0, 0.0)
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

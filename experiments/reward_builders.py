@@ -65,19 +65,19 @@ def pairs(config: ConfigDict, tokenizer: Any) -> dict[str, Pairs]:
   _check(r)
   if config.lora.rank:
     raise InputError("reward models are trained without adapters: set lora.rank to 0 and choose reward_model.trainable")
-  kept = _read(r.heldout)
-  measured = {_key(pair) for found in kept.values() for pair in found}
+  kept = _read(config, r.heldout)
+  measured = {_key(pair) for _, found in kept for pair in found}
   parts: dict[str, list] = {part: [] for part in PARTS}
-  for name, found in _read(r.sources).items():
+  for name, found in _read(config, r.sources):
     by_part: dict[str, list] = {part: [] for part in PARTS}
     for pair in found:
       by_part["heldout" if _key(pair) in measured else _part(_key(pair), r)].append(pair)
     parts["heldout"].append((name, by_part["heldout"]))
     parts["train"].append((name, by_part["train"]))
     parts["validation"].append((name, by_part["validation"]))
-  parts["heldout"] = [*kept.items(), *parts["heldout"]]
+  parts["heldout"] = [*kept, *parts["heldout"]]
   shares = {"train": 1 - r.validation_share, "validation": r.validation_share}
-  most = {part: int(r.pairs_per_source * share + 0.5) for part, share in shares.items()}
+  most = {part: r.pairs_per_source and max(1, int(r.pairs_per_source * share + 0.5)) for part, share in shares.items()}
   most["heldout"] = r.heldout_per_source
   return {part: _encoded(config, tokenizer, parts[part], most[part], part) for part in PARTS}
 
@@ -125,14 +125,20 @@ def _encoded(config, tokenizer, named, most, part) -> Pairs:
   return Pairs(prompts, responses, np.array(margins, np.float32), np.array(keys), np.array(sources), dropped)
 
 
-def _read(sources) -> dict[str, list[preferences.Preference]]:
-  found = {}
+def _read(config, sources) -> list[tuple[str, list[preferences.Preference]]]:
+  """(name, pairs) of each file; files of one name are told apart by their folders."""
+  found, stems = [], [pathlib.Path(source).name for source in sources]
   for source in sources:
     kind, _, path = source.partition(":")
     if kind != "jsonl" or not path:
       raise InputError(f"reward_model source {source!r} is not known; use jsonl:PATH")
     name = pathlib.Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
-    found[name] = preferences.load_preferences(source, rejected=True)
+    if stems.count(pathlib.Path(source).name) > 1:
+      name = f"{pathlib.Path(path).parent.name}/{name}"
+    pairs = preferences.load_preferences(
+        source, rejected=True, on_bad_row=config.data.on_bad_row, max_bad_share=config.data.max_bad_share, note=print
+    )
+    found.append((name, pairs))
   return found
 
 

@@ -12,15 +12,18 @@ from experiments.display import Display
 from experiments.loops import feasibility
 from experiments.loops import offline
 from experiments.loops import online
+from experiments.loops import profiling
 from experiments.loops import wandb_log
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Trains on pairs where config.offline.loss names a loss, else online; writes metrics.jsonl and the last state."""
+  builders.check_one_method(config)
   on_pairs = config.offline.loss is not None
   lock = distributed.is_writer()  # one lock a run, which may be many processes
   workdirs.check_workdir(workdir, config, lock=lock)  # a mistake is said before the model is loaded
   wandb_log.check(config)
+  profiling.check(config)
   if on_pairs:
     offline_builders.objective(config)
   policy = builders.policy(config)

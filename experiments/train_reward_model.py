@@ -2,19 +2,23 @@
 
 import pathlib
 
+from experiments import builders
 from experiments import cli
 from experiments import dry_run as dry_runs
 from experiments import reward_builders
 from experiments import workdir as workdirs
 from experiments.display import Display
+from experiments.loops import profiling
 from experiments.loops import reward_model
 from experiments.loops import wandb_log
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Trains on preference pairs; writes metrics.jsonl, checkpoints, results.json and model/, which others load."""
+  builders.check_one_method(config)
   workdirs.check_workdir(workdir, config)  # a mistake is said before the model is loaded
   wandb_log.check(config)
+  profiling.check(config)
   model = reward_builders.model(config)
   parts = reward_builders.pairs(config, model.tokenizer)
   print(reward_model.check(config, model, parts))

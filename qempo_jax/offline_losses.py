@@ -24,6 +24,8 @@ from qempo_jax.masking import masked
 
 # The least quality multiplier that weights are made of: at 0 the entropy weight would be infinite.
 MIN_QUALITY = 1e-3
+# The least KL multiplier of a loss that acts with beta alone: at 0 it would learn nothing (dpo, kto) or be infinite (ipo).
+MIN_KL = 1e-3
 
 
 class Example(NamedTuple):
@@ -149,11 +151,20 @@ def effective_weights(name: str, weights: Weights) -> Weights:
 def weights_from_multipliers(name: str, quality: jax.Array, kl: jax.Array) -> Weights:
   """The weights that the named loss acts with, from the multipliers lambda and mu.
 
-  A loss without a reference has no KL term: its mu is 0. lambda below `MIN_QUALITY` counts as that.
+  A loss without a reference has no KL term: its mu is 0. lambda below `MIN_QUALITY` counts as that, and so does mu
+  below `MIN_KL` where the loss acts with beta alone.
   """
   quality = jnp.maximum(quality, MIN_QUALITY)
-  kl = kl if LOSSES[name].needs_reference else jnp.zeros_like(kl)
+  if not LOSSES[name].needs_reference:
+    kl = jnp.zeros_like(kl)
+  elif acts_with_beta_alone(name):
+    kl = jnp.maximum(kl, MIN_KL)
   return effective_weights(name, family.weights_from_multipliers(quality, kl))
+
+
+def acts_with_beta_alone(name: str) -> bool:
+  """Whether the named loss reads beta for both of its weights."""
+  return LOSSES[name].weights is _REFERENCE
 
 
 _BOTH = lambda weights: weights
@@ -182,7 +193,7 @@ def _robust_dpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
 
 
 def _h_dpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
-  return losses.h_dpo_loss(*_sums(e), entropy_ratio=w.alpha / w.beta, beta=w.beta)
+  return losses.preference_loss(*_sums(e), alpha=w.alpha, beta=w.beta)  # alpha = entropy_ratio beta, and beta may be 0
 
 
 def _ipo(e: Example, w: Weights, s: LossSettings) -> jax.Array:

@@ -1,6 +1,7 @@
 """The policy's optimizer; the multipliers have their own (`dual_controllers`)."""
 
 from collections.abc import Callable
+import re
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ def adamw(
     final_fraction: of the learning rate, reached at the last update; 1 keeps it constant.
     b1: decay of the first moment.
     b2: decay of the second moment.
-    weight_decay: of matrices; norms' scales are not decayed.
+    weight_decay: of matrices; norms' scales and biases are not decayed.
     max_grad_norm: gradients of larger global norm are scaled down to it.
     moments_dtype: what both moments are stored in; whatever the parameters' dtype, the arithmetic is float32.
 
@@ -40,7 +41,7 @@ def adamw(
   decay = optax.linear_schedule(learning_rate, learning_rate * final_fraction, total_steps - warmup_steps)
   schedule = optax.join_schedules([warmup, decay], [warmup_steps])
   decayed = lambda params: jax.tree_util.tree_map_with_path(
-      lambda path, _: "norm" not in jax.tree_util.keystr(path[-1:]), params
+      lambda path, _: not re.search("norm|bias", jax.tree_util.keystr(path[-1:])), params
   )
   inner = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed)
   return optax.chain(clip_by_global_norm(max_grad_norm), with_state_dtype(inner, moments_dtype))

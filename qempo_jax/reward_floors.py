@@ -84,12 +84,13 @@ def fill_unscored(rewards: chex.Array, mask: chex.Array) -> jax.Array:
   return jnp.where(scored, rewards, mean)
 
 
-def measure(floor_rewards: chex.Array, fresh: chex.Array) -> jax.Array:
+def measure(floor_rewards: chex.Array, fresh: chex.Array, weight: chex.Array | None = None) -> jax.Array:
   """The mean of each reward over the fresh samples that it scored.
 
   Args:
     floor_rewards: [..., n] NaN where not scored.
-    fresh: [...] true on samples of the current policy.
+    fresh: [...] true on samples of the current policy, or the last.
+    weight: [...] of samples that the last policy drew, see `importance.weights`; None for 1 each.
 
   Returns:
     [n]; NaN where nothing was scored, which the controllers of `dual_controllers` skip and count.
@@ -97,9 +98,11 @@ def measure(floor_rewards: chex.Array, fresh: chex.Array) -> jax.Array:
   chex.assert_equal_shape_prefix([floor_rewards, fresh], jnp.ndim(fresh))
   counted = jnp.isfinite(floor_rewards) & jnp.asarray(fresh).astype(bool)[..., None]
   axes = tuple(range(jnp.ndim(fresh)))
-  count = jnp.sum(counted, axis=axes)
-  total = jnp.sum(masked(at_least_float32(floor_rewards), counted), axis=axes)
-  return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
+  weight = jnp.ones(jnp.shape(fresh)) if weight is None else at_least_float32(weight)
+  share = masked(jnp.broadcast_to(weight[..., None], jnp.shape(floor_rewards)), counted)
+  count = jnp.sum(share, axis=axes)
+  total = jnp.sum(share * masked(at_least_float32(floor_rewards), counted), axis=axes)
+  return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), jnp.nan)
 
 
 def constraints(values: chex.Array, floors: Mapping[str, float]) -> dict[str, duals.Constraint]:

@@ -1,5 +1,6 @@
 """Everything a training run carries from step to step, as one pytree."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flax import struct
@@ -28,10 +29,12 @@ class Averages:
     return cls({name: jnp.zeros(()) for name in names}, jnp.zeros(()))
 
   def update(self, values, decay):
-    """Adds one measurement of each; a non-finite one keeps what was there."""
-    mix = lambda old, new: jnp.where(jnp.isfinite(new), decay * old + (1 - decay) * new, old)
-    sums = {name: mix(old, values[name]) for name, old in self.sums.items()}
-    return Averages(sums, decay * self.weight + (1 - decay))
+    """Adds one measurement of each; one that is not finite keeps its average, and the first must all be finite."""
+    finite = {name: jnp.isfinite(values[name]) for name in self.sums}
+    counts = jnp.all(jnp.stack(list(finite.values()))) | (self.weight > 0)
+    new = {name: jnp.where(finite[name], values[name], average) for name, average in self.values().items()}
+    mix = lambda old, new: jnp.where(counts, decay * old + (1 - decay) * new, old)
+    return Averages({name: mix(old, new[name]) for name, old in self.sums.items()}, mix(self.weight, 1.0))
 
   def values(self):
     """The averages by name; 0 before the first measurement."""
@@ -111,8 +114,9 @@ def create(
     *,
     optimizer: optax.GradientTransformation,
     dual_optimizer: optax.GradientTransformation,
+    averaged: Sequence[str] = AVERAGED,
 ) -> TrainState:
-  """The state before the first step."""
+  """The state before the first step; `averaged` names the measured values whose averages it keeps."""
   return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -120,6 +124,6 @@ def create(
       dual_params=dual_params,
       # Leaves of their own: a controller may start from the very arrays it controls, which can't be donated twice.
       dual_opt_state=jax.tree.map(jnp.copy, dual_optimizer.init(dual_params)),
-      averages=Averages.create(AVERAGED),
+      averages=Averages.create(averaged),
       rng=rng,
   )

@@ -164,7 +164,7 @@ def online_step(
       loss_fn, state.params, (batch, ref_log_probs), micro_batches=micro_batches
   )
   moved, told = move_policy(state, gradient, loss, optimizers.policy)
-  measured = measure(stats, ref_log_probs, batch, objective) | floor_values(batch, objective)
+  measured = measure(stats, ref_log_probs, batch, objective) | floor_values(stats, batch, objective)
   next_state, metrics = move_multipliers(moved, measured, objective, optimizers.dual)
   return unless(told["skipped"], next_state, moved), metrics | told
 
@@ -212,16 +212,17 @@ def measure(stats, ref_log_probs, batch: GroupBatch, objective=None) -> dict[str
   """Measured values of the current policy: means over its fresh samples, weighted where the last policy drew them.
 
   Entropy is the mean of the summed next-token entropies (the Rao-Blackwell estimate), KL the mean of
-  log pi - log q over whole sequences.
+  log pi - log q over whole sequences. All are NaN where no sample was scored, which multipliers and averages skip.
   """
-  mean, more = lambda values: masked_mean(values, batch.fresh), {}
+  of_fresh, more = lambda values: masked_mean(values, batch.fresh), {}
   if batch.behaviour_log_probs is not None:
     weight = _importance(stats, batch, objective)
-    mean = lambda values: importance.mean(values, weight, batch.fresh)
+    of_fresh = lambda values: importance.mean(values, weight, batch.fresh)
     more = {
         "importance/effective_share": importance.effective_share(weight, batch.fresh),
         "importance/cut": masked_mean(weight >= objective.max_importance, batch.fresh),
     }
+  mean = lambda values: jnp.where(jnp.any(batch.fresh), of_fresh(values), jnp.nan)
   length = mean(jnp.sum(batch.mask, axis=-1))
   entropy = mean(jnp.sum(stats.entropy, axis=-1))
   return {
@@ -241,11 +242,12 @@ def _importance(stats, batch: GroupBatch, objective):
   return jnp.where(batch.fresh, weight, 1.0)
 
 
-def floor_values(batch: GroupBatch, objective: OnlineObjective) -> dict[str, jax.Array]:
+def floor_values(stats, batch: GroupBatch, objective: OnlineObjective) -> dict[str, jax.Array]:
   """The mean of each reward with a floor over the fresh samples it scored, as `reward/<name>`; NaN for none scored."""
   if not objective.reward_floors:
     return {}
-  means = reward_floors.measure(batch.floor_rewards, batch.fresh)
+  weight = None if batch.behaviour_log_probs is None else _importance(stats, batch, objective)
+  means = reward_floors.measure(batch.floor_rewards, batch.fresh, weight)
   return {f"reward/{name}": mean for (name, _), mean in zip(objective.reward_floors, means)}
 
 
@@ -310,10 +312,11 @@ def group_loss(stats, ref_log_probs, group: GroupBatch, multipliers, objective: 
     fresh_losses *= _importance(stats, group, objective)
   fresh = masked_mean(fresh_losses, group.fresh)
 
-  # Trajectory balance, exact off-policy: at the optimum every shaped reward equals alpha log Z.
+  # Trajectory balance, exact off-policy: at the optimum every shaped reward equals alpha log Z, known from fresh ones.
   replayed = loss_of(stats.log_prob, shaped - log_z, group.mask)
   count = jnp.maximum(jnp.sum(group.fresh), 1)
-  loss = fresh + objective.replay_weight * jnp.sum(replayed * group.replayed) / count
+  balance = jnp.sum(replayed * group.replayed) / count
+  loss = fresh + objective.replay_weight * jnp.where(jnp.any(group.fresh), balance, 0.0)
   loss = loss / spread
   if objective.token_entropy_weight is not None:
     bonus = masked_mean(jax.vmap(masked_sum)(stats.entropy, group.mask), group.fresh)

@@ -169,3 +169,43 @@ def test_half_precision_gradients_are_summed_in_single():
 def test_parts_that_do_not_divide_the_rows_are_refused():
   with pytest.raises(InputError, match="micro_batches=3 does not divide the batch's 8 rows"):
     _online("score_function", "leave_one_out", False)(3)
+
+
+def _step_of(batch, **changes):
+  objective = train_step.OnlineObjective(
+      **({"entropy_weight": 1.0, "min_reward": 0.5, "max_kl": 0.2, "entropy_gradient": "score_function",
+          "baseline": "leave_one_out", "normalise": True, "replay_weight": 0.7, "min_std": 1e-2, "averaging": 0.9} | changes)
+  )  # fmt: skip
+  reference = transformer.init(jax.random.key(2), MODEL, stddev=0.3)
+  optimizers = train_step.Optimizers(KEEP, duals.plain_ascent(0.1))
+  state = _state().replace(dual_opt_state=optimizers.dual.init(_state().dual_params))
+  step = lambda state: train_step.online_step(
+      state, reference, batch, objective=objective, optimizers=optimizers, **SCORING
+  )
+  return state, jax.jit(step)
+
+
+def test_where_nothing_was_scored_nothing_is_measured_and_nothing_moves():
+  packed, mask, rng = _packed(5)
+  rewards = rng.random((PROMPTS, 5)).astype(np.float32)
+  everything, nothing = np.ones((PROMPTS, 5), bool), np.zeros((PROMPTS, 5), bool)
+  state, step = _step_of(GroupBatch(packed, mask, rewards, everything, nothing))
+  state, metrics = step(state)
+  _, step = _step_of(GroupBatch(packed, mask, rewards, nothing, everything))  # replayed ones alone
+  after, unmeasured = step(state)
+  assert np.isfinite(metrics["reward"]) and np.isnan(unmeasured["reward"]) and np.isnan(unmeasured["kl"])
+  same = lambda a, b: np.testing.assert_array_equal(a, b)
+  jax.tree.map(same, after.dual_params, state.dual_params)
+  values = after.averages.values()
+  np.testing.assert_allclose(values["reward"], state.averages.values()["reward"], rtol=1e-6)
+  # Without fresh responses there is no log Z to balance replayed ones against.
+  assert unmeasured["loss"] == 0 and unmeasured["grad_norm"] == 0 and unmeasured["skipped"] == 0
+
+
+def test_an_average_starts_with_its_first_measurement():
+  averages = train_state.Averages.create(("reward", "kl"))
+  for reward, kl in ((np.nan, 1.0), (0.5, 2.0), (np.nan, 4.0)):
+    averages = averages.update({"reward": jnp.float32(reward), "kl": jnp.float32(kl)}, 0.9)
+  values = averages.values()
+  assert values["reward"] == pytest.approx(0.5)
+  assert values["kl"] == pytest.approx((0.9 * 0.1 * 2 + 0.1 * 4) / 0.19)

@@ -117,6 +117,21 @@ def test_mt_bench_prompts_are_read_and_the_temperature_pinned(config, tmp_path, 
     evaluate.evaluation_samples.prompt_rows(config)
 
 
+def test_prompts_are_the_splits_where_the_source_has_them(config, tmp_path, capsys):
+  rows = evaluate.evaluation_samples.prompt_rows(config)
+  assert len(rows) == 16 and "those that are trained on" in capsys.readouterr().out  # a file, and splits of another task
+  config.evaluation.max_prompts = 3
+  assert len(evaluate.evaluation_samples.prompt_rows(config)) == 3
+  (tmp_path / "held.jsonl").write_text('{"prompt": "p"}\n{"prompt": "q"}\n')
+  config.evaluation.splits = (f"jsonl:{tmp_path / 'held.jsonl'}",)
+  assert [row["prompt"] for row in evaluate.evaluation_samples.prompt_rows(config)] == ["p", "q"]
+  config.data.source, config.evaluation.splits = "countdown", ("heldout",)
+  assert {row["split"] for row in evaluate.evaluation_samples.prompt_rows(config)} == {"heldout"}
+  config.evaluation.temperature = 0.0
+  with pytest.raises(InputError, match="temperature=0 must be positive"):
+    evaluate.evaluation_samples.settings(config)
+
+
 def test_an_axis_without_its_tool_is_left_out_with_the_reason(config, monkeypatch):
   def fail():
     raise InputError("no network")

@@ -68,7 +68,7 @@ def test_every_offline_loss_of_the_library_has_a_name():
   source = inspect.getsource(offline_losses)
   online = ("policy_gradient", "token_entropy", "grpo", "gspo", "ppo", "sequence_clip", "trajectory", "bradley_terry")
   offline = [n for n in losses.__all__ if n.endswith("_loss") and not any(word in n for word in online)]
-  others = {"qempo_kl_loss"}  # the same function of (alpha, beta) as preference_loss, which serves it
+  others = {"qempo_kl_loss", "h_dpo_loss"}  # the same functions of (alpha, beta) as preference_loss, which serves them
   assert len(offline) > 10
   for name in set(offline) - others:
     assert f"losses.{name}(" in source, name
@@ -137,3 +137,19 @@ def test_the_margin_is_the_one_the_loss_acts_on(x64, name):
   shift = SETTINGS.margin if name == "simpo" else 0.0
   loss = offline_losses.example_loss(name, example, weights, SETTINGS)
   np.testing.assert_allclose(loss, -reference.log_sigmoid(margin - shift), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, loss in offline_losses.LOSSES.items() if loss.needs_reference])
+def test_a_kl_multiplier_at_zero_leaves_every_loss_a_gradient(name):
+  weights = offline_losses.weights_from_multipliers(name, jnp.float32(2.0), jnp.float32(0.0))
+  mask = jnp.ones((3, 2), bool)
+  settings = offline_losses.LossSettings(0.1, 0.5, 1.0, 1.0, 0.0)
+
+  def loss(log_probs):
+    example = offline_losses.Example(log_probs, mask, jnp.array([-3.0, -2.0, -4.0]), jnp.float32(0.0))
+    return offline_losses.example_loss(name, example, weights, settings)
+
+  value, gradient = jax.value_and_grad(loss)(-jnp.arange(1.0, 7.0).reshape(3, 2))
+  assert np.isfinite(value) and np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-5
+  if not offline_losses.acts_with_beta_alone(name):
+    assert weights.beta == 0  # no pull to the reference, and alpha acts

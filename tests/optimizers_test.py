@@ -32,3 +32,13 @@ def test_an_update_takes_no_memory_beside_what_it_updates():
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(PARAMS))
   assert memory.alias_size_in_bytes > 2.9 * size
   assert memory.temp_size_in_bytes < 0.1 * size
+
+
+def test_matrices_alone_decay():
+  params = {"layers": {"query": jnp.ones((2, 3)), "query_bias": jnp.ones(3), "input_norm": jnp.ones(3)}}
+  optimizer = optimizers.adamw(
+      learning_rate=0.1, warmup_steps=0, total_steps=9, final_fraction=1.0, b1=0.9, b2=0.9, weight_decay=0.5, max_grad_norm=1.0
+  )
+  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+  np.testing.assert_allclose(updates["layers"]["query"], -0.05, rtol=1e-6)
+  assert not np.any(updates["layers"]["query_bias"]) and not np.any(updates["layers"]["input_norm"])

@@ -161,3 +161,11 @@ def test_shapes_are_checked():
     )
   with pytest.raises(AssertionError):
     reward_floors.constraints(jnp.ones(2), {"a": 0.5})
+
+
+def test_samples_of_the_last_policy_are_weighted():
+  rewards = jnp.array([[[1.0, jnp.nan], [3.0, 5.0]], [[jnp.nan, 7.0], [9.0, 9.0]]])
+  fresh = jnp.array([[True, True], [True, False]])
+  weight = jnp.array([[0.5, 1.5], [2.0, 1.0]])
+  means = reward_floors.measure(rewards, fresh, weight)
+  np.testing.assert_allclose(means, [(0.5 * 1 + 1.5 * 3) / 2, (1.5 * 5 + 2 * 7) / 3.5], rtol=1e-6)

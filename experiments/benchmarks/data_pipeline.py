@@ -14,8 +14,7 @@ import time
 
 from experiments import cli
 from experiments import inspect_data
-from experiments import offline_builders
-from qempo_jax.data import order
+from experiments import packed_pairs
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import pipeline
 from qempo_jax.data import tokenization
@@ -40,28 +39,11 @@ def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
   if examples[0].chosen is None:
     raise InputError("this benchmark needs pairs or completions: set offline.loss and offline.pairs=source")
   started = time.process_time()
-  limits = {
-      "max_prompt_length": config.data.max_prompt_length,
-      "max_response_length": config.sampling.max_response_length,
-  }
   responses = 1 if examples[0].rejected is None else 2
-  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **limits)
+  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **packed_pairs.limits(config))
   seconds["tokenise"] = time.process_time() - started
   size = config.offline.pairs_per_step
-  lengths, per_row = pairs.lengths(), offline_builders.pairs_per_row(config)
-  steps = order.Order(
-      len(pairs.rows),
-      batch_size=size,
-      seed=config.seed,
-      lengths=lengths,
-      window=config.data.length_window,
-  )
-
-  def batch(step):
-    longest = config.sampling.max_response_length
-    indices = pair_tokens.dealt(lengths, steps.batch(step), per_row)
-    return pair_tokens.pack_pairs(pairs, indices, bucket=config.compute.bucket, max_length=longest, per_row=per_row)
-
+  batch = packed_pairs.PackedPairs(config, pairs)
   started = time.process_time()
   shares = [pair_tokens.padding_share(batch(step)[0]) for step in range(BATCHES)]
   packing = (time.process_time() - started) / BATCHES

@@ -92,12 +92,23 @@ def make_problem(settings) -> Problem:
   return Problem(answer, space, prompts, one.init(jax.random.key(settings.seed)), rewards)
 
 
+# Keys in which runs that are trained side by side may differ.
+FREE = (
+    "seed",
+    "sampling.temperature",  # of what is measured; training draws from the enumeration
+    "duals.quality.initial",
+    "duals.kl.initial",
+    *(f"objective.{key}" for key in (
+        "min_reward", "margin", "max_kl", "token_entropy_weight", "transform_strength", "good_reward"
+    )),
+)  # fmt: skip
+
+
 def train(configs: Sequence, problem: Problem):
   """Trains runs of one method side by side.
 
   Args:
-    configs: one complete config a run; they may differ in seed, in the multipliers' first values, and in the numbers
-      of `objective`.
+    configs: one complete config a run; they may differ in what `FREE` names.
     problem: the toy.
 
   Returns:

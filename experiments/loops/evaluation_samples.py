@@ -16,6 +16,8 @@ from qempo_jax.errors import InputError
 def settings(config):
   """The config with the evaluation's own temperature and lengths, for sampler and scorer alike."""
   e, found = config.evaluation, config.copy_and_resolve_references()
+  if e.temperature <= 0:
+    raise InputError(f"evaluation.temperature={e.temperature:g} must be positive: diversity is that of samples")
   found.sampling.temperature = e.temperature
   if e.max_response_length:
     found.sampling.max_response_length = e.max_response_length
@@ -28,7 +30,11 @@ def prompt_rows(config) -> list[prompts.Row]:
   """The prompts to sample; a benchmark's split is named after its file."""
   e = config.evaluation
   if not e.prompts:
-    return demo.evaluation_rows(config) if config.data.source == "open_list" else builders.training_rows(config)
+    named = config.data.source in ("open_list", "countdown") or all(":" in split for split in e.splits)
+    if named and e.splits:
+      return demo.evaluation_rows(config)
+    print("Prompts: those that are trained on; name others by evaluation.prompts, or sources by evaluation.splits")
+    return builders.training_rows(config)[: e.max_prompts or None]
   source = os.path.expandvars(e.prompts)
   if "$" in source:
     raise InputError(f"evaluation.prompts={e.prompts} names an environment variable that is not set; set it, or give the path")

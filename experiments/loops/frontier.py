@@ -1,8 +1,9 @@
 """The runs of a frontier: which there are, which are missing, and how either kind is made."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
+import functools
 import json
+import operator
 import pathlib
 import time
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from experiments import builders
 from experiments import demo
+from experiments import overrides
 from experiments import workdir as workdirs
 from experiments.display import Display
 from experiments.loops import enumerable
@@ -65,15 +67,36 @@ def check(config) -> None:
   for method in config.methods:
     if method not in config or method not in config.points or not config.points[method]:
       raise InputError(f"config.methods has {method!r}, which lacks a config of its own, or points.{method}: add both")
-  for run in planned(config):
-    builders.objective(config_of(config, run))
+  runs = planned(config)
+  configs = [config_of(config, run) for run in runs]
+  for of_run in configs:
+    builders.objective(of_run)
+  if config.runner == "online":
+    _check_shared(runs, configs, lambda key: key.startswith("model.") or key in builders.LOADED)
+    return
+  for method in config.methods:
+    trained = [place for place, run in enumerate(runs) if run.method == method and config[method].steps]
+    together = [runs[place] for place in trained], [configs[place] for place in trained]
+    _check_shared(*together, lambda key: key not in enumerable.FREE)
+
+
+def _check_shared(runs, configs, shared: Callable[[str], bool]) -> None:
+  """Raises InputError where runs that are made together differ in a key that they share."""
+  value = lambda of_run, key: functools.reduce(operator.getitem, key.split("."), of_run)
+  flat = [{key: value(of_run, key) for key in overrides.leaf_keys(of_run) if shared(key)} for of_run in configs]
+  for run, found in zip(runs, flat):
+    for key, own in found.items():
+      if own != flat[0].get(key, own):
+        raise InputError(
+            f"{run.name} has {key} = {own!r} and {runs[0].name} {flat[0][key]!r}: runs of one sweep share it; make two sweeps"
+        )
 
 
 def config_of(config, run: Run):
   """The whole config of one run."""
   of_run = config[run.method].copy_and_resolve_references()
   of_run.seed = run.seed
-  keys = set(_keys(of_run))
+  keys = set(overrides.leaf_keys(of_run))
   for key, value in run.point:
     if key not in keys:
       raise InputError(f"points.{run.method} sets {key}, which its config does not have: correct the key")
@@ -225,9 +248,3 @@ def _asked(prompt) -> str:
 
 def _result(workdir: pathlib.Path, run: Run) -> pathlib.Path:
   return pathlib.Path(workdir) / "runs" / run.name / "result.json"
-
-
-def _keys(config, start: str = "") -> Iterator[str]:
-  for key in config:
-    value = config[key]
-    yield from _keys(value, f"{start}{key}.") if hasattr(value, "to_dict") else (start + key,)

@@ -1,5 +1,6 @@
 """The offline loop: the policy moves on pairs, the multipliers on what is measured on fresh samples in between."""
 
+import contextlib
 import functools
 import pathlib
 import time
@@ -11,6 +12,7 @@ from experiments import builders
 from experiments import compilations
 from experiments import offline_builders
 from experiments.loops import pairs
+from experiments.loops import profiling
 from experiments.loops import runs
 from experiments.loops import sampling
 from experiments.loops import saving
@@ -103,8 +105,8 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
 
   # 4. The loop: a measurement moves the multipliers, then pairs move the policy.
   shown, warned, ready = {}, False, None
-  with saver, compilations.Counter() as compiled:
-    for index in range(first, config.steps):
+  with saver, contextlib.closing(log), compilations.Counter() as compiled:
+    for index in profiling.traced(range(first, config.steps), config, workdir, display.note):
       started = time.monotonic()
       measured, truncation = {}, {}
       if every and index % every == 0:
@@ -140,7 +142,6 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
             " reference; set offline.nll_weight, or lower the learning rate"
         )
       saver.after_step(state, log)
-  log.close()
   return state
 
 
@@ -213,6 +214,6 @@ def _check(metrics, config) -> None:
   if metrics.get("entropy_per_token", 0.0) > bound:
     raise InputError(
         f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
-        f" alarms.max_entropy_per_token={bound}; lower offline.alpha, raise duals.quality_multiplier or its gains, or"
+        f" alarms.max_entropy_per_token={bound}; lower offline.alpha, raise duals.quality.initial or its gains, or"
         " set a KL budget"
     )

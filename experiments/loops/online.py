@@ -1,5 +1,6 @@
 """The online loop: sample groups, score them, move policy and multipliers together."""
 
+import contextlib
 import functools
 import pathlib
 import time
@@ -10,6 +11,7 @@ import numpy as np
 from experiments import builders
 from experiments import compilations
 from experiments.loops import draws
+from experiments.loops import profiling
 from experiments.loops import runs
 from experiments.loops import sampling
 from experiments.loops import saving
@@ -39,6 +41,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   sample = sampling.GroupSampler(policy, config, builders.training_rows(config))
   reward = builders.reward(config)
   replay = Replay(config)
+  replay.check(sample.rows)
   if sample.dropped:
     display.note(f"{sample.dropped} prompts longer than {config.data.max_prompt_length} tokens left out")
 
@@ -69,8 +72,8 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     return {"ahead": ahead, "replay": replay.buffer.to_json(), "reward": own}
 
   # 4. The loop.
-  with saver, drawn, compilations.Counter() as compiled:
-    for index in range(first, config.steps):
+  with saver, drawn, contextlib.closing(log), compilations.Counter() as compiled:
+    for index in profiling.traced(range(first, config.steps), config, workdir, display.note):
       started = time.monotonic()
       samples, rewards, floor_rewards, counts = drawn(index, as_policy(state.params, policy.params), state.rng)
       sampled = time.monotonic()
@@ -97,7 +100,6 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
       display.step(index + 1, metrics)
       _check(metrics, config)
       saver.after_step(state, log, remember)
-  log.close()
   return state
 
 
@@ -131,6 +133,15 @@ class Replay:
     self._config = config
     self.buffer = ReplayBuffer(config.replay.min_reward)
 
+  def check(self, rows) -> None:
+    """Raises InputError where finds are kept by a column that a row does not have."""
+    r = self._config.replay
+    if r.size and (lacking := [row for row in rows if r.key not in row]):
+      raise InputError(
+          f"replay.key={r.key!r} is no column of {len(lacking)} prompts, the first with {', '.join(lacking[0])}; set it to"
+          " prompt, or replay.size to 0"
+      )
+
   def make_batch(self, samples: sampling.Samples, rewards: np.ndarray, rng, floor_rewards=None) -> train_step.GroupBatch:
     """Packs the fresh samples with replayed ones, then remembers the fresh ones that are good.
 
@@ -143,7 +154,7 @@ class Replay:
     mask = np.zeros((*shape, self._config.sampling.max_response_length), bool)
     groups = []
     for row, responses in enumerate(samples.responses):
-      key = samples.rows[row][self._config.replay.key]
+      key = samples.rows[row].get(self._config.replay.key)
       drawn = self.buffer.draw(key, replay_size, rng)
       for slot, (_, value) in enumerate(drawn, start=fresh_size):
         all_rewards[row, slot], replayed[row, slot] = value, True
@@ -182,5 +193,5 @@ def _check(metrics, config) -> None:
   if metrics["entropy_per_token"] > bound:
     raise InputError(
         f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
-        f" alarms.max_entropy_per_token={bound}; raise duals.quality_multiplier or its gains, or set a KL budget"
+        f" alarms.max_entropy_per_token={bound}; raise duals.quality.initial or its gains, or set a KL budget"
     )

@@ -8,14 +8,13 @@ import jax
 import numpy as np
 
 from experiments import builders
-from experiments import offline_builders
+from experiments import packed_pairs
 from experiments import workdir as workdirs
 from experiments.loops import runs
 from experiments.loops import sampling
 from qempo_jax import offline_losses
 from qempo_jax import offline_step
 from qempo_jax import sharding
-from qempo_jax.data import order
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data import reference_cache
@@ -59,8 +58,7 @@ def encode(config, policy: builders.Policy, found) -> pair_tokens.PairTokens:
       policy.tokenizer,
       found,
       responses=offline_losses.LOSSES[config.offline.loss].responses,
-      max_prompt_length=config.data.max_prompt_length,
-      max_response_length=config.sampling.max_response_length,
+      **packed_pairs.limits(config),
   )
 
 
@@ -69,47 +67,26 @@ class Batches:
 
   def __init__(self, config, policy: builders.Policy, pairs: pair_tokens.PairTokens):
     """Scores the pairs that will be visited under the reference, once, where something reads that."""
-    self._config, self._pairs, self._lengths = config, pairs, pairs.lengths()
-    self._per_row = offline_builders.pairs_per_row(config, policy.mesh)
-    self.order = order.Order(
-        len(pairs.rows),
-        batch_size=config.offline.pairs_per_step,
-        seed=config.seed,
-        lengths=self._lengths,
-        window=config.data.length_window,
-    )
+    self._config, self._pairs = config, pairs
+    self._rows = packed_pairs.PackedPairs(config, pairs, policy.mesh)
+    self.order = self._rows.order
     self._ref_log_probs = None
     if offline_losses.LOSSES[config.offline.loss].needs_reference or config.offline.log_change:
       self._ref_log_probs = self._reference(policy)
 
   def __call__(self, step: int) -> offline_step.PairBatch:
     """The batch of a step, from 0."""
-    indices = self._indices(step)
-    packed, mask = self._packed(indices)
+    indices = self._rows.indices(step)
+    packed, mask = self._rows.packed(indices)
     ref_log_probs = None if self._ref_log_probs is None else self._ref_log_probs[indices]
     return offline_step.PairBatch(packed, mask, ref_log_probs)
-
-  def _indices(self, step):
-    return self._dealt(self.order.batch(step))
-
-  def _dealt(self, indices):
-    return pair_tokens.dealt(self._lengths, indices, self._per_row)
-
-  def _packed(self, indices):
-    return pair_tokens.pack_pairs(
-        self._pairs,
-        indices,
-        bucket=self._config.compute.bucket,
-        max_length=self._config.sampling.max_response_length,
-        per_row=self._per_row,
-    )
 
   def _reference(self, policy) -> np.ndarray:
     """[N, G] nats; rows never visited stay NaN, so that a wrong use of one shows."""
     config, pairs = self._config, self._pairs
     size, count = config.offline.pairs_per_step, len(pairs.rows)
     steps = min(config.steps, -(-count // size))  # of the first epoch
-    visited = sorted({index for step in range(steps) for index in self._indices(step)})
+    visited = sorted({index for step in range(steps) for index in self._rows.indices(step)})
     found = np.full((count, len(pairs.responses[0])), np.nan, np.float32)
     if not config.offline.reference_cache:
       found[visited] = self._score(policy, visited)
@@ -138,11 +115,11 @@ class Batches:
     )
     score = jax.jit(sharding.on_mesh(score, policy.mesh))
     size, found = config.offline.pairs_per_step, {}
-    by_length = sorted(visited, key=lambda index: self._lengths[index])
+    by_length = self._rows.by_length(visited)
     for start in range(0, len(by_length), size):
       indices = by_length[start : start + size]
-      indices = self._dealt(indices + indices[:1] * (size - len(indices)))
-      packed, mask = self._packed(indices)
+      indices = self._rows.dealt(indices + indices[:1] * (size - len(indices)))
+      packed, mask = self._rows.packed(indices)
       batch = sharding.place(offline_step.PairBatch(packed, mask, None), runs.split(policy.mesh, size))
       found |= zip(indices, sharding.to_host(score(policy.params, batch).log_prob.sum(-1)))
     return np.stack([found[index] for index in visited])

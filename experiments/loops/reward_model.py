@@ -1,5 +1,6 @@
 """The reward-model loop: Bradley-Terry on pairs, measured on other prompts, exported as a sequence classifier."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -13,6 +14,7 @@ from experiments import builders
 from experiments import compilations
 from experiments import reward_builders
 from experiments import workdir as workdirs
+from experiments.loops import profiling
 from experiments.loops import reward_pairs
 from experiments.loops import runs
 from experiments.loops import saving
@@ -74,8 +76,8 @@ def train(config, workdir: pathlib.Path, model: builders.Policy, parts, display)
 
   # 4. The loop.
   lengths = parts["train"].lengths()
-  with saver, compilations.Counter() as compiled:
-    for index in range(first, config.steps):
+  with saver, contextlib.closing(log), compilations.Counter() as compiled:
+    for index in profiling.traced(range(first, config.steps), config, workdir, display.note):
       started = time.monotonic()
       chosen = reward_pairs.batch_indices(index, r.pairs_per_step, lengths, config.seed)
       state, metrics = step(state, frozen, batches("train", chosen, r.pairs_per_step))
@@ -90,7 +92,6 @@ def train(config, workdir: pathlib.Path, model: builders.Policy, parts, display)
       log.write(metrics)
       display.step(done, metrics)
       saver.after_step(state, log)
-  log.close()
 
   # 5. The model for others, and what it is worth on prompts that it has not seen.
   results = {"seed": config.seed, "steps": config.steps, **mark, "prepared_seconds": prepared}

@@ -134,7 +134,7 @@ def _flat(samples: Samples):
   """(prompts, completions, columns) with one entry a sample."""
   group_size = len(samples.texts[0])
   repeated = [row for row in samples.rows for _ in range(group_size)]
-  names = [name for name in samples.rows[0] if name != "prompt"]
+  names = [name for name in dict.fromkeys(name for row in samples.rows for name in row) if name != "prompt"]
   columns = {name: [row.get(name) for row in repeated] for name in names}
   completions = [text for group in samples.texts for text in group]
   return [row["prompt"] for row in repeated], completions, columns

@@ -131,7 +131,7 @@ class Saver:
 def quality(config, state) -> dict[str, float] | None:
   """What checkpoints are compared by: averaged entropy, and how far averaged values are from the constraints.
 
-  The shortfall is the largest of the floor's and the budget's, each relative to its bound; the margin that the
+  The shortfall is the largest of the floors' and the budget's, each relative to its bound; the margin that the
   controller aims above the floor does not count. None where nothing was measured.
   """
   if not float(state.averages.weight):
@@ -140,6 +140,8 @@ def quality(config, state) -> dict[str, float] | None:
   o, shortfalls = config.objective, [0.0]
   if o.min_reward is not None:
     shortfalls.append((o.min_reward - values["reward"]) / max(abs(o.min_reward), 1e-6))
+  for name, floor in builders.reward_floors(config):
+    shortfalls.append((floor - values[f"reward/{name}"]) / max(abs(floor), 1e-6))
   if o.max_kl is not None:
     shortfalls.append((values["kl"] - o.max_kl) / max(abs(o.max_kl), 1e-6))
   found = {"entropy": values["entropy"], "shortfall": float(np.max(shortfalls))}

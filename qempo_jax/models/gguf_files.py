@@ -8,6 +8,7 @@ import numpy as np
 from qempo_jax.errors import InputError
 from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.models.config import RopeScaling
 
 _OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -76,9 +77,20 @@ def _config(reader) -> ModelConfig:
       num_kv_heads=field("llama.attention.head_count_kv"),
       head_dim=width // num_heads,
       rope_theta=float(field("llama.rope.freq_base")),
+      rope_scaling=_rope_scaling(reader),
       norm_epsilon=float(field("llama.attention.layer_norm_rms_epsilon")),
       tie_embeddings="output.weight" not in sizes,
   )
+
+
+def _rope_scaling(reader) -> RopeScaling | None:
+  field = lambda key, default: reader.fields[key].contents() if key in reader.fields else default
+  kind = field("llama.rope.scaling.type", "none")
+  if kind == "none":
+    return None
+  if kind == "linear":
+    return RopeScaling("linear", float(field("llama.rope.scaling.factor", 1.0)))
+  raise InputError(f"llama.rope.scaling.type {kind!r} is not supported; this decoder computes 'none' and 'linear'")
 
 
 def _name(name: str) -> str:

@@ -85,6 +85,8 @@ def _normal(config: ModelConfig) -> ModelConfig:
       compute_dtype="float32",
       num_tokens=None,
       attention="auto",
+      kv_cache="auto",
+      token_stats="auto",
       remat="full",
       query_scale=config.attention_scale,
       windows=config.windows if any(config.windows) else (),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from qempo_jax import sharding
 from qempo_jax.linear import linear
+from qempo_jax.masking import at_least_float32
 from qempo_jax.models import head_products
 from qempo_jax.models.lora import LowRank
 from qempo_jax.token_stats import softcap
@@ -22,7 +23,7 @@ _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu,
 def rms_norm(x, scale, epsilon, offset=0.0):
   """Root-mean-square normalisation, x / rms(x) * (scale + offset) (Zhang & Sennrich, arXiv 1910.07467)."""
   mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
-  scale = scale + offset if offset else scale
+  scale = at_least_float32(scale) + offset if offset else scale
   return (x * jax.lax.rsqrt(mean_square + epsilon)).astype(x.dtype) * scale
 
 

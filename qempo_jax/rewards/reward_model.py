@@ -24,7 +24,6 @@ from qempo_jax.models.config import ModelConfig
 
 # Where a training run of a reward model leaves its export, in its workdir.
 EXPORT_FOLDER = "model"
-_ANY_LENGTH = 2**30
 
 
 class Loaded(NamedTuple):
@@ -154,14 +153,9 @@ class RewardModel:
       raise InputError(f"the reward model got {len(prompts)} prompts for {len(completions)} completions")
     if not completions:
       return []
-    texts = [
-        preferences.Preference({"prompt": _prompt(prompt)}, _completion(completion), None)
-        for prompt, completion in zip(prompts, completions)
-    ]
-    encoded = pair_tokens.encode_pairs(
-        self._model.tokenizer, texts, responses=1, max_prompt_length=_ANY_LENGTH, max_response_length=_ANY_LENGTH
-    )
-    return self.score_ids([[*prompt, *response] for prompt, (response,) in zip(encoded.prompts, encoded.responses)])
+    encoder = pair_tokens.Encoder(self._model.tokenizer)
+    texts = [(_prompt(prompt), _completion(completion)) for prompt, completion in zip(prompts, completions)]
+    return self.score_ids([[*encoder.prompt(prompt), *encoder.response(prompt, text)] for prompt, text in texts])
 
   def score_ids(self, texts: Sequence[Sequence[int]]) -> list[float]:
     """Scores token ids, prompt and response together, none empty."""

@@ -1,13 +1,14 @@
 """Acceptable responses found so far, kept so that an answer which left the samples can be found again."""
 
-from collections.abc import Hashable
 from collections.abc import Sequence
+import json
+from typing import Any
 
 import numpy as np
 
 
 class ReplayBuffer:
-  """Distinct responses with their rewards, by key (a prompt, or whatever its answers are shared by).
+  """Distinct responses with their rewards, by key (a prompt, or whatever its answers are shared by, JSON-able).
 
   Trajectory balance needs no importance weights, so a response found by an earlier policy is as good as a
   fresh one for training; it never counts in what is measured.
@@ -16,16 +17,16 @@ class ReplayBuffer:
   def __init__(self, min_reward: float):
     """Keeps responses whose reward is at least `min_reward`."""
     self.min_reward = min_reward
-    self._found: dict[Hashable, dict[tuple[int, ...], float]] = {}
+    self._found: dict[str, dict[tuple[int, ...], float]] = {}
 
-  def add(self, key: Hashable, response: Sequence[int], reward: float) -> None:
+  def add(self, key: Any, response: Sequence[int], reward: float) -> None:
     """Remembers a response of token ids, its ending token included, if it is good enough."""
     if reward >= self.min_reward:
-      self._found.setdefault(key, {})[tuple(int(token) for token in response)] = float(reward)
+      self._found.setdefault(_name(key), {})[tuple(int(token) for token in response)] = float(reward)
 
-  def draw(self, key: Hashable, count: int, rng: np.random.Generator):
+  def draw(self, key: Any, count: int, rng: np.random.Generator):
     """Up to `count` distinct (response, reward) pairs of a key, uniformly."""
-    found = list(self._found.get(key, {}).items())
+    found = list(self._found.get(_name(key), {}).items())
     if len(found) <= count:
       return found
     return [found[index] for index in rng.choice(len(found), count, replace=False)]
@@ -43,4 +44,9 @@ class ReplayBuffer:
     """Takes back what `to_json` gave."""
     self._found = {}
     for key, response, reward in rows:
-      self._found.setdefault(key, {})[tuple(response)] = reward
+      self._found.setdefault(_name(key), {})[tuple(response)] = reward
+
+
+def _name(key: Any) -> str:
+  """A string for any key, the same after a checkpoint: a conversation's is its JSON."""
+  return key if isinstance(key, str) else json.dumps(key, sort_keys=True)

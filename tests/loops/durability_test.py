@@ -253,3 +253,11 @@ def test_quality_compares_measured_values_with_the_constraints(tmp_path, reward,
   found = saving.quality(config, state)
   assert found == expected or found == pytest.approx({"entropy": 3.0, "shortfall": expected}, abs=1e-6)
   assert saving.quality(config, state.replace(averages=train_state.Averages.create(values))) is None
+
+
+def test_quality_counts_the_floors_of_further_rewards(tmp_path):
+  config = toy.config(tmp_path)
+  config.reward.functions = (("short", "length", 1.0, "none", 0.8), ("other", "length", 1.0, "none", None))
+  values = {"reward": 1.0, "kl": 0.0, "entropy": 3.0, "reward/short": 0.6}
+  state = train_state.TrainState(*(None,) * 5, train_state.Averages(values, jnp.ones(())), None)
+  assert saving.quality(config, state)["shortfall"] == pytest.approx(0.25)

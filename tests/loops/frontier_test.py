@@ -102,3 +102,15 @@ def test_the_online_loop_takes_the_transformation_that_needs_the_responses(tmp_p
   with pytest.raises(InputError, match="transform"):
     of_toy.objective.transform = "other"
     online.train(of_toy, tmp_path, policy, Silent())
+
+
+def test_a_point_that_runs_made_together_would_ignore_is_refused(config):
+  config.points.ucpo = ((("optimizer.learning_rate", 1e-3),), (("optimizer.learning_rate", 1e-2),))
+  with pytest.raises(InputError, match="ucpo-1-seed0 has optimizer.learning_rate = 0.01 and ucpo-0-seed0 0.001"):
+    frontier.check(config)
+  config.points.ucpo = ((("objective.transform_strength", 0.1),), (("objective.transform_strength", 0.2),))
+  frontier.check(config)
+  config.runner = "online"
+  config.points.ucpo = ((("compute.dtype", "float32"),), (("compute.dtype", "bfloat16"),))
+  with pytest.raises(InputError, match="ucpo-0-seed0 has compute.dtype = 'float32' and base-0-seed0 'bfloat16'"):
+    frontier.check(config)

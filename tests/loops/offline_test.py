@@ -58,8 +58,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     patch.setattr(pairs.Batches, "__call__", fail_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
       _run(tmp_path / "cut", checkpoint__every=3)
-  resumed, recorder = _run(tmp_path / "cut", checkpoint__every=3)
-  assert recorder.notes == ["resumed after step 3"] and int(resumed.step) == 6
+  resumed, recorder = _run(tmp_path / "cut", checkpoint__every=3, logging__profile_steps=1, logging__profile_after=2)
+  profiled = f"steps 6 to 6 are profiled in {tmp_path / 'cut' / 'profile'}"
+  assert recorder.notes == ["resumed after step 3", profiled] and int(resumed.step) == 6
   raw = lambda state: jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
   jax.tree.map(np.testing.assert_array_equal, raw(resumed), raw(whole))
   assert timeless(tmp_path / "cut" / "metrics.jsonl") == timeless(tmp_path / "whole" / "metrics.jsonl")
@@ -194,7 +195,7 @@ def equal_reward(prompts, completions, **columns):
         (dict(offline__loss="nll"), "nll has no weight"),
         (dict(offline__loss="qempo"), "has no reference, so objective.max_kl"),
         (dict(offline__loss="dpo", offline__weights="fixed", offline__beta=0.0), "dpo needs a positive offline.beta"),
-        (dict(offline__loss="h_dpo", offline__weights="fixed", offline__beta=0.0), "h_dpo needs a positive"),
+        (dict(offline__loss="ipo", offline__weights="fixed", offline__beta=0.0), "ipo needs a positive"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(tmp_path, changes, message):

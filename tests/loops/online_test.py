@@ -7,6 +7,7 @@ import pytest
 from experiments import builders
 from experiments.loops import feasibility
 from experiments.loops import online
+from experiments.loops import sampling
 from qempo_jax.errors import InputError
 from tests.loops import toy
 from tests.loops.online_exact_test import Silent
@@ -45,8 +46,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     patch.setattr(online.Replay, "make_batch", fail_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
       _run(tmp_path / "cut", checkpoint__every=3)
-  resumed, _ = _run(tmp_path / "cut", checkpoint__every=3)
-  assert int(resumed.step) == 6
+  resumed, _ = _run(tmp_path / "cut", checkpoint__every=3, logging__profile_steps=1, logging__profile_after=2)
+  assert int(resumed.step) == 6 and list((tmp_path / "cut" / "profile").rglob("*.xplane.pb"))
   same = lambda a, b: np.testing.assert_array_equal(a, b)
   jax.tree.map(same, jax.device_get(resumed.params), jax.device_get(whole.params))
   jax.tree.map(same, jax.device_get(resumed.dual_params), jax.device_get(whole.dual_params))
@@ -58,6 +59,24 @@ def test_replayed_responses_are_never_measured(tmp_path):
   without, _ = _run(tmp_path / "b", replay__size=0, checkpoint__every=-1)
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
   jax.tree.map(near, jax.device_get(with_replay.averages), jax.device_get(without.averages))
+
+
+def test_finds_kept_by_a_column_that_is_not_there_are_refused(tmp_path):
+  with pytest.raises(InputError, match="replay.key='set' is no column of .* set it to prompt"):
+    _run(tmp_path / "a", replay__key="set")
+
+
+def test_a_multiplier_above_its_cap_is_refused(tmp_path):
+  config = _config(tmp_path)
+  config.duals.quality.initial, config.duals.cap = 2000.0, 1000.0
+  with pytest.raises(InputError, match="duals.quality.initial=2000 is above duals.cap=1000"):
+    builders.optimizer_pair(config)
+
+
+def test_columns_are_those_of_all_rows():
+  rows = [{"prompt": "p"}, {"prompt": "q", "answer": "3"}]
+  samples = sampling.Samples(rows, None, None, [["a", "b"], ["c", "d"]], None)
+  assert sampling._flat(samples)[2] == {"answer": [None, None, "3", "3"]}
 
 
 def test_exploding_entropy_stops_the_run_with_advice(tmp_path):

@@ -195,3 +195,19 @@ def test_intervals_over_prompts_are_wider_where_pairs_of_a_prompt_agree():
   alike = reward_report.cluster_interval(right, np.repeat(np.arange(30), 10), seed=0)
   apart = reward_report.cluster_interval(right, np.arange(300), seed=0)
   assert alike.high - alike.low > 2 * (apart.high - apart.low)
+
+
+def test_files_of_one_name_are_all_read(tmp_path, source):
+  for folder, seed in (("a", 1), ("b", 2)):
+    (tmp_path / folder).mkdir()
+    write_pairs(tmp_path / folder / "train.jsonl", 30, seed=seed)
+  with open(tmp_path / "b" / "train.jsonl", "a", encoding="utf-8") as file:
+    file.write("{}\n")
+  names = tuple(f"jsonl:{tmp_path / folder / 'train.jsonl'}" for folder in ("a", "b"))
+  config = make_config(tmp_path, source, sources=names)
+  with pytest.raises(InputError, match="on_bad_row"):
+    reward_builders.pairs(config, tokenizer())
+  config.data.on_bad_row, config.data.max_bad_share = "skip", 0.1
+  parts = reward_builders.pairs(config, tokenizer())
+  assert sum(len(part.prompts) for part in parts.values()) == 60
+  assert set(parts["train"].sources) == {"a/train", "b/train"}

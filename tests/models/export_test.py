@@ -66,6 +66,14 @@ def test_a_configuration_is_described_from_the_shape_alone(name):
   assert dataclasses.replace(hugging_face.from_hugging_face(flat), query_scale=config.query_scale) == config
 
 
+def test_what_belongs_to_a_run_stands_in_no_description():
+  config = hugging_face.from_hugging_face(_described(GOLDEN / "llama2"))
+  of_run = dataclasses.replace(
+      config, compute_dtype="bfloat16", attention="xla", kv_cache="int8", token_stats="xla", remat="none", num_tokens=20
+  )
+  assert hugging_face_out.family_of(of_run) == hugging_face_out.family_of(config)
+
+
 def test_a_changed_shape_is_described_anew():
   source = _described(GOLDEN / "qwen2_windows")
   config = hugging_face.from_hugging_face(source)

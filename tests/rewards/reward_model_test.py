@@ -74,3 +74,11 @@ def test_the_padding_token_never_ends_a_response():
   other = tokenizer()
   other.pad_token = "<pad>"
   assert reward_model.padding_id(other) == other.convert_tokens_to_ids("<pad>")
+
+
+def test_a_completion_that_spells_a_stop_token_is_scored_too(loaded):
+  reward = reward_model.RewardModel(_placed(loaded), batch_size=8, bucket=8)
+  prompt = reward._model.tokenizer("w3", add_special_tokens=False)["input_ids"]
+  ids = reward._model.tokenizer.convert_tokens_to_ids
+  expected = reward.score_ids([prompt + ids(["w4", "<eos>", "w5", "<eos>"]), prompt + ids(["w6", "<eos>"])])
+  assert reward(["w3", "w3"], [" w4 <eos> w5", " w6"]) == pytest.approx(expected, abs=1e-5)
