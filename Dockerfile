@@ -7,6 +7,6 @@ COPY setup.py pyproject.toml README.md LICENSE ./
 COPY qempo_jax qempo_jax
 COPY configs configs
 COPY experiments experiments
-RUN pip install --no-cache-dir ".[train,convert,eval${EXTRA:+,$EXTRA}]"
+RUN pip install --no-cache-dir ".[train,convert,eval,data,math${EXTRA:+,$EXTRA}]"
 ENTRYPOINT ["python", "-m"]
 CMD ["experiments.train", "--help"]

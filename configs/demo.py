@@ -1,4 +1,4 @@
-"""The demo: a real 135M-parameter model aligned four ways on open-list tasks, compared at one quality floor.
+"""The demo: a real 135M-parameter model aligned three ways on open-list tasks, compared at one quality floor.
 
   make demo
   python -m experiments.demo --config=configs/demo.py --workdir=runs/demo

@@ -1,6 +1,6 @@
 """What a checkpoint costs: seconds and bytes of saving and restoring, and the share of training that a save stalls.
 
-  python -m experiments.benchmarks.checkpoints --config=configs/demo.py --workdir=/tmp/checkpoints
+  python -m experiments.benchmarks.checkpoints --config=configs/demo.py --workdir=runs/checkpoints
 
 Steps run alternately with and without an asynchronous save after them, on the state of the whole policy. A save's
 stall is the time its call takes, plus what the steps beside the writing take longer than those without.
@@ -98,5 +98,5 @@ if __name__ == "__main__":
   cli.run(
       main,
       description="Times checkpoints beside training steps.",
-      example="python -m experiments.benchmarks.checkpoints --config=configs/demo.py --workdir=/tmp/checkpoints",
+      example="python -m experiments.benchmarks.checkpoints --config=configs/demo.py --workdir=runs/checkpoints",
   )
