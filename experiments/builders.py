@@ -62,15 +62,9 @@ def check_one_method(config: ConfigDict) -> None:
 def policy(config: ConfigDict) -> Policy:
   """Loads the model that the config names."""
   placed = mesh(config)
-  _check_sizes(config)
-  source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
-  _one_of("compute.dtype", config.compute.dtype, DTYPES)
-  _one_of("model.dtype", config.model.dtype, DTYPES)
-  _one_of("compute.attention", config.compute.attention, ATTENTIONS)
-  _one_of("compute.token_stats", config.compute.token_stats, TOKEN_STATS)
-  _one_of("compute.remat", config.compute.remat, REMATS)
+  check_choices(config)
   check_reference_memory(config)
-  _one_of("compute.kv_cache", config.compute.kv_cache, KV_CACHES)
+  source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
   tokenizer = tokenization.load_tokenizer(source)
   model_config, params = conversion.load(source, mesh=placed, dtype=jax.numpy.dtype(config.model.dtype))
   model_config = dataclasses.replace(
@@ -85,7 +79,14 @@ def policy(config: ConfigDict) -> Policy:
   return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), placed)
 
 
-def _check_sizes(config) -> None:
+def check_choices(config: ConfigDict) -> None:
+  """Raises InputError where a size is not positive, or a choice of `model` or `compute` is none of those there are."""
+  _one_of("compute.dtype", config.compute.dtype, DTYPES)
+  _one_of("model.dtype", config.model.dtype, DTYPES)
+  _one_of("compute.attention", config.compute.attention, ATTENTIONS)
+  _one_of("compute.token_stats", config.compute.token_stats, TOKEN_STATS)
+  _one_of("compute.remat", config.compute.remat, REMATS)
+  _one_of("compute.kv_cache", config.compute.kv_cache, KV_CACHES)
   for key in ("data.prompts_per_step", "sampling.group_size", "sampling.max_response_length", "sampling.temperature",
               "evaluation.prompts_per_batch", "evaluation.samples_per_prompt"):  # fmt: skip
     group, name = key.split(".")

@@ -21,6 +21,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, so 
 
 import jax
 
+from experiments import builders
 from experiments import chips
 from experiments import cli
 from experiments import compile_programs
@@ -40,6 +41,7 @@ def check(config, topology: str) -> list[compile_report.ProgramReport]:
   Raises:
     InputError: the topology, or the config for it, is wrong.
   """
+  builders.check_one_method(config)
   chip, found = chips.chip_of(topology), devices(topology, math.prod(config.compute.dcn_mesh))
   reports = []
   for program in compile_programs.programs(config, found):

@@ -165,12 +165,18 @@ def _groups(config, mesh, group_size) -> GroupBatch:
   flags = lambda dtype: _array((rows, group_size), dtype, split)
   mask = _array((rows, group_size, length), bool, split)
   behaviour = flags(jnp.float32) if config.sampling.stale_steps else None
+  floors = len(builders.reward_floors(config))
+  floor_rewards = _array((rows, group_size, floors), jnp.float32, split) if floors else None
+  setpo = config.objective.transform == "setpo"
+  similarities = _array((rows, group_size, group_size), jnp.float32, split) if setpo else None
   return GroupBatch(
       _packed(config, rows, group_size, split),
       mask,
       flags(jnp.float32),
       flags(bool),
       flags(bool),
+      floor_rewards=floor_rewards,
+      similarities=similarities,
       behaviour_log_probs=behaviour,
   )
 

@@ -47,6 +47,11 @@ class Pairs(NamedTuple):
 def model(config: ConfigDict) -> builders.Policy:
   """The model that the config names, with its own head or, for a language model, one that scores all texts 0."""
   mesh = builders.mesh(config)
+  builders.check_choices(config)
+  for key, allowed in (("compute.micro_batches", 1), ("model.dtype", "float32"), ("compute.distributed", False)):
+    group, name = key.split(".")
+    if config[group][name] != allowed:
+      raise InputError(f"config.{key}={config[group][name]} is not for reward models; leave it at {allowed}")
   found = reward_model.load_model(config.model.source, mesh=mesh, compute_dtype=config.compute.dtype)
   shape = dataclasses.replace(found.config, attention=config.compute.attention, remat=config.compute.remat)
   return builders.Policy(shape, found.params, found.tokenizer, tuple(stop_token_ids(found.tokenizer)), found.mesh)

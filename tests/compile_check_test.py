@@ -78,13 +78,14 @@ def test_flops_count_scans():
   assert compile_report.product_flops(looped, x) == 5 * 2 * 8**3
 
 
-def _programs(monkeypatch, loss):
+def _programs(monkeypatch, loss, **changes):
   monkeypatch.setattr(compile_programs, "model_config", lambda source: MODEL)
   config = base.get_config()
   config.compute.mesh, config.compute.bucket = (2, 4, 1), 16
   config.data.prompts_per_step = config.offline.pairs_per_step = 16
   config.data.max_prompt_length, config.sampling.max_response_length, config.sampling.group_size = 8, 5, 2
   config.offline.loss = loss
+  config.update_from_flattened_dict(changes)
   return {program.name: program for program in compile_programs.programs(config, jax.devices())}
 
 
@@ -101,6 +102,13 @@ def test_a_step_donates_its_state_and_splits_its_rows(monkeypatch, loss):
   assert rows == 16
   assert f"f32[2,{places},{width}]" in text  # two rows a device, the whole width
   assert f"f32[16,{places},{width}]" not in text and f"f32[16,{places},{width // 4}]" not in text  # never every row
+
+
+def test_what_floors_and_a_transformation_read_is_in_the_batch(monkeypatch):
+  functions = (("all", "length", 1.0, "none", None), ("short", "length", 0.0, "none", 0.5))
+  changes = {"reward.functions": functions, "objective.transform": "setpo"}
+  program = _programs(monkeypatch, None, **changes)["online_step"]
+  assert "reward/short" in program.jitted.lower(*program.arguments).out_info[1]
 
 
 def test_parameters_are_gathered_once_a_step_and_not_for_every_token(monkeypatch):

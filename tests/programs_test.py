@@ -207,3 +207,17 @@ def test_a_failure_exits_1_with_its_traceback(tmp_path):
       [sys.executable, "-c", program, "--config=configs/offline_dpo.py", "--workdir=w"], cwd=ROOT, capture_output=True, text=True, check=False
   )
   assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "verb", ["train", "train_reward_model", "export", "make_pairs", "inspect_data", "evaluate", "feasibility", "demo"]
+)
+def test_a_config_of_the_other_kind_is_said_in_a_line(call, tmp_path, verb):
+  config = "online_qempo_kl" if verb == "demo" else "demo"
+  code, _, err = call(verb, f"--config={ROOT / 'configs' / config}.py", f"--workdir={tmp_path / 'w'}")
+  assert code == 2 and len(err.splitlines()) == 1 and "this config holds" in err
+
+
+def test_a_method_without_a_config_is_named(call, tmp_path):
+  code, _, err = call("demo", f"--config={ROOT / 'configs' / 'demo.py'}", f"--workdir={tmp_path / 'w'}", "--config.methods=foo")
+  assert code == 2 and "names 'foo', which has no config" in err

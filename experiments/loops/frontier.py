@@ -186,6 +186,8 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
     workdirs.write_atomically(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     names, figures = sampled_figures(rows)
     _write(workdir, run, names, figures, time.monotonic() - started)
+    if of_run.steps:
+      jax.tree.map(lambda leaf: leaf.delete(), state)  # room for the next run's
   return {}
 
 

@@ -91,6 +91,8 @@ class Batches:
     if not config.offline.reference_cache:
       found[visited] = self._score(policy, visited)
       return found
+    if jax.process_count() > 1:
+      raise InputError("offline.reference_cache is for one process: its file is one machine's; set it to False")
     model = reference_cache.model_hash(policy.params, policy.config)
     keys = reference_cache.example_keys(
         pairs,

@@ -211,3 +211,13 @@ def test_files_of_one_name_are_all_read(tmp_path, source):
   parts = reward_builders.pairs(config, tokenizer())
   assert sum(len(part.prompts) for part in parts.values()) == 60
   assert set(parts["train"].sources) == {"a/train", "b/train"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("compute.micro_batches", 2), ("model.dtype", "bfloat16"), ("compute.dtype", "float8")]
+)
+def test_keys_that_reward_models_do_not_read_are_refused(tmp_path, source, key, value):
+  config = make_config(tmp_path, source)
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError, match=f"config.{key}="):
+    reward_builders.model(config)
