@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments import builders
@@ -52,13 +53,17 @@ class Saver:
   def restore(self, state) -> tuple[Any, dict[str, Any]]:
     """(the state of the newest whole checkpoint, what `after_step` was given); (`state`, {}) where there is none.
 
+    The given state's memory is free for the restored one: what is trained and its optimizer's leaves are deleted first.
+
     Raises:
       InputError: the checkpoint is of another config, data or tokenizer, or cannot be read.
     """
-    found = self._checkpoints and self._checkpoints.restore(state)
-    if not found:
+    if not self._checkpoints or not self._checkpoints.steps():
       return state, {}
-    state, host = found
+    large = state.params, state.opt_state
+    params, opt_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), large)
+    jax.tree.map(lambda leaf: leaf.delete(), large)
+    state, host = self._checkpoints.restore(state.replace(params=params, opt_state=opt_state))
     place = f"the checkpoint in {self._checkpoints.folder}"
     for name, value in self._same.items():
       if host["same"].get(name) != value:

@@ -214,6 +214,23 @@ def test_a_resumed_run_refuses_other_prompts_and_another_config(tmp_path):
     online.train(config, tmp_path / "run", toy.policy(), offline_toy.Recorder())
 
 
+def test_a_state_makes_room_before_the_saved_one_is_read(tmp_path, monkeypatch):
+  _run(tmp_path / "run", steps=2)
+  create, restore, found = runs.initial, checkpoint.Checkpoints.restore, []
+  fresh = lambda *args: found.append(create(*args)) or found[-1]
+  monkeypatch.setattr(runs, "initial", fresh)
+
+  def read(self, state):
+    _, before, _ = found[-1]
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))
+    return restore(self, state)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "restore", read)
+  state, recorder = _run(tmp_path / "run", steps=2)
+  assert recorder.notes == ["resumed after step 2"] and len(found) == 1
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
+
+
 def _write(path, keep, steps):
   log = runs.MetricsLog(path, keep=keep)
   for step in steps:
