@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 
 import jax
@@ -11,6 +12,7 @@ from experiments import reward_builders
 from experiments import workdir as workdirs
 from experiments.loops import runs
 from qempo_jax import reward_step
+from qempo_jax.errors import InputError
 from qempo_jax.models import reward_head
 
 _WINDOW = 16  # batches whose pairs are sorted by length together, which leaves less padding
@@ -77,8 +79,9 @@ class Batches:
     if state.exists() and path.exists():
       earlier = json.loads(state.read_text(encoding="utf-8"))
       mark["done"] = earlier["done"] if earlier | {"done": 0} == mark else 0
-    mode = "r+" if mark["done"] else "w+"
-    self._hidden = np.memmap(path, np.float32, mode, shape=(total, width))
+    if not mark["done"]:
+      _reserve(path, 4 * total * width)
+    self._hidden = np.memmap(path, np.float32, "r+", shape=(total, width))
     size = config.reward_model.pairs_per_step
     places = [(part, index) for part in self._parts for index in range(len(self._parts[part].prompts))]
     lengths = np.concatenate([self._parts[part].lengths() for part in self._parts])
@@ -98,3 +101,18 @@ class Batches:
         mark["done"] = min(start + size, len(order))
         workdirs.write_atomically(state, json.dumps(mark) + "\n")
         note(f"frozen blocks: {mark['done']} of {len(order)} pairs")
+
+
+def _reserve(path: pathlib.Path, size: int) -> None:
+  """Makes a file whose bytes all have their place on the disk: a full one ends the process where a mapped page is written."""
+  try:
+    with open(path, "wb") as file:
+      file.truncate(size)
+      if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+  except OSError as error:
+    path.unlink(missing_ok=True)
+    raise InputError(
+        f"{path} takes {size / 1e9:.2f} GB, and there is no room ({error.strerror}); free space there, or set"
+        " reward_model.cache to False"
+    ) from error

@@ -1,6 +1,8 @@
 """The reward-model program on a tiny model: pairs parted by prompt, resume bit for bit, results, use as a reward."""
 
+import errno
 import json
+import os
 
 import jax
 import numpy as np
@@ -221,3 +223,13 @@ def test_keys_that_reward_models_do_not_read_are_refused(tmp_path, source, key, 
   config.update_from_flattened_dict({key: value})
   with pytest.raises(InputError, match=f"config.{key}="):
     reward_builders.model(config)
+
+
+def test_a_cache_without_room_is_one_error(tmp_path, source, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(os, "posix_fallocate", full)
+  with pytest.raises(InputError, match="frozen.float32 takes 0.00 GB.*No space left.*reward_model.cache to False"):
+    main(make_config(tmp_path, source), tmp_path / "w", False)
+  assert not (tmp_path / "w" / "frozen.float32").exists()
