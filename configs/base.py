@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
 
   config.reward = ConfigDict()
   config.reward.function = "qempo_jax.rewards.open_list.open_list_reward"  # dotted path, TRL's shape; or a short name of rewards/registry.py, "length(target=50)"
-  config.reward.max = config_dict.placeholder(float)
+  config.reward.max = config_dict.placeholder(float)  # may be none
   config.reward.max = 1.0  # the largest reward there is, for the feasibility check; none if unknown
   # A normalisation is "none", "group" or "running"; a floor the least mean of that reward alone, None for none
   config.reward.functions = ()  # several instead of one: (name, function, weight, normalisation, floor) each
