@@ -16,10 +16,10 @@ EXTRAS_types := types
 EXTRAS_interop := interop
 EXTRAS_compile := $(EXTRAS_demo),tpu
 
-PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --durations=25 $(ARGS)
+PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -q $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-interop bench compile-check lint types docs dist clean
+.PHONY: help demo test test-slow test-all test-interop bench compile-check lint types docs dist clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1  /' | expand -t 18
@@ -27,8 +27,12 @@ help: ## Lists the targets.
 demo: $(VENV)/.installed-demo ## Aligns a small real model; the report is runs/demo/report/index.html.
 	$(VENV)/bin/python -m experiments.demo --config=configs/demo.py --workdir=runs/demo $(ARGS)
 
-test: $(VENV)/.installed-test ## Runs every test but those marked slow.
+test: $(VENV)/.installed-test ## Runs every test but those marked slow: ten minutes on two cores, four when run again.
 	$(PYTEST) -m "not slow"
+
+PART ?= 0/1
+test-slow: $(VENV)/.installed-test ## Runs the tests marked slow, or a part of them: make test-slow PART=0/3
+	$(PYTEST) -m slow --part=$(PART)
 
 test-all: $(VENV)/.installed-test ## Runs every test.
 	$(PYTEST)

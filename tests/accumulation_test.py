@@ -1,5 +1,7 @@
 """A batch in parts has the gradient, loss and metrics of the whole batch, for every objective and every loss."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,14 +79,16 @@ def _online(gradient, baseline, normalise):
   return step
 
 
-def _offline(loss, label_smoothing=0.1):
-  settings = offline_losses.LossSettings(label_smoothing, 0.5, 1.0, 0.7, 0.1)
+@functools.cache
+def _offline(loss):
+  settings = offline_losses.LossSettings(0.1, 0.5, 1.0, 0.7, 0.1)
   objective = offline_step.OfflineObjective(loss, (0.4, 0.3), settings, None, None, 0.9)
   group_size = offline_losses.LOSSES[loss].responses
   packed, mask, rng = _packed(group_size)
   # Close to the policy's own, so that KTO's estimate of the KL is positive and is read.
   batch = offline_step.PairBatch(packed, mask, (-6.0 * mask.sum(-1) - rng.random(mask.shape[:2])).astype(np.float32))
 
+  @functools.cache
   def step(micro_batches):
     one = lambda state, batch: offline_step.offline_step(
         state, batch, objective=objective, optimizer=KEEP, micro_batches=micro_batches, **SCORING
@@ -94,42 +98,39 @@ def _offline(loss, label_smoothing=0.1):
   return step
 
 
-def _same_for_every_split(step, splits=(2, 4)):
-  whole, whole_metrics = step(1)
+def _same_in_four_parts(step):
+  (whole, whole_metrics), (state, metrics) = step(1), step(4)
   size = float(optax.global_norm(whole.opt_state))
   assert size > 1e-3
-  for parts in splits:
-    state, metrics = step(parts)
-    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6 * size)
-    jax.tree.map(near, state.opt_state, whole.opt_state)
-    assert metrics.keys() == whole_metrics.keys()
-    for name, value in whole_metrics.items():
-      np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    jax.tree.map(near, state.dual_params, whole.dual_params)
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6 * size)
+  jax.tree.map(near, state.opt_state, whole.opt_state)
+  assert metrics.keys() == whole_metrics.keys()
+  for name, value in whole_metrics.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+  jax.tree.map(near, state.dual_params, whole.dual_params)
 
 
+@pytest.mark.slow  # sharded_step_test has two parts by default
 @pytest.mark.parametrize(
     ("gradient", "baseline", "normalise"),
     [
         ("score_function", "leave_one_out", False),
-        pytest.param("score_function", "group_mean", True, marks=pytest.mark.slow),
+        ("score_function", "group_mean", True),
         ("rao_blackwell", "leave_one_out", True),
-        pytest.param("rao_blackwell", "group_mean", False, marks=pytest.mark.slow),
+        ("rao_blackwell", "group_mean", False),
     ],
 )
 def test_online_objectives(gradient, baseline, normalise):
-  _same_for_every_split(_online(gradient, baseline, normalise))
+  _same_in_four_parts(_online(gradient, baseline, normalise))
 
 
-# One loss of each kind in every run of the suite; the others share their code, and are marked slow.
-KINDS = ("qempo_kl", "kto", "nll", "length_normalised_spl")
-OFFLINE = [pytest.param(loss, marks=() if loss in KINDS else pytest.mark.slow) for loss in sorted(offline_losses.LOSSES)]
+# KTO reads something of the whole batch; the others are means over pairs, and are marked slow.
+OFFLINE = [pytest.param(loss, marks=() if loss == "kto" else pytest.mark.slow) for loss in sorted(offline_losses.LOSSES)]
 
 
 @pytest.mark.parametrize("loss", OFFLINE)
 def test_offline_losses(loss):
-  splits = (2, 4) if loss in ("qempo_kl", "kto", "nll") else (4,)  # one of each kind by two splits
-  _same_for_every_split(_offline(loss), splits)
+  _same_in_four_parts(_offline(loss))
 
 
 def test_kto_reads_the_estimate_of_the_whole_batch():
@@ -171,7 +172,7 @@ def test_parts_that_do_not_divide_the_rows_are_refused():
     _online("score_function", "leave_one_out", False)(3)
 
 
-def _step_of(batch, **changes):
+def _step(**changes):
   objective = train_step.OnlineObjective(
       **({"entropy_weight": 1.0, "min_reward": 0.5, "max_kl": 0.2, "entropy_gradient": "score_function",
           "baseline": "leave_one_out", "normalise": True, "replay_weight": 0.7, "min_std": 1e-2, "averaging": 0.9} | changes)
@@ -179,7 +180,7 @@ def _step_of(batch, **changes):
   reference = transformer.init(jax.random.key(2), MODEL, stddev=0.3)
   optimizers = train_step.Optimizers(KEEP, duals.plain_ascent(0.1))
   state = _state().replace(dual_opt_state=optimizers.dual.init(_state().dual_params))
-  step = lambda state: train_step.online_step(
+  step = lambda state, batch: train_step.online_step(
       state, reference, batch, objective=objective, optimizers=optimizers, **SCORING
   )
   return state, jax.jit(step)
@@ -189,10 +190,9 @@ def test_where_nothing_was_scored_nothing_is_measured_and_nothing_moves():
   packed, mask, rng = _packed(5)
   rewards = rng.random((PROMPTS, 5)).astype(np.float32)
   everything, nothing = np.ones((PROMPTS, 5), bool), np.zeros((PROMPTS, 5), bool)
-  state, step = _step_of(GroupBatch(packed, mask, rewards, everything, nothing))
-  state, metrics = step(state)
-  _, step = _step_of(GroupBatch(packed, mask, rewards, nothing, everything))  # replayed ones alone
-  after, unmeasured = step(state)
+  state, step = _step()
+  state, metrics = step(state, GroupBatch(packed, mask, rewards, everything, nothing))
+  after, unmeasured = step(state, GroupBatch(packed, mask, rewards, nothing, everything))  # replayed ones alone
   assert np.isfinite(metrics["reward"]) and np.isnan(unmeasured["reward"]) and np.isnan(unmeasured["kl"])
   same = lambda a, b: np.testing.assert_array_equal(a, b)
   jax.tree.map(same, after.dual_params, state.dual_params)

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.benchmarks import shared_rows
@@ -93,8 +94,14 @@ def test_time_of_a_program_goes_to_its_scopes():
   assert 0 < sum(seconds.values()) < wall
 
 
-def test_rows_are_shared_and_not_in_turn(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(shared_rows.builders, "policy", lambda config: toy.policy())
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_rows_are_shared_and_not_in_turn(tmp_path, monkeypatch, capsys, whole):
+  """Of the whole program, or of all but the step that it times and the reference's scores."""
+  policy = toy.policy()
+  monkeypatch.setattr(shared_rows.builders, "policy", lambda config: policy)
+  if not whole:
+    monkeypatch.setattr(shared_rows.offline, "compile_step", lambda *_: lambda state, batch, frozen: (state, None))
+    monkeypatch.setattr(shared_rows.pairs.Batches, "_score", lambda self, policy, visited: np.zeros((len(visited), 2)))
   config = offline_toy.config(tmp_path, count=40, scale=4.0)
   config.steps, config.compute.bucket, config.offline.pairs_per_row = 2, 8, 4
   shared_rows.main(config, tmp_path, False)
@@ -119,8 +126,6 @@ def test_operations_count_a_shared_prompt_once():
 
 
 def test_batches_are_cut_from_one_text(tmp_path):
-  import numpy as np
-
   np.save(tmp_path / "tokens.npy", np.arange(50, dtype=np.int32))
   prompts, responses = batches.pairs(str(tmp_path), {"pairs": 2, "prompt": 4, "response": 3})
   assert prompts.tolist() == [[0, 1, 2, 3], [10, 11, 12, 13]] and responses[1].tolist() == [[14, 15, 16], [17, 18, 19]]

@@ -1,15 +1,18 @@
 """The notebooks: no stored outputs, a badge that opens the right file, and every cell runs."""
 
+import operator
 import pathlib
+import re
 
 import pytest
+
+import qempo_jax
 
 nbformat = pytest.importorskip("nbformat")
 from nbclient import NotebookClient  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).parents[1] / "colabs"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-SLOW = ("04_align_a_model",)  # trains a language model
 
 
 def _read(name):
@@ -30,9 +33,16 @@ def test_a_notebook_is_clean_and_installs_what_it_needs(name):
   assert f"/blob/main/colabs/{name}.ipynb" in notebook.cells[0].source
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NOTEBOOKS]
-)
+def test_every_name_of_the_library_that_a_notebook_uses_is_there():
+  sources = [cell.source for name in NOTEBOOKS for cell in _read(name).cells if cell.cell_type == "code"]
+  used = sorted({name for source in sources for name in re.findall(r"\bqj\.(\w+(?:\.\w+)*)", source)})
+  assert "losses.preference_loss" in used
+  for name in used:
+    assert operator.attrgetter(name)(qempo_jax), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_cell_runs(name, tmp_path, monkeypatch):
   monkeypatch.setenv("MPLBACKEND", "agg")
   monkeypatch.delenv("XLA_FLAGS", raising=False)  # the tests' eight devices would hold eight copies of a model

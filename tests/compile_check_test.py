@@ -89,7 +89,7 @@ def _programs(monkeypatch, loss, **changes):
   return {program.name: program for program in compile_programs.programs(config, jax.devices())}
 
 
-@pytest.mark.parametrize("loss", [None, "dpo"])
+@pytest.mark.parametrize("loss", [None, pytest.param("dpo", marks=pytest.mark.slow)])
 def test_a_step_donates_its_state_and_splits_its_rows(monkeypatch, loss):
   program = _programs(monkeypatch, loss)["offline_step" if loss else "online_step"]
   compiled = program.jitted.lower(*program.arguments).compile()
@@ -155,6 +155,7 @@ def test_every_paper_config_has_a_row_and_names_its_slice():
     assert builders.micro_batches(complete, rows, mesh) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["online_step", "sampler"])
 def test_a_small_slice_is_really_compiled_for(monkeypatch, name):
   pytest.importorskip("libtpu", reason="the TPU compiler, from jax[tpu], is not installed")

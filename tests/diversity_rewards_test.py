@@ -1,5 +1,6 @@
 """Rewards of neighbouring methods beside what `losses/battery_test` checks of them: what each is for, and its edges."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ BASELINES = {
   "setpo": lambda r, p, d, m: diversity_rewards.setpo_rewards(1 - d, m),
   "ucpo": lambda r, p, d, m: diversity_rewards.ucpo_advantages(r, p, r > FLOOR, m, tau=0.4),
 }
+BASELINES = {name: jax.jit(function) for name, function in BASELINES.items()}
 baselines = pytest.mark.parametrize("name", BASELINES)
 
 

@@ -109,7 +109,7 @@ def test_the_pages_measured_tables_are_those_of_the_study():
   assert estimator_variance.tables(raw) in PAGE.read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ["table", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_every_cell_is_the_gradient_it_says(x64, name):
   policy = POLICIES[name]
   params, ref_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
@@ -131,7 +131,7 @@ def test_every_cell_is_the_gradient_it_says(x64, name):
       assert np.linalg.norm(found - known[RIGHT]) > 0.1 * size, f"{term} in the {place}"
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ["table", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_loss_and_reward_add_up_to_the_gradient_of_the_mean(x64, name):
   policy = POLICIES[name]
   params, ref_params = (policy.init(jax.random.key(seed)) for seed in (2, 3))
@@ -166,6 +166,7 @@ def test_entropy_is_the_table_at_q_one(x64):
   close("k2 in the loss", found["entropy"])
 
 
+@pytest.mark.slow
 def test_the_studys_variance_of_leave_one_out_extends_to_larger_groups(x64):
   problem = random_problem(
     jax.random.key(0), vocab_size=3, max_length=2, num_prompts=1, num_points=1

@@ -79,14 +79,14 @@ def _assert_unbiased(policy, params, surrogates, exact):
     np.testing.assert_allclose(gradient, _exact_gradient(exact, params), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ["table", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_entropy_surrogates_are_unbiased_in_value_and_gradient(x64, name):
   policy = POLICIES[name]
   surrogates = list(_entropy_surrogates(policy).values())
   _assert_unbiased(policy, policy.init(jax.random.key(0)), surrogates, policy.entropy)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ["table", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_kl_surrogates_are_unbiased_in_value_and_gradient(x64, name):
   policy = POLICIES[name]
   params, ref_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
@@ -126,7 +126,7 @@ def test_rao_blackwell_has_the_least_variance_here(x64):
     assert min(found, key=found.get) == "rao_blackwell"
 
 
-@pytest.mark.parametrize("target", ["entropy", "kl"])
+@pytest.mark.parametrize("target", ["entropy", pytest.param("kl", marks=pytest.mark.slow)])
 def test_leave_one_out_over_all_groups_of_three_is_unbiased_and_quiets_the_entropy(x64, target):
   policy = POLICIES["mlp"]  # 15 sequences
   params, ref_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
@@ -202,7 +202,7 @@ def test_token_only_entropy_is_right_in_value_and_biased_in_gradient(x64):
   assert np.linalg.norm(bias) > 0.1
 
 
-@pytest.mark.parametrize("leaves", [2, 5])
+@pytest.mark.parametrize("leaves", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_branch_where_the_token_bonus_pulls_to_a_half_and_entropy_to_the_optimum(x64, leaves):
   # Token 1 ends in the one leaf "1 EOS"; token 2 leads to M equiprobable leaves.
   space = space_of_sequences(

@@ -24,7 +24,7 @@ class _Silent:
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-  found = toy.config(tmp_path)
+  found = toy.small(toy.config(tmp_path))
   found.steps, found.checkpoint.every = 2, 0
   found.objective.min_reward = 0.4
   found.evaluation.samples_per_prompt, found.evaluation.prompts_per_batch = 8, 16

@@ -4,7 +4,6 @@ import hypothesis
 from hypothesis import strategies
 import jax
 import jax.numpy as jnp
-from jax.test_util import check_grads
 import numpy as np
 import pytest
 from scipy import optimize
@@ -35,25 +34,25 @@ def kl(log_probs, ref):
 # Closed forms.
 
 
-@pytest.mark.parametrize("floor, expected", [(0.9, 0.9), (0.5, 0.5), (0.1, 0.25)])
+@pytest.mark.parametrize("floor, expected", [(0.9, 0.9), (0.5, 0.5), (0.1, 0.4)])
 def test_qempo_with_a_binary_reward(x64, floor, expected):
-  good = np.arange(12) < 3
+  good = np.arange(Y) < 2
   solution = exact.solve_qempo(good.astype(float), min_reward=floor)
   np.testing.assert_allclose(
-    np.exp(solution.log_probs), np.where(good, expected / 3, (1 - expected) / 9), atol=1e-13
+    np.exp(solution.log_probs), np.where(good, expected / 2, (1 - expected) / 3), atol=1e-13
   )
   np.testing.assert_allclose(solution.expected_reward, expected, atol=1e-13)
   np.testing.assert_allclose(
     solution.entropy, -np.exp(solution.log_probs) @ solution.log_probs, atol=1e-13
   )
   assert solution.kl_multiplier == 0
-  assert (solution.quality_multiplier == 0) == (floor < 0.25)
+  assert (solution.quality_multiplier == 0) == (floor < 0.4)
 
 
 @pytest.mark.parametrize("position", [0.05, 0.5, 0.95])
 def test_qempo_kl_with_a_binary_reward(x64, position):
-  good, floor = np.arange(12) < 3, 0.9
-  ref = problem(1, size=12)[1]
+  good, floor = np.arange(Y) < 2, 0.9
+  ref = problem(1)[1]
   solution = exact.solve_qempo_kl(good.astype(float), ref, min_reward=floor, kl_position=position)
   power = solution.kl_multiplier / (1 + solution.kl_multiplier)
   tempered = np.exp(power * ref)
@@ -111,15 +110,6 @@ def test_entropies_nest_at_matched_reward(seed, position):
     assert qempo.kl > between.kl > rlhf.kl
 
 
-def test_entropy_order_reverses_at_matched_temperature_and_not_at_matched_reward(x64):
-  rewards, ref, beta = np.array([1, 0.5, 0]), np.log([0.05, 0.25, 0.70]), 0.5
-  free = exact.solve_spl(rewards, ref, alpha=beta, beta=0.0)
-  anchored = exact.solve_spl(rewards, ref, alpha=beta, beta=beta)
-  np.testing.assert_allclose([free.entropy, anchored.entropy], [0.832, 1.062], atol=5e-4)
-  matched = exact.solve_qempo(rewards, min_reward=anchored.expected_reward)
-  assert matched.entropy > anchored.entropy
-
-
 def test_at_its_smallest_budget_qempo_kl_is_rlhf(x64):
   rewards, ref, floor = problem(3)
   rlhf = exact.solve_rlhf(rewards, ref, min_reward=floor)
@@ -137,10 +127,10 @@ def test_at_its_smallest_budget_qempo_kl_is_rlhf(x64):
 
 
 def test_slack_is_spent_on_the_bad_strings(x64):
-  bad = 10**6
+  bad = 10**4
   rewards = (np.arange(50 + bad) < 50).astype(float)
   solution = exact.solve_qempo(rewards, min_reward=0.9)
-  assert round(float(solution.entropy), 2) == 5.23 > np.log(50)
+  assert round(float(solution.entropy), 2) == 4.77 > np.log(50)
 
 
 # Independent solutions.
@@ -148,7 +138,7 @@ def test_slack_is_spent_on_the_bad_strings(x64):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_against_scipy_on_the_dual(x64, seed):
-  rewards, ref, floor = problem(seed, size=12)
+  rewards, ref, floor = problem(seed)
   ends = exact.feasible_range(rewards, ref, min_reward=floor)
   budget = float(ends.kl_budget_at(np.random.default_rng(seed).uniform(0.05, 0.95)))
 
@@ -270,17 +260,15 @@ def test_equal_rewards(x64):
 
 
 def test_responses_outside_the_set_are_as_if_absent(x64):
-  rewards, ref, floor = problem(9, size=Y - 2)
+  rewards, ref, floor = problem(9)
   padded = np.append(rewards, [99.0, np.nan]), np.append(ref, [-np.inf, -np.inf])
   for solve in (
-    lambda r, q: exact.solve_rlhf(r, q, min_reward=floor),
-    lambda r, q: exact.solve_qempo(r, ref_log_probs=q, min_reward=floor),
     lambda r, q: exact.solve_qempo_kl(r, q, min_reward=floor, kl_position=0.3),
     lambda r, q: exact.solve_spl(r, q, alpha=0.5, beta=0.2),
   ):
     bare, within = solve(rewards, ref), solve(*padded)
-    np.testing.assert_allclose(within.log_probs[: Y - 2], bare.log_probs, atol=1e-12)
-    assert (within.log_probs[Y - 2 :] == -np.inf).all()
+    np.testing.assert_allclose(within.log_probs[:Y], bare.log_probs, atol=1e-12)
+    assert (within.log_probs[Y:] == -np.inf).all()
     for one, other in zip(bare[1:], within[1:], strict=True):
       np.testing.assert_allclose(one, other, rtol=1e-10)
 
@@ -302,22 +290,11 @@ def test_one_pair_a_prompt_is_the_prompts_one_by_one(x64):
   ends = exact.feasible_range(rewards, ref, min_reward=floors, per_prompt=True)
   budgets = ends.kl_budget_at(0.3)
   assert budgets.shape == (3,)
-  together = {
-    "rlhf": exact.solve_rlhf(rewards, ref, min_reward=floors, per_prompt=True),
-    "qempo": exact.solve_qempo(rewards, min_reward=floors, ref_log_probs=ref, per_prompt=True),
-    "qempo_kl": exact.solve_qempo_kl(
-      rewards, ref, min_reward=floors, max_kl=budgets, per_prompt=True
-    ),
-  }
+  together = exact.solve_qempo_kl(rewards, ref, min_reward=floors, max_kl=budgets, per_prompt=True)
   for i in range(3):
-    alone = {
-      "rlhf": exact.solve_rlhf(rewards[i], ref[i], min_reward=floors[i]),
-      "qempo": exact.solve_qempo(rewards[i], min_reward=floors[i], ref_log_probs=ref[i]),
-      "qempo_kl": exact.solve_qempo_kl(rewards[i], ref[i], min_reward=floors[i], max_kl=budgets[i]),
-    }
-    for name in alone:
-      for one, many in zip(alone[name], together[name], strict=True):
-        np.testing.assert_allclose(many[i], one, rtol=1e-9, atol=1e-11)
+    alone = exact.solve_qempo_kl(rewards[i], ref[i], min_reward=floors[i], max_kl=budgets[i])
+    for one, many in zip(alone, together, strict=True):
+      np.testing.assert_allclose(many[i], one, rtol=1e-9, atol=1e-11)
 
 
 def test_one_global_pair_meets_the_constraints_in_expectation(x64):
@@ -382,23 +359,25 @@ def test_symmetries(seed, shift, scale):
 # Precision, size and transformations.
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_single_precision_follows_double(seed):
-  rewards, ref, floor = problem(seed, size=3000)
-  settings = {"min_reward": floor, "kl_position": 0.5}
-  single = exact.solve_qempo_kl(rewards.astype(np.float32), ref.astype(np.float32), **settings)
-  assert single.log_probs.dtype == jnp.float32
-  with jax.enable_x64(True):
-    double = exact.solve_qempo_kl(rewards, ref, **settings)
-  for one, other in zip(single, double, strict=True):
+@pytest.mark.parametrize("seed", range(2))
+def test_single_precision_finds_the_multipliers_of_a_large_set(seed):
+  """Floor and budget are those of the closed form at known multipliers, in float64."""
+  rewards, ref, _ = problem(seed, size=3000)
+  quality, kl_multiplier = 2.0, 0.7
+  log_probs = special.log_softmax((quality * rewards + kl_multiplier * ref) / (1 + kl_multiplier))
+  floor, budget = np.exp(log_probs) @ rewards, kl(log_probs, ref)
+  found = exact.solve_qempo_kl(rewards.astype(np.float32), ref.astype(np.float32), min_reward=floor, max_kl=budget)
+  assert found.log_probs.dtype == jnp.float32
+  entropy = -np.exp(log_probs) @ log_probs
+  for one, other in zip(found, (log_probs, quality, kl_multiplier, entropy, floor, budget), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-3)
-  np.testing.assert_allclose(single.expected_reward, floor, rtol=1e-5)
+  np.testing.assert_allclose(found.expected_reward, floor, rtol=1e-5)
 
 
 def test_dual_core_under_jit_vmap_and_grad(x64):
   rewards, ref, floors = batch(3, Y)
   ends = exact.feasible_range(rewards, ref, min_reward=floors, per_prompt=True)
-  budgets = ends.kl_budget_at(0.5)
+  budgets = ends.kl_budget_at(0.3)
   mapped = jax.jit(jax.vmap(exact.qempo_kl_dual))(rewards, ref, floors, budgets)
   checked = exact.solve_qempo_kl(rewards, ref, min_reward=floors, max_kl=budgets, per_prompt=True)
   np.testing.assert_allclose(mapped.quality, checked.quality_multiplier, rtol=1e-9)
@@ -408,19 +387,27 @@ def test_dual_core_under_jit_vmap_and_grad(x64):
     return exact.solve_qempo_kl(rewards[0], ref[0], min_reward=bounds[0], max_kl=bounds[1]).entropy
 
   # The envelope theorem: the optimal entropy's derivatives are the multipliers.
-  envelope = jax.grad(optimum)(jnp.array([floors[0], budgets[0]]))
+  envelope = jax.jit(jax.grad(optimum))(jnp.array([floors[0], budgets[0]]))
   np.testing.assert_allclose(envelope, [-mapped.quality[0], mapped.kl[0]], rtol=1e-7)
 
 
 def test_multipliers_have_exact_derivatives(x64):
+  """Along random directions of rewards and reference, against finite differences."""
   rewards, ref, floor = problem(4)
   budget = float(exact.feasible_range(rewards, ref, min_reward=floor).kl_budget_at(0.5))
-  multipliers = lambda r, logits: jnp.stack(
-    exact.qempo_kl_dual(r, jax.nn.log_softmax(logits), floor, budget)
-  )
-  check_grads(
-    multipliers, (jnp.asarray(rewards), jnp.asarray(ref)), order=1, modes=("rev",), rtol=1e-5
-  )
+  rng = np.random.default_rng(0)
+
+  @jax.jit
+  def of(x, weights):
+    found = lambda x: jnp.stack(exact.qempo_kl_dual(x[0], jax.nn.log_softmax(x[1]), floor, budget)) @ weights
+    return jax.value_and_grad(found)(x)
+
+  at = np.stack([rewards, ref])
+  for weights in np.eye(2):
+    for direction in rng.normal(size=(3, 2, Y)):
+      ends = [of(at + step * direction, weights)[0] for step in (1e-6, -1e-6)]
+      slope = np.sum(direction * of(at, weights)[1])
+      np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-6)
 
 
 def test_dual_core_gives_limits_where_nothing_is_feasible():

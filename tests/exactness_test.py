@@ -23,6 +23,10 @@ from experiments.studies.exactness_problems import table_policy
 FIGURES = pathlib.Path(__file__).parents[1] / "docs" / "figures"
 
 
+def slow(*cell):
+  return pytest.param(*cell, marks=pytest.mark.slow)
+
+
 def _failures(rows):
   return [(row["seed"], row["error"]) for row in rows if not row["passed"]]
 
@@ -31,10 +35,10 @@ def _failures(rows):
   ("tier", "kind", "method"),
   [
     ("expected", "table", "policy gradient"),
-    ("expected", "table", "trajectory balance, off-policy"),
-    ("expected", "table", "preference pairs, learned multipliers"),
-    ("expected", "transformer", "policy gradient"),
-    ("sampled", "table", "trajectory balance"),
+    slow("expected", "table", "trajectory balance, off-policy"),
+    slow("expected", "table", "preference pairs, learned multipliers"),
+    slow("expected", "transformer", "policy gradient"),
+    slow("sampled", "table", "trajectory balance"),
   ],
 )
 def test_a_part_of_the_matrix_ends_at_the_optimum(tier, kind, method):
@@ -88,6 +92,7 @@ def test_problems_bind_both_constraints_strictly_inside():
   np.testing.assert_array_equal(problem.rewards, slack.rewards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["policy gradient", "preference pairs, exact weights"])
 def test_the_enumerated_loss_is_the_mean_of_the_sampled_one(name):
   """In gradient: groups of two, or many pairs, averaged over many draws."""
@@ -117,6 +122,7 @@ def test_responses_are_drawn_by_their_probabilities():
   np.testing.assert_allclose(shares, jnp.exp(log_probs), atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_pi_controllers_lead_over_problems_is_what_the_figure_says():
   stored = json.loads((FIGURES / "controllers_over_problems.json").read_text(encoding="utf-8"))
   study = controllers_over_problems

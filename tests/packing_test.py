@@ -13,6 +13,7 @@ from qempo_jax.types import RowLayout
 from tests import scored
 
 CONFIG = ModelConfig(50, 16, 24, 2, 4, 2, 4, 100.0, 1e-5, False)
+FORWARD = jax.jit(transformer.forward, static_argnums=1)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
 RESPONSES = [[[9, 10], [], [11, 12, 13]], [[14], [15, 16, 17, 18], [9, 10]]]
 
@@ -22,6 +23,15 @@ def _score(params, prompts, responses, bucket=8, **settings):
   return scored.score_groups(
       params, CONFIG, packed, group_size=len(responses[0]), max_length=4, temperature=1.0, chunk_size=7
   )
+
+
+def _alone(params, tokens):
+  """Next-token log-probs of one sequence, whose empty places up to ten nothing before them sees."""
+  tokens = jnp.asarray([tokens + [0] * (10 - len(tokens))])
+  positions = jnp.arange(10)[None]
+  mask = transformer.causal_mask(positions, jnp.ones_like(tokens, bool))
+  hidden = FORWARD(params, CONFIG, tokens, positions, mask)
+  return np.asarray(jax.nn.log_softmax(hidden[0] @ params["unembedding"].T))
 
 
 def test_a_row_by_hand():
@@ -67,24 +77,20 @@ def test_single_tokens_and_no_tokens_have_room():
   assert packed.tokens.shape == (1, 8) and packed.source.shape == (1, 14)
 
 
-@pytest.mark.parametrize("prompts_per_row", [1, 2])
-def test_packed_scores_equal_those_of_each_sequence_alone(prompts_per_row):
+@pytest.mark.parametrize(("bucket", "prompts_per_row"), [(8, 1), (64, 2)])
+def test_packed_scores_equal_those_of_each_sequence_alone(bucket, prompts_per_row):
   params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
-  stats = _score(params, PROMPTS, RESPONSES, prompts_per_row=prompts_per_row)
-  forward = jax.jit(transformer.forward, static_argnums=1)
+  stats = _score(params, PROMPTS, RESPONSES, bucket=bucket, prompts_per_row=prompts_per_row)
   for row, (prompt, group) in enumerate(zip(PROMPTS, RESPONSES)):
     for index, response in enumerate(group):
-      tokens = jnp.asarray([prompt + response])
-      positions = jnp.arange(tokens.shape[1])[None]
-      mask = transformer.causal_mask(positions, jnp.ones_like(tokens, bool))
-      hidden = forward(params, CONFIG, tokens, positions, mask)
-      log_probs = jax.nn.log_softmax(hidden[0] @ params["unembedding"].T)
+      log_probs = _alone(params, prompt + response)
       expected = [float(log_probs[len(prompt) - 1 + t, token]) for t, token in enumerate(response)]
       np.testing.assert_allclose(stats.log_prob[row, index, : len(response)], expected, atol=1e-5)
       np.testing.assert_array_equal(stats.log_prob[row, index, len(response) :], 0)
       np.testing.assert_array_equal(stats.entropy[row, index, len(response) :], 0)
 
 
+@pytest.mark.slow  # the gradient of packed rows is that of sequences alone in `models/shared_prompt_test`
 @pytest.mark.parametrize(("bucket", "prompts_per_row"), [(64, 1), (4, 2)])
 def test_buckets_and_rows_change_nothing(bucket, prompts_per_row):
   params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)

@@ -1,5 +1,6 @@
 """The tables of RESULTS.md are what one command makes of the committed raw results."""
 
+import functools
 import re
 
 import pytest
@@ -8,6 +9,13 @@ from experiments.studies import results
 from qempo_jax.errors import InputError
 
 PAGE = results.PAGE.read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def each_table_is_made_once():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(results, "TABLES", {name: functools.cache(make) for name, make in results.TABLES.items()})
+    yield
 
 
 def test_every_table_is_that_of_its_raw_results():

@@ -1,5 +1,7 @@
 """Several rewards with floors: the multipliers of an enumerable policy against an independent solution of the dual."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,7 @@ def reachable(rewards: np.ndarray) -> list[float]:
   return list(rewards.T @ weights / weights.sum())
 
 
+@functools.partial(jax.jit, static_argnames="steps")
 def train(rewards, floors, *, steps=1500):
   """Policy and multipliers move together, by the exact gradient of the combined reward's Lagrangian."""
   names = ("quality", "safety")
@@ -53,7 +56,7 @@ def train(rewards, floors, *, steps=1500):
   controller = duals.pi_controller(proportional_gain=10.0, integral_gain=1.0)
   optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps, 1e-3))
   params = jnp.zeros_like(POLICY.init(jax.random.key(0)))
-  rewards, group = jnp.asarray(rewards), jnp.ones(len(rewards), bool)
+  group = jnp.ones(len(rewards), bool)
 
   def step(carry, _):
     params, opt_state, dual_params, dual_state = carry
@@ -78,9 +81,9 @@ def train(rewards, floors, *, steps=1500):
     return (optax.apply_updates(params, updates), opt_state, dual_params, dual_state), None
 
   start = params, optimizer.init(params), dual_params, controller.init(dual_params)
-  (params, _, dual_params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, None, steps))(start)
+  (params, _, dual_params, _), _ = jax.lax.scan(step, start, None, steps)
   found = duals.multipliers(dual_params)
-  return params, np.array([found[name] for name in names])
+  return params, jnp.stack([found[name] for name in names])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -49,50 +49,54 @@ def _state(trained):
   return train_state.create(trained, dual_params, jax.random.key(2), optimizer=ADAMW, dual_optimizer=ADAMW)
 
 
+@jax.jit
 def _step(state, frozen, batch):
   return reward_step.reward_step(state, frozen, batch, config=MODEL, optimizer=ADAMW, centring_weight=0.1)
 
 
-def _apart(params):
+@functools.cache
+def _apart():
   """Each response after its prompt in a row of its own: [N, 2]."""
   prompts, responses, _ = _pairs()
-  found = []
-  for prompt, pair in zip(prompts, responses):
-    for response in pair:
-      row = np.array([[*prompt, *response]])
-      valid = np.ones(row.shape, bool)
-      found.append(reward_head.score_rows(params, MODEL, row, valid, reward_head.last_place(valid))[0, 0])
-  return np.array(found).reshape(-1, 2)
+  texts = [[*prompt, *response] for prompt, pair in zip(prompts, responses) for response in pair]
+  rows, valid = (np.zeros((len(texts), 16), dtype) for dtype in (np.int32, bool))
+  for row, text in enumerate(texts):
+    rows[row, : len(text)], valid[row, : len(text)] = text, True
+  score = jax.jit(lambda params: reward_head.score_rows(params, MODEL, rows, valid, reward_head.last_place(valid)))
+  return np.asarray(score(_params())).reshape(-1, 2)
 
 
-@pytest.mark.parametrize("trainable", ["all", "head", "last:1", "last:2"])
+@functools.cache
+def _scorer(name):
+  return jax.jit(functools.partial(getattr(reward_step, name), config=MODEL))
+
+
+@pytest.mark.parametrize("trainable", ["all", "head", "last:1", pytest.param("last:2", marks=pytest.mark.slow)])
 def test_packed_pairs_score_as_each_text_apart(trainable):
   params = _params()
   trained, frozen = reward_head.split(params, MODEL, trainable)
-  batch, apart = _batch(), _apart(params)
-  scores = np.asarray(reward_step.pair_scores(trained, frozen, batch, config=MODEL))
+  batch, apart = _batch(), _apart()
+  scores = np.asarray(_scorer("pair_scores")(trained, frozen, batch))
   np.testing.assert_allclose(scores[:6], apart, atol=1e-4)
   assert np.isfinite(scores).all() and np.ptp(apart) > 0.1
   if frozen:
-    kept = batch.replace(hidden=reward_step.frozen_hidden(frozen, batch, config=MODEL))
-    with_kept = reward_step.pair_scores(trained, frozen, kept, config=MODEL)
+    kept = batch.replace(hidden=_scorer("frozen_hidden")(frozen, batch))
+    with_kept = _scorer("pair_scores")(trained, frozen, kept)
     np.testing.assert_allclose(with_kept[:6], apart, atol=1e-4)
 
 
 def test_the_loss_and_metrics_are_those_of_the_formula():
-  params = _params()
-  scores, margins = _apart(params), np.array(_pairs()[2])
+  scores, margins = _apart(), np.array(_pairs()[2])
   gaps = scores[:, 0] - scores[:, 1]
   expected = np.mean(np.log1p(np.exp(-(gaps - margins))) + 0.1 * scores.sum(axis=1) ** 2)
-  _, metrics = _step(_state(params), {}, _batch())
+  _, metrics = _step(_state(_params()), {}, _batch())
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
   np.testing.assert_allclose(metrics["margin"], gaps.mean(), rtol=1e-4)
   np.testing.assert_allclose(metrics["accuracy"], np.mean(gaps > 0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("trainable", ["all", "last:1"])
-def test_gradients_are_those_of_the_whole_model(trainable):
-  params, batch = _params(), _batch(6)
+def test_gradients_are_those_of_the_whole_model():
+  params, batch, trainable = _params(), _batch(6), "last:1"
   trained, frozen = reward_head.split(params, MODEL, trainable)
 
   def loss(part, rest):
@@ -100,20 +104,20 @@ def test_gradients_are_those_of_the_whole_model(trainable):
     one = functools.partial(bradley_terry_loss, centring_weight=0.1)
     return jax.vmap(lambda pair, margin: one(pair[0], pair[1], margin))(scores, batch.margin).mean()
 
-  of_whole = reward_head.split(jax.grad(loss)(params, {}), MODEL, trainable)[0]
+  gradient = jax.jit(jax.grad(loss))
+  of_whole = reward_head.split(gradient(params, {}), MODEL, trainable)[0]
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-  jax.tree.map(near, jax.grad(loss)(trained, frozen), of_whole)
+  jax.tree.map(near, gradient(trained, frozen), of_whole)
 
 
 def test_steps_learn_the_pairs():
-  trained, frozen = reward_head.split(_params(), MODEL, "last:2")
-  state, step = _state(trained), jax.jit(_step)
+  state = _state(_params())
   for _ in range(20):
-    state, metrics = step(state, frozen, _batch())
+    state, metrics = _step(state, {}, _batch())
   assert metrics["accuracy"] == 1.0 and int(state.step) == 20
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), pytest.param((2, 1, 2, 2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((8, 1, 1), (1, 8, 1), (2, 1, 2, 2)))])
 def test_sharded_equals_single_device(shape):
   """The loop's own compiled step, which takes its state's memory over."""
 

@@ -64,7 +64,7 @@ def draw(rng, rewards, ref, samples):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_samples_in_exact_proportion_give_the_exact_solution(x64, program, seed):
   rewards, _, floor, _ = population(seed)
   counts = np.random.default_rng(seed).multinomial(400 - 12, np.ones(12) / 12, size=3) + 1
@@ -79,6 +79,7 @@ def test_samples_in_exact_proportion_give_the_exact_solution(x64, program, seed)
   )
 
 
+@pytest.mark.slow  # 90 solutions a program, of up to 25600 samples a prompt
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_errors_fall_as_one_over_the_root_of_n(x64, program):
   """Root mean square errors over 30 draws at 400, 3200 and 25600 samples a prompt: each about 2.8 times the next."""
@@ -100,6 +101,7 @@ def test_errors_fall_as_one_over_the_root_of_n(x64, program):
   assert (errors[-1] < 0.02).all()
 
 
+@pytest.mark.slow  # 60 bootstraps
 def test_intervals_cover_the_exact_solution():
   """Prompts drawn from an enumerated population; 95 % intervals of 15 prompts hold its figures in most of 60 draws."""
   rewards, ref, floor, budget = population(1, prompts=120, size=40)
@@ -198,7 +200,7 @@ def test_what_no_reweighting_reaches_raises_with_the_range():
     sampled_duals.solve_rlhf(samples[0], samples[1] * np.inf, min_reward=floor)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [pytest.param(p, marks=[pytest.mark.slow] * (p != "qempo_kl")) for p in PROGRAMS])
 def test_pure_under_jit_vmap_and_grad(x64, program):
   rewards, ref, floor, budget = population(8)
   samples = draw(np.random.default_rng(0), rewards, ref, 64)

@@ -11,7 +11,6 @@ import zipfile
 import pytest
 
 pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools >= 77")
-
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ("qempo_jax", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 # Files of tests that need the package alone: run against the installed one from a folder without its sources.
@@ -87,6 +86,7 @@ def _environment(installed):
   return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(installed)}
 
 
+@pytest.mark.slow
 def test_the_losses_need_no_extra(installed, tmp_path):
   program = f"""
 import sys
@@ -101,6 +101,7 @@ print(float(qj.exact.solve_rlhf(jnp.array([1.0, 0.0]), jnp.log(jnp.array([0.5, 0
   assert loss > 0 and abs(reward - 0.9) < 1e-3
 
 
+@pytest.mark.slow
 def test_tests_pass_against_the_installed_wheel(installed, tmp_path):
   shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
   for name in PLAIN:

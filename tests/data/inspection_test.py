@@ -3,19 +3,18 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import tokenizers
 import transformers
 
+from experiments import cli
 from experiments import inspect_data
 from qempo_jax.data import inspection
 from qempo_jax.data import tokenization
 from qempo_jax.data.examples import Message
 from qempo_jax.data.examples import Preference
-from qempo_jax.models.demo_model import demo_model_path
+from tests.data import demo_tokenizer
 
 CHAT = (
     "{% for m in messages %}<u>{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
@@ -97,7 +96,7 @@ def test_faults_of_every_kind_are_counted():
 
 
 def test_smollm2s_conversation_is_taken_apart():
-  tokenizer = tokenization.load_tokenizer(demo_model_path())
+  tokenizer = demo_tokenizer.load()
   talk = tuple(
       Message(role=role, content=content)
       for role, content in (("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Name a fruit."))
@@ -111,21 +110,18 @@ def test_smollm2s_conversation_is_taken_apart():
   assert found["chosen"][-1].piece == "<|im_end|>"
 
 
-def _program(*arguments):
-  command = [sys.executable, "-m", "experiments.inspect_data", "--config=configs/offline_dpo.py", *arguments]
-  root = pathlib.Path(inspect_data.__file__).parents[1]
-  return subprocess.run(command, cwd=root, capture_output=True, text=True)
-
-
-def test_the_program_prints_tokens_and_a_summary(tmp_path):
+def test_the_program_prints_tokens_and_a_summary(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(tokenization, "load_tokenizer", lambda path: demo_tokenizer.load())
   path = tmp_path / "pairs.jsonl"
   rows = [{"prompt": f"Say {word}", "chosen": word, "rejected": "No."} for word in ("fig", "plum")]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  done = _program(f"--config.data.source=jsonl:{path}", "--config.offline.pairs=source")
-  assert done.returncode == 0, done.stderr
-  assert "2 rows (preference, explicit prompt, standard: 2)" in done.stdout
-  assert "     2  loss  end        <|im_end|>" in done.stdout and "0 responses without exactly one" in done.stdout
-  assert "BOS tokens in a prompt: 1 in 2" in done.stdout and "padding" in done.stdout
+  config = pathlib.Path(inspect_data.__file__).parents[1] / "configs" / "offline_dpo.py"
+  argv = [f"--config={config}", f"--config.data.source=jsonl:{path}", "--config.offline.pairs=source"]
+  cli.run(inspect_data.main, description="", example="", argv=argv, needs_workdir=False)
+  out = capsys.readouterr().out
+  assert "2 rows (preference, explicit prompt, standard: 2)" in out
+  assert "     2  loss  end        <|im_end|>" in out and "0 responses without exactly one" in out
+  assert "BOS tokens in a prompt: 1 in 2" in out and "padding" in out
 
 
 @pytest.mark.skipif("QEMPO_DATA_DIR" not in os.environ, reason="QEMPO_DATA_DIR names no folder of real data")
@@ -133,7 +129,7 @@ def test_real_pairs_have_one_ending_each():
   from qempo_jax.data import formats
   from qempo_jax.data import sources
 
-  tokenizer = tokenization.load_tokenizer(demo_model_path())
+  tokenizer = demo_tokenizer.load()
   folder = pathlib.Path(os.environ["QEMPO_DATA_DIR"]) / "preference"
   pairs = sources.load(f"jsonl:{folder}/ultrafeedback_sample_test.jsonl.gz", needs=formats.PAIR).examples
   found = inspection.summarise(tokenizer, pairs, max_prompt_length=512, max_response_length=512)

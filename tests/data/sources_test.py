@@ -18,7 +18,7 @@ from qempo_jax.data import row_store
 from qempo_jax.data import sources
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
-from qempo_jax.models.demo_model import demo_model_path
+from tests.data import demo_tokenizer
 
 TALK = [{"role": "user", "content": "q\u00e9 \x00 \u2028"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
 ROWS = [{"prompt": TALK, "chosen": f"yes {i}", "rejected": f"no {i}", "score": i / 2, "tags": []} for i in range(6)]
@@ -270,7 +270,7 @@ REAL = {
 def test_every_real_file_loads_with_the_rows_its_readme_says():
   folder = pathlib.Path(os.environ["QEMPO_DATA_DIR"])
   assert {str(path.relative_to(folder)) for path in folder.rglob("*.jsonl*")} == set(REAL)
-  tokenizer = tokenization.load_tokenizer(demo_model_path())
+  tokenizer = demo_tokenizer.load()
   for name, (count, needs) in REAL.items():
     found = sources.load(f"jsonl:{folder / name}", needs=needs)
     if needs == formats.PROMPT:

@@ -8,14 +8,14 @@ import pytest
 
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
-from qempo_jax.models.demo_model import demo_model_path
+from tests.data import demo_tokenizer
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "tokenizer.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return tokenization.load_tokenizer(demo_model_path())
+  return demo_tokenizer.load()
 
 
 @pytest.fixture

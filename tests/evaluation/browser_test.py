@@ -19,6 +19,7 @@ _FRAME = """<title></title><script>addEventListener("message", event => { docume
 <iframe src="measured.html" style="border: 0; width: %dpx; height: 900px"></iframe>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to look at the page")
 @pytest.mark.parametrize("width", [1280, 360])
 def test_frontier_page_fits_and_logs_nothing(tmp_path, width):

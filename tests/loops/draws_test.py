@@ -15,7 +15,7 @@ from tests.loops import killed_runs
 from tests.loops import toy
 from tests.loops.online_exact_test import Silent
 
-STEPS = 5
+STEPS = 6
 
 
 def _run(folder, *, stale=1, every=-1):
@@ -89,7 +89,7 @@ def test_rewards_are_computed_beside_the_update_before_theirs(tmp_path, monkeypa
     step = compile_step(*args)
 
     def patient(*arguments):
-      if len(updates) < 2:  # the last has no batch behind it
+      if len(updates) < STEPS - 1:  # the last has no batch behind it
         _until(lambda: len(begun) >= len(updates) + 2, patience)
       updates.append(1)
       return step(*arguments)
@@ -98,11 +98,11 @@ def test_rewards_are_computed_beside_the_update_before_theirs(tmp_path, monkeypa
 
   monkeypatch.setattr(online, "compile_step", compiled)
   monkeypatch.setattr(toy, "slow_reward", slow_reward, raising=False)
-  config = killed_runs.config(tmp_path, 3)
+  config = killed_runs.config(tmp_path, STEPS)
   config.sampling.stale_steps, config.checkpoint.every = stale, -1
   config.reward.function = "tests.loops.toy.slow_reward"
   online.train(config, tmp_path, toy.policy(), Silent())
-  assert beside == [bool(stale)] * 2
+  assert beside == [bool(stale)] * (STEPS - 1)
 
 
 def failing_reward(prompts, completions, **columns):
@@ -111,7 +111,7 @@ def failing_reward(prompts, completions, **columns):
 
 
 def test_a_mistake_in_the_thread_is_the_runs(tmp_path):
-  config = killed_runs.config(tmp_path, 3)
+  config = killed_runs.config(tmp_path, STEPS)
   config.sampling.stale_steps, config.reward.function = 1, "tests.loops.draws_test.failing_reward"
   with pytest.raises(InputError, match="raised ValueError"):
     online.train(config, tmp_path, toy.policy(), Silent())
@@ -119,7 +119,7 @@ def test_a_mistake_in_the_thread_is_the_runs(tmp_path):
 
 
 def test_two_steps_of_staleness_are_refused(tmp_path):
-  config = killed_runs.config(tmp_path, 3)
+  config = killed_runs.config(tmp_path, STEPS)
   config.sampling.stale_steps = 2
   with pytest.raises(InputError, match="sampling.stale_steps=2 is not one of 0, 1"):
     online.compile_step(config, toy.policy(), *runs.initial(config, toy.policy())[::2])

@@ -24,9 +24,9 @@ from tests.loops import offline_toy
 from tests.loops import toy
 
 
-def _run(folder, steps=6, **changes):
+def _run(folder, **changes):
   folder.mkdir(exist_ok=True)
-  config = killed_runs.config(folder.parent, steps)
+  config = killed_runs.config(folder.parent, 6)
   for key, value in changes.items():
     group, name = key.split("__")
     config[group][name] = value
@@ -204,10 +204,10 @@ def test_a_full_disk_is_one_error_and_leaves_the_last_checkpoint(tmp_path, monke
 
 
 def test_a_resumed_run_refuses_other_prompts_and_another_config(tmp_path):
-  _run(tmp_path / "run", steps=2)
+  _run(tmp_path / "run")
   with pytest.raises(InputError, match="of another config .*entropy_weight is 1.0 there and 0.5 here"):
-    _run(tmp_path / "run", steps=2, objective__entropy_weight=0.5)
-  config = killed_runs.config(tmp_path, 2)
+    _run(tmp_path / "run", objective__entropy_weight=0.5)
+  config = killed_runs.config(tmp_path, 6)
   lines = (tmp_path / "prompts.jsonl").read_text().splitlines(keepends=True)
   (tmp_path / "prompts.jsonl").write_text("".join(lines[::-1]))
   with pytest.raises(InputError, match="the prompts are not those of the checkpoint"):
@@ -215,7 +215,7 @@ def test_a_resumed_run_refuses_other_prompts_and_another_config(tmp_path):
 
 
 def test_a_state_makes_room_before_the_saved_one_is_read(tmp_path, monkeypatch):
-  _run(tmp_path / "run", steps=2)
+  _run(tmp_path / "run")
   create, restore, found = runs.initial, checkpoint.Checkpoints.restore, []
   fresh = lambda *args: found.append(create(*args)) or found[-1]
   monkeypatch.setattr(runs, "initial", fresh)
@@ -226,8 +226,8 @@ def test_a_state_makes_room_before_the_saved_one_is_read(tmp_path, monkeypatch):
     return restore(self, state)
 
   monkeypatch.setattr(checkpoint.Checkpoints, "restore", read)
-  state, recorder = _run(tmp_path / "run", steps=2)
-  assert recorder.notes == ["resumed after step 2"] and len(found) == 1
+  state, recorder = _run(tmp_path / "run")
+  assert recorder.notes == ["resumed after step 6"] and len(found) == 1
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
 

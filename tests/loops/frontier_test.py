@@ -29,16 +29,22 @@ def _config():
 
 
 def test_runs_are_made_once_and_the_untrained_with_one_seed(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(frontier, "CURVE_POINTS", 3)
+  monkeypatch.setattr(frontier, "exact_curves", lambda problem: "curves")
   assert [run.name for run in frontier.planned(config)] == ["base-0-seed0", "base-1-seed0", "ucpo-0-seed0", "ucpo-0-seed1"]
   frontier.check(config)
-  curves = frontier.run_enumerable(config, tmp_path, frontier.missing(config, tmp_path))
+  assert frontier.run_enumerable(config, tmp_path, frontier.missing(config, tmp_path)) == "curves"
   assert not frontier.missing(config, tmp_path)
   results = frontier.read(config, tmp_path)
   assert results[2]["figures"]["entropy"] != results[3]["figures"]["entropy"]  # seeds differ
   assert results[0]["figures"]["entropy"] < results[1]["figures"]["entropy"]  # temperatures 0.3 and 0.5
   (tmp_path / "runs" / "ucpo-0-seed1" / "result.json").unlink()
   assert [run.name for run in frontier.missing(config, tmp_path)] == ["ucpo-0-seed1"]
+
+
+@pytest.mark.slow
+def test_exact_curves_are_in_the_programs_order(config, monkeypatch):
+  monkeypatch.setattr(frontier, "CURVE_POINTS", 3)
+  curves = frontier.exact_curves(enumerable.make_problem(config.enumerable))
   # At one reward QEMPO has the most entropy there is, RLHF the least of the three.
   for most, middle, least in zip(*(curves[name] for name in ("QEMPO, exact", "QEMPO-KL, exact", "RLHF, exact"))):
     assert most["reward"] == pytest.approx(least["reward"], abs=1e-5)

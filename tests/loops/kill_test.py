@@ -25,6 +25,7 @@ def _kill(folder, kills, steps):
   return found
 
 
+@pytest.mark.slow
 def test_four_kills_change_nothing(tmp_path):
   _kill(tmp_path, 4, 8)
 

@@ -35,13 +35,13 @@ def reward(prompts, completions, name, **columns):
 
 def config(folder: pathlib.Path, steps: int):
   """The toy's, with replay, every constraint, and a checkpoint after every second step."""
-  config = toy.config(folder)
+  config = toy.small(toy.config(folder))
   path = folder / "prompts.jsonl"
   rows = path.read_text(encoding="utf-8").splitlines()
   named = (json.dumps(json.loads(row) | {"name": f"prompt {place}"}) + "\n" for place, row in enumerate(rows))
   path.write_text("".join(named), encoding="utf-8")
   config.reward.function = "tests.loops.killed_runs.reward"
-  config.steps, config.sampling.group_size, config.data.prompts_per_step = steps, 4, 4
+  config.steps = steps
   config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
   config.replay.size, config.replay.min_reward = 2, 0.3
   config.optimizer.learning_rate = 1e-3

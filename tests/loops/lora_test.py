@@ -19,9 +19,9 @@ from tests.loops.online_exact_test import Silent
 
 def _offline_config(folder, **changes):
   folder.mkdir(exist_ok=True)
-  config = offline_toy.config(folder, count=40, scale=4.0)
+  config = toy.small(offline_toy.config(folder, count=40, scale=4.0))
   config.steps, config.lora.rank, config.lora.alpha = 6, 2, 4.0
-  config.offline.loss, config.offline.measure_every = "qempo_kl", 3
+  config.offline.loss, config.offline.weights, config.offline.measure_every = "qempo_kl", "fixed", 0
   config.offline.pairs_per_step = 40  # the same pairs every step
   config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
   config.optimizer.learning_rate = 5e-3
@@ -42,12 +42,12 @@ def _raw(state):
 def test_offline_trains_adapters_alone_and_resumes_bit_by_bit(tmp_path, monkeypatch):
   policy = toy.policy()
   before = jax.device_get(policy.params)
-  config = _offline_config(tmp_path / "whole", checkpoint__every=3)
+  config = _offline_config(tmp_path / "whole", checkpoint__every=-1)
   whole = offline.train(config, tmp_path / "whole", policy, Silent())
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(policy.params), before)
   found = _metrics(tmp_path / "whole")
-  assert found[-1]["loss"] < found[0]["loss"] and found[0]["chosen_change"] == pytest.approx(0, abs=1e-5)
-  assert found[0]["kl"] == pytest.approx(0, abs=1e-4)  # fresh adapters: the policy is the reference
+  assert found[-1]["loss"] < found[0]["loss"]
+  assert found[0]["chosen_change"] == pytest.approx(0, abs=1e-5)  # fresh adapters: the policy is the reference
   sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (whole.params, policy.params)]
   assert sizes[0] < sizes[1] / 3
   assert sum(leaf.size for leaf in jax.tree.leaves(whole.opt_state)) < 2 * sizes[0] + 10
@@ -74,6 +74,7 @@ def test_offline_trains_adapters_alone_and_resumes_bit_by_bit(tmp_path, monkeypa
   assert np.abs(merged - toy.log_probs(policy.params)).max() > 0.05
 
 
+@pytest.mark.slow
 def test_online_trains_adapters(tmp_path):
   config = toy.config(tmp_path)
   config.steps, config.lora.rank, config.checkpoint.every = 8, 2, -1

@@ -6,13 +6,14 @@ import pytest
 
 from experiments.loops import offline
 from qempo_jax import exact
+from qempo_jax.testing.sequence_space import sequence_space
 from tests.loops import offline_toy
 from tests.loops import toy
 
 FLOOR = 0.5
 
 
-def _train(folder, *, loss, weights, steps, pairs, per_step, scale, max_kl=None):
+def _train(folder, *, loss, weights, steps, pairs, per_step, scale, max_kl=None, **changes):
   config = offline_toy.config(folder, count=pairs, scale=scale)
   config.steps = steps
   config.offline.loss, config.offline.weights = loss, weights
@@ -20,6 +21,7 @@ def _train(folder, *, loss, weights, steps, pairs, per_step, scale, max_kl=None)
   config.objective.min_reward, config.objective.max_kl = FLOOR, max_kl
   config.objective.averaging = 0.95
   config.optimizer.learning_rate, config.optimizer.final_fraction = 4e-3, 0.1
+  config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   policy = toy.policy()
   state = offline.train(config, folder, policy, offline_toy.Recorder())
   return policy, state
@@ -47,8 +49,24 @@ def test_fixed_weights_miss_the_floor(tmp_path):
   assert abs(reward - FLOOR) > 0.1
 
 
-def test_measured_duals_hold_the_floor(tmp_path):
-  policy, learned = _train(tmp_path, weights="multipliers", **SETTINGS)
+SHORT = SETTINGS | dict(
+    steps=120,
+    pairs=8000,
+    per_step=64,
+    offline__log_change=False,
+    data__prompts_per_step=8,
+    sampling__group_size=16,
+    compute__bucket=32,
+    optimizer__learning_rate=1.5e-2,
+)
+
+
+@pytest.mark.parametrize(
+    ("length", "settings"), [(2, SHORT), pytest.param(4, SETTINGS, marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_measured_duals_hold_the_floor(tmp_path, monkeypatch, length, settings):
+  monkeypatch.setattr(toy, "SPACE", sequence_space(6, length))
+  policy, learned = _train(tmp_path, weights="multipliers", **settings)
   ref_log_probs = _normalised(toy.log_probs(policy.params))
   with jax.enable_x64(True):
     best = exact.solve_qempo(toy.rewards(), min_reward=FLOOR, ref_log_probs=ref_log_probs)

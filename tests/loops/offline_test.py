@@ -19,14 +19,12 @@ from tests.metrics_file import timeless
 
 
 def _config(folder, **changes):
-  config = offline_toy.config(folder, count=40, scale=4.0)
+  config = toy.small(offline_toy.config(folder, count=40, scale=4.0))
   config.steps = 6
   config.offline.loss = "qempo_kl"
   config.offline.measure_every = 2
   config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
-  for key, value in changes.items():
-    group, name = key.split("__")
-    config[group][name] = value
+  config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return config
 
 
@@ -74,31 +72,44 @@ def test_a_resumed_run_refuses_other_pairs(tmp_path):
     offline.train(config, tmp_path / "a", toy.policy(), offline_toy.Recorder())
 
 
+FIXED = dict(
+    offline__weights="fixed",
+    offline__label_smoothing=0.1,
+    optimizer__learning_rate=2e-3,
+    offline__pairs_per_step=40,  # the same pairs every step
+    checkpoint__every=-1,
+)
+
+
 # One of each kind: a reference, none, three responses, one response; the formulas are in offline_losses_test.
-@pytest.mark.parametrize("loss", ["dpo", "simpo", "kto", "nll"])
+@pytest.mark.parametrize(
+    "loss", [pytest.param("dpo", marks=pytest.mark.slow), pytest.param("simpo", marks=pytest.mark.slow), "kto", "nll"]
+)
 def test_every_kind_of_loss_trains(tmp_path, loss):
-  _run(
-      tmp_path / "a",
-      offline__loss=loss,
-      offline__weights="fixed",
-      offline__measure_every=0,
-      offline__label_smoothing=0.1,
-      optimizer__learning_rate=2e-3,
-      offline__pairs_per_step=40,  # the same pairs every step
-      checkpoint__every=-1,
-  )
+  every = 2 if loss == "kto" else 0
+  state, _ = _run(tmp_path / "a", offline__loss=loss, offline__measure_every=every, **FIXED)
   found = _metrics(tmp_path / "a")
   assert found[-1]["loss"] < found[0]["loss"] and found[0]["grad_norm"] > 0
   assert found[0]["chosen_change"] == pytest.approx(0, abs=1e-5)  # the policy starts as the reference
-  assert "reward" not in found[0] and ("margin" in found[0]) == (loss != "nll")
+  assert ("margin" in found[0]) == (loss != "nll")
+  # Fixed weights measure, and leave the multipliers.
+  assert ["reward" in row for row in found] == [bool(every), False] * 3
+  assert len({row.get("alpha") for row in found}) == 1
+  assert not every or (found[0]["reward"] > 0 and found[0]["floor"] == 0.6)
+  assert float(duals.multipliers(state.dual_params)["quality"]) == pytest.approx(1.0)
 
 
-def test_metrics_of_the_first_batch_are_those_of_its_pairs(tmp_path):
-  _run(tmp_path / "a", offline__pairs_per_step=40)
+def test_metrics_of_the_first_batch_are_those_of_its_pairs(tmp_path, monkeypatch):
+  make_batch, indices = pairs.Batches.__call__, []
+  record = lambda self, step: (indices.append(self._rows.indices(step)), make_batch(self, step))[1]
+  monkeypatch.setattr(pairs.Batches, "__call__", record)
+  _run(tmp_path / "a")
   first = _metrics(tmp_path / "a")[0]
   log_probs = toy.log_probs(toy.policy().params)
   place = {tuple(response): index for index, response in enumerate(toy.responses())}
-  rows = [json.loads(line) for line in (tmp_path / "a" / "pairs.jsonl").read_text().splitlines()]
+  lines = (tmp_path / "a" / "pairs.jsonl").read_text().splitlines()
+  rows = [json.loads(lines[index]) for index in indices[0]]
+  assert len(rows) == 16
   of = lambda row, name: log_probs[toy.PROMPTS.index(row["prompt"]), place[tuple(row[name])]]
   chosen, rejected = (np.array([of(row, name) for row in rows]) for name in ("chosen", "rejected"))
   assert first["chosen_log_prob"] == pytest.approx(chosen.mean(), rel=1e-5)
@@ -109,9 +120,9 @@ def test_metrics_of_the_first_batch_are_those_of_its_pairs(tmp_path):
   assert first["accuracy"] == pytest.approx((margins > 0).mean())
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_pairs_that_share_rows_train_alike_with_less_padding(tmp_path, micro_batches):
-  settings = dict(offline__loss="kto", offline__weights="fixed", offline__measure_every=0, checkpoint__every=-1)
+  settings = dict(steps=1, offline__loss="kto", offline__weights="fixed", offline__measure_every=0, checkpoint__every=-1)
   apart, _ = _run(tmp_path / "apart", compute__bucket=8, **settings)
   together, _ = _run(
       tmp_path / "together", compute__bucket=8, compute__micro_batches=micro_batches, offline__pairs_per_row=4, **settings
@@ -135,17 +146,15 @@ def test_multipliers_move_at_measurements_and_weights_follow(tmp_path):
   assert float(duals.multipliers(state.dual_params)["quality"]) > found[4]["dual/quality/multiplier"]
 
 
-def test_fixed_weights_measure_and_leave_the_multipliers(tmp_path):
-  state, _ = _run(tmp_path / "a", offline__weights="fixed")
-  found = _metrics(tmp_path / "a")
-  assert found[0]["reward"] > 0 and found[0]["floor"] == 0.6 and {line["alpha"] for line in found} == {found[0]["alpha"]}
-  assert float(duals.multipliers(state.dual_params)["quality"]) == pytest.approx(1.0)
-
-
 def test_no_reference_pass_where_nothing_reads_it(tmp_path, monkeypatch):
   monkeypatch.setattr(pairs.Batches, "_reference", lambda *_: pytest.fail("scored the reference"))
-  _run(tmp_path / "a", offline__loss="qempo", objective__max_kl=None, offline__log_change=False)
-  assert "chosen_change" not in _metrics(tmp_path / "a")[0]
+  config = _config(tmp_path, offline__loss="qempo", objective__max_kl=None, offline__log_change=False)
+  policy = toy.policy()
+  batches = pairs.Batches(config, policy, pairs.encode(config, policy, pairs.load(config, policy, tmp_path)))
+  optimizers, state, shardings = runs.initial(config, policy)
+  step = offline.compile_step(config, policy, offline_builders.objective(config), optimizers, shardings)
+  metrics = step.eval_shape(state, batches(0), None)[1]
+  assert "chosen_log_prob" in metrics and "chosen_change" not in metrics
 
 
 def test_a_falling_chosen_log_prob_is_pointed_out_once(tmp_path):
@@ -154,14 +163,14 @@ def test_a_falling_chosen_log_prob_is_pointed_out_once(tmp_path):
 
 
 def test_sampled_pairs_are_kept_and_read_again(tmp_path, monkeypatch):
-  changes = dict(offline__pairs="sampled", offline__pairs_per_prompt=8, checkpoint__every=-1)
+  changes = dict(offline__pairs="sampled", offline__pairs_per_prompt=2, checkpoint__every=-1)
   folder = tmp_path / "a"
   folder.mkdir()
   config = _config(folder, **changes)
   config.data.source = f"jsonl:{folder / 'prompts.jsonl'}"
   first = pairs.load(config, toy.policy(), folder)
   rewards = lambda pair: [toy.value(pair.row["prompt"], response) for response in pair[1:]]
-  assert len(first) == 16 * 8 and all(good > bad for good, bad in map(rewards, first))
+  assert len(first) == 16 * 2 and all(good > bad for good, bad in map(rewards, first))
   monkeypatch.setattr(pairs.sampling, "GroupSampler", lambda *_: pytest.fail("sampled again"))
   assert pairs.load(config, toy.policy(), folder) == first
 
@@ -229,11 +238,14 @@ def test_the_check_reports_pairs_and_finds_an_impossible_floor(tmp_path):
   assert "not measured" in offline.check(config, toy.policy())
 
 
-def test_exploding_entropy_and_a_broken_loss_stop_the_run(tmp_path):
+def test_exploding_entropy_and_a_broken_loss_stop_the_run(tmp_path, monkeypatch):
   with pytest.raises(InputError, match="entropy per token"):
     _run(tmp_path / "a", alarms__max_entropy_per_token=0.01)
+  make_batch = pairs.Batches.__call__
+  broken = lambda self, step: (batch := make_batch(self, step)).replace(ref_log_probs=np.nan * batch.ref_log_probs)
+  monkeypatch.setattr(pairs.Batches, "__call__", broken)
   with pytest.raises(InputError, match="loss is not finite"):
-    _run(tmp_path / "b", optimizer__learning_rate=1e30, faults__max_skipped_in_row=2)
+    _run(tmp_path / "b", faults__max_skipped_in_row=2)
 
 
 def test_online_is_the_default():

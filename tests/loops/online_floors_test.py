@@ -8,6 +8,8 @@ import pytest
 from experiments import builders
 from experiments.loops import online
 from qempo_jax.errors import InputError
+from qempo_jax.testing.sequence_space import sequence_space
+from tests.loops import killed_runs
 from tests.loops import toy
 
 FLOOR = 0.85
@@ -31,6 +33,7 @@ def starts_high(prompts, completions, **columns):
 def make(folder):
   config = toy.config(folder)
   config.steps = 100
+  config.data.prompts_per_step, config.sampling.group_size, config.compute.bucket = 8, 16, 32
   config.reward.functions = (
       ("value", "tests.loops.toy.reward", 1.0, "none", None),
       ("high", "tests.loops.online_floors_test.starts_high", 0.0, "none", FLOOR),
@@ -42,7 +45,8 @@ def make(folder):
   return config
 
 
-def test_the_floor_of_the_second_reward_is_reached_by_its_own_multiplier(tmp_path):
+def test_the_floor_of_the_second_reward_is_reached_by_its_own_multiplier(tmp_path, monkeypatch):
+  monkeypatch.setattr(toy, "SPACE", sequence_space(6, 2))
   config, policy = make(tmp_path), toy.policy()
   state = online.train(config, tmp_path, policy, Quiet())
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -64,9 +68,8 @@ def test_a_floor_needs_online_training_without_replay(tmp_path):
 
 
 def test_what_nothing_scored_is_left_out_of_its_group(tmp_path):
-  config = make(tmp_path)
-  config.steps = 1
-  config.reward.functions = (("high", "tests.loops.online_floors_test.starts_high", 1.0, "none", None),)
+  config = killed_runs.config(tmp_path, 6)
+  config.reward.functions, config.checkpoint.every = (("high", "tests.loops.online_floors_test.starts_high", 1.0, "none", None),), -1
   online.train(config, tmp_path, toy.policy(), Quiet())
-  row = json.loads((tmp_path / "metrics.jsonl").read_text())
+  row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
   assert 0 < row["unscored"] < 0.5 and np.isfinite(row["loss"]) and 0 < row["reward"] < 1

@@ -9,17 +9,14 @@ from experiments.loops import feasibility
 from experiments.loops import online
 from experiments.loops import sampling
 from qempo_jax.errors import InputError
+from tests.loops import killed_runs
 from tests.loops import toy
 from tests.loops.online_exact_test import Silent
 from tests.metrics_file import timeless
 
 
 def _config(folder):
-  config = toy.config(folder)
-  config.steps = 6
-  config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
-  config.replay.size, config.replay.min_reward = 4, 0.5
-  return config
+  return killed_runs.config(folder, 6)
 
 
 def _run(folder, **changes):
@@ -54,11 +51,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
   assert timeless(tmp_path / "cut" / "metrics.jsonl") == timeless(tmp_path / "whole" / "metrics.jsonl")
 
 
-def test_replayed_responses_are_never_measured(tmp_path):
-  with_replay, _ = _run(tmp_path / "a", replay__weight=0.0, checkpoint__every=-1)
-  without, _ = _run(tmp_path / "b", replay__size=0, checkpoint__every=-1)
-  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-  jax.tree.map(near, jax.device_get(with_replay.averages), jax.device_get(without.averages))
+def test_replayed_responses_are_never_measured(tmp_path, monkeypatch):
+  _run(tmp_path / "a", checkpoint__every=-1)
+  make_batch, found = online.Replay.make_batch, []
+
+  def without(self, *args):
+    batch = make_batch(self, *args)
+    found.append(batch.replayed.any())
+    return batch.replace(replayed=np.zeros_like(batch.replayed))
+
+  monkeypatch.setattr(online.Replay, "make_batch", without)
+  _run(tmp_path / "b", checkpoint__every=-1)
+  first = found.index(True)  # until here both are the same policy
+  row, other = (timeless(tmp_path / name / "metrics.jsonl")[first] for name in "ab")
+  assert row["loss"] != other["loss"] and row["grad_norm"] != other["grad_norm"]
+  for name in ("reward", "kl", "entropy", "entropy_per_token", "dual/quality/violation", "dual/kl/violation"):
+    assert row[name] == pytest.approx(other[name], rel=1e-6), name
 
 
 def test_finds_kept_by_a_column_that_is_not_there_are_refused(tmp_path):
@@ -103,7 +111,7 @@ def nan_reward(prompts, completions, **columns):
     ("name", "message"),
     [
         ("raising_reward", "raised ZeroDivisionError"),
-        ("short_reward", "returned 1 scores for 512"),
+        ("short_reward", "returned 1 scores for 16"),
         ("nan_reward", "returned nan for completion 0"),
         ("no_such_reward", "cannot be imported"),
     ],

@@ -9,11 +9,11 @@ import numpy as np
 from configs import base
 from experiments import builders
 from qempo_jax import packing
-from qempo_jax import scoring
 from qempo_jax import sharding
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.testing.sequence_space import sequence_space
+from tests import scored
 
 EOS = 0
 SPACE = sequence_space(6, 4)
@@ -82,6 +82,13 @@ def config(folder):
   return config
 
 
+def small(config):
+  """Few samples a step, and every batch equally wide, so that one program serves all steps of all runs."""
+  config.sampling.group_size = config.data.prompts_per_step = 4
+  config.compute.bucket = 32
+  return config
+
+
 def responses():
   """Every response there is, as token lists."""
   return [tokens[mask] for tokens, mask in zip(SPACE.tokens, SPACE.mask)]
@@ -96,7 +103,7 @@ def log_probs(params) -> np.ndarray:
   """Exact log-probabilities of all responses to every prompt: [P, N]."""
   prompts = [ToyTokenizer().encode(prompt) for prompt in PROMPTS]
   packed = packing.pack_groups(prompts, [responses()] * len(prompts), bucket=128)
-  stats = scoring.score_groups(
+  stats = scored.score_groups(
       params,
       MODEL,
       packed,

@@ -1,5 +1,6 @@
 """Reading checkpoints: the way in is exact, and what is damaged is said in one line."""
 
+import functools
 import json
 import pickle
 
@@ -30,6 +31,7 @@ HF_CONFIG = {
 }
 
 
+@functools.cache
 def _tensors(config):
   """A checkpoint's tensors from our own parameters, written here from Hugging Face's conventions."""
   params = jax.device_get(transformer.init(jax.random.key(0), config, stddev=0.3))
@@ -59,6 +61,7 @@ def _tensors(config):
 @pytest.fixture
 def folder(tmp_path):
   params, tensors = _tensors(hugging_face.from_hugging_face(HF_CONFIG))
+  tensors = dict(tensors)
   (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
   safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
   return tmp_path, params, tensors

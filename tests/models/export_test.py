@@ -55,15 +55,15 @@ def test_what_pytorch_wrote_comes_back_byte_by_byte(name, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_configuration_is_described_from_the_shape_alone(name):
-  config = hugging_face.from_hugging_face(_described(GOLDEN / name))
-  written = hugging_face_out.to_hugging_face(config)
-  assert written["model_type"] == _described(GOLDEN / name)["model_type"]
-  assert written["architectures"] == _described(GOLDEN / name)["architectures"]
-  assert dataclasses.replace(hugging_face.from_hugging_face(written), query_scale=config.query_scale) == config
-  flat = {key: value for key, value in written.items() if key != "rope_parameters"}  # as transformers 4 reads it
-  assert dataclasses.replace(hugging_face.from_hugging_face(flat), query_scale=config.query_scale) == config
+def test_a_configuration_is_described_from_the_shape_alone():
+  for name in FAMILIES:
+    config = hugging_face.from_hugging_face(_described(GOLDEN / name))
+    written = hugging_face_out.to_hugging_face(config)
+    assert written["model_type"] == _described(GOLDEN / name)["model_type"], name
+    assert written["architectures"] == _described(GOLDEN / name)["architectures"], name
+    flat = {key: value for key, value in written.items() if key != "rope_parameters"}  # as transformers 4 reads it
+    for read in map(hugging_face.from_hugging_face, (written, flat)):
+      assert dataclasses.replace(read, query_scale=config.query_scale) == config, name
 
 
 def test_what_belongs_to_a_run_stands_in_no_description():
@@ -89,7 +89,7 @@ def test_what_no_architecture_computes_is_said():
     hugging_face_out.to_hugging_face(dataclasses.replace(config, biases=("gate",)))
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize("mesh", [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)])
 def test_parameters_on_many_devices_go_out_the_same(mesh, tmp_path):
   config, params = conversion.load(GOLDEN / "llama_biases")
   mesh = sharding.make_mesh(mesh)
@@ -194,7 +194,7 @@ def _tokenizer():
   return tokenizer
 
 
-@pytest.mark.parametrize("name", ["llama2", "qwen2", "gemma2"])
+@pytest.mark.parametrize("name", ["llama2", "gemma2"])
 def test_the_tokenizer_and_its_template_go_with_the_model(name, tmp_path):
   config, params = conversion.load(GOLDEN / name)
   tokenizer = _tokenizer()

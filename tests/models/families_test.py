@@ -14,7 +14,6 @@ from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax import sharding
 from qempo_jax.models import conversion
-from qempo_jax.models import shared_prompt
 from qempo_jax.models import transformer
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
@@ -55,6 +54,15 @@ MISTAKES = [
 ]
 
 
+def slow(case):
+  return pytest.param(case, marks=pytest.mark.slow)
+
+
+def _families(*default):
+  """Every family, those marked slow whose options the given ones have between them."""
+  return [name if name in default else slow(name) for name in FAMILIES]
+
+
 @functools.cache
 def _load(name):
   config, params = conversion.load(GOLDEN / name)
@@ -80,21 +88,27 @@ def _logits(config, params, tokens, positions, mask):
   return transformer.logits(hidden, transformer.unembedding(params), config)
 
 
-def _forward(config, params, golden, side):
+def _forward(config, params, golden):
+  """Logits [2, N, V] of every token of the rows: padded on the left, and on the right."""
   rows = _rows(golden)
-  tokens, valid = _padded(rows, side, max(map(len, rows)) + 2)
+  sides = [_padded(rows, side, max(map(len, rows)) + 2) for side in ("left", "right")]
+  tokens, valid = map(jnp.concatenate, zip(*sides))
   positions = jnp.cumsum(valid, axis=1) - 1
   logits = _logits(config, params, tokens, positions, transformer.causal_mask(positions, valid))
-  return np.asarray(logits)[np.asarray(valid)]
+  return np.stack(np.split(np.asarray(logits)[np.asarray(valid)], 2))
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+def _both(golden):
+  return np.stack([golden["left"], golden["right"]])
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_padded_logits_equal_pytorch(name, side):
+def test_padded_logits_equal_pytorch(name):
   config, params, golden = _load(name)
-  np.testing.assert_allclose(_forward(config, params, golden, side), golden[side], rtol=0, atol=TOLERANCE)
+  np.testing.assert_allclose(_forward(config, params, golden), _both(golden), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow  # of the golden files: that they would show each option read wrongly
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES, ids=lambda x: x if isinstance(x, str) else str(*x))
 def test_every_option_matters(name, mistake):
   config, params, golden = _load(name)
@@ -104,8 +118,7 @@ def test_every_option_matters(name, mistake):
     names = {"attention_norm": "attention_post_norm", "feed_forward_norm": "feed_forward_post_norm"}
     blocks = params["layers"]
     params = params | {"layers": blocks | {new: blocks[old] for new, old in names.items()}}
-  difference = np.abs(_forward(wrong, params, golden, "left") - golden["left"]).max()
-  assert difference > 20 * TOLERANCE
+  assert np.abs(_forward(wrong, params, golden) - _both(golden)).max() > 20 * TOLERANCE
 
 
 def _packed(golden):
@@ -126,36 +139,35 @@ def _of_responses(golden, values):
   return expected
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_packed_rows_equal_pytorch(name):
+@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases"))
+def test_packed_rows_equal_pytorch_and_their_gradient_reaches_every_parameter(name):
   config, params, golden = _load(name)
   packed, temperature = _packed(golden), 0.7
-  mask = shared_prompt.mask_of_rows(packed.positions, packed.segments, packed.layout.responses)
-  logits = np.asarray(_logits(config, params, packed.tokens, packed.positions, mask))
-  golden_rows = np.split(golden["right"], np.cumsum(golden["lengths"])[:-1])
-  for index, (place, row) in enumerate(zip([(0, 1), (0, 2), (1, 1)], golden_rows)):
-    seen = np.isin(packed.segments[place[0]], [0, place[1]])
-    np.testing.assert_allclose(logits[place[0]][seen], row[:-1], rtol=0, atol=TOLERANCE, err_msg=str(index))
+  settings = {"group_size": 2, "max_length": 11, "temperature": temperature, "chunk_size": 8}
 
-  scaled = golden["right"].astype(np.float64) / temperature
-  log_probs = scipy.special.log_softmax(scaled, axis=-1)
+  def total(params):
+    stats = scoring.score_groups(params, config, packed, **settings)
+    return jnp.sum(stats.log_prob), stats
+
+  gradient, stats = jax.jit(jax.grad(total, has_aux=True))(params)
+  log_probs = scipy.special.log_softmax(golden["right"].astype(np.float64) / temperature, axis=-1)
   following = np.append(golden["token_ids"][1:], 0)
-  stats = scoring.score_groups(
-      params, config, packed, group_size=2, max_length=11, temperature=temperature, chunk_size=8
-  )
   own = _of_responses(golden, log_probs[np.arange(len(following)), following])
   entropies = _of_responses(golden, -np.sum(np.exp(log_probs) * log_probs, axis=-1))
   np.testing.assert_allclose(stats.log_prob, own, rtol=0, atol=2 * TOLERANCE / temperature)
   np.testing.assert_allclose(stats.entropy, entropies, rtol=0, atol=2 * TOLERANCE / temperature)
+  for path, leaf in jax.tree.leaves_with_path(gradient):
+    assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_cached_decode_equals_full_forward_and_pytorch(name, side):
+@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "olmo2"))
+def test_cached_decode_equals_pytorch(name):
+  """A prompt twice, padded on the left and on the right, and two responses to each."""
   config, params, golden = _load(name)
   (prompt, first), (_, second), _ = [(r[:n], r[n:]) for r, n in zip(_rows(golden), golden["prompt_lengths"])]
   steps = len(first)
-  tokens, mask = _padded([prompt], side, len(prompt) + 3)
+  sides = [_padded([prompt], side, len(prompt) + 3) for side in ("left", "right")]
+  tokens, mask = map(jnp.concatenate, zip(*sides))
   head = lambda hidden: transformer.logits(hidden, transformer.unembedding(params), config)
 
   @jax.jit
@@ -165,22 +177,22 @@ def test_cached_decode_equals_full_forward_and_pytorch(name, side):
     cache = transformer.KVCache.create(keys, values, mask, group_size=2, max_length=steps)
 
     def step(cache, token_G):
-      hidden, cache = transformer.decode(decoder, config, token_G[None], cache)
-      return cache, head(hidden)[0]
+      hidden, cache = transformer.decode(decoder, config, jnp.stack([token_G, token_G]), cache)
+      return cache, head(hidden)
 
     fed = jnp.asarray(np.stack([first, second[:steps]], axis=1))
-    return head(hidden)[0], jax.lax.scan(step, cache, fed)[1]
+    return head(hidden), jax.lax.scan(step, cache, fed)[1]
 
   start, following = jax.device_get(run(params))
-  full = _forward(config, params, golden, side)
-  for logits in (full, golden[side]):
+  for index, logits in enumerate(_both(golden)):
     rows = np.split(logits, np.cumsum(golden["lengths"])[:-1])
-    np.testing.assert_allclose(start, rows[0][len(prompt) - 1], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(start[index], rows[0][len(prompt) - 1], rtol=0, atol=TOLERANCE)
     for sample in range(2):
       expected = rows[sample][len(prompt) : len(prompt) + steps]
-      np.testing.assert_allclose(following[:, sample], expected, rtol=0, atol=TOLERANCE)
+      np.testing.assert_allclose(following[:, index, sample], expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow  # `sampling/sampler_test` has the same of one decoder
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2", "qwen2_windows"])
 def test_scoring_gives_the_samplers_log_probs(name):
   config, params, golden = _load(name)
@@ -198,30 +210,16 @@ def test_scoring_gives_the_samplers_log_probs(name):
   np.testing.assert_allclose(stats.entropy, rollout.entropies, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "llama_biases", "olmo2"])
+@pytest.mark.parametrize("name", [slow("gemma3"), "llama_biases", "olmo2"])
 def test_sharded_equals_single_device(name):
   config, params, golden = _load(name)
   mesh = sharding.make_mesh((2, 2, 2))
   placed = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
   assert not placed["layers"]["gate"].sharding.is_fully_replicated
-  np.testing.assert_allclose(_forward(config, placed, golden, "left"), golden["left"], rtol=0, atol=TOLERANCE)
+  np.testing.assert_allclose(_forward(config, placed, golden), _both(golden), rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama_biases", "olmo2"])
-def test_gradients_reach_every_parameter(name):
-  config, params, golden = _load(name)
-  packed = _packed(golden)
-
-  def total(params):
-    settings = {"group_size": 2, "max_length": 11, "temperature": 1.0, "chunk_size": 8}
-    return jnp.sum(scoring.score_groups(params, config, packed, **settings).log_prob)
-
-  gradient = jax.jit(jax.grad(total))(params)
-  for path, leaf in jax.tree.leaves_with_path(gradient):
-    assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
-
-
-@pytest.mark.parametrize("name", ["gemma2", "llama_biases"])
+@pytest.mark.parametrize("name", [slow("gemma2"), "llama_biases"])
 def test_bfloat16_products_stay_near(name):
   config, params, golden = _load(name)
   low = dataclasses.replace(config, compute_dtype="bfloat16")
@@ -229,13 +227,13 @@ def test_bfloat16_products_stay_near(name):
   for block in decoder["layers"]:
     wide = {key for key, leaf in block.items() if leaf.dtype == jnp.float32}
     assert wide == {key for key in block if "bias" in key or "norm" in key}
-  difference = np.abs(_forward(low, params, golden, "left") - golden["left"]).max()
+  difference = np.abs(_forward(low, params, golden) - _both(golden)).max()
   assert decoder["unembedding"].dtype == jnp.bfloat16 and 0 < difference < 0.3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_random_parameters_have_the_checkpoints_shapes(name):
-  config, params, _ = _load(name)
-  made = jax.eval_shape(lambda rng: transformer.init(rng, config), jax.random.key(0))
+def test_random_parameters_have_the_checkpoints_shapes():
   shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
-  assert shapes(made) == shapes(params)
+  for name in FAMILIES:
+    config, params, _ = _load(name)
+    made = jax.eval_shape(lambda rng, config=config: transformer.init(rng, config), jax.random.key(0))
+    assert shapes(made) == shapes(params), name

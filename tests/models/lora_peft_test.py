@@ -1,5 +1,6 @@
 """Adapters in peft's format: read from what peft wrote, and read by peft from what is written here."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -30,6 +31,7 @@ def _load(family):
   return config, jax.tree.map(jnp.asarray, base), np.load(GOLDEN / "peft" / family / "logits.npz")
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _logits(params, config, tokens):
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   mask = transformer.causal_mask(positions, jnp.ones_like(tokens, bool))
@@ -69,6 +71,7 @@ def test_written_adapters_read_back(tmp_path, family):
   assert ours == {key: peft[key] for key in ours}
 
 
+@pytest.mark.slow  # `written adapters read back` holds names, shapes and options to what peft wrote
 @pytest.mark.skipif(PYTHON is None, reason="needs torch and peft, here or in the Python of QEMPO_PARITY_PYTHON")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_reads_what_is_written_here(tmp_path, family):

@@ -78,6 +78,7 @@ def _packed_logits(params, config, rows, prompt_lengths):
   return [logits[row][np.isin(packed.segments[row], [0, segment])] for row, segment in places]
 
 
+@pytest.mark.slow  # live; the golden logits in `families_test` and the bytes in `export_test` stand in for it
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_way_in_and_the_way_back(goldens, name, tmp_path):
   model = _written(goldens, name, tmp_path / "theirs")
@@ -114,7 +115,7 @@ def _load(folder):
   return model.eval()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_exports_are_verified_as_they_were_rounded(dtype, tmp_path):
   config, params = conversion.load(GOLDEN / "families" / "llama2")
   config = dataclasses.replace(config, num_tokens=60)  # padded columns are written, and compared, too

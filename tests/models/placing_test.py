@@ -166,6 +166,7 @@ print(status("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(para
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_the_peak_is_about_one_stacked_leaf_over_the_model(tmp_path):
   # 16 blocks of 23 MB each, four devices.

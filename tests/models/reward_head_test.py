@@ -19,6 +19,7 @@ GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "reward_models"
 NAMES = ("llama", "qwen2")
 TOLERANCE = 1e-4
 PAD = 5
+SCORE_ROWS = jax.jit(reward_head.score_rows, static_argnums=1)
 
 
 def _golden(name):
@@ -38,17 +39,17 @@ def _padded(rows, side):
 def _scores(config, params, rows, side, last=None):
   tokens, valid = _padded(rows, side)
   last = reward_head.last_unlike_padding(tokens, PAD) if last is None else last(valid)
-  return np.asarray(jax.jit(reward_head.score_rows, static_argnums=1)(params, config, tokens, valid, last))
+  return np.asarray(SCORE_ROWS(params, config, tokens, valid, last))
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_equal_pytorch(name, side):
+def test_scores_equal_pytorch(name):
   config, params, pad = reward_checkpoint.load(GOLDEN / name)
   rows, golden = _golden(name)
-  scores = _scores(config, params, rows, side)
-  assert pad == PAD and scores.shape == (len(rows), 1) and scores.dtype == np.float32
-  np.testing.assert_allclose(scores[:, 0], golden[side], rtol=0, atol=TOLERANCE)
+  for side in ("left", "right"):
+    scores = _scores(config, params, rows, side)
+    assert pad == PAD and scores.shape == (len(rows), 1) and scores.dtype == np.float32
+    np.testing.assert_allclose(scores[:, 0], golden[side], rtol=0, atol=TOLERANCE)
 
 
 def test_a_text_that_ends_with_the_padding_token_is_read_before_it_as_transformers_does():
@@ -79,6 +80,7 @@ def test_an_export_holds_the_same_tensors_and_says_what_it_is(name, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, tensors, params)
 
 
+@pytest.mark.slow  # live; the golden scores stand in for it
 @pytest.mark.parametrize("name", NAMES)
 def test_live_both_ways_with_pytorch(name, tmp_path):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed; the golden stands in for it")

