@@ -18,6 +18,8 @@ EXTRAS_compile := $(EXTRAS_demo),tpu
 
 PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -q $(ARGS)
 
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all test-interop bench compile-check lint types docs dist clean
 
@@ -63,10 +65,12 @@ clean: ## Removes what make, pip and Python made, except runs/.
 	rm -rf $(VENV) .venv-interop .jax_cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps keep a second call from installing again; changed metadata makes them stale.
+# The stamps keep a second call from installing again; changed metadata makes them stale. uv installs four times as fast as pip,
+# which takes over where uv cannot be had.
 $(VENV)/.installed-%: setup.py pyproject.toml | $(VENV)/bin/python
-	@echo "Installing qempo_jax[$(EXTRAS_$*)] into $(VENV) (a minute or two) ..."
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS_$*)]'
+	@echo "Installing qempo_jax[$(EXTRAS_$*)] into $(VENV) ..."
+	@{ $(PIP) uv && $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -e '.[$(EXTRAS_$*)]'; } || \
+	  $(PIP) -e '.[$(EXTRAS_$*)]'
 	@touch $@
 
 $(VENV)/bin/python:

@@ -34,6 +34,7 @@ TRAIN = [
   "absl-py>=2.1",
   "ml_collections>=1.1",
   "orbax-checkpoint>=0.11.26",
+  "regex>=2024.5",
   "rich>=13",
   "tensorboardX>=2.6",
 ]
@@ -58,8 +59,8 @@ DATA = [
   "pyarrow>=17",
   "tensorflow-datasets>=4.9.9",
 ]
-# Plots of the report.
-EVAL = ["matplotlib>=3.9"]
+# Plots of the report, and words of scripts that Python's own classes do not cut.
+EVAL = ["matplotlib>=3.9", "regex>=2024.5"]
 TEST = [
   "equinox>=0.13",
   "hypothesis>=6.100",

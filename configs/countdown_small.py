@@ -29,9 +29,9 @@ def get_config() -> ConfigDict:
     of_method.compute.dtype = "float32"
     of_method.compute.remat = "none"
   for method in ("qempo_kl", "qempo"):
-    config[method].objective.min_reward = 0.85
-    config[method].duals.quality.integral_gain = 0.03
-  config.qempo_kl.objective.max_kl = 2.0
+    config[method].constraints.quality.bound = 0.85
+    config[method].constraints.quality.gain = 0.03
+  config.qempo_kl.constraints.kl.bound = 2.0
   for method in config.methods[1:]:
     config.points[method] = sweep("optimizer.learning_rate", 3e-4, 1e-4)
   return config

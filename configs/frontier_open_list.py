@@ -15,6 +15,8 @@ from configs import online_qempo
 from configs import online_qempo_kl
 from configs import open_list
 
+RAO_BLACKWELL = "entropy_gradient='rao_blackwell'"
+
 
 def sweep(key: str, *values) -> tuple:
   """Operating points: one value each of one key."""
@@ -26,14 +28,16 @@ def grid(*sweeps) -> tuple:
   return tuple(tuple(itertools.chain(*point)) for point in itertools.product(*sweeps))
 
 
+def methods(name: str, **settings) -> tuple:
+  """Operating points: the method with every combination of these settings, each a tuple of numbers."""
+  texts = (", ".join(f"{key}={value:g}" for key, value in zip(settings, point)) for point in itertools.product(*settings.values()))
+  return sweep("method", *(f"{name}({text})" for text in texts))
+
+
 def spl_grid(alphas, shares) -> tuple:
-  """Operating points of SPL: entropy weight alpha, reference weight beta = share alpha (below it), as multipliers."""
-  points = []
-  for alpha, share in itertools.product(alphas, shares):
-    beta = share * alpha
-    multipliers = (("duals.quality.initial", 1 / (alpha - beta)), ("duals.kl.initial", beta / (alpha - beta)))
-    points.append(multipliers)
-  return tuple(points)
+  """Operating points of SPL: entropy weight alpha, reference weight beta = share alpha (below it)."""
+  points = itertools.product(alphas, shares)
+  return sweep("method", *(f"spl(alpha={alpha:g}, beta={share * alpha:g}, {RAO_BLACKWELL})" for alpha, share in points))
 
 
 def get_config() -> ConfigDict:
@@ -61,14 +65,15 @@ def get_config() -> ConfigDict:
   define_methods(config)
   config.points = ConfigDict()
   config.points.base = sweep("sampling.temperature", 0.5, 0.7, 1.0, 1.3)
-  config.points.grpo = sweep("duals.quality.initial", 12.5, 25.0, 50.0, 100.0)
-  config.points.grpo_bonus = sweep("objective.token_entropy_weight", 0.003, 0.01, 0.03, 0.1)
+  betas = (0.08, 0.04, 0.02, 0.01)
+  config.points.grpo = methods("grpo", beta=betas)
+  config.points.grpo_bonus = methods("grpo", beta=(0.04,), token_entropy_weight=(0.003, 0.01, 0.03, 0.1))
   config.points.spl = spl_grid((0.01, 0.02, 0.04), (0.25, 0.5, 0.75))
-  config.points.mara = sweep("duals.quality.initial", 12.5, 25.0, 50.0)
-  config.points.ucpo = sweep("objective.transform_strength", 0.2, 0.5, 1.0)
-  config.points.setpo = sweep("objective.transform_strength", 0.3, 1.0, 3.0)
-  config.points.qempo_kl = sweep("objective.min_reward", 0.6, 0.7, 0.8, 0.9)
-  config.points.qempo = sweep("objective.min_reward", 0.6, 0.7, 0.8, 0.9)
+  config.points.mara = methods("mara", beta=betas[:3])
+  config.points.ucpo = methods("ucpo", tau=(0.2, 0.5, 1.0))
+  config.points.setpo = methods("setpo", weight=(0.3, 1.0, 3.0))
+  config.points.qempo_kl = sweep("constraints.quality.bound", 0.6, 0.7, 0.8, 0.9)
+  config.points.qempo = sweep("constraints.quality.bound", 0.6, 0.7, 0.8, 0.9)
   return config
 
 
@@ -78,37 +83,30 @@ def define_methods(config: ConfigDict) -> None:
 
   config.base = open_list.get_config()
   config.base.steps = 0  # the reference itself, sampled at several temperatures
-  config.base.objective.method = "base"
 
   config.grpo = online_grpo.get_config()
 
   # GRPO with the usual fixed bonus on next-token entropies (biased, see losses.token_entropy_bonus_loss).
   config.grpo_bonus = online_grpo.get_config()
-  config.grpo_bonus.objective.method = "grpo_bonus"
+  config.grpo_bonus.method = "grpo(beta=0.04, token_entropy_weight=0.01)"
 
   # Fixed weights (alpha, beta) of max E[r] + alpha H + beta E[log q]: QEMPO-KL's family, nothing enforced.
   config.spl = online_qempo_kl.get_config()
-  config.spl.objective.method = "spl"
-  config.spl.objective.min_reward = None
-  config.spl.objective.max_kl = None
+  config.spl.method = f"spl(alpha=0.02, beta=0.01, {RAO_BLACKWELL})"
+  config.spl.constraints.quality.bound = None
+  config.spl.constraints.kl.bound = None
 
-  # RLHF on augmented rewards that make the good responses of a group equally likely. Not normalised: at its optimum
-  # the shaped rewards are flat, and dividing by their spread would enlarge noise alone.
+  # RLHF on augmented rewards that make the good responses of a group equally likely.
   config.mara = online_grpo.get_config()
-  config.mara.objective.method = "mara"
-  config.mara.objective.transform = "mara"
-  config.mara.objective.normalise = False
-  config.mara.objective.baseline = "leave_one_out"
+  config.mara.method = "mara(beta=0.04)"
 
-  # GRPO whose correct responses share their advantage out towards rarer ones; strength is tau.
+  # GRPO whose correct responses share their advantage out towards rarer ones.
   config.ucpo = online_grpo.get_config()
-  config.ucpo.objective.method = "ucpo"
-  config.ucpo.objective.transform = "ucpo"
+  config.ucpo.method = "ucpo(tau=0.5)"
 
-  # GRPO with credit for what a response adds to its group's diversity; strength is its weight.
+  # GRPO with credit for what a response adds to its group's diversity.
   config.setpo = online_grpo.get_config()
-  config.setpo.objective.method = "setpo"
-  config.setpo.objective.transform = "setpo"
+  config.setpo.method = "setpo(weight=1.0)"
 
   config.qempo_kl = online_qempo_kl.get_config()
   config.qempo = online_qempo.get_config()

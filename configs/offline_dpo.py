@@ -14,7 +14,6 @@ def get_config() -> ConfigDict:
   """An item of the answer set, drawn uniformly, is preferred to a bad sample of the reference."""
   config = open_list.get_config()
   config.steps = 100
-  config.objective.method = "dpo"
   config.offline.loss = "dpo"
   config.offline.beta = 0.1
   config.offline.pairs = "answers_against_samples"

@@ -14,6 +14,5 @@ from configs import offline_dpo
 def get_config() -> ConfigDict:
   """The chosen sides of the same pairs: items drawn uniformly from each answer set."""
   config = offline_dpo.get_config()
-  config.objective.method = "nll"
   config.offline.loss = "nll"
   return config

@@ -19,15 +19,14 @@ from configs import offline_dpo
 def get_config() -> ConfigDict:
   """A tenth of the labels is taken to be flipped: without that nothing would bring margins back once they are large."""
   config = offline_dpo.get_config()
-  config.objective.method = "qempo_kl"
-  config.objective.min_reward = 0.75
-  config.objective.max_kl = 4.5
+  config.constraints.quality.bound = 0.75
+  config.constraints.kl.bound = 4.5
   config.offline.loss = "qempo_kl"
   config.offline.weights = "multipliers"
   config.offline.label_smoothing = 0.1
   config.offline.measure_every = 4
-  config.duals.quality.initial = 10.0
-  config.duals.quality.integral_gain = 0.2
-  config.duals.kl.initial = 1.0
-  config.duals.kl.integral_gain = 0.02
+  config.constraints.quality.start = 10.0
+  config.constraints.quality.gain = 0.2
+  config.constraints.kl.start = 1.0
+  config.constraints.kl.gain = 0.02
   return config

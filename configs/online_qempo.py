@@ -11,7 +11,6 @@ from configs import online_qempo_kl
 def get_config() -> ConfigDict:
   """QEMPO-KL's settings with the KL multiplier at 0 and no budget."""
   config = online_qempo_kl.get_config()
-  config.objective.method = "qempo"
-  config.objective.max_kl = None
-  config.duals.kl.initial = 0.0
+  config.method = "qempo(entropy_gradient='rao_blackwell')"
+  config.constraints.kl.bound = None
   return config

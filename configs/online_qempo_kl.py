@@ -11,17 +11,16 @@ from configs import open_list
 def get_config() -> ConfigDict:
   """Good answers found earlier are replayed by trajectory balance, so that none is lost once it left the samples."""
   config = open_list.get_config()
-  config.objective.method = "qempo_kl"
-  config.objective.min_reward = 0.8
-  config.objective.margin = 0.15
-  config.objective.entropy_gradient = "rao_blackwell"
-  config.objective.max_kl = 5.5
+  config.method = "qempo_kl(entropy_gradient='rao_blackwell')"
+  config.constraints.quality.bound = 0.8
+  config.constraints.quality.margin = 0.15
+  config.constraints.kl.bound = 5.5
   config.sampling.group_size = 24
   config.replay.size = 24
   config.replay.weight = 1.5
   config.replay.key = "set_name"
-  config.duals.quality.initial = 100.0
-  config.duals.quality.integral_gain = 0.1
-  config.duals.kl.initial = 1.0
-  config.duals.kl.integral_gain = 0.02
+  config.constraints.quality.start = 100.0
+  config.constraints.quality.gain = 0.1
+  config.constraints.kl.start = 1.0
+  config.constraints.kl.gain = 0.02
   return config

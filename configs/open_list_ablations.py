@@ -14,16 +14,13 @@ def get_config() -> ConfigDict:
   config.methods = ("grpo_replay", "qempo_kl_no_replay", "grpo_fast")
 
   config.grpo_fast = config.grpo.copy_and_resolve_references()
-  config.grpo_fast.objective.method = "grpo_fast"
   config.grpo_fast.optimizer.learning_rate = config.qempo_kl.optimizer.learning_rate
 
   config.grpo_replay = config.grpo_fast.copy_and_resolve_references()
-  config.grpo_replay.objective.method = "grpo_replay"
   config.grpo_replay.replay = config.qempo_kl.replay.copy_and_resolve_references()
   config.grpo_replay.sampling.group_size = config.qempo_kl.sampling.group_size
 
   config.qempo_kl_no_replay = config.qempo_kl.copy_and_resolve_references()
-  config.qempo_kl_no_replay.objective.method = "qempo_kl_no_replay"
   config.qempo_kl_no_replay.replay.size = 0
   config.qempo_kl_no_replay.sampling.group_size = config.grpo.sampling.group_size
   return config

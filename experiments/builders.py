@@ -8,14 +8,10 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from qempo_jax import dual_controllers
-from qempo_jax import duals
-from qempo_jax import group_transforms
-from qempo_jax import optimizers
+from experiments import constrained
 from qempo_jax import sharding
-from qempo_jax import train_state
-from qempo_jax import train_step
 from qempo_jax.data import prompts
+from qempo_jax.data import special_tokens
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
 from qempo_jax.kernels.choice import TOKEN_STATS
@@ -28,8 +24,10 @@ from qempo_jax.models.config import REMATS
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.rewards import compose
 from qempo_jax.rewards import registry
+from qempo_jax.train import online_step
+from qempo_jax.train import optimizers
+from qempo_jax.train import state as train_state
 
-CONSTRAINTS = ("quality", "kl")
 # Keys besides `model` that a loaded policy holds: runs that share one share them.
 LOADED = ("compute.dtype", "compute.attention", "compute.token_stats", "compute.remat", "compute.kv_cache", "compute.mesh", "compute.dcn_mesh")
 DTYPES = ("float32", "bfloat16")
@@ -55,7 +53,7 @@ class Policy(NamedTuple):
 
 def check_one_method(config: ConfigDict) -> None:
   """Raises InputError where the config holds several methods."""
-  if "objective" not in config:
+  if "method" not in config:
     raise InputError("this config holds several methods; give one method's, such as configs/online_qempo_kl.py")
 
 
@@ -74,7 +72,7 @@ def policy(config: ConfigDict) -> Policy:
       token_stats=config.compute.token_stats,
       remat=config.compute.remat,
       kv_cache=config.compute.kv_cache,
-      num_tokens=_num_tokens(tokenizer, model_config.vocab_size),
+      num_tokens=special_tokens.num_tokens(tokenizer, model_config.vocab_size),
   )
   return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), placed)
 
@@ -130,8 +128,8 @@ def mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
   return found
 
 
-def training_rows(config: ConfigDict) -> list[prompts.Row]:
-  """The prompts to train on, with their columns."""
+def training_rows(config: ConfigDict, tokenizer: Any = None) -> list[prompts.Row]:
+  """The prompts to train on, with their columns; rows that the tokenizer's chat template refuses are bad rows."""
   return prompts.load_rows(
       config.data.source,
       sets=tuple(config.data.sets),
@@ -139,6 +137,7 @@ def training_rows(config: ConfigDict) -> list[prompts.Row]:
       on_bad_row=config.data.on_bad_row,
       max_bad_share=config.data.max_bad_share,
       note=print,
+      tokenizer=tokenizer,
   )
 
 
@@ -154,10 +153,10 @@ def reward(config: ConfigDict) -> Callable:
     return function if r.unscored is None else compose.Composition([compose.Term("reward", function)], unscored=r.unscored)
   composed = compose.Composition([_term(entry) for entry in r.functions], unscored=r.unscored)
   moving = [term.name for term in composed.terms if term.weight and term.normalise != "none"]
-  if moving and config.objective.min_reward is not None:
+  if moving and config.constraints.quality.bound is not None:
     raise InputError(
-        f"reward {moving[0]!r} is normalised, so objective.min_reward has no fixed meaning: set its normalisation to"
-        ' "none", or min_reward to none and a floor on that reward'
+        f"reward {moving[0]!r} is normalised, so constraints.quality.bound has no fixed meaning: set its normalisation to"
+        ' "none", or the bound to none and a floor on that reward'
     )
   if composed.floors and (config.offline.loss is not None or config.replay.size):
     raise InputError(
@@ -167,33 +166,31 @@ def reward(config: ConfigDict) -> Callable:
   return composed
 
 
-def objective(config: ConfigDict) -> train_step.OnlineObjective:
-  """What the online step climbs."""
-  o = config.objective
-  _one_of("objective.entropy_gradient", o.entropy_gradient, ("score_function", "rao_blackwell"))
-  _one_of("objective.baseline", o.baseline, ("leave_one_out", "group_mean"))
+def objective(config: ConfigDict) -> online_step.OnlineObjective:
+  """What the online step climbs.
+
+  Raises:
+    InputError: the method's baseline leaves no advantage in the groups of one that the config asks for.
+  """
   _one_of("sampling.stale_steps", config.sampling.stale_steps, (0, 1))
-  _one_of("objective.transform", o.transform, group_transforms.TRANSFORMS)
-  return train_step.OnlineObjective(
-      entropy_weight=o.entropy_weight,
-      min_reward=None if o.min_reward is None else o.min_reward + o.margin,
-      max_kl=o.max_kl,
-      entropy_gradient=o.entropy_gradient,
-      baseline=o.baseline,
-      normalise=o.normalise,
+  method = constrained.method(config)
+  if config.sampling.group_size == 1 and not method.baseline(jax.numpy.ones(1), jax.numpy.ones(1, bool)).any():
+    raise InputError(
+        f"sampling.group_size=1 leaves {config.method} nothing to learn from: its baseline is the mean of the group, so every"
+        " advantage is 0; set it to 2 or more"
+    )
+  return online_step.OnlineObjective(
+      method=method,
+      constraints=constrained.constraints(config),
       replay_weight=config.replay.weight,
-      min_std=o.min_std,
-      averaging=o.averaging,
-      reward_floors=reward_floors(config),
-      transform=group_transforms.Transform(o.transform, o.transform_strength, o.good_reward),
-      token_entropy_weight=o.token_entropy_weight or None,
+      averaging=config.duals.averaging,
       max_importance=config.sampling.max_importance,
   )
 
 
-def optimizer_pair(config: ConfigDict) -> train_step.Optimizers:
+def optimizer_pair(config: ConfigDict) -> online_step.Optimizers:
   """The policy's AdamW and the multipliers' controller."""
-  o, d = config.optimizer, config.duals
+  o = config.optimizer
   _one_of("optimizer.moments_dtype", o.moments_dtype, DTYPES)
   policy_optimizer = optimizers.adamw(
       learning_rate=o.learning_rate,
@@ -206,33 +203,18 @@ def optimizer_pair(config: ConfigDict) -> train_step.Optimizers:
       max_grad_norm=o.max_grad_norm,
       moments_dtype=o.moments_dtype,
   )
-  for name in constraints(config):
-    if dual(config, name).initial > d.cap:
-      key = name if name in CONSTRAINTS else "floors"
-      raise InputError(f"duals.{key}.initial={dual(config, name).initial:g} is above duals.cap={d.cap:g}; raise the cap")
-  controller = dual_controllers.pi_controller(
-      proportional_gain={name: dual(config, name).proportional_gain for name in constraints(config)},
-      integral_gain={name: dual(config, name).integral_gain for name in constraints(config)},
-      smoothing=d.smoothing,
-      delay=d.delay,
-      cap=d.cap,
-  )
-  return train_step.Optimizers(policy_optimizer, controller)
+  return online_step.Optimizers(policy_optimizer, constrained.controller(config))
 
 
-def initial_state(config: ConfigDict, params, optimizers_pair: train_step.Optimizers):
+def initial_state(config: ConfigDict, params, optimizers_pair: online_step.Optimizers):
   """The state before the first step: the policy, a copy of the reference, or adapters that change nothing yet."""
-  dual_params = duals.init_dual_params(
-      {name: dual(config, name).initial for name in constraints(config)},
-      parametrisation={name: dual(config, name).parametrisation for name in constraints(config)},
-  )
   return train_state.create(
       _trainable(config, params),
-      dual_params,
+      constrained.dual_params(config),
       jax.random.key(config.seed),
       optimizer=optimizers_pair.policy,
       dual_optimizer=optimizers_pair.dual,
-      averaged=(*train_state.AVERAGED, *(f"reward/{name}" for name, _ in reward_floors(config))),
+      averaged=(*train_state.AVERAGED, *constrained.settings(config)),
   )
 
 
@@ -285,14 +267,6 @@ def precision_note(config: ConfigDict, params) -> str | None:
   )
 
 
-def _num_tokens(tokenizer, vocab_size: int) -> int | None:
-  """Tokens of the tokenizer where the vocabulary is padded beyond them, else None."""
-  if not hasattr(tokenizer, "get_vocab"):
-    return None
-  count = max(tokenizer.get_vocab().values()) + 1
-  return count if count < vocab_size else None
-
-
 def _beside_reference(adapters, ref_params):
   return lora.apply(ref_params, adapters)
 
@@ -306,22 +280,6 @@ def _trainable(config: ConfigDict, params):
 
 # Folded into the run's key for the adapters' first values: no step has this number.
 _ADAPTERS = 2**31
-
-
-def reward_floors(config: ConfigDict) -> tuple[tuple[str, float], ...]:
-  """(name, floor) of each reward of the config that has a floor."""
-  terms = [_entry(entry) for entry in config.reward.functions]
-  return tuple((name, float(floor)) for name, *_, floor in terms if floor is not None)
-
-
-def constraints(config: ConfigDict) -> tuple[str, ...]:
-  """Names of all constraints that have a multiplier."""
-  return (*CONSTRAINTS, *(name for name, _ in reward_floors(config)))
-
-
-def dual(config: ConfigDict, name: str) -> ConfigDict:
-  """The settings of a constraint's multiplier; the floors of further rewards share theirs."""
-  return config.duals[name] if name in CONSTRAINTS else config.duals.floors
 
 
 def _entry(entry) -> tuple:

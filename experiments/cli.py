@@ -5,6 +5,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import difflib
 import importlib.util
+import inspect
 import pathlib
 import re
 import sys
@@ -18,7 +19,7 @@ from experiments import distributed
 from experiments import overrides
 from qempo_jax.errors import InputError
 
-Main = Callable[[ConfigDict, pathlib.Path, bool], None]
+Main = Callable[..., None]  # (config, workdir, dry_run, and any of _FLAGS by name)
 
 _OVERRIDE = re.compile(r"--config\.(?P<key>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
@@ -26,7 +27,7 @@ _OVERRIDE = re.compile(r"--config\.(?P<key>[\w.]+)=(?P<value>.*)", re.DOTALL)
 def run(
   main: Main, *, description: str, example: str, argv: Sequence[str] | None = None, needs_workdir: bool = True
 ) -> None:
-  """Parses the command line and calls `main(config, workdir, dry_run)`.
+  """Parses the command line and calls `main(config, workdir, dry_run)`, with the flag --checkpoint where main has one.
 
   A mistake of the user's (`InputError`) ends in one line on stderr and exit code 2, an interrupt in exit code
   130. Any other exception keeps its traceback.
@@ -40,13 +41,14 @@ def run(
   """
   workdir = None
   try:
-    arguments, extra = _parser(description, example, needs_workdir).parse_known_args(argv)
+    own = [name for name in _FLAGS if name in inspect.signature(main).parameters]
+    arguments, extra = _parser(description, example, needs_workdir, own).parse_known_args(argv)
     workdir = arguments.workdir
     config = complete_config(arguments.config, extra)
     if "compute" in config and config.compute.distributed:
       distributed.start()
     compilations.keep()
-    main(config, workdir, arguments.dry_run)
+    main(config, workdir, arguments.dry_run, **{name: getattr(arguments, name) for name in own})
     if arguments.dry_run and distributed.is_writer():
       print(overrides.resolved(config))
   except InputError as error:
@@ -117,12 +119,27 @@ class Parser(argparse.ArgumentParser):
     raise InputError(f"{message}; --help shows an example.")
 
 
-def _parser(description: str, example: str, needs_workdir: bool) -> argparse.ArgumentParser:
+def _checkpoint(text: str) -> str | int:
+  if text in ("best", "last"):
+    return text
+  if not (text.isascii() and text.isdigit() and len(text) < 19):
+    raise argparse.ArgumentTypeError(f"{text!r} is not best, last or the number of a step")
+  return int(text)
+
+
+# Flags of some programs: those whose `main` has a parameter of that name. (type, placeholder, help)
+_FLAGS = {"checkpoint": (_checkpoint, "best|last|STEP", "which to read; default: best where a constraint has a bound, else last")}
+
+
+def _parser(description: str, example: str, needs_workdir: bool, own: Sequence[str]) -> argparse.ArgumentParser:
   parser = Parser(
     description=description,
     epilog=f"example:\n  {example}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    usage="%(prog)s --config=FILE " + "--workdir=DIR " * needs_workdir + "[--dry_run] [--config.KEY=VALUE ...]",
+    usage="%(prog)s --config=FILE "
+    + "--workdir=DIR " * needs_workdir
+    + "".join(f"[--{name}={_FLAGS[name][1]}] " for name in own)
+    + "[--dry_run] [--config.KEY=VALUE ...]",
     allow_abbrev=False,
   )
   for flag, metavar, text in (
@@ -131,6 +148,9 @@ def _parser(description: str, example: str, needs_workdir: bool) -> argparse.Arg
   ):
     required = needs_workdir or flag != "--workdir"
     parser.add_argument(flag, type=_path, required=required, metavar=metavar, help=text)
+  for name in own:
+    kind, metavar, text = _FLAGS[name]
+    parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
   parser.add_argument(
     "--dry_run", action="store_true", help="build everything, print shapes, memory and config, then stop"
   )

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import builders
+from experiments import constrained
 from experiments import offline_builders
 from experiments.loops import offline
 from experiments.loops import online
@@ -18,11 +20,11 @@ from qempo_jax import sharding
 from qempo_jax.models import presets
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
-from qempo_jax.offline_step import PairBatch
 from qempo_jax.sampling import layout
 from qempo_jax.sampling import sampler
 from qempo_jax.token_stats import TokenStats
-from qempo_jax.train_step import GroupBatch
+from qempo_jax.train.offline_step import PairBatch
+from qempo_jax.train.online_step import GroupBatch
 from qempo_jax.types import PackedGroups
 from qempo_jax.types import PromptBatch
 
@@ -165,18 +167,15 @@ def _groups(config, mesh, group_size) -> GroupBatch:
   flags = lambda dtype: _array((rows, group_size), dtype, split)
   mask = _array((rows, group_size, length), bool, split)
   behaviour = flags(jnp.float32) if config.sampling.stale_steps else None
-  floors = len(builders.reward_floors(config))
-  floor_rewards = _array((rows, group_size, floors), jnp.float32, split) if floors else None
-  setpo = config.objective.transform == "setpo"
-  similarities = _array((rows, group_size, group_size), jnp.float32, split) if setpo else None
+  names = dict.fromkeys(["reward", *(entry[0] for entry in config.reward.functions)])
+  features = constrained.method(config).features(np.zeros(mask.shape, np.int32), np.zeros(mask.shape, bool))
   return GroupBatch(
       _packed(config, rows, group_size, split),
       mask,
-      flags(jnp.float32),
+      {name: flags(jnp.float32) for name in names},
       flags(bool),
       flags(bool),
-      floor_rewards=floor_rewards,
-      similarities=similarities,
+      {name: _array(value.shape, value.dtype, split) for name, value in features.items()},
       behaviour_log_probs=behaviour,
   )
 

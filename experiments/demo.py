@@ -10,16 +10,20 @@ from rich.console import Console
 
 from experiments import builders
 from experiments import cli
+from experiments import constrained
 from experiments import dry_run as dry_runs
 from experiments import workdir as workdirs
 from experiments.display import Display
 from experiments.loops import evaluation
 from experiments.loops import feasibility
+from experiments.loops import metrics_file
 from experiments.loops import online
 from qempo_jax.data import prompts
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import report
 from qempo_jax.evaluation import summary
+from qempo_jax.rewards import normal_form
+from qempo_jax.rewards import words
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
@@ -28,6 +32,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     raise InputError("this config holds one method; give one of several, such as configs/demo.py")
   if unknown := [method for method in config.methods if method not in config]:
     raise InputError(f"config.methods names {unknown[0]!r}, which has no config of its own; choose of grpo, qempo_kl, qempo")
+  constrained.check_names(config)
   shared = config.qempo_kl
   if not dry_run:
     workdir = workdirs.open_workdir(workdir, config)
@@ -46,7 +51,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
       of_seed = config[method].copy_and_resolve_references()
       of_seed.seed = seed
       name = run_name(method, seed)
-      run_once(workdir, name, functools.partial(train_and_sample, of_seed, workdir / name, policy, evaluate))
+      run_once(workdir, name, functools.partial(train_and_sample, of_seed, method, workdir / name, policy, evaluate))
 
   index = write_report(config, workdir)
   print(f"Report: {index.resolve()}")
@@ -57,12 +62,12 @@ def run_name(method: str, seed: int) -> str:
   return f"{method}-seed{seed}"
 
 
-def train_and_sample(config, folder, policy, evaluate) -> list[dict]:
-  """Trains one method and samples what came out."""
+def train_and_sample(config, method, folder, policy, evaluate) -> list[dict]:
+  """Trains one group of the config and samples the policy under that group's name."""
   folder.mkdir(exist_ok=True)
   with Display(config.steps, title=folder.name) as display:
     state = online.train(config, folder, policy, display)
-  rows = evaluate(builders.as_policy(config)(state.params, policy.params), method=config.objective.method, seed=config.seed)
+  rows = evaluate(builders.as_policy(config)(state.params, policy.params), method=method, seed=config.seed)
   jax.tree.map(lambda leaf: leaf.delete(), state)
   return rows
 
@@ -100,15 +105,17 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
   names = ["base", *(run_name(method, seed) for method in config.methods for seed in config.seeds)]
   rows = [row for name in names for row in read_jsonl(workdir / "samples" / f"{name}.jsonl")]
   metrics = {
-      method: read_jsonl(workdir / run_name(method, config.seeds[0]) / "metrics.jsonl") for method in config.methods
+      method: metrics_file.read(workdir / run_name(method, config.seeds[0]) / metrics_file.NAME) for method in config.methods
   }
-  budgets = {m: config[m].objective.max_kl for m in config.methods if config[m].objective.max_kl is not None}
+  budgets = {m: bound for m in config.methods if (bound := constrained.bound(config[m], "kl")) is not None}
   run = {
       "command": "python -m experiments.demo " + " ".join(sys.argv[1:]),
       "seeds": list(config.seeds),
+      "words": words.DEFINITION,
+      "same answer": normal_form.DEFINITION,
       "config": json.loads(config.to_json_best_effort()),
   }
-  results = summary.summarise(rows, floor=config.qempo_kl.objective.min_reward, max_kl=budgets, run=run)
+  results = summary.summarise(rows, floor=config.qempo_kl.constraints.quality.bound, max_kl=budgets, run=run)
   index = report.write_report(workdir / "report", results, metrics, rows)
   Console().print(report.terminal_table(results))
   return index

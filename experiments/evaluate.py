@@ -8,20 +8,24 @@ from rich.console import Console
 
 from experiments import builders
 from experiments import cli
-from experiments import demo
+from experiments import constrained
 from experiments import dry_run as dry_runs
 from experiments import workdir as workdirs
 from experiments.loops import evaluation_results
 from experiments.loops import evaluation_samples
+from experiments.loops import metrics_file
 from experiments.loops import sample_files
+from qempo_jax.errors import InputError
 from qempo_jax.evaluation import report
 from qempo_jax.rewards import registry
 
 
-def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
-  """Samples the reference and the workdir's checkpoint, then scores all of samples/*.jsonl and writes the report."""
+def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | None = None) -> None:
+  """Samples the reference and a checkpoint of the workdir, then scores all of samples/*.jsonl and writes the report."""
   builders.check_one_method(config)
   e = config.evaluation
+  if checkpoint is not None and not e.sample:
+    raise InputError(f"evaluation.sample=False reads no checkpoint: leave out --checkpoint={checkpoint}, or sample")
   if e.sample:
     of_samples, rows = evaluation_samples.settings(config), evaluation_samples.prompt_rows(config)
   if dry_run:
@@ -35,7 +39,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   (workdir / "samples").mkdir(exist_ok=True)
   reward = lambda: registry.resolve(e.reward) if e.reward else builders.reward(config)
   if e.sample:
-    evaluation_samples.sample(of_samples, workdir, rows, reward())
+    evaluation_samples.sample(of_samples, workdir, rows, reward(), checkpoint)
   found, notes = sample_files.read(workdir / "samples", reward)
   run = {
     "command": "python -m experiments.evaluate " + " ".join(sys.argv[1:]),
@@ -55,10 +59,10 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 def training_metrics(config, workdir: pathlib.Path) -> dict[str, list[dict]]:
   """The logged steps by method: of the workdir's own run, and of the runs of a demo in it, its first seed."""
   found = {}
-  for path in sorted(workdir.glob("*-seed*/metrics.jsonl")):
-    found.setdefault(path.parent.name.rpartition("-seed")[0], demo.read_jsonl(path))
-  if (workdir / "metrics.jsonl").is_file():
-    found[config.objective.method] = demo.read_jsonl(workdir / "metrics.jsonl")
+  for path in sorted(workdir.glob(f"*-seed*/{metrics_file.NAME}")):
+    found.setdefault(path.parent.name.rpartition("-seed")[0], metrics_file.read(path))
+  if rows := metrics_file.read(workdir / metrics_file.NAME):
+    found[constrained.label(config)] = rows
   return found
 
 

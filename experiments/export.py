@@ -16,8 +16,8 @@ from qempo_jax.models import export_tensors
 from qempo_jax.models import verify_export
 
 
-def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
-  """Writes the newest checkpoint of the workdir, or the config's own model where nothing was trained there."""
+def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | None = None) -> None:
+  """Writes a checkpoint of the workdir, or the config's own model where nothing was trained there."""
   builders.check_one_method(config)
   settings = config.export
   target = pathlib.Path(settings.target).expanduser() if settings.target else workdir / "export"
@@ -34,7 +34,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     return
   workdir = workdirs.open_workdir(workdir, workdirs.of_the_run(config, workdir, ("export", "evaluation")), lock=False)
   policy = builders.policy(config)
-  params, what = runs.trained_params(config, workdir, policy)
+  params, what = runs.trained_params(config, workdir, policy, checkpoint)
   export.export_model(
       target,
       params,
@@ -46,7 +46,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   )
   print(f"Exported {what} to {target} as {settings.dtype}")
   found = verify_export.verify_export(
-      target, params, policy.config, dtype=settings.dtype, tolerance=settings.tolerance
+      target, params, policy.config, dtype=settings.dtype, tolerance=settings.tolerance, stop_tokens=policy.stop_tokens
   )
   print(found.message)
 

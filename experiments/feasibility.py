@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments import builders
 from experiments import cli
+from experiments import constrained
 from experiments import dry_run as dry_runs
 from experiments import workdir as workdirs
 from experiments.loops import feasibility
@@ -25,7 +26,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples the reference, forecasts, prints two tables and writes feasibility.json."""
   builders.check_one_method(config)
   programs = forecast.programs(config)
-  aim, samples = builders.objective(config).min_reward, config.feasibility.samples_per_prompt
+  aim, samples = constrained.bound(config, "quality", aim=True), config.feasibility.samples_per_prompt
   if samples < 1:
     raise InputError(f"feasibility.samples_per_prompt={samples} draws nothing; give at least 1")
   group_size = min(samples, config.evaluation.samples_per_prompt)
@@ -64,18 +65,18 @@ def report(config, programs, found: feasibility.Measured) -> dict:
     InputError: the KL budget is below what the floor costs, as far as the samples can tell.
   """
   forecasts = [forecast.forecast(program, found) for program in programs]
-  budget = config.objective.max_kl
+  budget = constrained.bound(config, "kl")
   if budget is not None and forecasts[0]["status"] == "forecast" and budget < forecasts[0]["kl"]["low"]:
     kl = forecasts[0]["kl"]
     raise InputError(
-      f"objective.max_kl={budget:g} is out of reach: at the floor aimed at, a KL of {kl['mean']:.3g} nats"
+      f"constraints.kl.bound={budget:g} is out of reach: at the floor aimed at, a KL of {kl['mean']:.3g} nats"
       f" [{kl['low']:.3g}, {kl['high']:.3g}] is the least; raise it, or lower the floor"
     )
   own = next(program for program in programs if program.configured)
-  aim = builders.objective(config).min_reward
+  aim = constrained.bound(config, "quality", aim=True)
   return {
     "command": "python -m experiments.feasibility " + " ".join(sys.argv[1:]),
-    "floor": config.objective.min_reward,
+    "floor": config.constraints.quality.bound,
     "aim": aim,
     "max_kl": budget,
     "level": forecast.LEVEL,

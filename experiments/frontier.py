@@ -11,17 +11,18 @@ from experiments.loops import frontier
 from qempo_jax.evaluation import frontier_page
 
 
-def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
+def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | None = None) -> None:
   """Makes every run that has no result yet, each in its folder, then draws them all."""
-  frontier.check(config)
+  frontier.check(config, checkpoint)
   if not dry_run:
     workdir = workdirs.open_workdir(workdir, config)
+    frontier.check_made(config, workdir, checkpoint)
   todo = frontier.missing(config, workdir)
   print(f"{len(frontier.planned(config))} runs, {len(todo)} of them to be made")
   if dry_run:
     return
   started = time.process_time(), time.monotonic()
-  found = frontier.RUNNERS[config.runner](config, workdir, todo)
+  found = frontier.RUNNERS[config.runner](config, workdir, todo, checkpoint)
   results = {
       "command": "python -m experiments.frontier " + " ".join(sys.argv[1:]),
       "made_now": {

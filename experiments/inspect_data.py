@@ -25,7 +25,7 @@ def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
   del workdir
   source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
   tokenizer = tokenization.load_tokenizer(source)
-  examples, line = load(config)
+  examples, line = load(config, tokenizer)
   print(f"{config.data.source}: {line}")
   for place in range(0 if dry_run else min(config.inspection.examples, len(examples))):
     _show(tokenizer, examples[place], place, packed_pairs.limits(config))
@@ -36,8 +36,8 @@ def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
     print(f"  padding {share:.1%} of the places of a batch, over the first epoch")
 
 
-def load(config) -> tuple[list[Preference], str]:
-  """The examples that a run of this config reads, and a line about them."""
+def load(config, tokenizer=None) -> tuple[list[Preference], str]:
+  """The examples that a run of this config reads, and a line about them; a template's refusals are bad rows."""
   loss = config.offline.loss
   if config.data.source in ("open_list", "countdown"):
     rows = builders.training_rows(config)
@@ -49,7 +49,11 @@ def load(config) -> tuple[list[Preference], str]:
   if loss and config.offline.pairs == "source":
     needs = formats.PAIR if offline_losses.LOSSES[loss].responses > 1 else formats.COMPLETION
   loaded = sources.load(
-      config.data.source, needs=needs, on_bad_row=config.data.on_bad_row, max_bad_share=config.data.max_bad_share
+      config.data.source,
+      needs=needs,
+      on_bad_row=config.data.on_bad_row,
+      max_bad_share=config.data.max_bad_share,
+      tokenizer=tokenizer,
   )
   return loaded.examples, loaded.line()
 

@@ -28,7 +28,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   builders.check_one_method(config)
   select = selection(config)
   policy = builders.policy(config)
-  sample, reward = sampling.GroupSampler(policy, config, builders.training_rows(config)), builders.reward(config)
+  sample, reward = sampling.GroupSampler(policy, config, builders.training_rows(config, policy.tokenizer)), builders.reward(config)
   print(f"{len(sample.rows)} prompts ({sample.dropped} too long), {config.sampling.group_size} samples each")
   if dry_run:
     print(dry_runs.describe_sampling(config, policy))

@@ -1,13 +1,15 @@
 """The `offline` group of a config -> typed objects, with what does not go together said in one line."""
 
+import dataclasses
+
 import jax
 from ml_collections import ConfigDict
 
-from experiments import builders
+from experiments import constrained
 from qempo_jax import offline_losses
 from qempo_jax.errors import InputError
 from qempo_jax.offline_losses import LossSettings
-from qempo_jax.offline_step import OfflineObjective
+from qempo_jax.train.offline_step import OfflineObjective
 
 
 def objective(config: ConfigDict) -> OfflineObjective:
@@ -18,8 +20,7 @@ def objective(config: ConfigDict) -> OfflineObjective:
   """
   o = config.offline
   _check(config)
-  learned = o.weights == "multipliers"
-  aim = builders.objective(config)
+  learned, found = o.weights == "multipliers", constrained.constraints(config)
   return OfflineObjective(
       loss=o.loss,
       weights=None if learned else (o.alpha, o.beta),
@@ -30,9 +31,8 @@ def objective(config: ConfigDict) -> OfflineObjective:
           undesirable_weight=o.undesirable_weight,
           nll_weight=o.nll_weight,
       ),
-      min_reward=aim.min_reward if learned else None,
-      max_kl=aim.max_kl if learned else None,
-      averaging=aim.averaging,
+      constraints=found if learned else {name: dataclasses.replace(c, bound=None) for name, c in found.items()},
+      averaging=config.duals.averaging,
   )
 
 
@@ -59,7 +59,8 @@ def _check(config) -> None:
   _one_of("weights", o.weights, ("fixed", "multipliers"))
   _one_of("pairs", o.pairs, ("source", "sampled", "answers_against_samples"))
   entry, learned = offline_losses.LOSSES[o.loss], o.weights == "multipliers"
-  constrained = config.objective.min_reward is not None or config.objective.max_kl is not None
+  bounds = {name: c.bound for name, c in constrained.constraints(config).items() if c.bound is not None}
+  others = sorted(set(bounds) - set(constrained.ALWAYS))
   reads_beta = offline_losses.acts_with_beta_alone(o.loss)
   for wrong, advice in (
       (o.alpha <= 0 or o.beta < 0, "offline.alpha must be positive and offline.beta at least 0"),
@@ -71,18 +72,22 @@ def _check(config) -> None:
           "offline.loss=nll has no weight that a multiplier could move; set offline.weights=fixed",
       ),
       (
-          learned and constrained and not o.measure_every,
+          learned and bounds and not o.measure_every,
           "a floor or budget offline needs offline.measure_every, the updates between measurements: pairs alone"
           " enforce nothing",
       ),
       (
-          learned and config.objective.max_kl is not None and not entry.needs_reference,
-          f"offline.loss={o.loss} has no reference, so objective.max_kl cannot be enforced; use qempo_kl, or no budget",
+          learned and "kl" in bounds and not entry.needs_reference,
+          f"offline.loss={o.loss} has no reference, so constraints.kl.bound cannot be enforced; use qempo_kl, or no budget",
+      ),
+      (
+          bool(others),
+          f"constraint {others[0] if others else None!r} is enforced online alone; set its bound to none",
       ),
       (not learned and reads_beta and o.beta == 0, f"offline.loss={o.loss} needs a positive offline.beta"),
       (
-          learned and reads_beta and config.duals.kl.initial == 0,
-          f"offline.loss={o.loss} needs a positive duals.kl.initial: its beta is kl / quality multiplier",
+          learned and reads_beta and config.constraints.kl.start == 0,
+          f"offline.loss={o.loss} needs a positive constraints.kl.start: its beta is kl / quality multiplier",
       ),
   ):
     if wrong:

@@ -70,10 +70,10 @@ def pairs(config: ConfigDict, tokenizer: Any) -> dict[str, Pairs]:
   _check(r)
   if config.lora.rank:
     raise InputError("reward models are trained without adapters: set lora.rank to 0 and choose reward_model.trainable")
-  kept = _read(config, r.heldout)
+  kept = _read(config, r.heldout, tokenizer)
   measured = {_key(pair) for _, found in kept for pair in found}
   parts: dict[str, list] = {part: [] for part in PARTS}
-  for name, found in _read(config, r.sources):
+  for name, found in _read(config, r.sources, tokenizer):
     by_part: dict[str, list] = {part: [] for part in PARTS}
     for pair in found:
       by_part["heldout" if _key(pair) in measured else _part(_key(pair), r)].append(pair)
@@ -130,7 +130,7 @@ def _encoded(config, tokenizer, named, most, part) -> Pairs:
   return Pairs(prompts, responses, np.array(margins, np.float32), np.array(keys), np.array(sources), dropped)
 
 
-def _read(config, sources) -> list[tuple[str, list[preferences.Preference]]]:
+def _read(config, sources, tokenizer) -> list[tuple[str, list[preferences.Preference]]]:
   """(name, pairs) of each file; files of one name are told apart by their folders."""
   found, stems = [], [pathlib.Path(source).name for source in sources]
   for source in sources:
@@ -141,7 +141,12 @@ def _read(config, sources) -> list[tuple[str, list[preferences.Preference]]]:
     if stems.count(pathlib.Path(source).name) > 1:
       name = f"{pathlib.Path(path).parent.name}/{name}"
     pairs = preferences.load_preferences(
-        source, rejected=True, on_bad_row=config.data.on_bad_row, max_bad_share=config.data.max_bad_share, note=print
+        source,
+        rejected=True,
+        on_bad_row=config.data.on_bad_row,
+        max_bad_share=config.data.max_bad_share,
+        note=print,
+        tokenizer=tokenizer,
     )
     found.append((name, pairs))
   return found

@@ -4,6 +4,7 @@ import pathlib
 
 from experiments import builders
 from experiments import cli
+from experiments import constrained
 from experiments import distributed
 from experiments import dry_run as dry_runs
 from experiments import offline_builders
@@ -24,8 +25,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   workdirs.check_workdir(workdir, config, lock=lock)  # a mistake is said before the model is loaded
   wandb_log.check(config)
   profiling.check(config)
-  if on_pairs:
-    offline_builders.objective(config)
+  offline_builders.objective(config) if on_pairs else builders.objective(config)
   policy = builders.policy(config)
   print((offline if on_pairs else feasibility).check(config, policy))
   if dry_run:
@@ -33,7 +33,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     return
   policy = builders.with_reference_in_its_place(config, policy)
   workdir = workdirs.open_workdir(workdir, config, lock=lock)
-  with Display(config.steps, title=config.objective.method) as display:
+  with Display(config.steps, title=constrained.label(config)) as display:
     (offline if on_pairs else online).train(config, workdir, policy, display)
   print(f"Trained {config.steps} steps; metrics and checkpoints are in {workdir}")
 

@@ -159,6 +159,11 @@ def check_same(folder: pathlib.Path, config: dict[str, Any]) -> None:
     raise InputError(
       f"{path} is damaged, so the run in {folder} can't be continued: choose another --workdir, or remove it."
     ) from error
+  if isinstance(there, dict) and ("objective" in there or any("objective" in group for group in there.values() if isinstance(group, dict))):
+    raise InputError(
+      f"{folder} holds a run of version 0.1.0, whose keys objective.* are config.method and config.constraints now: continue it"
+      " with that version, or choose another --workdir."
+    )
   if differing := differences(there, config):
     raise InputError(
       f"{folder} holds the run of another config ({differing}): choose another --workdir, or remove that folder if its"

@@ -5,46 +5,31 @@ That gradient is minus the violation of each constraint under every parametrisat
 
 from collections.abc import Mapping
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from qempo_jax.dual_parametrisation import DualParams
 from qempo_jax.dual_parametrisation import for_name
-from qempo_jax.dual_parametrisation import items
+from qempo_jax.dual_parametrisation import known
 from qempo_jax.dual_parametrisation import leaf_bounds
+from qempo_jax.dual_parametrisation import names_of
+from qempo_jax.dual_parametrisation import scalar
+from qempo_jax.dual_state import PIControllerState
 from qempo_jax.errors import InputError
 
-
-class PIControllerState(NamedTuple):
-  """State of `pi_controller`; the trees have the structure of the dual parameters.
-
-  Attributes:
-    count: updates so far, int32.
-    integral: integral part of each controller, in units of the stored leaf.
-    average: exponential moving average of the violations, not yet corrected for its start at 0.
-    measured: finite measurements seen, int32.
-    skipped: measurements skipped because they were not finite, int32.
-  """
-
-  count: jax.Array
-  integral: DualParams
-  average: DualParams
-  measured: DualParams
-  skipped: DualParams
+Number = float | jax.Array
 
 
 def pi_controller(
   *,
-  proportional_gain: float | Mapping[str, float],
-  integral_gain: float | Mapping[str, float],
-  smoothing: float = 0.0,
-  delay: int = 0,
-  cap: float = math.inf,
-  floor: float = 1e-6,
-) -> optax.GradientTransformation:
+  proportional_gain: Number | Mapping[str, Number],
+  integral_gain: Number | Mapping[str, Number],
+  smoothing: Number = 0.0,
+  delay: Number = 0,
+  cap: Number = math.inf,
+  floor: Number = 1e-6,
+) -> optax.GradientTransformationExtraArgs:
   """Returns a proportional-integral controller of the multipliers, as an optax gradient transformation.
 
       e_t = value_t - bound_t
@@ -58,6 +43,8 @@ def pi_controller(
   that reaches 0 keeps its gradient, and comes back. Gains act on the stored leaf, on the log of a `log_multiplier`
   for example. The controller owns the multipliers: initialise its state again after overwriting them by hand.
 
+  Every setting may be traced, as in a sweep under `jax.vmap` or in `optax.inject_hyperparams`; it is then not checked.
+
   Source: "Responsive Safety in Reinforcement Learning by PID Lagrangian Methods" (Stooke et al., arXiv 2007.03964).
 
   Args:
@@ -69,38 +56,48 @@ def pi_controller(
     floor: smallest multiplier of a log or softplus leaf, which cannot reach 0; a linear one is projected at 0.
 
   Returns:
-    A transformation of the gradient of `LagrangianTerms.dual_loss`; its `update` needs the dual parameters. A
-    measurement that is not finite leaves its multiplier and controller as they are, and is counted.
+    A transformation of the gradient of `LagrangianTerms.dual_loss`; its `update` needs the dual parameters, and takes
+    `measured`, a boolean by name (`duals.dual_step` gives it). A constraint that was not measured, or whose gradient
+    is not finite, keeps its multiplier and its part of the state, and is counted in `skipped`. No two leaves of the
+    state share an array, nor one with the dual parameters, so that both can be donated. It works within
+    `optax.multi_transform` and `optax.masked`; the latter passes the gradient of the others on as it is.
+
+  Raises:
+    InputError: a known setting is out of its range or no single number.
   """
-  if not 0 <= smoothing < 1:
+  smoothing, delay = scalar(smoothing, "smoothing"), scalar(delay, "delay")
+  cap, floor = scalar(cap, "cap"), scalar(floor, "floor")
+  if known(smoothing) and not 0 <= smoothing < 1:
     raise InputError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
-  if not 0 < floor < cap:
+  if known(floor) and not floor > 0 or known(floor) and known(cap) and not floor < cap:
     raise InputError(f"cap is {cap} and floor {floor}: they must satisfy 0 < floor < cap")
 
   def init(dual_params):
-    counts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int32), dual_params)
+    counts = lambda: jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.int32), dual_params)
     return PIControllerState(
       count=jnp.zeros((), jnp.int32),
-      integral=jax.tree.map(jnp.asarray, dual_params),
+      integral=jax.tree.map(jnp.copy, dual_params),
       average=jax.tree.map(jnp.zeros_like, dual_params),
-      measured=counts,
-      skipped=counts,
+      measured=counts(),
+      skipped=counts(),
     )
 
-  def update(gradients, state, dual_params=None):
+  def update(gradients, state, dual_params=None, *, measured=None, **_):
     if dual_params is None:
       raise ValueError(
         "pi_controller.update needs the dual parameters: update(gradients, state, dual_params)"
       )
-    outputs = {}
-    for name, leaf, value in items(dual_params):
-      k_p, k_i = for_name(proportional_gain, name), for_name(integral_gain, name)
-      integral, average, measured, skipped = (tree[name][leaf] for tree in state[1:])
-      violation = -gradients[name][leaf]
-      finite = jnp.isfinite(violation)
-      measured, skipped = measured + finite, skipped + ~finite
+
+    def one(path, value, gradient, *parts):
+      name, leaf = names_of(path)
+      k_p = scalar(for_name(proportional_gain, name), f"proportional_gain of {name!r}")
+      k_i = scalar(for_name(integral_gain, name), f"integral_gain of {name!r}")
+      integral, average, times_measured, skipped = parts
+      violation = -gradient
+      finite = jnp.isfinite(violation) & (True if measured is None else measured[name])
+      times_measured, skipped = times_measured + finite, skipped + ~finite
       average = jnp.where(finite, smoothing * average + (1 - smoothing) * violation, average)
-      proportional = k_p * average / jnp.maximum(1 - smoothing**measured, 1 - smoothing)
+      proportional = k_p * average / jnp.maximum(1 - smoothing**times_measured, 1 - smoothing)
       acts = finite & (state.count >= delay)
       low, high = leaf_bounds(leaf, floor=floor, cap=cap)
       wound_up = (integral + proportional >= high) & (violation > 0)
@@ -108,19 +105,20 @@ def pi_controller(
         acts & ~wound_up, jnp.clip(integral + k_i * violation, low, high), integral
       )
       change = jnp.where(acts, integral + proportional - value, 0.0)
-      outputs[name] = {leaf: (change, integral, average, measured, skipped)}
-    updates, *trees = jax.tree.transpose(
-      jax.tree.structure(dual_params), jax.tree.structure((0,) * 5), outputs
-    )
+      new = (change, integral, average, times_measured, skipped)
+      return tuple(x.astype(old.dtype) for x, old in zip(new, (value, *parts), strict=True))
+
+    each = jax.tree_util.tree_map_with_path(one, dual_params, gradients, *state[1:])
+    updates, *trees = jax.tree.transpose(jax.tree.structure(dual_params), jax.tree.structure((0,) * 5), each)
     return updates, PIControllerState(state.count + 1, *trees)
 
   return optax.chain(
-    optax.GradientTransformation(init, update), project_multipliers(cap=cap, floor=floor)
+    optax.GradientTransformationExtraArgs(init, update), project_multipliers(cap=cap, floor=floor)
   )
 
 
 def project_multipliers(
-  *, cap: float = math.inf, floor: float = 1e-6
+  *, cap: Number = math.inf, floor: Number = 1e-6
 ) -> optax.GradientTransformation:
   """Returns the transformation that keeps updated multipliers in [0, cap]; the last of any chain of dual updates.
 
@@ -130,31 +128,44 @@ def project_multipliers(
     cap: largest multiplier.
     floor: smallest multiplier of a log or softplus leaf.
   """
+  cap, floor = scalar(cap, "cap"), scalar(floor, "floor")
 
   def project(updates, dual_params):
-    return {
-      name: {
-        leaf: jnp.clip(value + updates[name][leaf], *leaf_bounds(leaf, floor=floor, cap=cap))
-        - value
-      }
-      for name, leaf, value in items(dual_params)
-    }
+    def one(path, update, value):
+      leaf = names_of(path)[1]
+      return (jnp.clip(value + update, *leaf_bounds(leaf, floor=floor, cap=cap)) - value).astype(value.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, updates, dual_params)
 
   return optax.stateless(project)
 
 
 def plain_ascent(
-  learning_rate: float | Mapping[str, float], **settings
-) -> optax.GradientTransformation:
+  learning_rate: Number | Mapping[str, Number],
+  *,
+  smoothing: Number = 0.0,
+  delay: Number = 0,
+  cap: Number = math.inf,
+  floor: Number = 1e-6,
+) -> optax.GradientTransformationExtraArgs:
   """Returns projected dual ascent, m <- max(0, m + learning_rate * violation): the controller without its P part."""
-  return pi_controller(proportional_gain=0.0, integral_gain=learning_rate, **settings)
+  return pi_controller(
+    proportional_gain=0.0, integral_gain=learning_rate, smoothing=smoothing, delay=delay, cap=cap, floor=floor
+  )
 
 
 def augmented_lagrangian(
-  penalty: float | Mapping[str, float], **settings
-) -> optax.GradientTransformation:
+  penalty: Number | Mapping[str, Number],
+  *,
+  smoothing: Number = 0.0,
+  delay: Number = 0,
+  cap: Number = math.inf,
+  floor: Number = 1e-6,
+) -> optax.GradientTransformationExtraArgs:
   """Returns the multiplier rule of the augmented Lagrangian of this penalty c: the controller with k_p = k_i = c.
 
   Source: Hestenes (1969) and Powell (1969); the correspondence as in Stooke et al. (arXiv 2007.03964).
   """
-  return pi_controller(proportional_gain=penalty, integral_gain=penalty, **settings)
+  return pi_controller(
+    proportional_gain=penalty, integral_gain=penalty, smoothing=smoothing, delay=delay, cap=cap, floor=floor
+  )

@@ -23,13 +23,13 @@ _FROM_LEAF = {
 }
 _TO_LEAF = {
   "multiplier": lambda multiplier: multiplier,
-  "log_multiplier": math.log,
-  "softplus_multiplier": lambda multiplier: multiplier + math.log(-math.expm1(-multiplier)),
+  "log_multiplier": lambda multiplier: _maths(multiplier).log(multiplier),
+  "softplus_multiplier": lambda multiplier: multiplier + _maths(multiplier).log(-_maths(multiplier).expm1(-multiplier)),
 }
 
 
 def init_dual_params(
-  initial: Mapping[str, float], *, parametrisation: str | Mapping[str, str] = "linear"
+  initial: Mapping[str, float | jax.Array], *, parametrisation: str | Mapping[str, str] = "linear"
 ) -> DualParams:
   """Returns dual parameters that give the named multipliers their initial values.
 
@@ -37,34 +37,35 @@ def init_dual_params(
   two never reach 0, and so need a positive initial value.
 
   Args:
-    initial: multiplier of each constraint, in units of the objective per unit of the constraint.
+    initial: multiplier of each constraint, in units of the objective per unit of the constraint; may be traced, as in
+      a sweep under `jax.vmap`, and is then not checked.
     parametrisation: one of `linear`, `log`, `softplus`, for all constraints or by name.
 
   Returns:
     `{name: {leaf: float32 scalar}}`, the leaf being `multiplier`, `log_multiplier` or `softplus_multiplier`.
 
   Raises:
-    InputError: an unknown parametrisation, or an initial value that it cannot hold.
+    InputError: an unknown parametrisation, or an initial value that is not a number or that it cannot hold.
   """
   return {
-    name: _init_one(name, float(value), for_name(parametrisation, name))
+    name: _init_one(name, scalar(value, f"initial multiplier of {name!r}"), for_name(parametrisation, name))
     for name, value in initial.items()
   }
 
 
-def _init_one(name: str, value: float, parametrisation: str) -> dict[str, jax.Array]:
+def _init_one(name: str, value: float | jax.Array, parametrisation: str) -> dict[str, jax.Array]:
   if parametrisation not in LEAF_OF:
     raise InputError(
       f"unknown parametrisation {parametrisation!r} of {name!r}: choose one of {', '.join(LEAF_OF)}"
     )
   positive = parametrisation != "linear"
-  if not math.isfinite(value) or value < 0 or (positive and value == 0):
+  if known(value) and (not math.isfinite(value) or value < 0 or (positive and value == 0)):
     least = "positive" if positive else "at least 0"
     raise InputError(
       f"initial multiplier of {name!r} is {value}: a {parametrisation} multiplier must be {least}"
     )
   leaf = LEAF_OF[parametrisation]
-  return {leaf: jnp.asarray(_TO_LEAF[leaf](value), jnp.float32)}
+  return {leaf: jnp.array(_TO_LEAF[leaf](value), jnp.float32)}  # a copy, which can be donated
 
 
 def multipliers(dual_params: DualParams) -> dict[str, jax.Array]:
@@ -74,13 +75,49 @@ def multipliers(dual_params: DualParams) -> dict[str, jax.Array]:
 
 def items(dual_params: DualParams) -> list[tuple[str, str, jax.Array]]:
   """Returns (name, leaf name, stored value) of each multiplier."""
-  return [(name, *leaves) for name, entry in dual_params.items() for leaves in entry.items()]
+  return [(*names_of(path), value) for path, value in jax.tree_util.tree_leaves_with_path(dual_params)]
 
 
-def leaf_bounds(leaf: str, *, floor: float, cap: float) -> tuple[float, float]:
+def names_of(path: tuple) -> tuple[str, str] | None:
+  """(constraint, leaf name) at the end of a pytree path, be it of dual parameters or of a state; None if not there."""
+  keys = [getattr(key, "key", None) for key in path[-2:]]
+  return tuple(keys) if len(keys) == 2 and keys[1] in _FROM_LEAF else None
+
+
+def leaf_bounds(
+  leaf: str, *, floor: float | jax.Array, cap: float | jax.Array
+) -> tuple[float | jax.Array, float | jax.Array]:
   """Returns the bounds of a stored leaf: [0, cap] for a linear multiplier, [floor, cap] for one that cannot be 0."""
   low = 0.0 if leaf == "multiplier" else _TO_LEAF[leaf](floor)
-  return low, math.inf if math.isinf(cap) else _TO_LEAF[leaf](cap)
+  return low, _TO_LEAF[leaf](cap)
+
+
+def _maths(value: float | jax.Array) -> Any:
+  """Double precision for a number, `jnp` for a value that is being traced."""
+  return math if known(value) else jnp
+
+
+def known(value: Any) -> bool:
+  """True for a number, False for a value that is being traced."""
+  return not isinstance(value, jax.core.Tracer)
+
+
+def scalar(value: Any, what: str) -> float | jax.Array:
+  """Returns a setting as a float, or as it is where it is being traced.
+
+  Args:
+    value: a number, an array of shape [], or a tracer of one.
+    what: its name in the message.
+
+  Raises:
+    InputError: it is no number, or several.
+  """
+  if (shape := getattr(value, "shape", ())) != ():
+    raise InputError(f"{what} has shape {tuple(shape)}: give one number; jax.vmap maps over several")
+  try:
+    return float(value) if known(value) else value
+  except (TypeError, ValueError) as e:
+    raise InputError(f"{what} is {value!r}: give a number") from e
 
 
 def for_name(setting: Any, name: str) -> Any:

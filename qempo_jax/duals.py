@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qempo_jax.dual_controllers import PIControllerState
 from qempo_jax.dual_controllers import augmented_lagrangian
 from qempo_jax.dual_controllers import pi_controller
 from qempo_jax.dual_controllers import plain_ascent
@@ -29,6 +28,10 @@ from qempo_jax.dual_parametrisation import DualParams
 from qempo_jax.dual_parametrisation import init_dual_params
 from qempo_jax.dual_parametrisation import items
 from qempo_jax.dual_parametrisation import multipliers
+from qempo_jax.dual_state import PIControllerState
+from qempo_jax.dual_state import hold_unmeasured
+from qempo_jax.dual_state import measured
+from qempo_jax.dual_state import skipped
 from qempo_jax.errors import InputError
 
 __all__ = [
@@ -44,11 +47,13 @@ __all__ = [
   "dual_step",
   "init_dual_params",
   "lagrangian_terms",
+  "measured",
   "multipliers",
   "pi_controller",
   "plain_ascent",
   "project_multipliers",
   "resolve_floor",
+  "skipped",
   "step_divisor",
 ]
 
@@ -105,21 +110,21 @@ def lagrangian_terms(
   Methods" (Stooke et al., arXiv 2007.03964).
 
   Args:
-    dual_params: from `init_dual_params`. One without a constraint here gets exactly zero gradient.
+    dual_params: from `init_dual_params`. One without a constraint here gets exactly zero gradient, which a controller
+      takes for a violation of 0; `dual_step` tells the two apart.
     constraints: measured constraints by name, scalars averaged over prompts and hosts.
 
   Returns:
     The two scalars, in units of the objective.
 
   Raises:
-    InputError: a constraint without dual parameters.
+    InputError: a constraint without dual parameters, or whose value or bound is no scalar.
   """
   values = _enforced(dual_params, constraints)
   leaves = {name: stored for name, _, stored in items(dual_params)}
   penalty = dual_loss = jnp.zeros(())
   for name, constraint in constraints.items():
     violation = jnp.asarray(constraint.violation)
-    chex.assert_rank(violation, 0)
     multiplier = jax.lax.stop_gradient(values[name])
     straight_through = multiplier + leaves[name] - jax.lax.stop_gradient(leaves[name])
     penalty += multiplier * violation
@@ -135,6 +140,14 @@ def _enforced(
     raise InputError(
       f"no dual parameters for constraint {missing[0]!r}: they name {', '.join(sorted(dual_params))}"
     )
+  for name, constraint in constraints.items():
+    if not isinstance(constraint, Constraint):
+      raise InputError(f"constraint {name!r} is {constraint!r}: give at_most(value, bound) or at_least(value, bound)")
+    for part, number in constraint._asdict().items():
+      if jnp.shape(number) != ():
+        raise InputError(
+          f"constraint {name!r} has a {part} of shape {jnp.shape(number)}: give one number, such as its mean"
+        )
   return {name: value for name, value in multipliers(dual_params).items() if name in constraints}
 
 
@@ -174,8 +187,11 @@ def dual_step(
 
       leaf_{t+1} = leaf_t + controller(-violation_t)
 
+  A constraint that is left out, or whose value is not finite, stands still: its multiplier and its part of the
+  controller's state are kept, and `skipped` counts it. So an expensive one may be measured every n-th step.
+
   Args:
-    dual_params: from `init_dual_params`; one without a constraint here stays as it is.
+    dual_params: from `init_dual_params`.
     dual_state: `controller.init(dual_params)` at the start, then what this function returned.
     constraints: measured constraints by name, scalars averaged over prompts and hosts.
     controller: `pi_controller`, `plain_ascent`, `augmented_lagrangian`, or any optax transformation of the gradient
@@ -185,12 +201,23 @@ def dual_step(
     (new dual parameters, new state, `dual_metrics` as they were when measured).
 
   Raises:
-    InputError: a constraint without dual parameters.
+    InputError: a constraint without dual parameters, or whose value or bound is no scalar.
   """
-  gradient = jax.grad(lambda d: lagrangian_terms(d, constraints).dual_loss)(dual_params)
-  updates, dual_state = controller.update(gradient, dual_state, dual_params)
   metrics = dual_metrics(dual_params, constraints)
-  return optax.apply_updates(dual_params, updates), dual_state, metrics
+  seen = {
+    name: jnp.isfinite(constraints[name].violation) if name in constraints else jnp.asarray(False)
+    for name in dual_params
+  }
+  gradient = jax.grad(lambda d: lagrangian_terms(d, constraints).dual_loss)(dual_params)
+  gradient = hold_unmeasured(seen, gradient, jax.tree.map(jnp.zeros_like, gradient))
+  update = optax.with_extra_args_support(controller).update
+  updates, new_state = update(gradient, dual_state, dual_params, measured=seen)
+  new_params = optax.apply_updates(dual_params, updates)
+  return (
+    hold_unmeasured(seen, new_params, dual_params),
+    hold_unmeasured(seen, new_state, dual_state),
+    metrics,
+  )
 
 
 def resolve_floor(spec: float | tuple[str, float], ref_rewards: chex.Array, *, max_reward: float | None = None) -> float:

@@ -3,6 +3,7 @@
     RLHF       min KL(pi || q)  s.t.  E[r] >= R                     pi ∝ q exp(lambda r)
     QEMPO      max H(pi)        s.t.  E[r] >= R                     pi ∝ exp(lambda r)
     QEMPO-KL   max H(pi)        s.t.  E[r] >= R, KL(pi || q) <= K   pi ∝ q^(mu/(1+mu)) exp(lambda r/(1+mu))
+    QEMPO-C    max H(pi) + E[1{r < tau} log q]  s.t.  E[r] >= R      pi ∝ q^1{r < tau} exp(lambda r)
 
 Every function takes one prompt, [Y], or a batch of prompts, [P, Y]. A batch has either one global pair of
 multipliers, the constraints holding for the means over prompts (`per_prompt=False`), or one pair a prompt
@@ -43,8 +44,11 @@ __all__ = [
   "InfeasibleError",
   "alignment_decomposition",
   "feasible_range",
+  "log_base_coherent",
   "qempo_kl_dual",
+  "solve_base_measure",
   "solve_qempo",
+  "solve_qempo_coherent",
   "solve_qempo_kl",
   "solve_rlhf",
   "solve_spl",
@@ -198,6 +202,105 @@ def solve_qempo_kl(
     max_kl = ends.kl_budget_at(kl_position)
   feasible.check_budget(rewards, ref_log_probs, min_reward, max_kl, per_prompt=per_prompt)
   return _solve(rewards, ref_log_probs, min_reward, max_kl, optimum=_at_kl, per_prompt=per_prompt)
+
+
+def log_base_coherent(rewards: chex.Array, ref_log_probs: chex.Array, *, threshold: chex.Numeric) -> jax.Array:
+  """The log base measure of QEMPO-C: 0 on acceptable responses, log q on the others, -inf outside the response set.
+
+      m(y) = q(y)^(1{r(y) < tau})
+
+  Args:
+    rewards: [..., Y] rewards.
+    ref_log_probs: log-probs of the reference, nats, same shape.
+    threshold: tau, the least reward of an acceptable response.
+
+  Returns:
+    log m, same shape; not normalised.
+  """
+  acceptable = (rewards >= threshold) & (ref_log_probs > -jnp.inf)
+  return jnp.where(acceptable, jnp.zeros_like(ref_log_probs), ref_log_probs)
+
+
+def solve_qempo_coherent(
+  rewards: chex.Array,
+  ref_log_probs: chex.Array,
+  *,
+  min_reward: chex.Numeric,
+  threshold: chex.Numeric,
+  per_prompt: bool = False,
+) -> ExactSolution:
+  """Returns the optimum of QEMPO with a coherence constraint at multiplier nu = 1 (QEMPO-C).
+
+      max H(pi) + E[1{r < tau} log q]  s.t.  E[r] >= R          pi ∝ q^(1{r < tau}) exp(lambda r)
+
+  Unacceptable text must be text that the reference would write: pi(. | unacceptable) is the reference's own. With a binary
+  reward, acceptable set A and P_0 = |A| / (|A| + q(not A)),
+
+      pi = P U(A) + (1 - P) q(. | not A),     P = max(R, P_0),     lambda = max(0, logit R + log q(not A) - log |A|)
+
+  whose partition function |A| exp(lambda) + q(not A) is finite whatever the length of the responses.
+
+  Source: the family of programs of arXiv 2602.15894 with another linear constraint; this one is ours.
+
+  Args:
+    rewards: [Y] or [P, Y] rewards.
+    ref_log_probs: normalised log-probs of the reference, nats, same shape.
+    min_reward: floor R; scalar, or [P] with `per_prompt`.
+    threshold: tau, the least reward of an acceptable response.
+    per_prompt: one multiplier a prompt, rather than one for all.
+
+  Returns:
+    The solution; its kl_multiplier is 0.
+
+  Raises:
+    InfeasibleError: min_reward above the highest reward.
+    InputError: values that are not finite, or a reference that is not normalised.
+
+  Examples:
+    Two acceptable answers share the floor's 0.9 evenly; the rest keeps the reference's proportions.
+
+    >>> q = jnp.log(jnp.array([0.1, 0.3, 0.1, 0.5]))
+    >>> best = solve_qempo_coherent(jnp.array([1.0, 1.0, 0.0, 0.0]), q, min_reward=0.9, threshold=1.0)
+    >>> [round(float(p), 3) for p in jnp.exp(best.log_probs)]
+    [0.45, 0.45, 0.017, 0.083]
+  """
+  rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
+  log_base = log_base_coherent(rewards, ref_log_probs, threshold=threshold)
+  return solve_base_measure(rewards, log_base, ref_log_probs=ref_log_probs, min_reward=min_reward, per_prompt=per_prompt)
+
+
+def solve_base_measure(
+  rewards: chex.Array,
+  log_base: chex.Array,
+  *,
+  min_reward: chex.Numeric,
+  ref_log_probs: chex.Array | None = None,
+  per_prompt: bool = False,
+) -> ExactSolution:
+  """Returns the policy of largest entropy relative to a base measure that meets a quality floor.
+
+      max -E[log(pi / m)]  s.t.  E[r] >= R          pi ∝ m exp(lambda r)
+
+  m = q is RLHF, m = 1 QEMPO, m = q^(1{r < tau}) QEMPO-C, m = 1 on the reference's support truncated QEMPO.
+
+  Args:
+    rewards: [Y] or [P, Y] rewards.
+    log_base: log m, same shape; its scale does not matter, and -inf is outside the response set.
+    min_reward: floor R; scalar, or [P] with `per_prompt`.
+    ref_log_probs: the reference, for the reported KL; None for the normalised base measure.
+    per_prompt: one multiplier a prompt, rather than one for all.
+
+  Returns:
+    The solution; its kl_multiplier is 0.
+
+  Raises:
+    InfeasibleError: min_reward above the highest reward.
+    InputError: values that are not finite.
+  """
+  rewards, log_base = feasible.prepare(rewards, jax.nn.log_softmax(jnp.asarray(log_base), axis=-1))
+  feasible.check_floor(rewards, log_base, min_reward, per_prompt=per_prompt)
+  found = _solve(rewards, log_base, min_reward, jnp.inf, optimum=_at_tau(0.0), per_prompt=per_prompt)
+  return found if ref_log_probs is None else found._replace(kl=dual_newton.kl_divergence(found.log_probs, ref_log_probs))
 
 
 def solve_spl(

@@ -58,3 +58,11 @@ def masked_mean(x: Array, mask: Array) -> Array:
   x = masked(x, mask)
   count = jnp.sum(jnp.asarray(mask).astype(bool)).astype(x.dtype)
   return jnp.sum(x) / jnp.maximum(count, 1)
+
+
+def masked_group(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:
+  """Static contracts, then zeros outside the mask; the mask itself comes last."""
+  mask = jnp.ones(jnp.shape(arrays[0]), bool) if mask is None else jnp.asarray(mask).astype(bool)
+  chex.assert_rank([mask, *arrays], 1)
+  chex.assert_equal_shape([mask, *arrays])
+  return (*(masked(x, mask) for x in arrays), mask)

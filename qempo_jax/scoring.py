@@ -51,6 +51,7 @@ def score_groups(
         compute_dtype=config.compute_dtype,
         logit_softcap=config.logit_softcap,
         num_tokens=config.num_tokens,
+        forbidden=config.forbidden,
         implementation=config.token_stats,
     )
     return jax.tree.map(lambda x: x.reshape(target_BxS.shape), flat)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qempo_jax import sharding
+from qempo_jax.errors import InputError
 from qempo_jax.kernels import blocks
 from qempo_jax.kernels import choice
 from qempo_jax.kernels import online_softmax
@@ -32,11 +33,11 @@ class TokenStats(NamedTuple):
   entropy: jax.Array
 
 
-def mask_columns(logits: jax.Array, num_tokens: int | None) -> jax.Array:
-  """Logits [..., V] with -inf in the columns from `num_tokens` on, which stand for no token; None has none such."""
-  if num_tokens is None or num_tokens == logits.shape[-1]:
-    return logits
-  return jnp.where(jnp.arange(logits.shape[-1]) < num_tokens, logits, -jnp.inf)
+def mask_columns(logits: jax.Array, num_tokens: int | None, forbidden: tuple[int, ...] = ()) -> jax.Array:
+  """Logits [..., V] with -inf in the columns from `num_tokens` on, which stand for no token, and in `forbidden` ones."""
+  columns = np.arange(logits.shape[-1])
+  kept = (columns < (num_tokens or columns.size)) & ~np.isin(columns, forbidden)
+  return logits if kept.all() else jnp.where(jnp.asarray(kept), logits, -jnp.inf)
 
 
 def from_logits(logits: jax.Array, targets: jax.Array) -> TokenStats:
@@ -60,6 +61,7 @@ def token_stats(
     compute_dtype: Any = jnp.float32,
     logit_softcap: float | None = None,
     num_tokens: int | None = None,
+    forbidden: tuple[int, ...] = (),
     max_logits: int = MAX_LOGITS,
     implementation: str = "auto",
 ) -> TokenStats:
@@ -84,6 +86,7 @@ def token_stats(
     compute_dtype: what the product's operands are rounded to; its sums are float32.
     logit_softcap: of the decoder's logits, before the temperature; None where it has none.
     num_tokens: columns of V that stand for tokens; later ones only pad the vocabulary. None for all.
+    forbidden: ids that no distribution gives anything; log pi of such a target is -inf. The kernels do not compute it.
     max_logits: how many logits a chunk's block of the vocabulary has, on each part of the vocabulary.
     implementation: of the forward sums: "xla", "pallas" (a kernel for TPU or GPU, which holds a tile of logits in
       fast memory and needs neither size), or "auto": `kernels.choice`.
@@ -96,10 +99,13 @@ def token_stats(
   """
   chex.assert_rank([hidden, unembedding, targets], [2, 2, 1])
   chex.assert_equal_shape_prefix([hidden, targets], 1)
+  if forbidden and implementation == "pallas":
+    raise InputError("compute.token_stats=pallas cannot leave out forbidden tokens; use auto or xla")
+  implementation = "xla" if forbidden else implementation
   kernel = choice.chosen(implementation, sharding.platform(), hidden, unembedding, compute_dtype)
   chunk_size = min(chunk_size, targets.shape[0])
   block = max(1, max_logits // chunk_size)
-  head = Head(jnp.dtype(compute_dtype).name, logit_softcap, num_tokens, chunk_size, block, kernel)
+  head = Head(jnp.dtype(compute_dtype).name, logit_softcap, num_tokens, chunk_size, block, kernel, forbidden=forbidden)
   return _token_stats(head, hidden, unembedding, targets, jnp.asarray(temperature, jnp.float32))
 
 
@@ -116,6 +122,8 @@ def _forward(head: Head, hidden: jax.Array, unembedding: jax.Array, targets: jax
   log_prob, entropy, log_normaliser = (x[:, 0] for x in online_softmax.finish(sums))
   if head.num_tokens is not None:
     log_prob = jnp.where(targets >= head.num_tokens, -jnp.inf, log_prob)
+  if head.forbidden:
+    log_prob = jnp.where(jnp.isin(targets, jnp.asarray(head.forbidden)), -jnp.inf, log_prob)
   return TokenStats(log_prob, entropy), (hidden, unembedding, targets, temperature, log_normaliser, entropy)
 
 

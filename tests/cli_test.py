@@ -126,6 +126,25 @@ def test_each_mistake_is_one_line_that_names_the_remedy(call, capsys, argument, 
     assert word in line
 
 
+def test_checkpoint_is_a_flag_of_programs_that_take_one(config_file, tmp_path, capsys):
+  got = []
+
+  def main(config, workdir, dry_run, checkpoint=None):
+    got.append(checkpoint)
+
+  argv = [f"--config={config_file}", f"--workdir={tmp_path / 'run'}", "--config.floor=0.5"]
+  for more in ([], ["--checkpoint=best"], ["--checkpoint=last"], ["--checkpoint=40"]):
+    cli.run(main, description="", example="", argv=argv + more)
+  assert got == [None, "best", "last", 40]
+  for wrong in ("newest", "-1", "1.5", "", "1e3"):
+    line = failure(lambda *more: cli.run(main, description="", example="", argv=[*argv, *more]), capsys, f"--checkpoint={wrong}")
+    assert f"--checkpoint: {wrong!r} is not best, last or the number of a step" in line
+
+
+def test_checkpoint_is_unknown_to_other_programs(call, capsys):
+  assert "Unknown argument --checkpoint=best" in failure(call, capsys, "--checkpoint=best")
+
+
 def test_a_key_without_default_must_be_given(config_file, capsys):
   def call():
     argv = [f"--config={config_file}", "--workdir=w"]

@@ -106,11 +106,12 @@ def test_a_step_donates_its_state_and_splits_its_rows(monkeypatch, loss):
 
 def test_what_floors_and_a_transformation_read_is_in_the_batch(monkeypatch):
   functions = (("all", "length", 1.0, "none", None), ("short", "length", 0.0, "none", 0.5))
-  changes = {"reward.functions": functions, "objective.transform": "setpo"}
+  changes = {"reward.functions": functions, "method": "setpo(weight=1.0)"}
   program = _programs(monkeypatch, None, **changes)["online_step"]
-  assert "reward/short" in program.jitted.lower(*program.arguments).out_info[1]
+  assert "dual/short/value" in program.jitted.lower(*program.arguments).out_info[1]
 
 
+@pytest.mark.slow
 def test_parameters_are_gathered_once_a_step_and_not_for_every_token(monkeypatch):
   programs = _programs(monkeypatch, None)
 

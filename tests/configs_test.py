@@ -7,6 +7,7 @@ import pytest
 from configs import base
 from experiments import builders
 from experiments import cli
+from qempo_jax.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "open_list"))
@@ -34,6 +35,20 @@ def test_a_config_has_exactly_the_keys_of_base_and_builds(path):
     builders.optimizer_pair(config)
 
 
+@pytest.mark.parametrize(("method", "refused"), [("grpo(beta=0.04)", True), ("ucpo(tau=0.5)", True), ("qempo", False)])
+def test_groups_of_one_without_an_advantage_are_refused(method, refused):
+  config = base.get_config()
+  config.method, config.sampling.group_size = method, 1
+  if not refused:
+    builders.objective(config)
+    return
+  with pytest.raises(InputError, match="sampling.group_size=1 leaves .* nothing to learn from") as caught:
+    builders.objective(config)
+  assert "\n" not in str(caught.value)
+  config.sampling.group_size = 2
+  builders.objective(config)
+
+
 def test_every_key_of_base_is_explained():
   lines = (CONFIGS / "base.py").read_text(encoding="utf-8").splitlines()
   keys = [line for line in lines if line.startswith("  config.") and "ConfigDict()" not in line]
@@ -41,7 +56,6 @@ def test_every_key_of_base_is_explained():
   plain = {line.split("=")[0].strip() for line in keys if "#" not in line}
   allowed = {"config.seed", "config.data.prompts_per_step", "config.checkpoint.keep"}
   allowed |= {f"config.optimizer.{name}" for name in ("learning_rate", "warmup_steps", "b1", "b2", "weight_decay", "max_grad_norm")}
-  allowed |= {f"config.duals.{n}.{k}" for n in ("quality", "kl") for k in ("initial", "integral_gain", "proportional_gain", "parametrisation")}
   allowed |= {"config.evaluation.samples_per_prompt", "config.evaluation.prompts_per_batch"}
   assert commented and plain <= allowed
 
@@ -54,18 +68,14 @@ def test_the_demos_methods_differ_only_where_the_method_does():
       if len({str(_value(demo[method], key)) for method in demo.methods}) > 1
   }
   assert differing <= {
-      "objective.method",
-      "objective.entropy_weight",
-      "objective.entropy_gradient",
-      "objective.baseline",
-      "objective.normalise",
-      "objective.min_reward",
-      "objective.margin",
-      "objective.max_kl",
-      "duals.quality.initial",
-      "duals.quality.integral_gain",
-      "duals.kl.initial",
-      "duals.kl.integral_gain",
+      "method",
+      "constraints.quality.bound",
+      "constraints.quality.margin",
+      "constraints.kl.bound",
+      "constraints.quality.start",
+      "constraints.quality.gain",
+      "constraints.kl.start",
+      "constraints.kl.gain",
       "sampling.group_size",
       "replay.size",
       "replay.weight",

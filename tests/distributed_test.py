@@ -86,7 +86,7 @@ def test_a_lost_host_ends_the_run_and_one_process_goes_on(tmp_path, expected):
   told = _log(workdir, 2, 0).read_text(encoding="utf-8")
   assert "another task died" in told and "stopped sending heartbeats):\n1\n" in told and "step 4" not in told
   _finish(workdir, _start(workdir, 1))
-  assert f"resumed after step {DIES_AFTER}" in _log(workdir, 1, 0).read_text(encoding="utf-8")
+  assert f"step {DIES_AFTER} was restored" in _log(workdir, 1, 0).read_text(encoding="utf-8")
   _same(timeless(workdir / "metrics.jsonl"), expected)
 
 
@@ -100,7 +100,7 @@ def test_a_notice_to_one_process_makes_all_save_the_same_step_and_exit_with_0(tm
   for index in range(2):
     assert f"step {len(rows)} is saved" in _log(workdir, 2, index).read_text(encoding="utf-8")
   _finish(workdir, _start(workdir, 1))
-  assert f"resumed after step {len(rows)}" in _log(workdir, 1, 0).read_text(encoding="utf-8")
+  assert f"step {len(rows)} was restored" in _log(workdir, 1, 0).read_text(encoding="utf-8")
   _same(timeless(workdir / "metrics.jsonl"), expected)
 
 
@@ -150,7 +150,7 @@ def _worker(workdir: pathlib.Path, mode: str) -> None:
   config = toy.config(folder)
   config.data.source = f"jsonl:{workdir.parent / 'data_0' / 'prompts.jsonl'}"
   config.steps, config.compute.mesh = STEPS, (2, 2, 1)
-  config.objective.min_reward, config.objective.max_kl = 0.6, 0.1
+  config.constraints.quality.bound, config.constraints.kl.bound = 0.6, 0.1
   config.sampling.group_size, config.checkpoint.every = 4, DIES_AFTER
   config.optimizer.learning_rate = 1e-3
   train.main(config, workdir, False)

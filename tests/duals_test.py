@@ -67,6 +67,10 @@ def test_parametrisation_by_name():
   assert set(dual_params["a"]) == {"multiplier"} and set(dual_params["b"]) == {"log_multiplier"}
 
 
+def terms_of(constraint):
+  return duals.dual_step(duals.init_dual_params({"kl": 1.0}), (), {"kl": constraint}, optax.sgd(1.0))
+
+
 @pytest.mark.parametrize(
   "call, words",
   [
@@ -86,6 +90,13 @@ def test_parametrisation_by_name():
     ),
     (lambda: duals.plain_ascent(0.1, smoothing=1.0), "smoothing is 1.0"),
     (lambda: duals.plain_ascent(0.1, cap=0.0), "cap is 0.0"),
+    (lambda: duals.plain_ascent(0.1, cap=jnp.ones(3)), r"cap has shape \(3,\): give one number"),
+    (lambda: duals.init_dual_params({"c": np.ones(2)}), r"multiplier of 'c' has shape \(2,\).*jax.vmap"),
+    (lambda: duals.init_dual_params({"c": "high"}), "multiplier of 'c' is 'high': give a number"),
+    (lambda: terms_of(duals.at_most(jnp.ones(4), 0.0)), r"^constraint 'kl' has a value of shape \(4,\): give one"),
+    (lambda: terms_of(duals.at_least(1.0, jnp.ones(1))), r"^constraint 'kl' has a bound of shape \(1,\)"),
+    (lambda: terms_of(1.5), "^constraint 'kl' is 1.5: give at_most"),
+    (lambda: duals.skipped(optax.adam(0.1).init(jnp.zeros(2))), "counts no measurements"),
   ],
 )
 def test_bad_settings_are_named(call, words):
@@ -328,7 +339,7 @@ def test_dual_step_is_gradient_controller_and_update_in_one():
   controller = duals.pi_controller(proportional_gain=0.5, integral_gain=0.1, smoothing=0.5)
   params = duals.init_dual_params({"quality": 2.0, "kl": 1.0}, parametrisation={"quality": "log", "kl": "linear"})
   state = controller.init(params)
-  constraints = {"quality": duals.at_least(0.4, 0.9)}
+  constraints = {"quality": duals.at_least(0.4, 0.9), "kl": duals.at_most(2.0, 2.0)}
   gradient = jax.grad(lambda d: duals.lagrangian_terms(d, constraints).dual_loss)(params)
   updates, want_state = controller.update(gradient, state, params)
   step = jax.jit(lambda *x: duals.dual_step(*x, constraints, controller))
@@ -338,3 +349,81 @@ def test_dual_step_is_gradient_controller_and_update_in_one():
   multipliers = duals.multipliers(got)
   assert multipliers["quality"] > 2 and multipliers["kl"] == 1
   np.testing.assert_allclose(metrics["dual/quality/multiplier"], 2.0, rtol=1e-6)
+
+
+CONTROLLERS = {
+  "pi": duals.pi_controller(proportional_gain=2.0, integral_gain=0.1, smoothing=0.5),
+  "augmented": duals.augmented_lagrangian(0.3, delay=1),
+  "adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1), duals.project_multipliers()),
+  "apply_if_finite": optax.apply_if_finite(duals.plain_ascent(0.3), 3),
+  "multi_transform": optax.multi_transform(
+    {"a": duals.pi_controller(proportional_gain=2.0, integral_gain=0.1), "b": duals.plain_ascent(0.5, cap=3.0)},
+    {"quality": "a", "kl": "b"},
+  ),
+  "masked": optax.chain(
+    optax.masked(duals.plain_ascent(0.5), {"quality": True, "kl": False}),
+    optax.masked(optax.set_to_zero(), {"quality": False, "kl": True}),
+  ),
+  "inject_hyperparams": optax.inject_hyperparams(duals.pi_controller)(
+    proportional_gain=2.0, integral_gain=optax.linear_schedule(0.1, 0.2, 4), smoothing=0.5, delay=1, cap=5.0
+  ),
+  "inject_ascent": optax.inject_hyperparams(duals.plain_ascent)(0.3, cap=4.0),
+}
+
+
+@functools.partial(jax.jit, static_argnames=("controller", "left_out"), donate_argnums=(0, 1))
+def both_measured_then(dual_params, dual_state, kl, *, controller, left_out):
+  """A step that measures both constraints, then three of quality, with KL left out or of value `kl`."""
+  path = [dual_params]
+  for t in range(4):
+    constraints = {"quality": duals.at_least(0.5, 0.9), "kl": duals.at_most(2.5, 1.0) if t == 0 else duals.at_most(kl, 1.0)}
+    if t and left_out:
+      del constraints["kl"]
+    dual_params, dual_state, _ = duals.dual_step(dual_params, dual_state, constraints, CONTROLLERS[controller])
+    path.append(dual_params)
+  return path, dual_state
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_a_constraint_left_out_stands_still_as_one_of_nan_does(name):
+  def steps(left_out):  # both arguments are donated from the first step on: no two leaves share an array
+    params = duals.init_dual_params({"quality": 2.0, "kl": 1.0}, parametrisation={"quality": "log", "kl": "linear"})
+    state = CONTROLLERS[name].init(params)
+    return both_measured_then(params, state, jnp.nan, controller=name, left_out=left_out)
+
+  (path, state), same = steps(True), steps(False)
+  chex.assert_trees_all_equal((path, state), same)
+  chex.assert_tree_all_finite(path)
+  assert path[1]["kl"] == path[2]["kl"] == path[4]["kl"]
+  quality = [float(p["quality"]["log_multiplier"]) for p in path]
+  assert quality[4] > quality[3] > quality[2]
+  if name == "adam":
+    assert state[1][0].mu["kl"]["multiplier"] == pytest.approx(-0.1, rel=0.2)  # of the first step alone
+  elif name != "masked":
+    assert duals.measured(state) == {"quality": 4, "kl": 1} and duals.skipped(state) == {"quality": 0, "kl": 3}
+  else:
+    assert duals.measured(state) == {"quality": 4}
+
+
+@pytest.mark.parametrize("init", [CONTROLLERS["pi"].init, jax.jit(CONTROLLERS["pi"].init)])
+def test_no_two_leaves_of_the_first_state_share_an_array(init):
+  start = jnp.float32(1.0)
+  params = duals.init_dual_params({"a": start, "b": start})
+  leaves = [start, *jax.tree.leaves((params, init(params)))]
+  assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
+@pytest.mark.parametrize("parametrisation", LEAVES)
+def test_initial_multipliers_caps_and_gains_may_be_swept(parametrisation):
+  def last(initial, gain, cap):
+    params = duals.init_dual_params({"c": initial}, parametrisation=parametrisation)
+    controller = duals.pi_controller(proportional_gain=gain, integral_gain={"c": gain}, cap=cap, floor=cap / 1e3)
+    state = controller.init(params)
+    for _ in range(3):
+      params, state, _ = duals.dual_step(params, state, {"c": duals.at_most(1.0, 0.5)}, controller)
+    return duals.multipliers(params)["c"]
+
+  sweep = [0.5, 1.0, 1.0, 3.0], [0.1, 0.1, 1.0, 0.2], [9.0, 0.7, 1.5, 50.0]
+  swept = jax.jit(jax.vmap(last))(*map(jnp.array, sweep))
+  np.testing.assert_allclose(swept, [last(*one) for one in zip(*sweep, strict=True)], rtol=2e-6)
+  np.testing.assert_allclose(swept[1:3], [0.7, 1.5], rtol=1e-5)  # at their caps

@@ -26,7 +26,7 @@ class _Silent:
 def config(tmp_path, monkeypatch):
   found = toy.small(toy.config(tmp_path))
   found.steps, found.checkpoint.every = 2, 0
-  found.objective.min_reward = 0.4
+  found.constraints.quality.bound = 0.4
   found.evaluation.samples_per_prompt, found.evaluation.prompts_per_batch = 8, 16
   found.evaluation.axes, found.evaluation.num_draws = ("lexical",), 50
   monkeypatch.setattr(builders, "policy", lambda config: toy.policy())
@@ -50,8 +50,10 @@ def test_a_trained_policy_and_its_reference_are_sampled_once_and_reported(config
 
   workdirs.open_workdir(workdir, config)
   online.train(config, workdir, toy.policy(), _Silent())
+  capsys.readouterr()
   found = run("--config.evaluation.num_draws=60")  # the run's other settings of evaluation don't stand in the way
   assert list(found["methods"]) == ["base", "qempo_kl"]
+  assert "Checkpoint: step 2, the best: " in capsys.readouterr().out  # the config has bounds
   figures = found["methods"]["qempo_kl"]["splits"]["train"]
   rows = [json.loads(line) for line in (workdir / "samples" / "qempo_kl-seed0.jsonl").open()]
   assert figures["num_samples"] == len(rows) == 16 * 8
@@ -69,6 +71,12 @@ def test_samples_made_in_another_way_are_not_mixed_in(config, run, capsys):
   with pytest.raises(SystemExit):
     run("--config.evaluation.temperature=0.7")
   assert "made in another way" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_no_matter_of_files(config, run, capsys):
+  with pytest.raises(SystemExit):
+    run("--config.evaluation.sample=False", "--checkpoint=best")
+  assert "evaluation.sample=False reads no checkpoint" in capsys.readouterr().err
 
 
 def test_files_of_bare_completions_are_scored_without_a_model(config, run, tmp_path, monkeypatch):
@@ -93,8 +101,49 @@ def test_files_of_bare_completions_are_scored_without_a_model(config, run, tmp_p
   assert "Mine" in page or "mine" in page
 
 
+def _samples(folder, rows, name="mine"):
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_two_tasks_with_one_prompt_are_two_tasks(config, run, tmp_path, monkeypatch):
+  monkeypatch.setattr(builders, "policy", None)
+
+  def equal(prompts, completions, answer, **columns):
+    return [float(pair[0] == pair[1]) for pair in zip(completions, answer)]
+
+  monkeypatch.setattr(builders, "reward", lambda config: equal)
+  tasks = [{"prompt": prompt, "answer": answer} for prompt in toy.PROMPTS for answer in ("1", "2")]
+  _samples(tmp_path / "run" / "samples", [task | {"completion": text} for task in tasks for text in ("1", "1", "2")])
+  found = run("--config.evaluation.sample=False", "--config.evaluation.floor=0.5")
+  figures = found["methods"]["mine"]["splits"]["prompts"]
+  assert figures["num_prompts"] == len(tasks) and figures["num_samples"] == 3 * len(tasks)
+  assert figures["effective_answers"]["mean"] == 1 and figures["reward"]["mean"] == 0.5
+  assert any(f"{len(toy.PROMPTS)} prompts stand in several tasks" in note for note in found["run"]["notes"])
+  assert "Thai" in found["run"]["words"]
+
+
+def test_rows_of_two_programs_are_completed(tmp_path):
+  rows = [{"prompt": "a", "completion": "b", "reward": 1.0, "split": None, "seed": None, "id": n} for n in (1, 2)]
+  _samples(tmp_path, rows)
+  _samples(tmp_path, [{"prompt": "24", "completion": "4*6", "reward": 1.0, "set_name": "countdown 24"}], "other")
+  found, notes = sample_files.read(tmp_path, lambda: None)
+  assert [(row["split"], row["seed"], row["sample"], row["task"]) for row in found[:2]] == [("prompts", 0, n, "") for n in (0, 1)]
+  assert found[2]["answer"] and any("differ in id" in note for note in notes)
+
+
 @pytest.mark.parametrize(
-  ("text", "message"), [("nonsense", "line 1 is not JSON"), ('{"prompt": "p"}', '"completion"'), ("", "no samples")]
+  ("text", "message"),
+  [
+    ("nonsense", "line 1 is not JSON"),
+    ('{"prompt": "p"}', '"completion"'),
+    ("", "no samples"),
+    ('{"prompt": "p", "completion": "c", "split": 1}', "line 1 has split = '1': it must be a text"),
+    ('{"prompt": "p", "completion": "c", "seed": [0]}', "seed = .*whole number"),
+    ('{"prompt": "p", "completion": "c", "reward": NaN}', "reward = 'nan': it must be a finite number"),
+    ("[" * 100_000, "line 1 is not JSON"),
+    ('{"prompt": "p", "completion": "c", "reward": ' + "9" * 5000 + "}", "line 1 is not JSON"),
+  ],
 )
 def test_a_bad_file_is_named(tmp_path, text, message):
   (tmp_path / "a.jsonl").write_text(text)
@@ -147,7 +196,7 @@ def test_an_axis_without_its_tool_is_left_out_with_the_reason(config, monkeypatc
 
 def test_the_floor_is_the_objectives_or_the_reference(config):
   assert evaluation_results.floor_of(config) == ("absolute", 0.4)
-  config.objective.min_reward = None
+  config.constraints.quality.bound = None
   assert evaluation_results.floor_of(config) == ("reference minus", 0.0)
   config.evaluation.floor, config.evaluation.floor_kind = 0.1, "reference quantile"
   assert evaluation_results.floor_of(config) == ("reference quantile", 0.1)

@@ -31,6 +31,7 @@ def _failures(rows):
   return [(row["seed"], row["error"]) for row in rows if not row["passed"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("tier", "kind", "method"),
   [
@@ -46,6 +47,7 @@ def test_a_part_of_the_matrix_ends_at_the_optimum(tier, kind, method):
   assert not _failures(rows)
 
 
+@pytest.mark.slow
 def test_the_criterion_rejects_a_biased_gradient():
   rows = exactness.rows(
     "expected", "table", "qempo_kl", "control: token-only entropy bonus", exactness.SEEDS[:2]

@@ -91,6 +91,65 @@ def test_the_newest_checkpoint_goes_out_in_several_ways(program, tmp_path, capsy
   _same(conversion.load(half)[1], moved, rtol=2**-8, atol=0)
 
 
+def _measured(workdir, qualities):
+  """A run with a floor whose checkpoints were measured; parameters of STEP are the model's plus STEP."""
+  config = _config()
+  config.constraints.quality.bound = 0.5
+  policy = builders.policy(config)
+  workdirs.open_workdir(workdir, config)
+  _, state, _ = runs.initial(config, policy)
+  config.checkpoint.keep = 9
+  checkpoints = runs.checkpoints(config, workdir)
+  for step, quality in qualities.items():
+    moved = jax.tree.map(lambda leaf, step=step: leaf + step, state.params)
+    checkpoints.save(state.replace(step=state.step + step, params=moved), {}, quality)
+    checkpoints.wait()
+  checkpoints.close()
+  return policy
+
+
+def test_the_checkpoint_that_was_asked_for_goes_out(program, tmp_path, capsys):
+  qualities = {1: (5.0, 0.1), 2: (4.0, 0.0), 3: (3.0, 0.0)}
+  policy = _measured(tmp_path / "run", {at: {"entropy": e, "shortfall": s} for at, (e, s) in qualities.items()})
+  config = _config()
+  bounded, free = config.copy_and_resolve_references(), config
+  bounded.constraints.quality.bound = 0.5
+  for asked, of_run, step, why in (
+      (None, bounded, 2, "the best: highest entropy within the bounds"),
+      (None, free, 3, "the last (no constraint has a bound)"),
+      ("best", free, 2, "the best: highest entropy within the bounds"),
+      ("last", bounded, 3, "the last"),
+      (1, bounded, 1, "as asked"),
+  ):
+    notes = []
+    params, what = runs.trained_params(of_run, tmp_path / "run", policy, asked, note=notes.append)
+    np.testing.assert_allclose(params["embedding"], np.asarray(policy.params["embedding"]) + step, rtol=1e-6)
+    assert notes == [f"Checkpoint: step {step}, {why}; those there are 1, 2, 3"] and what == f"the policy after step {step}"
+  program("--config.constraints.quality.bound=0.5", "--checkpoint=1")
+  found = conversion.load(tmp_path / "run" / "export")[1]
+  np.testing.assert_allclose(found["embedding"], np.asarray(policy.params["embedding"]) + 1, rtol=1e-6)
+  assert "Checkpoint: step 1, as asked" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(program, tmp_path, capsys):
+  def line(*arguments):
+    with pytest.raises(SystemExit) as caught:
+      program("--config.constraints.quality.bound=0.5", *arguments)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.count("\n") == 1 and not (tmp_path / "run" / "export").exists()
+    return error
+
+  assert "there is no checkpoint in" in line("--checkpoint=last")
+  _measured(tmp_path / "run", {1: None, 3: None})
+  assert "no checkpoint of step 2 in" in (found := line("--checkpoint=2")) and "choose one of 1, 3" in found
+  assert "was measured, so none is best: --checkpoint=last, or a step of 1, 3" in line("--checkpoint=best")
+  notes, config = [], _config()
+  config.constraints.quality.bound = 0.5
+  runs.trained_params(config, tmp_path / "run", builders.policy(config), note=notes.append)
+  assert "step 3, the last (none was measured)" in notes[0]
+
+
+@pytest.mark.slow
 def test_adapters_go_out_merged(program, tmp_path):
   policy, _ = _train(tmp_path / "run", lora_rank=2)
   program("--config.lora.rank=2")

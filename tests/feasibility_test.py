@@ -1,6 +1,8 @@
 """The feasibility verb on a transformer whose every response is enumerated: what it foretells, and what it refuses."""
 
+import functools
 import json
+import operator
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from experiments.loops import feasibility
 from experiments.loops import feasibility_tables
 from experiments.loops import forecast
 from qempo_jax import exact
+from qempo_jax import methods
 from qempo_jax.errors import InputError
 from tests.loops import toy
 
@@ -34,8 +37,8 @@ def config(tmp_path):
   path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in toy.PROMPTS))
   config.data.source = f"jsonl:{path}"
   config.data.prompts_per_step = 2
-  config.objective.min_reward = FLOOR
-  config.objective.max_kl = 0.5
+  config.constraints.quality.bound = FLOOR
+  config.constraints.kl.bound = 0.5
   config.evaluation.samples_per_prompt = 128
   config.feasibility.samples_per_prompt = 1024
   config.reward.max = None
@@ -53,8 +56,8 @@ def run(config, tmp_path, monkeypatch, capsys):
 
   def run(*arguments, **changes):
     for key, value in changes.items():
-      group, name = key.split("__")
-      config[group][name] = value
+      *groups, name = key.split("__")
+      functools.reduce(operator.getitem, groups, config)[name] = value
     workdir = tmp_path / "work"
     cli.run(verb.main, description="", example="", argv=[f"--config={config_path}", f"--workdir={workdir}", *arguments])
     return json.loads((workdir / "feasibility.json").read_text()), capsys.readouterr().out
@@ -68,9 +71,10 @@ def exact_ref():
   return toy.rewards(), ref - np.log(np.exp(ref).sum(1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_fixed_multipliers_are_foretold_at_their_own_weights(run):
   results, _ = run(
-    objective__min_reward=None, objective__max_kl=None, duals__quality=base.get_config().duals.quality
+    constraints__quality=base.get_config().constraints.quality, constraints__kl__bound=None
   )
   (row,) = results["forecasts"]
   rewards, ref = exact_ref()
@@ -90,7 +94,7 @@ def test_the_forecast_is_the_exact_optimum_within_its_intervals(run):
       "QEMPO-KL": exact.solve_qempo_kl(rewards, ref, min_reward=FLOOR, max_kl=budget),
     }
     truths = jax.tree.map(np.asarray, truths)
-  results, text = run(objective__max_kl=budget)
+  results, text = run(constraints__kl__bound=budget)
   rows = {row["program"]: row for row in results["forecasts"]}
   assert rows["QEMPO-KL"]["configured"] and "(this config)" in text
   for program, truth in truths.items():
@@ -120,8 +124,9 @@ def test_rare_good_answers_are_refused_without_a_number(run):
   assert "No forecast of QEMPO-KL" in text
 
 
+@pytest.mark.slow
 def test_a_budget_too_wide_for_the_samples_is_refused_with_how_many_it_takes(run):
-  results, text = run(feasibility__samples_per_prompt=32, evaluation__samples_per_prompt=4, objective__min_reward=0.6, objective__max_kl=2.5)
+  results, text = run(feasibility__samples_per_prompt=32, evaluation__samples_per_prompt=4, constraints__quality__bound=0.6, constraints__kl__bound=2.5)
   row = next(row for row in results["forecasts"] if row["configured"])
   size = row["effective_sample_size"]["harmonic_mean"]
   assert size < 20 and row["status"] == "refused"
@@ -131,7 +136,7 @@ def test_a_budget_too_wide_for_the_samples_is_refused_with_how_many_it_takes(run
 @pytest.mark.parametrize("known_max", [None, 1.0])
 def test_an_infeasible_floor_is_one_line_with_the_range_and_exit_code_2(run, capsys, known_max):
   with pytest.raises(SystemExit) as caught:
-    run(objective__min_reward=1.5, reward__max=known_max)
+    run(constraints__quality__bound=1.5, reward__max=known_max)
   error = capsys.readouterr().err
   assert caught.value.code == 2 and error.count("\n") == 1
   assert "quality floor 1.5 is out of reach" in error and "have mean" in error and "at most" in error
@@ -139,10 +144,10 @@ def test_an_infeasible_floor_is_one_line_with_the_range_and_exit_code_2(run, cap
 
 def test_an_infeasible_budget_is_one_line_with_the_least_kl_and_exit_code_2(run, capsys):
   with pytest.raises(SystemExit) as caught:
-    run(objective__max_kl=0.001)
+    run(constraints__kl__bound=0.001)
   error = capsys.readouterr().err
   assert caught.value.code == 2 and error.count("\n") == 1
-  assert "objective.max_kl=0.001 is out of reach" in error and "is the least" in error
+  assert "constraints.kl.bound=0.001 is out of reach" in error and "is the least" in error
 
 
 def test_dry_run_samples_nothing(run, tmp_path, monkeypatch, capsys):
@@ -152,15 +157,19 @@ def test_dry_run_samples_nothing(run, tmp_path, monkeypatch, capsys):
   assert "1024 samples of each of 2 prompts" in capsys.readouterr().out
 
 
+def half_entropy():
+  return methods.Method(entropy_weight=0.5)
+
+
 def test_what_cannot_be_foretold_is_said_before_sampling(config):
-  config.objective.min_reward = None
-  with pytest.raises(InputError, match="max_kl without objective.min_reward"):
+  config.constraints.quality.bound = None
+  with pytest.raises(InputError, match="kl.bound without constraints.quality.bound"):
     forecast.programs(config)
-  config.objective.min_reward, config.objective.entropy_weight = FLOOR, 0.5
-  with pytest.raises(InputError, match="entropy_weight=0.5"):
+  config.constraints.quality.bound, config.method = FLOOR, f"{__name__}.half_entropy()"
+  with pytest.raises(InputError, match="entropy weight of 0.5"):
     forecast.programs(config)
-  config.objective.entropy_weight, config.objective.max_kl = 1.0, None
-  with pytest.raises(InputError, match="mu fixed at duals.kl.initial=1.0"):
+  config.method, config.constraints.kl.bound = "qempo_kl", None
+  with pytest.raises(InputError, match="mu fixed at constraints.kl.start=1.0"):
     forecast.programs(config)
 
 

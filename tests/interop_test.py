@@ -5,15 +5,18 @@
 
 import importlib
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
+from experiments.interop import minimal
 from experiments.interop import words
 
 LOOPS = {"nnx_loop": "flax", "equinox_loop": "equinox"}
 TUNIX = ("tunix_pairs", "tunix_online")
-FILES = sorted(path for path in pathlib.Path(words.__file__).parent.glob("*.py") if path.stem != "__init__")
+FOLDER = pathlib.Path(words.__file__).parent
+FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "minimal"))
 
 
 def test_the_problem_is_what_its_docstring_says():
@@ -24,7 +27,7 @@ def test_the_problem_is_what_its_docstring_says():
   np.testing.assert_allclose(best.quality_multiplier, np.log(0.9 * 28 / (0.1 * 36)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", [pytest.param("nnx_loop", marks=pytest.mark.slow), "equinox_loop"])
 def test_an_example_raises_its_multiplier_while_the_floor_is_missed(name, monkeypatch):
   pytest.importorskip(LOOPS[name])
   loop = importlib.import_module(f"experiments.interop.{name}")
@@ -57,6 +60,24 @@ def test_tunix_trains_to_both_constraints(name):
   assert abs(tail["dual/kl/value"] - float(exact.kl)) < 0.01
   assert abs(tail["dual/quality/multiplier"] / float(exact.quality_multiplier) - 1) < 0.05
   assert abs(tail["dual/kl/multiplier"] / float(exact.kl_multiplier) - 1) < 0.1
+
+
+def test_the_minimal_program_ends_at_both_exact_optima():
+  table = minimal.main()
+  assert list(table) == ["QEMPO", "QEMPO-C"]
+  for name, rows in table.items():
+    trained, exact = rows["trained"], rows["exact"]
+    np.testing.assert_allclose(exact["E[r]"], minimal.FLOOR.bound, atol=1e-4)
+    assert abs(trained["E[r]"] - minimal.FLOOR.bound) < 0.02, name
+    assert abs(trained["entropy"] - exact["entropy"]) < 0.05, name
+    assert abs(trained["answers"] - exact["answers"]) < 0.2, name
+    assert abs(trained["lambda"] - exact["lambda"]) < 0.2, name
+
+
+def test_the_minimal_program_needs_the_library_alone():
+  source = pathlib.Path(minimal.__file__).read_text(encoding="utf-8")
+  assert set(re.findall(r"^ *(?:import|from) (\w+)", source, re.MULTILINE)) == {"jax", "numpy", "optax", "qempo_jax"}
+  assert len(source.splitlines()) <= 150
 
 
 def test_every_example_is_short():

@@ -47,6 +47,7 @@ def test_a_bfloat16_weight_gets_a_bfloat16_gradient(operands):
   assert gradient.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_a_bfloat16_policy_scores_near_the_float32_one_and_climbs_the_same_way():
   config = toy.MODEL
   params = transformer.init(jax.random.key(0), config, stddev=0.1)

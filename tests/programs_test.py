@@ -108,7 +108,7 @@ def _says_all(out, config):
   parameters = sum(leaf.size for leaf in jax.tree.leaves(_policy().params))
   assert f"Model: {parameters:,} parameters (float32), 2 layers of width 32" in out
   assert "Memory of a device: at least" in out
-  assert f"\n  seed={config.seed}\n" in out and "\n  objective.min_reward=" in out
+  assert f"\n  seed={config.seed}\n" in out and "\n  constraints.quality.bound=" in out
 
 
 def test_a_dry_run_of_online_training(dry, config):
@@ -125,7 +125,7 @@ def test_a_dry_run_shows_overrides(dry):
 
 @pytest.mark.parametrize("module", [make_pairs, feasibility, evaluate], ids=lambda module: module.__name__)
 def test_a_dry_run_of_what_samples(dry, config, module):
-  config.objective.min_reward, config.duals.kl.initial = 0.4, 0.0
+  config.constraints.quality.bound, config.constraints.kl.start = 0.4, 0.0
   _says_all(dry(module), config)
 
 
@@ -143,7 +143,7 @@ def test_a_dry_run_of_the_demo(dry, config, tmp_path, monkeypatch):
 
 
 def test_a_dry_run_of_inspection(dry, config, monkeypatch):
-  monkeypatch.setattr(inspect_data, "load", lambda config: _no_examples())
+  monkeypatch.setattr(inspect_data, "load", lambda *args: _no_examples())
   monkeypatch.setattr(inspect_data.tokenization, "load_tokenizer", lambda source: None)
   monkeypatch.setattr(inspect_data.demo_model, "demo_model_path", lambda: "")
   monkeypatch.setattr(inspect_data.inspection, "summarise", lambda *args, **kwargs: _Summary())

@@ -16,6 +16,10 @@ losses.preference_loss losses.qempo_loss losses.qempo_kl_loss losses.dpo_loss lo
 losses.simpo_loss losses.cpo_loss losses.policy_gradient_loss losses.trajectory_balance_loss
 advantages.shaped_rewards estimators.sequence_entropy_surrogate token_stats.token_stats
 duals.Constraint duals.init_dual_params duals.lagrangian_terms testing.check_loss
+constraints.Constraint constraints.reward_floor constraints.kl_budget constraints.length_budget
+constraints.coherence_budget constraints.measure constraints.shortfall exact.solve_qempo_coherent group_loss
+methods.Method methods.resolve methods.qempo methods.qempo_kl methods.qempo_c methods.grpo methods.mara methods.ucpo
+methods.setpo methods.maxrl train.policy_step train.dual_step train.TrainState
 sampled_duals.solve_rlhf sampled_duals.solve_qempo sampled_duals.solve_qempo_kl sampled_duals.at_weights
 sampled_evidence.hidden_share sampled_evidence.bootstrap sampled_evidence.expected_best_of
 """.split()

@@ -122,6 +122,7 @@ def test_intervals_cover_the_exact_solution():
   assert (covered >= 52 / 60).all()
 
 
+@pytest.mark.slow
 def test_the_intervals_narrow_with_more_prompts():
   rewards, ref, floor, budget = population(1, prompts=64, size=40)
   widths = []
@@ -200,6 +201,7 @@ def test_what_no_reweighting_reaches_raises_with_the_range():
     sampled_duals.solve_rlhf(samples[0], samples[1] * np.inf, min_reward=floor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [pytest.param(p, marks=[pytest.mark.slow] * (p != "qempo_kl")) for p in PROGRAMS])
 def test_pure_under_jit_vmap_and_grad(x64, program):
   rewards, ref, floor, budget = population(8)

@@ -7,7 +7,6 @@ import pytest
 from experiments import builders
 from experiments import offline_builders
 from experiments.loops import offline
-from qempo_jax import offline_step
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data.pair_tokens import PairTokens
@@ -15,7 +14,8 @@ from qempo_jax.data.pair_tokens import pack_pairs
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.token_stats import TokenStats
-from qempo_jax.train_step import GroupBatch
+from qempo_jax.train import offline_step
+from qempo_jax.train.online_step import GroupBatch
 from tests import donation
 from tests.loops import toy
 
@@ -39,7 +39,7 @@ def _groups(rng):
   mask = np.arange(4) < np.array([[len(r) for r in group] for group in responses])[:, :, None]
   fresh = np.ones((16, 4), bool)
   groups = GroupBatch(
-      packing.pack_groups(prompts, responses, bucket=16), mask, rng.random((16, 4)).astype(np.float32), fresh, ~fresh
+      packing.pack_groups(prompts, responses, bucket=16), mask, {"reward": rng.random((16, 4)).astype(np.float32)}, fresh, ~fresh
   )
   tokens = lambda sign: np.where(mask, sign * rng.exponential(1.0, mask.shape), 0).astype(np.float32)
   return groups, TokenStats(tokens(-1), tokens(1))
@@ -47,7 +47,7 @@ def _groups(rng):
 
 def _both_steps(tmp_path, mesh, loss, group_size, per_row=1):
   config = toy.config(tmp_path)
-  config.objective.min_reward, config.objective.max_kl = 0.9, 0.1
+  config.constraints.quality.bound, config.constraints.kl.bound = 0.9, 0.1
   config.offline.loss, config.offline.weights, config.offline.measure_every = loss, "multipliers", 1
   config.offline.pairs_per_step = 16
   params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)

@@ -1,6 +1,9 @@
 """The online step on eight devices, in two parts, gives what it gives on one, multipliers included."""
 
 import dataclasses
+import functools
+import pathlib
+import tempfile
 
 import jax
 import numpy as np
@@ -22,7 +25,7 @@ MODEL = ModelConfig(48, 32, 64, 2, 4, 2, 8, 100.0, 1e-5, True)
 def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1):
   config = toy.config(tmp_path)
   config.lora.rank, config.compute.micro_batches = rank, micro_batches
-  config.objective.min_reward, config.objective.max_kl = 0.9, 0.1
+  config.constraints.quality.bound, config.constraints.kl.bound = 0.9, 0.1
   config.sampling.group_size = 4
   params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
@@ -32,7 +35,7 @@ def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1):
   prompts = [[int(t) for t in rng.integers(1, 48, 3)] for _ in range(16)]
   rollout = sampling.Rollout(None, None, None, None, np.zeros((16, 4), bool))
   samples = sampling.Samples([{"prompt": str(i)} for i in range(16)], prompts, responses, None, rollout)
-  batch = online.Replay(config).make_batch(samples, rng.random((16, 4)).astype(np.float32), rng)
+  batch = online.Replay(config).make_batch(samples, {"reward": rng.random((16, 4)).astype(np.float32)}, rng)
 
   optimizers = builders.optimizer_pair(config)
   state = builders.initial_state(config, params, optimizers)
@@ -42,14 +45,27 @@ def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1):
     return online.compile_step(config, policy, optimizers, shardings)(state, params, batch)
 
 
+@functools.cache
+def _on_one_device():
+  """(state, metrics) of the unsharded step, made once."""
+  single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+  with tempfile.TemporaryDirectory() as folder:
+    return jax.device_get(_one_step(pathlib.Path(folder), single))
+
+
+def test_one_device_moves_policy_and_multipliers():
+  state, metrics = _on_one_device()
+  assert metrics["skipped"] == 0 and metrics["grad_norm"] > 0 and int(state.step) == 1
+  assert float(state.dual_params["quality"]["log_multiplier"]) > np.log(10.0)  # the floor is missed
+
+
 slow = lambda *shape: pytest.param(shape, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("shape", [slow(8, 1, 1), slow(1, 8, 1), slow(2, 2, 2), slow(2, 1, 2, 2), (1, 2, 2, 2)])
+@pytest.mark.parametrize("shape", [slow(8, 1, 1), slow(1, 8, 1), (2, 2, 2), slow(2, 1, 2, 2), slow(1, 2, 2, 2)])
 def test_sharded_equals_single_device(tmp_path, shape):
-  single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
-  expected, expected_metrics = jax.device_get(_one_step(tmp_path, single))
-  state, metrics = _one_step(tmp_path, sharding.make_mesh(shape), micro_batches=2)
+  expected, expected_metrics = _on_one_device()
+  state, metrics = _one_step(tmp_path, sharding.make_mesh(shape))
   if shape[1] > 1:
     assert not state.params["layers"]["gate"].sharding.is_fully_replicated
   for name, value in expected_metrics.items():

@@ -6,7 +6,7 @@
       --topology=v5p:2x2x4
 
 Weights are fixed: without a reward to measure, no floor is enforced. For a learned multiplier, name a reward and set
-offline.weights=multipliers, offline.measure_every and objective.min_reward. Memory and step times: the table in docs/pods.md.
+offline.weights=multipliers, offline.measure_every and constraints.quality.bound. Memory and step times: the table in docs/pods.md.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,6 @@ def get_config(argument: str) -> ConfigDict:
   model, method = models.split(argument, METHODS)
   config = models.get_config(model)
   config.steps = 950  # one epoch of about 61,000 pairs
-  config.objective.method = method
   config.data.source = "jsonl:ultrafeedback.jsonl"
   config.data.max_prompt_length = 512
   config.sampling.max_response_length = 1024

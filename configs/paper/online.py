@@ -12,23 +12,17 @@ def get_config(argument: str) -> ConfigDict:
   model, method = models.split(argument, METHODS)
   config = models.get_config(model)
   config.steps = 500
-  config.objective.method = method
   config.optimizer.learning_rate = 1e-6
   config.sampling.group_size = 8
   config.reward.function = "qempo_jax.rewards.math.math_reward"
   config.reward.max = 1.0
   if method == "grpo":  # the GRPO paper's KL weight of 0.04 (arXiv 2402.03300)
-    config.objective.entropy_weight = 0.0
-    config.objective.baseline = "group_mean"
-    config.objective.normalise = True
-    config.duals.quality.initial = 25.0
+    config.method = "grpo(beta=0.04)"
     return config
-  config.objective.entropy_gradient = "rao_blackwell"
-  config.objective.min_reward = 0.5
-  config.duals.quality.initial = 100.0
+  config.method = f"{method}(entropy_gradient='rao_blackwell')"
+  config.constraints.quality.bound = 0.5
+  config.constraints.quality.start = 100.0
   if method == "qempo_kl":
-    config.objective.max_kl = 20.0
-    config.duals.kl.integral_gain = 0.02
-  else:
-    config.duals.kl.initial = 0.0
+    config.constraints.kl.bound = 20.0
+    config.constraints.kl.gain = 0.02
   return config

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
   config = countdown_small.get_config()
   config.methods = ("qempo_kl",)
   config.baseline = "qempo_kl"
-  config.qempo_kl.objective.max_kl = 0.9
-  config.qempo_kl.duals.quality.initial = 18.0
-  config.qempo_kl.duals.kl.initial = 3.0
+  config.qempo_kl.constraints.kl.bound = 0.9
+  config.qempo_kl.constraints.quality.start = 18.0
+  config.qempo_kl.constraints.kl.start = 3.0
   return config

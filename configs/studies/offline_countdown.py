@@ -28,7 +28,6 @@ def get_config() -> ConfigDict:
   config.baseline = "dpo"
   for method in METHODS:
     of_method = config[method] = shared.copy_and_resolve_references()
-    of_method.objective.method = method
     if method != "base":
       of_method.steps = 100
       of_method.compute.bucket = 32
@@ -40,9 +39,9 @@ def get_config() -> ConfigDict:
   offline_pairs.define_losses(config)
   for method in ("qempo_kl", "qempo"):
     config[method].offline.measure_every = 5
-    config[method].objective.min_reward = 0.6
-  config.qempo_kl.objective.max_kl = 1.5
-  config.qempo_kl.duals.kl.integral_gain = 0.02
+    config[method].constraints.quality.bound = 0.6
+  config.qempo_kl.constraints.kl.bound = 1.5
+  config.qempo_kl.constraints.kl.gain = 0.02
 
   config.points = ConfigDict()
   config.points.base = sweep("sampling.temperature", 1.0)

@@ -32,15 +32,14 @@ def get_config() -> ConfigDict:
   config.tolerance = 0.1
   for method in METHODS:
     config[method] = _shared()
-    config[method].objective.method = method
   config.base.steps = 0
 
   define_losses(config)
   for method in ("qempo_kl", "qempo"):
     config[method].offline.measure_every = 4
-    config[method].objective.min_reward = -0.1
-    config[method].duals.kl.integral_gain = 0.02
-  config.qempo_kl.objective.max_kl = 20.0
+    config[method].constraints.quality.bound = -0.1
+    config[method].constraints.kl.gain = 0.02
+  config.qempo_kl.constraints.kl.bound = 20.0
 
   points = config.points = ConfigDict()
   for method in METHODS:
@@ -66,8 +65,8 @@ def define_losses(config: ConfigDict) -> None:
     of_method.offline.loss = method
     of_method.offline.weights = "multipliers"
     of_method.offline.label_smoothing = 0.1
-    of_method.duals.quality.initial = 10.0
-    of_method.duals.quality.integral_gain = 0.2
+    of_method.constraints.quality.start = 10.0
+    of_method.constraints.quality.gain = 0.2
 
 
 def _shared() -> ConfigDict:

@@ -21,7 +21,7 @@ from experiments.loops import online
 from experiments.loops import runs
 from experiments.loops import sampling
 from qempo_jax import sharding
-from qempo_jax.checkpoint import Checkpoints
+from qempo_jax.train.checkpoint import Checkpoints
 
 ROUNDS = 3
 STEPS_BETWEEN = 3  # steps from one save to the next, and as many without any
@@ -44,8 +44,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     rows = sample.rows[: config.data.prompts_per_step]
     rng = jax.random.fold_in(state.rng, index)
     samples = sample(as_policy(state.params, policy.params), rows, rng, config.sampling.group_size)
-    rewards, floors = sampling.group_scores(reward, samples)
-    batch = replay.make_batch(samples, rewards, np.random.default_rng(index), floors)
+    rewards = sampling.group_scores(reward, samples)
+    batch = replay.make_batch(samples, rewards, np.random.default_rng(index))
     state, metrics = step(state, policy.params, sharding.place(batch, split))
     jax.block_until_ready((state, metrics))
     return state, time.monotonic() - started

@@ -27,10 +27,10 @@ from experiments import offline_builders
 from experiments.benchmarks.bench import machine
 from experiments.loops import offline
 from experiments.loops import runs
-from qempo_jax import offline_step
 from qempo_jax import packing
 from qempo_jax.errors import InputError
 from qempo_jax.sampling import sampler
+from qempo_jax.train import offline_step
 from qempo_jax.types import PromptBatch
 
 SCOPES = ("token_stats", "optimizer", "draw", "attention", "linear", "norm", "rope", "gate")

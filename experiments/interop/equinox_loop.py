@@ -36,6 +36,8 @@ def sample(model: Writer, key):
   return tokens
 
 
+constraints = {"quality": qj.constraints.reward_floor("reward", words.FLOOR)}
+method = qj.methods.qempo()
 controller = qj.duals.pi_controller(proportional_gain=20.0, integral_gain=0.3, smoothing=0.9)
 optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, STEPS))
 
@@ -44,22 +46,20 @@ optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, STEPS))
 def train_step(model, opt_state, dual_params, dual_state, key):
   """One update of the model and of its multiplier."""
   tokens = sample(model, key)
-  rewards, quality = words.reward(tokens), qj.duals.multipliers(dual_params)["quality"]
+  group = words.as_group(tokens)
+  prices = qj.methods.Prices(method.entropy_weight, qj.duals.multipliers(dual_params))
 
   @eqx.filter_value_and_grad(has_aux=True)
   def loss_fn(model):
-    log_p = jax.vmap(model)(tokens)
-    chosen = jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0]
-    log_probs = jax.lax.stop_gradient(jnp.sum(chosen, -1))
-    advantages = qj.advantages.leave_one_out((quality * rewards - log_probs) / (1 + quality))
-    loss = jax.vmap(qj.losses.policy_gradient_loss)(chosen, advantages, jnp.ones_like(chosen))
-    return jnp.mean(loss), jnp.mean(-jnp.sum(jnp.exp(log_p) * log_p, (-1, -2)))
+    stats = qj.token_stats.from_logits(jax.vmap(model)(tokens), tokens)
+    return qj.group_loss(stats, group, prices, constraints, method, replay_weight=0.0), stats
 
-  (_, entropy), gradient = loss_fn(model)
+  (_, stats), gradient = loss_fn(model)
   updates, opt_state = optimizer.update(gradient, opt_state)
-  constraints = {"quality": qj.duals.at_least(jnp.mean(rewards), words.FLOOR)}
-  dual_params, dual_state, _ = qj.duals.dual_step(dual_params, dual_state, constraints, controller)
-  row = {"reward": jnp.mean(rewards), "entropy": entropy, "multiplier": quality}
+  measured = qj.constraints.measure(constraints, group, jnp.sum(stats.log_prob, -1))
+  enforced = qj.constraints.enforced(constraints, measured)
+  dual_params, dual_state, _ = qj.duals.dual_step(dual_params, dual_state, enforced, controller)
+  row = words.row(measured["quality"], stats.entropy, prices)
   return eqx.apply_updates(model, updates), opt_state, dual_params, dual_state, row
 
 

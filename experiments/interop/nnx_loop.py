@@ -38,6 +38,8 @@ def sample(model, key, count: int):
   return tokens
 
 
+constraints = {"quality": qj.constraints.reward_floor("reward", words.FLOOR)}
+method = qj.methods.qempo(entropy_gradient="rao_blackwell")
 controller = qj.duals.pi_controller(proportional_gain=20.0, integral_gain=0.3, smoothing=0.9)
 
 
@@ -45,21 +47,19 @@ controller = qj.duals.pi_controller(proportional_gain=20.0, integral_gain=0.3, s
 def train_step(model, optimizer, dual_params, dual_state, key):
   """One update of the model and of its multiplier."""
   tokens = sample(model, key, GROUP)
-  rewards, quality = words.reward(tokens), qj.duals.multipliers(dual_params)["quality"]
+  group = words.as_group(tokens)
+  prices = qj.methods.Prices(method.entropy_weight, qj.duals.multipliers(dual_params))
 
   def loss_fn(model):
-    log_p = model(tokens)
-    chosen, entropies = jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0], -jnp.sum(jnp.exp(log_p) * log_p, -1)
-    mask = jnp.ones_like(chosen)
-    climb = jax.vmap(qj.losses.policy_gradient_loss)(chosen, qj.advantages.leave_one_out(quality * rewards), mask)
-    entropy = jax.vmap(qj.estimators.sequence_entropy_surrogate)(chosen, entropies, mask)
-    return jnp.mean(climb - entropy) / (1 + quality), jnp.mean(jnp.sum(entropies, -1))
+    stats = qj.token_stats.from_logits(model(tokens), tokens)
+    return qj.group_loss(stats, group, prices, constraints, method, replay_weight=0.0), stats
 
-  (_, entropy), gradient = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+  (_, stats), gradient = nnx.value_and_grad(loss_fn, has_aux=True)(model)
   optimizer.update(model, gradient)
-  constraints = {"quality": qj.duals.at_least(jnp.mean(rewards), words.FLOOR)}
-  dual_params, dual_state, _ = qj.duals.dual_step(dual_params, dual_state, constraints, controller)
-  return dual_params, dual_state, {"reward": jnp.mean(rewards), "entropy": entropy, "multiplier": quality}
+  measured = qj.constraints.measure(constraints, group, jnp.sum(stats.log_prob, -1))
+  enforced = qj.constraints.enforced(constraints, measured)
+  dual_params, dual_state, _ = qj.duals.dual_step(dual_params, dual_state, enforced, controller)
+  return dual_params, dual_state, words.row(measured["quality"], stats.entropy, prices)
 
 
 def main() -> list[dict]:

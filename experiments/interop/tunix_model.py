@@ -43,6 +43,18 @@ def problem() -> tuple[Model, Model, qj.exact.ExactSolution]:
   return model, reference, qj.exact.solve_qempo_kl(rewards, log_probs(reference), min_reward=words.FLOOR, kl_position=0.5)
 
 
+def constraints(max_kl: float | None) -> dict[str, qj.constraints.Constraint]:
+  """The quality floor and the KL budget."""
+  return {"quality": qj.constraints.reward_floor("reward", words.FLOOR), "kl": qj.constraints.kl_budget(max_kl)}
+
+
+def as_groups(e, size: int) -> qj.constraints.Group:
+  """Tunix's batch as groups [P, G] of on-policy responses; its advantages are plain rewards."""
+  ref_log_probs, ones = jnp.sum(e.ref_per_token_logps * e.completion_mask, -1), jnp.ones(len(e.advantages))
+  parts = {"reward": e.advantages}, ref_log_probs, e.completion_mask, ones > 0, ones < 0, ones
+  return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), qj.constraints.Group(*parts))
+
+
 def init_duals() -> dict[str, jax.Array]:
   """The multipliers where both examples start them: mu is linear in its parameter, so that it can reach 0."""
   return qj.duals.init_dual_params({"quality": 1.0, "kl": 0.5}, parametrisation={"quality": "log", "kl": "linear"})

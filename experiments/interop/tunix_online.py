@@ -13,7 +13,6 @@ from tunix.rl.grpo import grpo_learner
 
 from experiments.interop import tunix_model
 from experiments.interop import tunix_rollout
-from experiments.interop import words
 import qempo_jax as qj
 
 GROUP, STEPS = 256, 1200
@@ -29,16 +28,16 @@ class Example(grpo_learner.TrainExample):
 
 @function_registry.register_policy_loss_fn("qempo_kl")
 def qempo_kl(model, train_example, algo_config, pad_id, eos_id, **_):
-  """Policy gradient of the Lagrangian: the batch's advantages are plain rewards."""
-  e, lam, mu = train_example, *(train_example.multipliers[name] for name in ("quality", "kl"))
+  """The library's loss of each group, at the multipliers of the batch; the bounds do not enter it."""
+  e, method = train_example, qj.methods.qempo_kl()
   tokens = e.prompt_ids, e.completion_ids, pad_id, eos_id
-  log_p = common.compute_per_token_logps(*nnx.split(model), *tokens, stop_gradient=False)
-  sums = jnp.sum(jax.lax.stop_gradient(log_p) * e.completion_mask, -1), jnp.sum(e.ref_per_token_logps * e.completion_mask, -1)
-  shaped = qj.advantages.lagrangian_rewards(e.advantages, *sums, quality_multiplier=lam, kl_multiplier=mu, entropy_weight=1.0)
-  groups = shaped.reshape(-1, algo_config.num_generations)
-  advantages = jax.vmap(qj.advantages.leave_one_out)(groups).ravel()
-  losses = jax.vmap(qj.losses.policy_gradient_loss)(log_p, advantages, e.completion_mask)
-  return jnp.mean(losses), {"kl": jnp.mean(sums[0] - sums[1]), "pg_clipfrac": 0.0}
+  log_p = common.compute_per_token_logps(*nnx.split(model), *tokens, stop_gradient=False) * e.completion_mask
+  groups = tunix_model.as_groups(e, algo_config.num_generations)
+  log_p, no_entropies = log_p.reshape(groups.mask.shape), jnp.zeros(groups.mask.shape)  # this method reads none
+  prices = qj.methods.Prices(method.entropy_weight, e.multipliers)
+  one = lambda stats, group: qj.group_loss(stats, group, prices, tunix_model.constraints(None), method, replay_weight=0.0)
+  kl = jnp.mean(jnp.sum(log_p, -1) - groups.ref_log_probs)
+  return jnp.mean(jax.vmap(one)(qj.token_stats.TokenStats(log_p, no_entropies), groups)), {"kl": kl, "pg_clipfrac": 0.0}
 
 
 class Learner(grpo_learner.GRPOLearner):
@@ -46,7 +45,7 @@ class Learner(grpo_learner.GRPOLearner):
 
   def __init__(self, *args, max_kl, **kwargs):
     super().__init__(*args, **kwargs)
-    self.max_kl, self.history, self.dual_params = max_kl, [], tunix_model.init_duals()
+    self.constraints, self.history, self.dual_params = tunix_model.constraints(max_kl), [], tunix_model.init_duals()
     self.controller = qj.duals.pi_controller(proportional_gain=2.0, integral_gain=0.05, smoothing=0.9)
     self.dual_state = self.controller.init(self.dual_params)
 
@@ -54,9 +53,9 @@ class Learner(grpo_learner.GRPOLearner):
     e = super()._generate_and_compute_advantage(training_input, mode)
     example = Example(**vars(e), multipliers=qj.duals.multipliers(self.dual_params))
     log_p = self.rl_cluster.get_old_per_token_logps(e.prompt_ids, e.completion_ids)
-    kl = jnp.mean(jnp.sum((log_p - e.ref_per_token_logps) * e.completion_mask, -1))
-    measured = {"quality": qj.duals.at_least(jnp.mean(e.advantages), words.FLOOR), "kl": qj.duals.at_most(kl, self.max_kl)}
-    step = qj.duals.dual_step(self.dual_params, self.dual_state, measured, self.controller)
+    groups, log_probs = tunix_model.as_groups(e, GROUP), jnp.sum(log_p * e.completion_mask, -1).reshape(-1, GROUP)
+    enforced = qj.constraints.enforced(self.constraints, qj.constraints.measure(self.constraints, groups, log_probs))
+    step = qj.duals.dual_step(self.dual_params, self.dual_state, enforced, self.controller)
     self.dual_params, self.dual_state, row = step
     self.history.append(jax.tree.map(float, row))
     return example

@@ -9,6 +9,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 
+from qempo_jax import constraints
 from qempo_jax import exact
 
 LETTERS, LENGTH, FLOOR = 4, 3, 0.9
@@ -20,9 +21,22 @@ def reward(words):
   return jnp.all(words[..., 1:] != words[..., :-1], axis=-1).astype(jnp.float32)
 
 
+def as_group(words) -> constraints.Group:
+  """One group of words [G, 3] that the current policy drew, without a reference."""
+  ones = jnp.ones(words.shape[0])
+  rewards = {"reward": reward(words)}
+  return constraints.Group(rewards, 0 * ones, jnp.ones(words.shape, bool), fresh=ones > 0, replayed=ones < 0, weight=ones)
+
+
 def optimum() -> exact.ExactSolution:
   """The entropy, lambda and log-probs [64] that a loop should end at."""
   return exact.solve_qempo(reward(WORDS), min_reward=FLOOR)
+
+
+def row(mean_reward, entropies, prices) -> dict:
+  """One row of a history: the mean reward, the mean entropy of next-letter entropies [G, 3], and the multiplier."""
+  entropy = jnp.mean(jnp.sum(entropies, axis=-1))
+  return {"reward": mean_reward, "entropy": entropy, "multiplier": prices.multipliers["quality"]}
 
 
 def pairs(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,20 +17,20 @@ import numpy as np
 from experiments.loops import sampling
 from qempo_jax.types import Rollout
 
+_REWARD = "rewards/"  # before a reward's name in the saved arrays
+
 
 class Scored(NamedTuple):
   """Samples and what they are worth.
 
   Attributes:
     samples: of one update.
-    rewards: [P, G], NaN where not scored.
-    floor_rewards: [P, G, n] of rewards that have floors, or None.
+    rewards: [P, G] by name, NaN where not scored.
     counts: what the reward function counted meanwhile, by kind.
   """
 
   samples: sampling.Samples
-  rewards: np.ndarray
-  floor_rewards: np.ndarray | None
+  rewards: dict[str, np.ndarray]
   counts: dict[str, int]
 
 
@@ -81,9 +81,7 @@ class Draws:
     if self._ahead is None:
       return {}
     index, found = self._ahead[0], self._ahead[1].result()
-    arrays = dict(found.samples.rollout.__dict__, rewards=found.rewards)
-    if found.floor_rewards is not None:
-      arrays["floor_rewards"] = found.floor_rewards
+    arrays = found.samples.rollout.__dict__ | {f"{_REWARD}{name}": values for name, values in found.rewards.items()}
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     return {"index": index, "arrays": base64.b64encode(file.getvalue()).decode(), "counts": found.counts}
@@ -94,10 +92,10 @@ class Draws:
       return
     with np.load(io.BytesIO(base64.b64decode(saved["arrays"]))) as file:
       arrays = dict(file)
-    rewards, floor_rewards = arrays.pop("rewards"), arrays.pop("floor_rewards", None)
+    rewards = {name.removeprefix(_REWARD): arrays.pop(name) for name in list(arrays) if name.startswith(_REWARD)}
     samples = self._sample.of_rollout(self._rows(saved["index"]), Rollout(**arrays))
     done = futures.Future()
-    done.set_result(Scored(samples, rewards, floor_rewards, saved["counts"]))
+    done.set_result(Scored(samples, rewards, saved["counts"]))
     self._ahead = saved["index"], done
 
   def _submit(self, index, params, rng) -> futures.Future:
@@ -110,6 +108,6 @@ class Draws:
     return [self._sample.rows[i] for i in self._order.batch(index)]
 
   def _score(self, samples) -> Scored:
-    rewards, floor_rewards = sampling.group_scores(self._reward, samples)
+    rewards = sampling.group_scores(self._reward, samples)
     counts = self._reward.take_counts() if hasattr(self._reward, "take_counts") else {}
-    return Scored(samples, rewards, floor_rewards, counts)
+    return Scored(samples, rewards, counts)

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import builders
-from qempo_jax import duals
-from qempo_jax import group_transforms
-from qempo_jax import train_state
-from qempo_jax import train_step
+from experiments import constrained
+from qempo_jax import call_text
+from qempo_jax import methods
 from qempo_jax.errors import InputError
 from qempo_jax.testing import EnumerablePolicy
 from qempo_jax.token_stats import TokenStats
+from qempo_jax.train import online_step
 
 BAD_REWARD = 0.6  # no response but the good ones, whose reward is 1, has more
 
@@ -92,16 +92,17 @@ def make_problem(settings) -> Problem:
   return Problem(answer, space, prompts, one.init(jax.random.key(settings.seed)), rewards)
 
 
-# Keys in which runs that are trained side by side may differ.
+# Keys in which runs that are trained side by side may differ; of `method`, only numbers among its settings.
 FREE = (
     "seed",
     "sampling.temperature",  # of what is measured; training draws from the enumeration
-    "duals.quality.initial",
-    "duals.kl.initial",
-    *(f"objective.{key}" for key in (
-        "min_reward", "margin", "max_kl", "token_entropy_weight", "transform_strength", "good_reward"
-    )),
-)  # fmt: skip
+    *(f"constraints.{name}.{key}" for name in ("quality", "kl") for key in ("bound", "margin", "start")),
+)
+
+
+def same_method(configs: Sequence) -> bool:
+  """Whether the methods of these configs differ only in numbers among their settings."""
+  return len({(path, tuple(numbers), tuple(sorted(rest.items()))) for path, numbers, rest in map(_parsed, configs)}) == 1
 
 
 def train(configs: Sequence, problem: Problem):
@@ -114,20 +115,27 @@ def train(configs: Sequence, problem: Problem):
   Returns:
     The last TrainState of all, stacked along a first axis.
   """
-  static, optimizers = builders.objective(configs[0]), builders.optimizer_pair(configs[0])
+  optimizers, objective = builders.optimizer_pair(configs[0]), builders.objective(configs[0])
+  make = methods.table()[_parsed(configs[0])[0]]
   states = [builders.initial_state(config, problem.params, optimizers) for config in configs]
-  numbers = [_numbers(builders.objective(config)) for config in configs]
-  stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-  similarities = group_transforms.token_similarities(problem.space.tokens, problem.space.mask)
-  settings = configs[0].sampling.group_size, similarities
+  numbers = [(_parsed(config)[1], _bounds(config)) for config in configs]
+  stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x, jnp.float32) for x in leaves]), *trees)
+  features = objective.method.features(problem.space.tokens, problem.space.mask)
   reference = problem.log_probs(problem.params)
 
   def run(state, numbers):
-    objective = _with_numbers(static, numbers)
-    step = lambda state, index: (_step(state, index, problem, reference, objective, optimizers, *settings), None)
+    of_method, bounds = numbers
+    constraints = {
+        name: dataclasses.replace(constraint, bound=bounds.get(name)) for name, constraint in objective.constraints.items()
+    }
+    own = dataclasses.replace(objective, method=make(**of_method, **_parsed(configs[0])[2]), constraints=constraints)
+    step = lambda state, index: (
+        _step(state, index, problem, reference, own, optimizers, configs[0].sampling.group_size, features), None
+    )
     return jax.lax.scan(step, state, jnp.arange(configs[0].steps))[0]
 
-  return jax.jit(jax.vmap(run))(stack(states), stack(numbers))
+  states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+  return jax.jit(jax.vmap(run))(states, stack(numbers))
 
 
 def figures(problem: Problem, log_probs, draws: Sequence[int]) -> dict[str, np.ndarray]:
@@ -160,48 +168,44 @@ def figures(problem: Problem, log_probs, draws: Sequence[int]) -> dict[str, np.n
   return found
 
 
-def _step(state, index, problem, ref_log_probs, objective, optimizers, group_size, similarities):
-  """`train_step.online_step`, with samples drawn from the enumeration."""
+def _step(state, index, problem, ref_log_probs, objective, optimizers, group_size, features):
+  """`online_step.policy_and_duals`, with samples drawn from the enumeration."""
   key = jax.random.fold_in(state.rng, index)
   prompts = len(problem.prompts)
   row = jnp.arange(prompts)[:, None]
-  multipliers = duals.multipliers(state.dual_params)
+  now = jax.lax.stop_gradient(jnp.sum(problem.token_log_probs(state.params), axis=-1))
+  cumulative = jnp.cumsum(jnp.exp(now), axis=-1)
+  drawn = jax.random.uniform(key, (prompts, group_size)) * cumulative[:, -1:]
+  chosen = jnp.sum(cumulative[:, None, :] <= drawn[:, :, None], axis=-1)
+  fresh = jnp.ones(chosen.shape, bool)
+  square = lambda of_all: jnp.asarray(of_all)[chosen[:, :, None], chosen[:, None, :]]
+  batch = online_step.GroupBatch(
+      packed=None,
+      mask=jnp.asarray(problem.space.mask)[chosen],
+      rewards={"reward": jnp.asarray(problem.rewards)[row, chosen]},
+      fresh=fresh,
+      replayed=~fresh,
+      features={name: square(of_all) for name, of_all in features.items()},
+  )
 
-  def loss_fn(params):
+  def score(params, batch):
+    del batch  # the prompts are all of them, always
     log_probs = problem.token_log_probs(params)
-    cumulative = jnp.cumsum(jnp.exp(jax.lax.stop_gradient(jnp.sum(log_probs, axis=-1))), axis=-1)
-    drawn = jax.random.uniform(key, (prompts, group_size)) * cumulative[:, -1:]
-    chosen = jnp.sum(cumulative[:, None, :] <= drawn[:, :, None], axis=-1)
     given = EnumerablePolicy(problem.space, init=None, token_log_probs=lambda log_probs: log_probs)
-    stats = TokenStats(log_probs[row, chosen], jax.vmap(given.token_entropies)(log_probs)[row, chosen])
-    fresh = jnp.ones(chosen.shape, bool)
-    batch = train_step.GroupBatch(
-        packed=None,
-        mask=jnp.asarray(problem.space.mask)[chosen],
-        rewards=jnp.asarray(problem.rewards)[row, chosen],
-        fresh=fresh,
-        replayed=~fresh,
-        similarities=jnp.asarray(similarities)[chosen[:, :, None], chosen[:, None, :]],
-    )
-    ref = ref_log_probs[row, chosen]
-    losses = jax.vmap(train_step.group_loss, in_axes=(0, 0, 0, None, None))(stats, ref, batch, multipliers, objective)
-    return jnp.mean(losses), (stats, ref, batch)
+    return TokenStats(log_probs[row, chosen], jax.vmap(given.token_entropies)(log_probs)[row, chosen])
 
-  (loss, (stats, ref, batch)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-  moved, told = train_state.move_policy(state, gradient, loss, optimizers.policy)
-  measured = train_step.measure(stats, ref, batch)
-  next_state, _ = train_step.move_multipliers(moved, measured, objective, optimizers.dual)
-  return train_state.unless(told["skipped"], next_state, moved)
+  return online_step.policy_and_duals(
+      state, batch, ref_log_probs[row, chosen], score=score, objective=objective, optimizers=optimizers
+  )[0]
 
 
-def _numbers(objective) -> dict[str, float]:
-  """The numbers of an objective that differ between runs compiled together."""
-  named = {name: getattr(objective, name) for name in ("min_reward", "max_kl", "token_entropy_weight")}
-  named |= {"strength": objective.transform.strength, "good_reward": objective.transform.good_reward}
-  return {name: jnp.asarray(value, jnp.float32) for name, value in named.items() if value is not None}
+def _parsed(config) -> tuple[str, dict[str, float], dict[str, Any]]:
+  """(the method's name, numbers among its settings, its other settings)."""
+  path, _, settings = call_text.parse(config.method, "method")
+  numbers = {key: value for key, value in settings.items() if type(value) in (int, float)}
+  return path, dict(sorted(numbers.items())), {key: value for key, value in settings.items() if key not in numbers}
 
 
-def _with_numbers(objective, numbers):
-  transform = objective.transform._replace(strength=numbers["strength"], good_reward=numbers["good_reward"])
-  named = {name: value for name, value in numbers.items() if name not in ("strength", "good_reward")}
-  return dataclasses.replace(objective, transform=transform, **named)
+def _bounds(config) -> dict[str, float]:
+  """The bounds that the controllers aim at."""
+  return {name: c.bound for name, c in constrained.constraints(config).items() if c.bound is not None}

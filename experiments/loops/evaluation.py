@@ -10,6 +10,7 @@ from experiments import builders
 from experiments.loops import sampling
 from qempo_jax import packing
 from qempo_jax import scoring
+from qempo_jax.data import columns
 from qempo_jax.data.prompts import Row
 from qempo_jax.rewards import answers
 
@@ -42,6 +43,8 @@ class Evaluator:
       seed: the training seed that made it.
     """
     config = self._config.evaluation
+    every = self._sample.rows
+    tasks = columns.tell_apart([(row["split"], row["prompt"]) for row in every], list(map(columns.whole_task, every)))
     found, rng = [], jax.random.fold_in(jax.random.key(config.seed), 0)
     for start in range(0, len(self._sample.rows), config.prompts_per_batch):
       rows = list(self._sample.rows[start : start + config.prompts_per_batch])
@@ -50,7 +53,9 @@ class Evaluator:
       scores = {name: sampling.group_rewards(judge, samples) for name, judge in self._judges.items()}
       ref_log_probs = self._reference(samples)
       for index in range(len(rows)):
-        found += _rows_of(samples, index, scores, ref_log_probs, {"method": method, "seed": seed})
+        labels = {"method": method, "seed": seed} | ({"task": tasks[start + index]} if tasks[start + index] else {})
+        labels |= {name: rows[index][name] for name in config.cluster if name in rows[index]}
+        found += _rows_of(samples, index, scores, ref_log_probs, labels)
     return found
 
   def _reference(self, samples) -> np.ndarray:

@@ -4,13 +4,18 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
+from experiments import constrained
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import clusters
 from qempo_jax.evaluation import diversity_metrics
 from qempo_jax.evaluation import judging
 from qempo_jax.evaluation import protocol
 from qempo_jax.evaluation import sentence_encoder
 from qempo_jax.evaluation import summary
 from qempo_jax.evaluation import syntactic
+from qempo_jax.evaluation.rows import task_name
+from qempo_jax.rewards import normal_form
+from qempo_jax.rewards import words
 
 
 def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
@@ -21,10 +26,11 @@ def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
     rows: what `sample_files.read` returned.
     run: copied into the results.
   """
-  e, o = config.evaluation, config.objective
+  e = config.evaluation
   embed, parse, left_out = tools(e)
   kind, floor = floor_of(config)
-  budget = {} if o.max_kl is None else {o.method: o.max_kl}
+  max_kl = constrained.bound(config, "kl")
+  budget = {} if max_kl is None else {constrained.label(config): max_kl}
   found = summary.summarise(
       rows,
       floor=floor,
@@ -33,14 +39,15 @@ def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
       max_kl=budget,
       reward_range=tuple(e.reward_range) or None,
       baseline=e.baseline,
+      cluster=tuple(e.cluster),
       metrics=diversity_metrics.metrics([row["completion"] for row in rows], embed=embed, parse=parse),
       matched=e.matched,
       look=e.look,
       planned_looks=e.planned_looks or None,
-      run=dict(run) | {"left_out": left_out},
+      run=dict(run) | {"left_out": left_out, "words": words.DEFINITION, "same answer": normal_form.DEFINITION},
       num_draws=e.num_draws,
   )
-  found["protocols"] = {"guo2024": summary.plain(corpus_figures(rows, embed, parse, e.num_draws))}
+  found["protocols"] = {"guo2024": summary.plain(corpus_figures(rows, embed, parse, e.num_draws, tuple(e.cluster)))}
   if e.judgements:
     found["judging"] = summary.plain(_judged(e.judgements, e.num_draws))
   return found
@@ -51,8 +58,8 @@ def floor_of(config) -> tuple[str, float]:
   e = config.evaluation
   if e.floor is not None:
     return e.floor_kind, e.floor
-  if config.objective.min_reward is not None:
-    return "absolute", config.objective.min_reward
+  if config.constraints.quality.bound is not None:
+    return "absolute", config.constraints.quality.bound
   return "reference minus", 0.0
 
 
@@ -75,23 +82,26 @@ def tools(e) -> tuple[Callable | None, Callable | None, dict[str, str]]:
   return embed, parse, left_out
 
 
-def corpus_figures(rows: Sequence[Mapping], embed, parse, num_draws: int) -> dict:
+def corpus_figures(rows: Sequence[Mapping], embed, parse, num_draws: int, cluster: Sequence[str] = ()) -> dict:
   """{split: {axis: {method: value, interval and sample size}}} by guo2024, one sample size for all methods."""
   found = {}
   for split in dict.fromkeys(row["split"] for row in rows):
     methods: dict[str, dict[str, list[str]]] = {}
     for row in rows:
       if row["split"] == split and row["seed"] == min(r["seed"] for r in rows if r["method"] == row["method"]):
-        methods.setdefault(row["method"], {}).setdefault(row["prompt"], []).append(row["completion"])
+        methods.setdefault(row["method"], {}).setdefault(task_name(row), []).append(row["completion"])
     shared = sorted(set.intersection(*(set(of_method) for of_method in methods.values())))
     texts = {name: [of_method[prompt] for prompt in shared] for name, of_method in methods.items()}
     found[split] = {}
+    first = {task_name(row): row for row in reversed(rows) if row["split"] == split}
+    of_prompts = clusters.of_rows([first[prompt] for prompt in shared], cluster, split) if shared else None
     for axis, tool in (("lexical", True), ("semantic", embed), ("syntactic", parse)):
       if tool is None or not shared:
         continue
       try:
         items = texts if axis == "lexical" else _sentences(texts, parse if axis == "syntactic" else None)
-        figures = protocol.diversity(items, axis=axis, protocol="guo2024", embed=embed, num_draws=num_draws)
+        settings = {"embed": embed, "num_draws": num_draws, "clusters": of_prompts}
+        figures = protocol.diversity(items, axis=axis, protocol="guo2024", **settings)
       except InputError:  # too short for an n-gram or a pair: no such figure
         continue
       found[split][axis] = {

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from experiments import builders
+from experiments import constrained
 from experiments import demo
 from experiments import workdir as workdirs
 from experiments.loops import evaluation
@@ -45,10 +46,10 @@ def prompt_rows(config) -> list[prompts.Row]:
   return [row | {"split": name} for row in rows[: e.max_prompts or None]]
 
 
-def sample(config, workdir: pathlib.Path, rows, reward) -> None:
-  """Writes samples of the reference and, where there is a checkpoint, of the trained policy."""
+def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | None = None) -> None:
+  """Writes samples of the reference and, where there is a checkpoint, of the trained policy (see `runs.trained_params`)."""
   policy = builders.policy(config)
-  params, what = runs.trained_params(config, workdir, policy)
+  params, what = runs.trained_params(config, workdir, policy, checkpoint)
   evaluate = evaluation.Evaluator(config, policy, rows, reward)
   if evaluate.dropped:
     print(f"{evaluate.dropped} of {len(rows)} prompts are longer than {config.data.max_prompt_length} tokens and left out:"
@@ -56,8 +57,8 @@ def sample(config, workdir: pathlib.Path, rows, reward) -> None:
   prefix = f"{rows[0]['split']}-" if config.evaluation.prompts else ""
   write_once(config, workdir, f"{prefix}base", "the reference", lambda: evaluate(policy.params, method="base", seed=config.seed))
   if params is not policy.params:
-    method, seed = config.objective.method, config.seed
-    name = prefix + demo.run_name(method, seed)
+    method, seed = constrained.label(config), config.seed
+    name = prefix + demo.run_name(constrained.file_name(method), seed)
     write_once(config, workdir, name, what, lambda: evaluate(params, method=method, seed=seed))
   else:
     print(f"Evaluated {what} alone")

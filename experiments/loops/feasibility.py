@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments import constrained
 from experiments.loops import sampling
 from qempo_jax import duals
 from qempo_jax.errors import InputError
@@ -44,7 +45,7 @@ def check(config, policy: builders.Policy) -> str:
   """
   batch = config.data.prompts_per_step
   found = measure(config, policy, num_prompts=batch, batch=batch, group_size=config.sampling.group_size, rounds=1)
-  aim = builders.objective(config).min_reward
+  aim = constrained.bound(config, "quality", aim=True)
   check_floor(config, found)
   rewards = found.rewards
   return (
@@ -68,7 +69,7 @@ def measure(
     group_size: samples of a prompt at once.
     rounds: how many such groups for each prompt: n = rounds * group_size.
   """
-  sample = sampling.GroupSampler(policy, config, builders.training_rows(config))
+  sample = sampling.GroupSampler(policy, config, builders.training_rows(config, policy.tokenizer))
   reward = builders.reward(config)
   num_prompts = num_prompts or len(sample.rows)
   rows = [sample.rows[i * len(sample.rows) // num_prompts] for i in range(num_prompts)]
@@ -93,11 +94,11 @@ def _scored(samples: sampling.Samples, reward) -> tuple[np.ndarray, ...]:
 
 def check_floor(config, found: Measured) -> None:
   """Raises InputError where the floor aimed at is above the largest reward there is, or, unknown, the best seen."""
-  aim = builders.objective(config).min_reward
+  aim = constrained.bound(config, "quality", aim=True)
   if aim is None:
     return
   try:
     duals.resolve_floor(aim, found.rewards, max_reward=config.reward.max)
   except InputError as error:
-    o = config.objective
-    raise InputError(f"{error} (objective.min_reward={o.min_reward:g} plus objective.margin={o.margin:g})") from error
+    q = config.constraints.quality
+    raise InputError(f"{error} (constraints.quality.bound={q.bound:g} plus its margin={q.margin:g})") from error

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import builders
+from experiments import constrained
 from experiments.loops.feasibility import Measured
 from qempo_jax import sampled_duals
 from qempo_jax import sampled_evidence
@@ -48,21 +48,23 @@ class Program(NamedTuple):
 
 def programs(config) -> list[Program]:
   """The config's own program and its neighbours at the same floor; its own alone where its multipliers are fixed."""
-  objective = builders.objective(config)
-  floor, budget, weight = objective.min_reward, objective.max_kl, objective.entropy_weight
-  quality, kl = config.duals.quality.initial, config.duals.kl.initial
+  floor, budget = (constrained.bound(config, name, aim=True) for name in ("quality", "kl"))
+  weight, settings = constrained.method(config).entropy_weight, constrained.settings(config)
+  quality, kl = settings["quality"].start, settings["kl"].start
+  if others := [name for name in settings if name not in constrained.ALWAYS]:
+    raise InputError(f"constraint {others[0]!r} is not foretold; leave it out here (its bound none and its multiplier 0)")
   if floor is None:
     if budget is not None:
-      raise InputError("objective.max_kl without objective.min_reward is not foretold; set a floor, or no budget either")
+      raise InputError("constraints.kl.bound without constraints.quality.bound is not foretold; set a floor, or no budget either")
     if weight + kl <= 0:
-      raise InputError("objective.entropy_weight and duals.kl.initial are both 0, so no optimum is set; raise one")
+      raise InputError("neither entropy nor KL has a weight, so no optimum is set; choose a method with one, or raise constraints.kl.start")
     point = PathPoint(quality / (weight + kl), weight / (weight + kl))
     return [Program("as configured", functools.partial(sampled_duals.at_weights, point=point), math.inf, True)]
   if weight not in (0, 1):
-    raise InputError(f"objective.entropy_weight={weight} is not foretold; use 0 (RLHF) or 1 (QEMPO, QEMPO-KL)")
+    raise InputError(f"an entropy weight of {weight} is not foretold; use a method with 0 (RLHF) or 1 (QEMPO, QEMPO-KL)")
   if budget is None and kl and weight:
     raise InputError(
-      f"a floor with mu fixed at duals.kl.initial={kl} is not foretold; set objective.max_kl, or duals.kl.initial=0"
+      f"a floor with mu fixed at constraints.kl.start={kl} is not foretold; set constraints.kl.bound, or constraints.kl.start=0"
     )
   rlhf = functools.partial(sampled_duals.solve_rlhf, min_reward=floor)
   qempo = functools.partial(sampled_duals.solve_qempo, min_reward=floor)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments import constrained
 from experiments import demo
 from experiments import overrides
 from experiments import workdir as workdirs
@@ -20,6 +21,7 @@ from experiments.loops import enumerable
 from experiments.loops import evaluation
 from experiments.loops import offline
 from experiments.loops import online
+from experiments.loops import runs as run_files
 from experiments.loops import text_figures
 from qempo_jax import exact
 from qempo_jax.errors import InputError
@@ -60,24 +62,29 @@ def planned(config) -> list[Run]:
   return runs
 
 
-def check(config) -> None:
-  """Raises InputError for a method without operating points, or a key that its config lacks, before any run."""
+def check(config, checkpoint: str | int | None = None) -> None:
+  """Raises InputError for a method without operating points, or a key or checkpoint that a run lacks, before any run."""
   if config.runner not in RUNNERS:
     raise InputError(f"config.runner={config.runner!r} is not one of {', '.join(RUNNERS)}")
   for method in config.methods:
     if method not in config or method not in config.points or not config.points[method]:
       raise InputError(f"config.methods has {method!r}, which lacks a config of its own, or points.{method}: add both")
+  constrained.check_names(config)
   runs = planned(config)
   configs = [config_of(config, run) for run in runs]
-  for of_run in configs:
+  for run, of_run in zip(runs, configs, strict=True):
     builders.objective(of_run)
+    if checkpoint not in (None, "last") and of_run.steps and not _keeps_checkpoints(config, of_run):
+      raise InputError(f"{run.name} keeps no checkpoints, so --checkpoint={checkpoint} names none: only its last state is there")
   if config.runner == "online":
     _check_shared(runs, configs, lambda key: key.startswith("model.") or key in builders.LOADED)
     return
   for method in config.methods:
     trained = [place for place, run in enumerate(runs) if run.method == method and config[method].steps]
     together = [runs[place] for place in trained], [configs[place] for place in trained]
-    _check_shared(*together, lambda key: key not in enumerable.FREE)
+    _check_shared(*together, lambda key: key not in (*enumerable.FREE, "method"))
+    if together[1] and not enumerable.same_method(together[1]):
+      raise InputError(f"points.{method} change more of its method than numbers: make a group of its own for each")
 
 
 def _check_shared(runs, configs, shared: Callable[[str], bool]) -> None:
@@ -112,13 +119,31 @@ def missing(config, workdir: pathlib.Path | None) -> list[Run]:
   return [run for run in planned(config) if workdir is None or not _result(workdir, run).exists()]
 
 
+def check_made(config, workdir: pathlib.Path, checkpoint: str | int | None) -> None:
+  """Raises InputError where a run was measured at another checkpoint than the one that is asked for now."""
+  for run in planned(config):
+    path = _result(workdir, run)
+    made = json.loads(path.read_text(encoding="utf-8")).get("checkpoint") if path.exists() else None
+    asked = str(checkpoint or run_files.default_checkpoint(config_of(config, run)))
+    if made not in (None, asked):
+      raise InputError(f"{path} is of --checkpoint={made}, not {asked}: remove that file, or choose another --workdir")
+
+
 def read(config, workdir: pathlib.Path) -> list[dict]:
   """The results of all runs."""
   return [json.loads(_result(workdir, run).read_text(encoding="utf-8")) for run in planned(config)]
 
 
-def run_enumerable(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
-  """Makes the runs on the toy, those of one method side by side; returns the programs' exact curves."""
+def _keeps_checkpoints(config, of_run) -> bool:
+  return config.runner == "online" and of_run.checkpoint.every >= 0
+
+
+def run_enumerable(config, workdir: pathlib.Path, runs: list[Run], checkpoint: str | int | None = None) -> dict:
+  """Makes the runs on the toy, those of one method side by side; returns the programs' exact curves.
+
+  Their last states are taken: `check` refuses another `checkpoint`.
+  """
+  del checkpoint
   problem = enumerable.make_problem(config.enumerable)
   for method in config.methods:
     of_method = [run for run in runs if run.method == method]
@@ -160,10 +185,11 @@ def exact_curves(problem: enumerable.Problem) -> dict[str, list[dict[str, float]
   return curves
 
 
-def run_online(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
+def run_online(config, workdir: pathlib.Path, runs: list[Run], checkpoint: str | int | None = None) -> dict:
   """Makes the runs with a language model, one after another, online or on pairs.
 
-  Seeds come last, so that a sweep that was cut short holds whole comparisons.
+  Seeds come last, so that a sweep that was cut short holds whole comparisons. Runs that keep checkpoints are measured at the
+  one that `checkpoint` names (see `trained_params` in `runs.py`), others in their last state.
   """
   if not runs:
     return {}
@@ -173,21 +199,26 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run]) -> dict:
     of_run = config_of(config, run)
     folder = _result(workdir, run).parent
     started = time.monotonic()
-    params = policy.params
+    params, of_checkpoint = policy.params, {}
     folder.mkdir(parents=True, exist_ok=True)
     if of_run.steps:
       with Display(of_run.steps, title=run.name) as display:
         loop = online if of_run.offline.loss is None else offline
         state = loop.train(of_run, folder, policy, display)
-      params = builders.as_policy(of_run)(state.params, policy.params)
+      if _keeps_checkpoints(config, of_run):
+        _free(state)  # the checkpoint takes its place
+        params, what = run_files.trained_params(of_run, folder, policy, checkpoint)
+        of_checkpoint = {"checkpoint": str(checkpoint or run_files.default_checkpoint(of_run)), "policy": what}
+      else:
+        params = builders.as_policy(of_run)(state.params, policy.params)
     judge = registry.resolve(of_run.evaluation.reward) if of_run.evaluation.reward else None
     evaluate = evaluation.Evaluator(of_run, policy, demo.evaluation_rows(of_run), builders.reward(of_run), judge)
     rows = evaluate(params, method=run.method, seed=run.seed)
     workdirs.write_atomically(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     names, figures = sampled_figures(rows)
-    _write(workdir, run, names, figures, time.monotonic() - started)
+    _write(workdir, run, names, figures, time.monotonic() - started, of_checkpoint)
     if of_run.steps:
-      jax.tree.map(lambda leaf: leaf.delete(), state)  # room for the next run's
+      _free(state)  # room for the next run's
   return {}
 
 
@@ -225,10 +256,14 @@ def sampled_figures(rows: list[dict], embed: Callable | None = None) -> tuple[li
   return list(by_prompt), figures
 
 
+def _free(state) -> None:
+  jax.tree.map(lambda leaf: leaf.delete(), state)
+
+
 RUNNERS = {"enumerable": run_enumerable, "online": run_online}
 
 
-def _write(workdir, run: Run, prompts, figures, seconds) -> None:
+def _write(workdir, run: Run, prompts, figures, seconds, more: dict[str, str] | None = None) -> None:
   values = {name: [[float(f"{x:.6g}") for x in row] for row in np.asarray(table)] for name, table in figures.items()}
   result = {
       "method": run.method,
@@ -237,6 +272,7 @@ def _write(workdir, run: Run, prompts, figures, seconds) -> None:
       "seconds": round(seconds, 2),
       "prompts": prompts,
       "figures": values,
+      **(more or {}),
   }
   path = _result(workdir, run)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments import builders
 from experiments import compilations
+from experiments import constrained
 from experiments import offline_builders
 from experiments.loops import pairs
 from experiments.loops import profiling
@@ -18,7 +19,6 @@ from experiments.loops import sampling
 from experiments.loops import saving
 from experiments.loops import wandb_log
 from qempo_jax import duals
-from qempo_jax import offline_step
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data import pair_tokens
@@ -26,7 +26,8 @@ from qempo_jax.data import preferences
 from qempo_jax.data import prompts
 from qempo_jax.errors import InputError
 from qempo_jax.token_stats import TokenStats
-from qempo_jax.train_step import GroupBatch
+from qempo_jax.train import offline_step
+from qempo_jax.train.online_step import GroupBatch
 
 
 def check(config, policy: builders.Policy) -> str:
@@ -45,14 +46,14 @@ def check(config, policy: builders.Policy) -> str:
     line = f"{len(encoded.rows)} pairs of {len(rows)} prompts ({encoded.dropped} pairs too long)"
   if not config.offline.measure_every:
     return f"{line}; the reward is not measured, so no floor is enforced"
-  measure = Measurement(config, policy, rows or builders.training_rows(config))
-  rewards = measure(policy.params, 0, jax.random.key(config.evaluation.seed))[0].rewards
-  aim = builders.objective(config).min_reward
+  measure = Measurement(config, policy, rows or builders.training_rows(config, policy.tokenizer))
+  rewards = measure(policy.params, 0, jax.random.key(config.evaluation.seed))[0].rewards["reward"]
+  aim = constrained.bound(config, "quality", aim=True)
   if aim is not None:
     duals.resolve_floor(aim, rewards, max_reward=config.reward.max)
   line += f"; reference policy: reward {rewards.mean():.3f}, {rewards.max(axis=1).mean():.3f} for the best of"
   line += f" {rewards.shape[1]}"
-  if aim is not None and objective.min_reward is None:
+  if aim is not None and objective.weights is not None:
     line += "; weights are fixed: the floor is measured, not enforced"
   return line
 
@@ -80,7 +81,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     display.note(f"{encoded.dropped} pairs too long, left out; {encoded.seams} responses merge with their prompt")
   batches = pairs.Batches(config, reference, encoded)
   del reference
-  every = config.offline.measure_every
+  every, aim = config.offline.measure_every, constrained.bound(config, "quality", aim=True)
   measure = Measurement(config, policy, preferences.prompt_rows(encoded.rows)) if every else None
 
   # 2. The state and its two compiled steps.
@@ -123,7 +124,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
       seconds = time.monotonic() - started
       metrics |= truncation | {
           "step": index + 1,
-          "floor": builders.objective(config).min_reward,
+          "floor": aim,
           "seconds": seconds,
           "sampling_seconds": sampled - started,
           "compilations": compiled.take(),
@@ -161,7 +162,7 @@ class Measurement:
     rewards = sampling.group_rewards(self._reward, samples)
     packed = packing.pack_groups(samples.prompts, samples.responses, bucket=config.compute.bucket)
     rollout, fresh = samples.rollout, np.ones(rewards.shape, bool)
-    groups = GroupBatch(packed, rollout.mask, rewards, fresh, ~fresh)
+    groups = GroupBatch(packed, rollout.mask, {"reward": rewards}, fresh, ~fresh)
     stats = TokenStats(rollout.log_probs, rollout.entropies)
     return groups, stats, float(np.mean(rollout.truncated))
 
@@ -214,6 +215,6 @@ def _check(metrics, config) -> None:
   if metrics.get("entropy_per_token", 0.0) > bound:
     raise InputError(
         f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
-        f" alarms.max_entropy_per_token={bound}; lower offline.alpha, raise duals.quality.initial or its gains, or"
-        " set a KL budget"
+        f" alarms.max_entropy_per_token={bound}; lower offline.alpha, raise constraints.quality.start or its gains,"
+        " or set constraints.kl.bound"
     )

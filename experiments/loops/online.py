@@ -10,19 +10,20 @@ import numpy as np
 
 from experiments import builders
 from experiments import compilations
+from experiments import constrained
 from experiments.loops import draws
 from experiments.loops import profiling
 from experiments.loops import runs
 from experiments.loops import sampling
 from experiments.loops import saving
 from experiments.loops import wandb_log
-from qempo_jax import group_transforms
 from qempo_jax import packing
 from qempo_jax import sharding
-from qempo_jax import train_step
+from qempo_jax.data import columns
 from qempo_jax.data import order as orders
 from qempo_jax.errors import InputError
 from qempo_jax.sampling.replay import ReplayBuffer
+from qempo_jax.train import online_step
 
 
 def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
@@ -38,7 +39,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
     The last TrainState.
   """
   # 1. Data and rewards.
-  sample = sampling.GroupSampler(policy, config, builders.training_rows(config))
+  sample = sampling.GroupSampler(policy, config, builders.training_rows(config, policy.tokenizer))
   reward = builders.reward(config)
   replay = Replay(config)
   replay.check(sample.rows)
@@ -49,7 +50,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   optimizers, state, shardings = runs.initial(config, policy)
   if warning := builders.precision_note(config, state.params):
     display.note(warning)
-  as_policy = builders.as_policy(config)
+  as_policy, aim = builders.as_policy(config), constrained.bound(config, "quality", aim=True)
   step = compile_step(config, policy, optimizers, shardings)
 
   # 3. Where an earlier run stopped.
@@ -75,19 +76,19 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   with saver, drawn, contextlib.closing(log), compilations.Counter() as compiled:
     for index in profiling.traced(range(first, config.steps), config, workdir, display.note):
       started = time.monotonic()
-      samples, rewards, floor_rewards, counts = drawn(index, as_policy(state.params, policy.params), state.rng)
+      samples, rewards, counts = drawn(index, as_policy(state.params, policy.params), state.rng)
       sampled = time.monotonic()
-      batch = replay.make_batch(samples, rewards, np.random.default_rng([config.seed, index]), floor_rewards)
+      batch = replay.make_batch(samples, rewards, np.random.default_rng([config.seed, index]))
       batch = sharding.place(batch, runs.split(policy.mesh, config.data.prompts_per_step))
       state, metrics = step(state, policy.params, batch)
       metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
       seconds = time.monotonic() - started
       metrics |= {
           "step": index + 1,
-          "floor": builders.objective(config).min_reward,
+          "floor": aim,
           "truncation": float(np.mean(samples.rollout.truncated)),
           "sampling/utilisation": float(samples.rollout.utilisation),
-          "unscored": float(np.mean(np.isnan(rewards))),
+          "unscored": float(np.mean(np.isnan(rewards["reward"]))),
           "found": replay.buffer.total,
           "seconds": seconds,
           "sampling_seconds": sampled - started,
@@ -99,6 +100,8 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
       log.write(metrics)
       display.step(index + 1, metrics)
       _check(metrics, config)
+      if config.steps >= 20 and index + 1 == config.steps // 4 and (warning := _not_acting(metrics, config)):
+        display.note(warning)
       saver.after_step(state, log, remember)
   return state
 
@@ -106,7 +109,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
 def compile_step(config, policy: builders.Policy, optimizers, shardings):
   """The one jitted step of a run: state placed by its shardings and donated."""
   step = functools.partial(
-      train_step.online_step,
+      online_step.online_step,
       config=policy.config,
       objective=builders.objective(config),
       optimizers=optimizers,
@@ -130,61 +133,74 @@ class Replay:
 
   def __init__(self, config):
     """Reads the sizes from the config."""
-    self._config = config
+    self._config, self._features = config, constrained.method(config).features
     self.buffer = ReplayBuffer(config.replay.min_reward)
 
   def check(self, rows) -> None:
     """Raises InputError where finds are kept by a column that a row does not have."""
     r = self._config.replay
-    if r.size and (lacking := [row for row in rows if r.key not in row]):
+    if r.size and r.key and (lacking := [row for row in rows if r.key not in row]):
       raise InputError(
           f"replay.key={r.key!r} is no column of {len(lacking)} prompts, the first with {', '.join(lacking[0])}; set it to"
-          " prompt, or replay.size to 0"
+          " prompt, to an empty text for the whole row, or replay.size to 0"
       )
 
-  def make_batch(self, samples: sampling.Samples, rewards: np.ndarray, rng, floor_rewards=None) -> train_step.GroupBatch:
+  def _key(self, row):
+    """What shares its finds: the column that the config names, else the whole row."""
+    key = self._config.replay.key
+    return row.get(key) if key else columns.whole_row(row)
+
+  def make_batch(self, samples: sampling.Samples, rewards: dict[str, np.ndarray], rng) -> online_step.GroupBatch:
     """Packs the fresh samples with replayed ones, then remembers the fresh ones that are good.
 
     What was not scored (NaN) is neither fresh nor replayed: it is left out of its group.
     """
-    fresh_size, replay_size = rewards.shape[1], self._config.replay.size
+    main, replay_size = rewards["reward"], self._config.replay.size
+    fresh_size = main.shape[1]
     shape = (len(samples.rows), fresh_size + replay_size)
-    all_rewards, replayed = np.zeros(shape, np.float32), np.zeros(shape, bool)
-    all_rewards[:, :fresh_size] = np.nan_to_num(rewards)
+    all_rewards, replayed = {name: np.full(shape, np.nan, np.float32) for name in rewards}, np.zeros(shape, bool)
+    for name, values in rewards.items():
+      all_rewards[name][:, :fresh_size] = values
     mask = np.zeros((*shape, self._config.sampling.max_response_length), bool)
+    tokens = np.zeros(mask.shape, np.int32)
     groups = []
     for row, responses in enumerate(samples.responses):
-      key = samples.rows[row].get(self._config.replay.key)
+      key = self._key(samples.rows[row])
       drawn = self.buffer.draw(key, replay_size, rng)
       for slot, (_, value) in enumerate(drawn, start=fresh_size):
-        all_rewards[row, slot], replayed[row, slot] = value, True
+        all_rewards["reward"][row, slot], replayed[row, slot] = value, True
       empty = [()] * (replay_size - len(drawn))
       groups.append([*responses, *(response for response, _ in drawn), *empty])
       for slot, response in enumerate(groups[-1]):
-        mask[row, slot, : len(response)] = True
-      for response, value, truncated in zip(responses, rewards[row], samples.rollout.truncated[row]):
+        mask[row, slot, : len(response)], tokens[row, slot, : len(response)] = True, response
+      for response, value, truncated in zip(responses, main[row], samples.rollout.truncated[row]):
         if replay_size and not truncated and np.isfinite(value):
           self.buffer.add(key, response, value)
     fresh = np.zeros(shape, bool)
-    fresh[:, :fresh_size] = np.isfinite(rewards)
-    if floor_rewards is not None:
-      absent = np.full((shape[0], replay_size, floor_rewards.shape[-1]), np.nan, np.float32)
-      floor_rewards = np.concatenate([floor_rewards, absent], axis=1)
+    fresh[:, :fresh_size] = np.isfinite(main)
     packed = packing.pack_groups(samples.prompts, groups, bucket=self._config.compute.bucket)
     behaviour = None
     if self._config.sampling.stale_steps:
       behaviour = np.zeros(shape, np.float32)
       behaviour[:, :fresh_size] = samples.rollout.log_probs.sum(axis=-1)
-    return train_step.GroupBatch(
-        packed, mask, all_rewards, fresh, replayed, floor_rewards, self._similarities(groups, mask), behaviour
-    )
+    return online_step.GroupBatch(packed, mask, all_rewards, fresh, replayed, self._features(tokens, mask), behaviour)
 
-  def _similarities(self, groups, mask: np.ndarray) -> np.ndarray | None:
-    if self._config.objective.transform != "setpo":
-      return None
-    tokens = np.zeros(mask.shape, np.int32)
-    tokens[mask] = [token for group in groups for response in group for token in response]
-    return group_transforms.token_similarities(tokens, mask)
+
+def _not_acting(metrics, config) -> str | None:
+  """Says where the quality multiplier outweighs entropy among good responses: lambda (max r - E[r]) above 2 nats.
+
+  Between two good responses the gradient favours the likelier one by lambda (max r - E[r]), and entropy the rarer one by the
+  spread of their log-probs, which is 2 to 3 nats.
+  """
+  if config.reward.max is None or not constrained.method(config).entropy_weight:
+    return None
+  nats = metrics["dual/quality/multiplier"] * (config.reward.max - metrics["reward"])
+  if not nats > 2:
+    return None
+  return (
+      f"step {metrics['step']}: entropy is not acting yet: the quality multiplier {metrics['dual/quality/multiplier']:.1f} times the"
+      f" missing reward is {nats:.1f} nats, above 2; start it lower, train longer, or lower the floor"
+  )
 
 
 def _check(metrics, config) -> None:
@@ -193,5 +209,5 @@ def _check(metrics, config) -> None:
   if metrics["entropy_per_token"] > bound:
     raise InputError(
         f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
-        f" alarms.max_entropy_per_token={bound}; raise duals.quality.initial or its gains, or set a KL budget"
+        f" alarms.max_entropy_per_token={bound}; raise constraints.quality.start or its gains, or set constraints.kl.bound"
     )

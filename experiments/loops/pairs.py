@@ -13,13 +13,13 @@ from experiments import workdir as workdirs
 from experiments.loops import runs
 from experiments.loops import sampling
 from qempo_jax import offline_losses
-from qempo_jax import offline_step
 from qempo_jax import sharding
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data import reference_cache
 from qempo_jax.errors import InputError
 from qempo_jax.models import demo_model
+from qempo_jax.train import offline_step
 
 SAMPLED_FILE = "sampled_pairs.jsonl"
 
@@ -38,7 +38,7 @@ def load(config, policy: builders.Policy, workdir: pathlib.Path | None) -> list[
     The pairs; of sampled ones without a workdir, none.
   """
   if config.offline.pairs != "source":
-    rows = builders.training_rows(config)
+    rows = builders.training_rows(config, policy.tokenizer)
     return [] if workdir is None else _sampled(config, policy, rows, workdir / SAMPLED_FILE)
   if config.data.source == "open_list":
     rows = builders.training_rows(config)
@@ -49,6 +49,7 @@ def load(config, policy: builders.Policy, workdir: pathlib.Path | None) -> list[
       on_bad_row=config.data.on_bad_row,
       max_bad_share=config.data.max_bad_share,
       note=print,
+      tokenizer=policy.tokenizer,
   )
 
 

@@ -14,17 +14,18 @@ from experiments import builders
 from experiments import compilations
 from experiments import reward_builders
 from experiments import workdir as workdirs
+from experiments.loops import metrics_file
 from experiments.loops import profiling
 from experiments.loops import reward_pairs
 from experiments.loops import runs
 from experiments.loops import saving
 from experiments.loops import wandb_log
-from qempo_jax import reward_step
 from qempo_jax import sharding
 from qempo_jax.evaluation import reward_report
 from qempo_jax.models import reward_checkpoint
 from qempo_jax.models import reward_head
 from qempo_jax.rewards import reward_model
+from qempo_jax.train import reward_step
 
 RESULTS = "results.json"
 
@@ -175,5 +176,4 @@ def _validation(scores: np.ndarray) -> dict[str, float]:
 
 def _training_seconds(workdir: pathlib.Path) -> float:
   """Of all steps, those before a resumption too."""
-  lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-  return sum(json.loads(line)["seconds"] for line in lines)
+  return sum(row["seconds"] for row in metrics_file.read(workdir / metrics_file.NAME))

@@ -11,9 +11,9 @@ import numpy as np
 from experiments import reward_builders
 from experiments import workdir as workdirs
 from experiments.loops import runs
-from qempo_jax import reward_step
 from qempo_jax.errors import InputError
 from qempo_jax.models import reward_head
+from qempo_jax.train import reward_step
 
 _WINDOW = 16  # batches whose pairs are sorted by length together, which leaves less padding
 

@@ -3,12 +3,26 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 import json
+import math
 import pathlib
 
+from qempo_jax.data import columns
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import lexical
+from qempo_jax.rewards import answers
 from qempo_jax.rewards import checked
-from qempo_jax.rewards import open_list
+
+# Types of the fields that are not the sampling program's own.
+_NUMBERS = (int, float, bool)
+_TYPES = {
+  **dict.fromkeys(("method", "split", "set_name"), ((str,), "a text")),
+  **dict.fromkeys(("seed", "sample"), ((int,), "a whole number")),
+  **dict.fromkeys(("reward", "log_prob", "ref_log_prob", "entropy", "num_tokens"), (_NUMBERS, "a finite number")),
+  "truncated": (_NUMBERS, "true or false"),
+}
+# Fields of one sample, which tell no tasks apart, and the columns that do.
+_KNOWN = {*_TYPES, "prompt", "completion", "tokens", "token_ids", "judge", *columns.TASKS}
+_MAY_BE_NULL = ("log_prob", "ref_log_prob", "entropy", "answer")
 
 
 def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dict], list[str]]:
@@ -16,7 +30,9 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
 
   A row needs `prompt` and `completion`. What else it lacks is filled in: method (the file's name), seed 0, split
   "prompts", sample (its place), set_name "", reward (by the reward function, with the row's further fields as
-  columns), length in words, not truncated; entropy and log-probabilities stay unknown.
+  columns), length in words, not truncated; entropy and log-probabilities stay unknown. null is an absent field. Rows of
+  one prompt are of different tasks where they differ in `task` or in a column that says what is right: see
+  `data.columns.TASKS`.
 
   Args:
     folder: of the files.
@@ -25,7 +41,7 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
   Raises:
     InputError: there is no file, or a line is no such row; names it.
   """
-  rows, notes = [], []
+  files, notes = {}, []
   for path in sorted(folder.glob("*.jsonl")):
     found = [_row(line, f"{path}, line {number}") for number, line in enumerate(_lines(path), start=1) if line.strip()]
     unscored = [row for row in found if row.get("reward") is None]
@@ -34,10 +50,15 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
       notes.append(f"{path.name}: {len(unscored)} rewards computed now")
     if any("num_tokens" not in row for row in found):
       notes.append(f"{path.name}: lengths are words, for it has no num_tokens; without `truncated` nothing counts as cut")
-    rows += _completed(found, path.name.removesuffix(".jsonl"))
+    method = path.name.removesuffix(".jsonl")
+    files[path.name] = [{"method": method, "seed": 0, "split": "prompts", "set_name": ""} | row for row in found]
+  rows = [row for found in files.values() for row in found]
   if not rows:
     raise InputError(f"There are no samples in {folder}: set evaluation.sample=True, or put NAME.jsonl files there.")
-  return rows, notes
+  if several := _name_tasks(rows):
+    notes.append(f"{several} prompts stand in several tasks, which are evaluated apart: see each row's task")
+  notes += filter(None, (_unread(name, found) for name, found in files.items()))
+  return list(_completed(rows)), notes
 
 
 def _lines(path: pathlib.Path) -> list[str]:
@@ -48,12 +69,20 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 def _row(line: str, where: str) -> dict:
+  """A line's object without its nulls, which are absent fields; each known field of its type."""
   try:
     row = json.loads(line)
   except json.JSONDecodeError as error:
     raise InputError(f"{where} is not JSON ({error}): give one object a line.") from error
+  except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
+    raise InputError(f"{where} is not JSON that can be read ({type(error).__name__}): give one object a line.") from error
   if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
     raise InputError(f'{where} needs "prompt" and "completion", each a text.')
+  row = {key: value for key, value in row.items() if value is not None or key in _MAY_BE_NULL}
+  for field, (kinds, what) in _TYPES.items():
+    value = row.get(field)
+    if value is not None and (type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value))):
+      raise InputError(f"{where} has {field} = {str(value)[:40]!r}: it must be {what}, or absent.")
   return row
 
 
@@ -65,13 +94,43 @@ def _score(rows: list[dict], function: Callable) -> None:
     row["reward"] = float(value)
 
 
-def _completed(rows: Iterable[dict], method: str) -> Iterable[dict]:
+def _name_tasks(rows: list[dict]) -> int:
+  """Gives rows whose prompt stands in several tasks their `task`; returns how many such prompts there are."""
+  keys = [(row["split"], row["prompt"]) for row in rows]
+  names = columns.tell_apart(keys, [str(row["task"]) if "task" in row else columns.task(_reference(row)) for row in rows])
+  for row, name in zip(rows, names, strict=True):
+    row["task"] = name
+  return len({key for key, name in zip(keys, names, strict=True) if name})
+
+
+def _reference(row: dict) -> dict:
+  """The row's columns that may tell its task; beside a known set, `answer` is the sample's own."""
+  return {name: value for name, value in row.items() if name != "answer"} if row["set_name"] else row
+
+
+def _unread(name: str, rows: list[dict]) -> str:
+  """A note about columns in which rows of one task differ, as samples do and tasks may; empty where there are none."""
+  values: dict[tuple, set[str]] = {}
+  for row in rows:
+    for column in row.keys() - _KNOWN:
+      if isinstance(row[column], float | bool):
+        continue  # a score
+      values.setdefault((row["split"], row["prompt"], row["task"], column), set()).add(columns.whole_row({"": row[column]}))
+  found = sorted({column for (*_, column), different in values.items() if len(different) > 1})
+  if not found:
+    return ""
+  return (
+    f"{name}: rows of one prompt differ in {', '.join(found)}, taken as the samples' own; where they are different tasks,"
+    " give each row a `task`"
+  )
+
+
+def _completed(rows: Iterable[dict]) -> Iterable[dict]:
   counts: dict[tuple, int] = {}
   for row in rows:
-    row = {"method": method, "seed": 0, "split": "prompts", "set_name": ""} | row
-    cell = (row["method"], row["seed"], row["split"], row["prompt"])
+    cell = (row["method"], row["seed"], row["split"], row["prompt"], row["task"])
     place = counts[cell] = counts.get(cell, -1) + 1
     if "answer" not in row:
-      row["answer"] = open_list.parse_answer(row["completion"], row["set_name"]) if row["set_name"] else None
+      row["answer"] = answers.parse_answer(row["completion"], row["set_name"]) if row["set_name"] else None
     unknown = {"log_prob": None, "ref_log_prob": None, "entropy": None}
     yield unknown | {"sample": place, "num_tokens": len(lexical.split(row["completion"])), "truncated": False} | row

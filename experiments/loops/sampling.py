@@ -55,7 +55,7 @@ class GroupSampler:
     self._mesh = layout.sampling_mesh(policy.mesh, tuple(config.sampling.mesh))
     self._arrangements = {}
     limit = config.data.max_prompt_length
-    encoded = {row["prompt"]: tokenization.encode_chat(policy.tokenizer, row["prompt"]) for row in rows}
+    encoded = {row["prompt"]: _encoded(policy.tokenizer, row["prompt"], place) for place, row in enumerate(rows, start=1)}
     self._encoded = {prompt: ids for prompt, ids in encoded.items() if len(ids) <= limit}
     self.rows = [row for row in rows if row["prompt"] in self._encoded]
     self.dropped = len(rows) - len(self.rows)
@@ -112,22 +112,29 @@ class GroupSampler:
     return PromptBatch(tokens, mask)
 
 
+def _encoded(tokenizer, prompt, place: int) -> list[int]:
+  try:
+    return tokenization.encode_chat(tokenizer, prompt)
+  except InputError as error:
+    text = prompt if isinstance(prompt, str) else prompt[0]["content"]
+    raise InputError(f"prompt {place} ({text[:60]!r}): {error}") from error
+
+
 def group_rewards(function, samples: Samples) -> np.ndarray:
   """Scores every sample: [P, G]."""
   prompts, completions, columns = _flat(samples)
   return checked.scores(function, prompts, completions, columns).reshape(len(samples.rows), -1)
 
 
-def group_scores(function, samples: Samples) -> tuple[np.ndarray, np.ndarray | None]:
-  """(rewards [P, G], those with floors [P, G, n] or None); NaN where a sample was not scored."""
+def group_scores(function, samples: Samples) -> dict[str, np.ndarray]:
+  """Rewards by name, [P, G] each, "reward" the main one; NaN where a sample was not scored."""
   prompts, completions, columns = _flat(samples)
   shape = (len(samples.rows), -1)
   if not isinstance(function, compose.Composition):
-    return checked.scores_or_nan(function, prompts, completions, columns).reshape(shape), None
+    return {"reward": checked.scores_or_nan(function, prompts, completions, columns).reshape(shape)}
   scores = function.scores(prompts, completions, columns)
   total = scores.total if function.unscored is None else np.nan_to_num(scores.total, nan=function.unscored)
-  floors = [scores.by_name[name].reshape(shape) for name in function.floors]
-  return total.reshape(shape), np.stack(floors, axis=-1) if floors else None
+  return {name: np.reshape(values, shape) for name, values in (scores.by_name | {"reward": total}).items()}
 
 
 def _flat(samples: Samples):

@@ -10,12 +10,18 @@ import jax
 import numpy as np
 
 from experiments import builders
+from experiments import constrained
+from experiments import distributed
 from experiments import workdir as workdirs
+from experiments.loops import metrics_file
 from experiments.loops import preemption
 from experiments.loops import runs
+from qempo_jax import constraints as constraint_lib
 from qempo_jax.data import order as orders
 from qempo_jax.data import reference_cache
 from qempo_jax.errors import InputError
+
+_HOST_KEYS = {"same", "config", "skipped", "loop"}
 
 
 class Saver:
@@ -59,12 +65,15 @@ class Saver:
       InputError: the checkpoint is of another config, data or tokenizer, or cannot be read.
     """
     if not self._checkpoints or not self._checkpoints.steps():
+      self._start()
       return state, {}
     large = state.params, state.opt_state
     params, opt_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), large)
     jax.tree.map(lambda leaf: leaf.delete(), large)
     state, host = self._checkpoints.restore(state.replace(params=params, opt_state=opt_state))
     place = f"the checkpoint in {self._checkpoints.folder}"
+    if lacking := sorted(_HOST_KEYS - set(host)):
+      raise InputError(f"{place} lacks {', '.join(lacking)}, so no run of this program wrote it; use another workdir")
     for name, value in self._same.items():
       if host["same"].get(name) != value:
         raise InputError(f"the {name} are not those of {place}; restore them, or use another workdir")
@@ -73,8 +82,29 @@ class Saver:
     if self._order:
       self._order.resume(host["order"])
     self._skipped = host["skipped"]
-    self._note(f"resumed after step {int(state.step)}")
+    self._resume(int(state.step))
     return state, host["loop"]
+
+  def _start(self) -> None:
+    """Says that the run starts at step 1, or raises InputError where that would lose one that can go on."""
+    c = self._config.checkpoint
+    if self._checkpoints:
+      self._checkpoints.check_start()
+    else:
+      folder = pathlib.Path(c.folder or self._workdir / "checkpoints")
+      if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
+        raise InputError(f"{folder} holds a run, and checkpoint.every={c.every} reads none: set it to 0, or use another workdir")
+    old = len(metrics_file.read(self._workdir / metrics_file.NAME, self._note)) if distributed.is_writer() else 0
+    self._note("starting at step 1" + (f": no checkpoint here, {old} old rows of {metrics_file.NAME} replaced" if old else ""))
+
+  def _resume(self, step: int) -> None:
+    """Says where the run goes on, and which of its rows are gone."""
+    known = set(range(1, step + 1))
+    if distributed.is_writer():
+      known &= {row["step"] for row in metrics_file.read(self._workdir / metrics_file.NAME, self._note)}
+    lost = f"; {metrics_file.NAME} lacks {step - len(known)} rows before it" if len(known) < step else ""
+    where = f"resuming at step {step + 1}" if step < self._config.steps else f"all {step} steps were done before"
+    self._note(f"{where}: step {step} was restored{lost}")
 
   def __enter__(self):
     self._notice.__enter__()
@@ -136,20 +166,16 @@ class Saver:
 def quality(config, state) -> dict[str, float] | None:
   """What checkpoints are compared by: averaged entropy, and how far averaged values are from the constraints.
 
-  The shortfall is the largest of the floors' and the budget's, each relative to its bound; the margin that the
-  controller aims above the floor does not count. None where nothing was measured.
+  The shortfall is the largest of all constraints', each relative to its bound; the margin that the controller aims inside
+  a bound does not count. None where nothing was measured.
   """
   if not float(state.averages.weight):
     return None
   values = {name: float(value) for name, value in state.averages.values().items()}
-  o, shortfalls = config.objective, [0.0]
-  if o.min_reward is not None:
-    shortfalls.append((o.min_reward - values["reward"]) / max(abs(o.min_reward), 1e-6))
-  for name, floor in builders.reward_floors(config):
-    shortfalls.append((floor - values[f"reward/{name}"]) / max(abs(floor), 1e-6))
-  if o.max_kl is not None:
-    shortfalls.append((values["kl"] - o.max_kl) / max(abs(o.max_kl), 1e-6))
-  found = {"entropy": values["entropy"], "shortfall": float(np.max(shortfalls))}
+  constraints = constrained.constraints(config, aim=False)
+  relative = lambda name, short: short / max(abs(constraints[name].bound), 1e-6)
+  shortfalls = [relative(*item) for item in constraint_lib.shortfall(constraints, values).items()]
+  found = {"entropy": values["entropy"], "shortfall": float(np.max([0.0, *shortfalls]))}
   return found if np.isfinite(list(found.values())).all() else None
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 
+from experiments import constrained
 from experiments import distributed
 from qempo_jax.errors import InputError
 
@@ -28,7 +29,7 @@ class WandbLog:
     self._log = log
     self._run = _package().init(
         project=config.logging.wandb,
-        name=f"{config.objective.method}-seed{config.seed}",
+        name=f"{constrained.label(config)}-seed{config.seed}",
         config=json.loads(config.to_json_best_effort()),
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from configs import base
 from experiments import workdir as workdirs
+from experiments.loops import metrics_file
 from qempo_jax.evaluation import diversity_metrics
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import lexical
@@ -38,7 +39,7 @@ def collect(folders: list[pathlib.Path]) -> list[dict]:
       found.append({
           **{key: result[key] for key in ("method", "point", "seed", "seconds")},
           "changed": _changed(own, json.loads(base.get_config().to_json_best_effort())),
-          "curves": _curves(path.parent / "metrics.jsonl"),
+          "curves": _curves(path.parent / metrics_file.NAME),
           **({"puzzles": _puzzles(rows)} if rows[0]["set_name"] else {"prompts": _prompts(rows)}),
       })
   return found
@@ -97,8 +98,8 @@ def _short(value) -> float:
 
 
 def _curves(path: pathlib.Path) -> dict[str, list[float]]:
-  steps = _lines(path) if path.exists() else []
-  found = {name: [float(f"{step[name]:.4g}") for step in steps if name in step] for name in CURVES}
+  steps = metrics_file.read(path)
+  found = {name: [float(f"{step[name]:.4g}") for step in steps if step.get(name) is not None] for name in CURVES}
   return {name: values for name, values in found.items() if values}
 
 

@@ -31,8 +31,8 @@ def run(gradient: str, floor: float, group_size: int, problem: enumerable.Proble
   for seed in SEEDS:
     config = frontier_toy.get_config().qempo
     config.seed = seed
-    config.objective.entropy_gradient = gradient
-    config.objective.min_reward = floor
+    config.method = f"qempo(entropy_gradient={gradient!r})"
+    config.constraints.quality.bound = floor
     config.sampling.group_size = group_size
     configs.append(config)
   params = enumerable.train(configs, problem).params

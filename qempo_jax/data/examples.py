@@ -1,12 +1,25 @@
-"""What one row of data becomes: a prompt with its columns, and the responses to it, each part checked as it is read."""
+"""What one row of data becomes: a prompt with its columns, and the responses to it, each part checked as it is read.
+
+Fields are read by allow-lists. A field that a chat template could read and that is not built here (tool calls, thoughts,
+images) is refused by name: the row would mean something else without it.
+"""
 
 from collections.abc import Sequence
+import re
 from typing import Any
 from typing import NamedTuple
 
+from qempo_jax.data import files
+
 Row = dict[str, Any]
 
-ROLES = ("system", "user", "assistant")
+# The role that each role's name stands for; ShareGPT says human and gpt, newer APIs say developer for system.
+ROLES = {
+    "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
+    "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
+}  # fmt: skip
+# Further fields of a message that no chat template reads.
+HARMLESS_FIELDS = ("id", "language", "model", "timestamp", "turn_identifier")
 # Characters; a text beyond it is a file read by mistake rather than something to train on.
 MAX_CHARACTERS = 2_000_000
 
@@ -21,6 +34,10 @@ class Message(dict):
   def __hash__(self):
     return hash(tuple(sorted(self.items())))
 
+
+# Messages as JSON, or as the text of a Python list.
+_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
+_NAMES_A_ROLE = re.compile(r"""["'](?:role|from)["']\s*:""")
 
 Prompt = str | tuple[Message, ...]
 Response = str | tuple[int, ...]
@@ -55,21 +72,77 @@ def text(value: Any, name: str) -> str:
   return value
 
 
+def decoded(value: Any) -> Any:
+  """A value as it is, or the messages of a text that is their JSON, as parquet files keep messages of differing fields."""
+  if not isinstance(value, str) or not _LIKE_MESSAGES.match(value):
+    return value
+  try:
+    found = files.parse(value)
+  except (ValueError, RecursionError) as error:
+    if not _NAMES_A_ROLE.search(value):
+      return value
+    raise RowError("holds a text that looks like messages and is not JSON; write the messages as JSON") from error
+  return found if all(isinstance(message, dict) and _keys(message) for message in found) else value
+
+
 def messages(value: Any, name: str) -> tuple[Message, ...]:
-  """Messages with a known role and a content each; a system message comes first or not at all."""
+  """Messages with a known role and a text each; a system message comes first or not at all.
+
+  Args:
+    value: a list of {"role", "content"} or, as in ShareGPT, {"from", "value"}; a content is a text or a list of text
+      parts, which are joined.
+    name: of the field, for errors.
+
+  Raises:
+    RowError: a role is unknown, a text is empty, or a message has a field that is not built here.
+  """
   if not isinstance(value, list | tuple) or not value:
     raise RowError(f'has a "{name}" that is {_kind(value)}, not a list of messages')
   found = []
   for place, message in enumerate(value):
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+    keys = _keys(message) if isinstance(message, dict) else None
+    if keys is None:
       raise RowError(f'has a "{name}" whose message {place + 1} is no object with role and content')
-    role = message["role"]
-    if role not in ROLES:
-      raise RowError(f'has a "{name}" with the role {str(role)[:40]!r}, which is none of {", ".join(ROLES)}')
+    role = ROLES.get(message[keys[0]]) if isinstance(message[keys[0]], str) else None
+    if role is None:
+      known = "system, user, assistant"
+      raise RowError(f'has a "{name}" with the role {str(message[keys[0]])[:40]!r}, which is none of {known}')
     if role == "system" and place:
       raise RowError(f'has a "{name}" with a system message that is not the first message')
-    found.append(Message(role=role, content=text(message["content"], f"{name}, message {place + 1}")))
+    where = f"{name}, message {place + 1}"
+    _refuse_further(message, (*keys, *HARMLESS_FIELDS), where)
+    found.append(Message(role=role, content=text(_joined(message[keys[1]], where), where)))
   return tuple(found)
+
+
+def is_empty(value: Any) -> bool:
+  """Whether a field holds nothing: null, an empty list, object or text."""
+  return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def _keys(message) -> tuple[str, str] | None:
+  return next((keys for keys in (("role", "content"), ("from", "value")) if set(keys) <= message.keys()), None)
+
+
+def _refuse_further(fields, known, where) -> None:
+  for field, value in fields.items():
+    if field not in known and not is_empty(value):
+      raise RowError(f'has a "{where}" with the field {str(field)[:40]!r}, which is not built here; remove it or the row')
+
+
+def _joined(content, where) -> Any:
+  """The text of a list of text parts; anything else as it is."""
+  if not isinstance(content, list) or not content:
+    return content
+  parts = []
+  for part in content:
+    part = {"type": "text", "text": part} if isinstance(part, str) else part
+    if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+      kind = str(part.get("type"))[:40] if isinstance(part, dict) else _kind(part)
+      raise RowError(f'has a "{where}" with a content part of the type {kind!r}; only texts are built here')
+    _refuse_further(part, ("type", "text"), where)
+    parts.append(part["text"])
+  return "".join(parts)
 
 
 def prompt(value: Any) -> Prompt:
@@ -87,12 +160,12 @@ def conversation(found: Sequence[Message]) -> Prompt:
 
 
 def response(value: Any, name: str) -> Response:
-  """A text, one assistant message, or token ids, which are taken as they are."""
+  """A text, one assistant message (alone or in a list), or token ids, which are taken as they are."""
   if isinstance(value, list) and value and all(type(token) is int and 0 <= token < 2**31 for token in value):
     return tuple(value)
   if isinstance(value, str):
     return text(value, name)
-  found = messages(value, name)
+  found = messages([value] if isinstance(value, dict) else value, name)
   if len(found) != 1 or found[0]["role"] != "assistant":
     raise RowError(f'has a "{name}" that is not one assistant message')
   return found[0]["content"]

@@ -134,7 +134,11 @@ def _parquet(path) -> Iterator[RawRow]:
   try:
     with path.open("rb") as plain:
       file = pyarrow.BufferReader(gzip.decompress(plain.read())) if path.suffix == ".gz" else plain
-      for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
+      opened = pyarrow.parquet.ParquetFile(file)
+      names = opened.schema_arrow.names
+      if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"data file {path} has two columns named {twice[:40]!r}; rename or remove one")
+      for batch in opened.iter_batches(batch_size=256):
         for index in range(batch.num_rows):
           number += 1
           yield _parquet_row(f"{path}, row {number}", batch, index)
@@ -142,13 +146,26 @@ def _parquet(path) -> Iterator[RawRow]:
     raise InputError(f"data file {path} cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def _parquet_row(place, batch, index) -> RawRow:
+def _parquet_row(where, batch, index) -> RawRow:
   try:
-    entry = {name: plain(batch.column(name)[index].as_py()) for name in batch.schema.names}
+    entry = {name: plain(_python(batch.column(place)[index])) for place, name in enumerate(batch.schema.names)}
     # A field that only other rows have is null here, and no field.
-    return RawRow(place, {name: value for name, value in entry.items() if value is not None}, "")
+    return RawRow(where, {name: value for name, value in entry.items() if value is not None}, "")
   except UnicodeDecodeError as error:
-    return RawRow(place, None, f"is not UTF-8 (byte {error.start})")
+    return RawRow(where, None, f"is not UTF-8 (byte {error.start})")
+
+
+def _python(scalar) -> Any:
+  """An Arrow value in Python; times that Python has no type for (nanoseconds, far dates, durations) as text or number."""
+  try:
+    return scalar.as_py()
+  except (ValueError, OverflowError) as error:
+    if isinstance(error, UnicodeDecodeError):
+      raise
+  try:
+    return str(scalar.cast("string").as_py())
+  except (ValueError, OverflowError, NotImplementedError, TypeError):
+    return getattr(scalar, "value", None) if isinstance(getattr(scalar, "value", None), int) else repr(scalar)[:200]
 
 
 def plain(value: Any) -> Any:
@@ -164,7 +181,8 @@ def plain(value: Any) -> Any:
   if isinstance(value, dict):
     found = {str(key): plain(item) for key, item in value.items()}
     columns = list(found.values())
-    if {"role", "content"} <= found.keys() and all(isinstance(column, list) for column in columns):
+    is_messages = {"role", "content"} <= found.keys() or {"from", "value"} <= found.keys()
+    if is_messages and all(isinstance(column, list) for column in columns):
       return [dict(zip(found, items)) for items in zip(*columns)]  # TFDS gives a list of objects as columns
     return found
   if isinstance(value, list | tuple):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qempo_jax.data import columns
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import tokenization
 from qempo_jax.data.examples import Preference
@@ -40,6 +41,9 @@ class Summary(NamedTuple):
     bos: prompts by their number of BOS tokens.
     prompt_tokens: (mean, largest).
     response_tokens: (mean, largest).
+    alike: pairs whose responses have the same tokens.
+    tied: pairs whose columns score both responses the same.
+    reversed: pairs whose columns score the rejected response higher.
   """
 
   examples: int
@@ -51,6 +55,9 @@ class Summary(NamedTuple):
   bos: dict[int, int]
   prompt_tokens: tuple[float, int]
   response_tokens: tuple[float, int]
+  alike: int = 0
+  tied: int = 0
+  reversed: int = 0
 
   def lines(self) -> list[str]:
     """The summary for the user."""
@@ -65,6 +72,9 @@ class Summary(NamedTuple):
         (self.early_ends, "examples with the ending token inside a response, dropped"),
         (self.endings, "responses without exactly one ending token at their end"),
         (self.seams, "responses whose first token would merge with the prompt's last (prefix violations)"),
+        (self.alike, "pairs whose chosen and rejected response have the same tokens"),
+        (self.tied, "pairs whose scores are equal (ties)"),
+        (self.reversed, "pairs whose rejected response has the higher score (reversed)"),
     ):
       found.append(f"{count:,} {what}")
     if any(number > 1 for number in self.bos):
@@ -105,7 +115,7 @@ def summarise(
 ) -> Summary:
   """Encodes every example and counts."""
   encoder, stops = pair_tokens.Encoder(tokenizer), set(tokenization.stop_token_ids(tokenizer))
-  long_prompts = long_responses = early = endings = 0
+  long_prompts = long_responses = early = endings = alike = 0
   bos, prompt_lengths, response_lengths = {}, [], []
   for row, *pair in examples:
     prompt = encoder.prompt(row["prompt"])
@@ -117,11 +127,15 @@ def summarise(
     long_responses += any(len(ids) > max_response_length for ids in responses)
     early += any(isinstance(text, str) and encoder.ends_early(ids) for text, ids in zip(given, responses))
     endings += sum(ids[-1] not in stops or sum(token in stops for token in ids) != 1 for ids in responses)
+    alike += len(responses) == 2 and tuple(responses[0]) == tuple(responses[1])
     prompt_lengths.append(len(prompt))
     response_lengths += map(len, responses)
   mean_and_most = lambda lengths: (float(np.mean(lengths)), max(lengths)) if lengths else (0.0, 0)
   sizes = mean_and_most(prompt_lengths), mean_and_most(response_lengths)
-  return Summary(len(examples), long_prompts, long_responses, encoder.seams, early, endings, bos, *sizes)
+  gaps = [columns.score_gap(example.row) for example in examples if example.rejected is not None]
+  against = {"tied": sum(gap == 0 for gap in gaps), "reversed": sum(gap is not None and gap < 0 for gap in gaps)}
+  counts = long_prompts, long_responses, encoder.seams, early, endings
+  return Summary(len(examples), *counts, bos, *sizes, alike, **against)
 
 
 def _leading(ids, bos) -> int:

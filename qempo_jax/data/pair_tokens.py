@@ -12,6 +12,7 @@ from qempo_jax.data import tokenization
 from qempo_jax.data.preferences import Preference
 from qempo_jax.data.preferences import Response
 from qempo_jax.data.prompts import Row
+from qempo_jax.data.special_tokens import end_token_id as end_token_id
 from qempo_jax.errors import InputError
 from qempo_jax.types import PackedGroups
 
@@ -185,23 +186,6 @@ class Encoder:
     text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     self._rendered = prompt, text
     return text
-
-
-def end_token_id(tokenizer: Any) -> int:
-  """The token that ends a response: the stop token the chat template puts after one, else the tokenizer's EOS.
-
-  Raises:
-    InputError: the tokenizer has neither.
-  """
-  stops = tokenization.stop_token_ids(tokenizer)
-  if tokenizer.chat_template:
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    ids = tokenizer.encode(tokenizer.apply_chat_template(turn, tokenize=False), add_special_tokens=False)
-    if ending := [token for token in ids if token in stops]:
-      return ending[-1]
-  if tokenizer.eos_token_id is None:
-    raise InputError("the tokenizer has no token that ends a response; set its eos_token")
-  return tokenizer.eos_token_id
 
 
 def _next_other(rows) -> list[int]:

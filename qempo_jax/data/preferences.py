@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qempo_jax.data import columns
 from qempo_jax.data import formats
 from qempo_jax.data import sources
 from qempo_jax.data.examples import Message as Message
@@ -24,6 +25,7 @@ def load_preferences(
     on_bad_row: str = "error",
     max_bad_share: float = 0.01,
     note: Callable[[str], None] | None = None,
+    tokenizer: Any = None,
 ) -> list[Preference]:
   """Reads pairs, in any of the shapes of `formats`.
 
@@ -37,6 +39,7 @@ def load_preferences(
     on_bad_row: "error" or "skip".
     max_bad_share: of skipped rows, beyond which the run stops.
     note: gets a line for the user where rows were skipped.
+    tokenizer: as for `sources.load`.
 
   Returns:
     The pairs, in the source's order; further fields are columns of the row.
@@ -45,7 +48,9 @@ def load_preferences(
     InputError: the source can't be read, or a row does not fit; names it.
   """
   needs = formats.PAIR if rejected else formats.COMPLETION
-  loaded = sources.load(source, needs=needs, on_bad_row=on_bad_row, max_bad_share=max_bad_share)
+  loaded = sources.load(
+      source, needs=needs, on_bad_row=on_bad_row, max_bad_share=max_bad_share, tokenizer=tokenizer
+  )
   if loaded.bad and note:
     note(loaded.line())
   return loaded.examples
@@ -137,8 +142,8 @@ def to_json(preference: Preference) -> dict[str, Any]:
 
 
 def prompt_rows(rows: Sequence[Row]) -> list[Row]:
-  """The first row of every prompt, in order."""
+  """The first row of every task, in order: of one prompt and one set of `columns.TASKS`, which its pairs share."""
   first = {}
   for row in rows:
-    first.setdefault(row["prompt"], row)
+    first.setdefault((row["prompt"], columns.task(row)), row)
   return list(first.values())

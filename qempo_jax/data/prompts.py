@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+from typing import Any
 
 from qempo_jax.data import formats
 from qempo_jax.data import order
@@ -40,6 +41,7 @@ def load_rows(
     on_bad_row: str = "error",
     max_bad_share: float = 0.01,
     note: Callable[[str], None] | None = None,
+    tokenizer: Any = None,
 ) -> list[Row]:
   """The training rows of a source: "open_list", "countdown", or one of those in `sources`.
 
@@ -50,6 +52,7 @@ def load_rows(
     on_bad_row: "error" or "skip".
     max_bad_share: of skipped rows, beyond which the run stops.
     note: gets a line for the user where rows were skipped.
+    tokenizer: as for `sources.load`.
 
   Returns:
     Rows with `prompt`, `split` and the source's further columns.
@@ -61,7 +64,9 @@ def load_rows(
     return open_list_rows("train", sets=sets, wordings=wordings)
   if source == "countdown":
     return countdown_rows("train")
-  loaded = sources.load(source, needs=formats.PROMPT, on_bad_row=on_bad_row, max_bad_share=max_bad_share)
+  loaded = sources.load(
+      source, needs=formats.PROMPT, on_bad_row=on_bad_row, max_bad_share=max_bad_share, tokenizer=tokenizer
+  )
   if loaded.bad and note:
     note(loaded.line())
   return [example.row for example in loaded.examples]

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 import os
 import pathlib
 import re
+from typing import Any
 from typing import NamedTuple
 
 from qempo_jax.data import files
 from qempo_jax.data import formats
 from qempo_jax.data import row_store
+from qempo_jax.data import templates
 from qempo_jax.data.examples import Preference
 from qempo_jax.data.examples import RowError
 from qempo_jax.data.files import RawRow
@@ -62,7 +64,13 @@ class Loaded(NamedTuple):
 
 
 def load(
-    source: str, *, needs: str, on_bad_row: str = "error", max_bad_share: float = 0.01, store_above: int = STORE_ABOVE
+    source: str,
+    *,
+    needs: str,
+    on_bad_row: str = "error",
+    max_bad_share: float = 0.01,
+    store_above: int = STORE_ABOVE,
+    tokenizer: Any = None,
 ) -> Loaded:
   """Reads every row of a source.
 
@@ -72,6 +80,7 @@ def load(
     on_bad_row: "error" stops at a row that does not fit; "skip" leaves it out and counts it.
     max_bad_share: share of skipped rows beyond which nothing is loaded.
     store_above: as for `open_rows`.
+    tokenizer: of the model; a row that its chat template refuses does not fit. None to render nothing.
 
   Returns:
     The rows that fit, and a count of the others.
@@ -82,7 +91,7 @@ def load(
   if on_bad_row not in ("error", "skip"):
     raise InputError(f"data.on_bad_row={on_bad_row!r} is not known; use error or skip")
   raw, examples, counts, bad = open_rows(source, store_above=store_above), [], {}, []
-  family = None
+  family, check = None, templates.checker(tokenizer)
   for place, entry, error in raw:
     try:
       if error:
@@ -91,6 +100,8 @@ def load(
       family = family or formats.family(name)
       if formats.family(name) != family:
         raise RowError(f"has the format {name!r}, and the rows before it {next(iter(counts))!r}")
+      if check:
+        check(example)
     except RowError as problem:
       if on_bad_row == "error":
         raise InputError(f"{place} {problem}; correct it, or set data.on_bad_row=skip") from problem

@@ -6,6 +6,7 @@ tokenizer from these alone. Everything else goes through transformers. Heavy pac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
@@ -13,6 +14,8 @@ import pathlib
 from typing import TYPE_CHECKING
 from typing import Any
 
+from qempo_jax.data import special_tokens
+from qempo_jax.data.special_tokens import stop_token_ids as stop_token_ids
 from qempo_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,14 +26,12 @@ Message = Mapping[str, str]
 
 # Files of which a tokenizer folder holds at least one.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-# How chat models end a turn; a model's own `eos` often names the end of a document instead.
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 # Values of `tokenizer.ggml.token_type`.
 _CONTROL, _USER_DEFINED = 3, 4
 
 
 def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-  """Loads the tokenizer that belongs to a model.
+  """Loads the tokenizer that belongs to a model, with the stop tokens that the model's settings list.
 
   Args:
     path_or_id: A .gguf file, a local folder with tokenizer files, or a Hugging Face id.
@@ -54,18 +55,20 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBas
       raise InputError(
         f"No tokenizer in the folder {path}: copy the model's tokenizer.json and tokenizer_config.json into it."
       )
-    return _from_transformers(
+    tokenizer = _from_transformers(
       str(path), f"Can't read the tokenizer in the folder {path}", "copy its files again"
     )
+    return _with_stops(tokenizer, lambda file: special_tokens.read_settings(path, file))
   if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
     raise InputError(
       f"No such model folder: {path}; check the path, or give a Hugging Face id such as org/name."
     )
-  return _from_transformers(
+  tokenizer = _from_transformers(
     name,
     f"{name!r} is neither a local folder nor a Hugging Face model whose tokenizer can be loaded",
     "check the spelling, the network and access rights, or give a local folder",
   )
+  return _with_stops(tokenizer, lambda file: _from_hub(name, file))
 
 
 def gguf_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
@@ -104,6 +107,8 @@ def gguf_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     **special,
   )
   tokenizer.chat_template = fields.get("tokenizer.chat_template")
+  ends = [fields[key] for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id") if key in fields]
+  special_tokens.declare_stop_ids(tokenizer, [{"eos_token_id": ends}])
   return tokenizer
 
 
@@ -156,15 +161,6 @@ def _without_eos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
   return ids
 
 
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-  """Returns the ids that end a response, ascending: the tokenizer's EOS and any end-of-turn token it knows."""
-  vocabulary = tokenizer.get_vocab()
-  ids = {vocabulary[token] for token in END_OF_TURN if token in vocabulary}
-  if tokenizer.eos_token_id is not None:
-    ids.add(tokenizer.eos_token_id)
-  return tuple(sorted(ids))
-
-
 def _transformers() -> Any:
   """Imports transformers without its advice to install PyTorch, which nothing here needs."""
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -179,6 +175,24 @@ def _from_transformers(name: str, problem: str, remedy: str) -> PreTrainedTokeni
   except Exception as error:  # The tokenizers package raises bare Exception for a malformed file.
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
     raise InputError(f"{problem} ({reason}): {remedy}.") from error
+
+
+def _with_stops(tokenizer: PreTrainedTokenizerBase, read: Callable[[str], dict[str, Any]]) -> PreTrainedTokenizerBase:
+  """The tokenizer, with the stop tokens of the model's settings, which `read` gets by file name."""
+  special_tokens.declare_stop_ids(tokenizer, map(read, special_tokens.SETTINGS_FILES))
+  return tokenizer
+
+
+def _from_hub(name: str, file: str) -> dict[str, Any]:
+  """Model settings of a Hugging Face id; empty if it has none, or none are in the cache and there is no network."""
+  import huggingface_hub
+  from huggingface_hub.errors import EntryNotFoundError
+
+  try:
+    path = pathlib.Path(huggingface_hub.hf_hub_download(name, file))
+  except EntryNotFoundError:
+    return {}
+  return special_tokens.read_settings(path.parent, path.name)
 
 
 def _gguf_fields(path: pathlib.Path) -> dict[str, Any]:

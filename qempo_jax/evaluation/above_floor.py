@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import lexical
 from qempo_jax.evaluation.intervals import Interval
 from qempo_jax.evaluation.intervals import mean_interval
@@ -94,6 +95,7 @@ def diversity(
   level: float = 0.95,
   num_draws: int = 1000,
   seed: int = 0,
+  clusters: families.Clusters | None = None,
 ) -> Diversity:
   """All figures of one method's samples.
 
@@ -114,6 +116,7 @@ def diversity(
     level: of the intervals.
     num_draws: bootstrap draws.
     seed: of the bootstrap.
+    clusters: families of the prompts, see `clusters.of`; None for independent prompts.
 
   Raises:
     InputError: if shapes differ or `matched` is below 2.
@@ -132,7 +135,7 @@ def diversity(
   acceptable = given["rewards"] >= floor
   everything = np.arange(acceptable.size).reshape(shape)
   kept = [positions[good][:matched] for positions, good in zip(everything, acceptable, strict=True)]
-  settings = {"level": level, "num_draws": num_draws, "seed": seed}
+  settings = {"level": level, "num_draws": num_draws, "seed": seed, "clusters": clusters}
   metrics = LEXICAL_METRICS if metrics is None else metrics
   pooled = [text for samples in texts for text in samples]
   corpus = lexical.with_ngrams(lexical.encode(pooled), max_order=4)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import intervals
 
 _EXACT_PROMPTS = 12  # up to it every one of the 2^n sign patterns is looked at
@@ -17,7 +18,7 @@ class Comparison(NamedTuple):
   Attributes:
     difference: mean over prompts of method less baseline, with its two-sided interval at `level` for this one alone.
     simultaneous: the same at 1 - (1 - level) / methods, so that all of them hold together at `level` (Bonferroni).
-    p_value: of the sign-flip test, two-sided.
+    p_value: of the sign-flip test, or of Student's with two crossed keys; two-sided. See `p_value`.
     adjusted_p_value: Holm's, over all methods compared.
     different: whether the adjusted one is at most 1 - level.
   """
@@ -36,6 +37,7 @@ def compare_with(
   level: float = 0.95,
   num_draws: int = 2000,
   seed: int = 0,
+  clusters: families.Clusters | None = None,
 ) -> dict[str, Comparison]:
   """Compares every other method with `baseline`, prompt by prompt.
 
@@ -45,6 +47,7 @@ def compare_with(
     level: of the intervals, and 1 - level of the family of tests.
     num_draws: of the bootstrap, and of sign patterns.
     seed: of both.
+    clusters: families of the prompts, resampled and tested whole; None for independent prompts.
 
   Returns:
     By method a Comparison.
@@ -59,9 +62,9 @@ def compare_with(
   for name in others:
     if len(arrays[name]) != len(arrays[baseline]):
       raise InputError(f"{name!r} has {len(arrays[name])} prompts, {baseline!r} {len(arrays[baseline])}: use the same.")
-  settings = {"num_draws": num_draws, "seed": seed}
+  settings = {"num_draws": num_draws, "seed": seed, "clusters": clusters}
   p_values = np.array([
-    sign_flip_p_value(_by_prompt(arrays[name]) - _by_prompt(arrays[baseline]), **settings) for name in others
+    p_value(_by_prompt(arrays[name]) - _by_prompt(arrays[baseline]), **settings) for name in others
   ])
   adjusted = holm(p_values)
   found = {}
@@ -77,6 +80,36 @@ def compare_with(
       different=bool(adjusted[index] <= 1 - level + 1e-12),
     )
   return found
+
+
+def p_value(
+  differences: np.ndarray, *, num_draws: int = 2000, seed: int = 0, clusters: families.Clusters | None = None
+) -> float:
+  """Two-sided test that the mean of the prompts' differences is 0.
+
+  One key: the sign-flip test over the families' sums. Two crossed keys: Student's test of mean / standard error, with
+  the fewest families of a key less 1 degrees of freedom; see `clusters.standard_error`. A flip of rows would keep what
+  rows share, and so miss the variance of the columns.
+
+  Args:
+    differences: [prompts].
+    num_draws: sign patterns, where there are too many for all.
+    seed: of the patterns.
+    clusters: families of the prompts; None for independent prompts.
+  """
+  from scipy import special
+
+  if clusters is None:
+    return sign_flip_p_value(differences, num_draws=num_draws, seed=seed)
+  differences = np.asarray(differences, float)
+  families.checked(clusters, len(differences))
+  top, bottom = clusters.table(differences), clusters.table(np.ones_like(differences))
+  if len(clusters.keys) == 1:
+    return sign_flip_p_value(top[:, 0], num_draws=num_draws, seed=seed)
+  estimate, error, freedom = families.standard_error(top, bottom)
+  if freedom < 1 or not estimate:
+    return 1.0
+  return float(2 * special.stdtr(freedom, -abs(estimate) / error)) if error else 0.0
 
 
 def sign_flip_p_value(differences: np.ndarray, *, num_draws: int = 2000, seed: int = 0) -> float:

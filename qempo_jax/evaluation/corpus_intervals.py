@@ -2,11 +2,13 @@
 
 A mean over pairs of sentences is a ratio of sums over pairs of prompts, so a bootstrap over prompts needs those sums
 only. A prompt drawn twice is two prompts, and a sentence is never paired with its own copy, which would pull the
-figure down. Type counts would fall with every prompt drawn twice: there the jackknife over prompts is used.
+figure down. Type counts would fall with every prompt drawn twice: there the jackknife over prompts is used. With
+`clusters`, families of prompts are drawn, or left out, whole; two crossed keys as in `clusters`.
 """
 
 import numpy as np
 
+from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import lexical
 from qempo_jax.evaluation.intervals import Interval
@@ -54,6 +56,7 @@ def pair_interval(
   level: float = 0.95,
   num_draws: int = 1000,
   seed: int = 0,
+  clusters: families.Clusters | None = None,
 ) -> Interval:
   """Percentile interval of scale * (1 - mean over pairs of different items of their product), over prompts.
 
@@ -70,11 +73,13 @@ def pair_interval(
     level: of the interval.
     num_draws: resamples of the prompts.
     seed: of the resampling.
+    clusters: families of the prompts; None for independent prompts.
   """
   products, squares = sums
   sizes = np.asarray(sizes, float)
   num_prompts = len(sizes)
-  if num_prompts < 2:
+  clusters = families.checked(clusters, num_prompts) or families.of({"prompt": range(num_prompts)})
+  if min(clusters.counts) < 2:
     return Interval(float(estimate), np.nan, np.nan)
   within = np.diagonal(products) - squares
   within_pairs = sizes * (sizes - 1)
@@ -84,8 +89,9 @@ def pair_interval(
   between, between_pairs = products.copy(), np.outer(sizes, sizes)
   np.fill_diagonal(between, 0.0)
   np.fill_diagonal(between_pairs, 0.0)
-  drawn = np.random.default_rng(seed).multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), num_draws)
-  weights = drawn.astype(float)
+  rng, weights = np.random.default_rng(seed), np.ones((num_draws, num_prompts))
+  for count, labels in zip(clusters.counts, clusters.labels, strict=True):
+    weights *= rng.multinomial(count, np.full(count, 1 / count), num_draws)[:, labels]
   twice = weights * (weights - 1)
 
   def total(across, own, two):
@@ -98,7 +104,13 @@ def pair_interval(
 
 
 def lexical_interval(
-  corpus: lexical.Corpus, owners: np.ndarray, estimate: float, *, size: int, level: float = 0.95
+  corpus: lexical.Corpus,
+  owners: np.ndarray,
+  estimate: float,
+  *,
+  size: int,
+  level: float = 0.95,
+  clusters: families.Clusters | None = None,
 ) -> Interval:
   """Jackknife interval over prompts of the mean type-token ratio of `size` n-grams, n = 1, 2, 3.
 
@@ -113,12 +125,23 @@ def lexical_interval(
     estimate: the figure itself.
     size: n-grams drawn.
     level: of the interval.
+    clusters: families of the prompts, whose variances add up for two crossed keys; None for independent prompts.
   """
   from scipy import special
 
-  count = int(owners.max(initial=-1)) + 1
-  if count < 2:
+  num_prompts = int(owners.max(initial=-1)) + 1
+  clusters = families.checked(clusters, num_prompts) or families.of({"prompt": range(max(1, num_prompts))})
+  fewest = min(clusters.counts)
+  if fewest < 2 or not num_prompts:
     return Interval(float(estimate), np.nan, np.nan)
+  variance = sum(_jackknife_variance(corpus, labels[owners], size) for labels in clusters.labels)
+  half = special.stdtrit(fewest - 1, (1 + level) / 2) * np.sqrt(variance)
+  return Interval(float(estimate), float(estimate - half), float(estimate + half))
+
+
+def _jackknife_variance(corpus, owners, size):
+  """Of the mean type-token ratio, each owner left out once."""
+  count = int(owners.max()) + 1
   values = np.zeros(count)
   for n in (1, 2, 3):
     ids, text_of = lexical.ngrams(corpus, n)
@@ -137,6 +160,4 @@ def lexical_interval(
       total = len(ids) - per_prompt[prompt]
       kinds = functional.rarefied_types_of(occurring, left[occurring], total=total, size=drawn)
       values[prompt] += kinds / max(1, drawn) / 3
-  error = np.sqrt((count - 1) / count * np.sum((values - values.mean()) ** 2))
-  half = special.stdtrit(count - 1, (1 + level) / 2) * error
-  return Interval(float(estimate), float(estimate - half), float(estimate + half))
+  return (count - 1) / count * np.sum((values - values.mean()) ** 2)

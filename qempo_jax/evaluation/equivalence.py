@@ -9,19 +9,15 @@ NoveltyBench (Zhang et al., https://arxiv.org/abs/2504.05228).
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Sequence
-import re
-import unicodedata
 
 import numpy as np
 
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import lexical
 from qempo_jax.evaluation import semantic
+from qempo_jax.rewards import normal_form as forms
 
 Equivalence = Callable[[Sequence[str]], np.ndarray]
-
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_NOT_WORD = re.compile(r"[\W_]+")
 
 
 def exact(outputs: Sequence[Hashable]) -> np.ndarray:
@@ -31,14 +27,13 @@ def exact(outputs: Sequence[Hashable]) -> np.ndarray:
 
 
 def normalised(outputs: Sequence[str]) -> np.ndarray:
-  """[outputs] labels: the same where equal without case, Unicode variants, punctuation, articles and blanks."""
+  """[outputs] labels: the same where `rewards.normal_form` gives one form."""
   return exact([normal_form(output) for output in outputs])
 
 
 def normal_form(text: str) -> str:
-  """Words without articles; the words as they are where nothing else is left; the text itself where no word is."""
-  plain = _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
-  return " ".join(_ARTICLES.sub(" ", plain).split()) or plain or text.strip()
+  """A text without case, Unicode variants, punctuation, articles and blanks; signs that change an answer stay (C++, -5)."""
+  return forms.normal_form(text)
 
 
 def ngram_overlap(*, threshold: float, n: int = 2) -> Equivalence:

@@ -7,27 +7,27 @@ them. None of them sees meaning, and none sees quality: random words score best.
 import array
 from collections.abc import Callable
 from collections.abc import Sequence
-import re
 from typing import NamedTuple
+import unicodedata
 import zlib
 
 import numpy as np
 
 from qempo_jax.errors import InputError
-
-_WORD_PUNCT = re.compile(r"\w+|[^\w\s]+")
+from qempo_jax.rewards import words as tokens
 
 
 def split(text: str) -> list[str]:
-  """Runs of letters, digits and underscores, and runs of other visible characters, as they are."""
-  return _WORD_PUNCT.findall(text)
+  """The tokens of a text as they stand there: see `rewards.words`, which also says what a word is without blanks."""
+  return tokens.split(text)
 
 
 def words(text: str) -> list[str]:
-  """The same, lower-cased."""
+  """The same, lower-cased, each character in its composed form (NFC)."""
   if text.isascii():
-    return split(text.lower())
-  return [token.lower() for token in split(text)]  # folding the case first can change how other letters split
+    return tokens.split(text.lower())
+  # Folding the case first can change how other letters split.
+  return [token.lower() for token in tokens.split(unicodedata.normalize("NFC", text))]
 
 
 class Corpus(NamedTuple):

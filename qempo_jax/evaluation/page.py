@@ -30,7 +30,7 @@ def render(results: Mapping, plots: Mapping[str, tuple[bytes, str]], rows: Seque
     "<h2>Plots</h2>",
     '<div class="plots">' + "".join(figure(name, *plot) for name, plot in plots.items()) + "</div>",
     "<h2>The policies</h2>",
-    f'<p class="soft">Means over prompts with {results["level"]:.0%} intervals from a bootstrap over prompts.</p>',
+    f'<p class="soft">Means over prompts with {results["level"]:.0%} intervals {_units(results)}.</p>',
     *(_table(results, split) for split in results["comparisons"]),
     "<h2>Diversity</h2>",
     page_diversity.section(results, main_split(results)),
@@ -194,7 +194,7 @@ def _run(results):
     shown = config if isinstance(config, str) else json.dumps(config, indent=2, default=str)
     parts.append(f"<details><summary>Config</summary><pre>{page_style.escape(shown)}</pre></details>")
   draws = results["bootstrap"]
-  parts.append(f'<p class="soft">Bootstrap: {draws["num_draws"]} draws over prompts, seed {draws["seed"]}.</p>')
+  parts.append(f'<p class="soft">Bootstrap: {draws["num_draws"]} draws, seed {draws["seed"]}; intervals {_units(results)}.</p>')
   return "".join(parts)
 
 
@@ -202,3 +202,8 @@ def _css(verdict):
   return verdict.lower().replace(" ", "-")
 
 
+def _units(results: Mapping) -> str:
+  """What the intervals of each split are over, in words."""
+  units = results["bootstrap"]["clusters"]
+  parts = [f"{found['families']} on {split} (for {found['generalises_to']})" for split, found in units.items()]
+  return page_style.escape("over " + "; ".join(parts)) + "; another training seed is another policy"

@@ -8,6 +8,7 @@ import re
 from qempo_jax.evaluation import page_style
 from qempo_jax.evaluation.rows import METHOD_LABELS
 from qempo_jax.evaluation.rows import SPLIT_LABELS
+from qempo_jax.evaluation.rows import task_name
 
 INTRODUCTION = (
   '<p class="soft">The first samples of one prompt a split, the number is the reward. Words that the first policy\'s'
@@ -29,7 +30,7 @@ def section(rows: Sequence[Mapping], split: str, answers: Mapping) -> str:
   """
   texts = {}
   for method in answers["methods"]:
-    found = [row for row in rows if (row["method"], row["split"], row["prompt"]) == (method, split, answers["prompt"])]
+    found = [row for row in rows if (row["method"], row["split"], task_name(row)) == (method, split, answers["prompt"])]
     texts[method] = sorted(found, key=lambda row: (row["seed"], row["sample"]))[:_COMPLETIONS]
   first = next(iter(texts), None)
   columns = []

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import corpus_intervals
 from qempo_jax.evaluation import lexical
 from qempo_jax.evaluation import semantic
@@ -37,7 +38,12 @@ NUM_SENTENCES = 3_000
 SEED = 42
 _PUNCTUATION = frozenset(string.punctuation)
 _ORDERS = (1, 2, 3)
-_SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]\u201d\u2019]))\s+|\n\s*\n")
+# Stops of Chinese, Japanese, Devanagari, Arabic and Urdu end a sentence without a blank behind them.
+_STOPS, _CLOSERS = "\u3002\uff01\uff1f\u0964\u0965\u061f\u06d4", "\u300d\u300f\u201d\u2019\uff09"
+_SENTENCE_END = re.compile(
+  r"(?:(?<=[.!?])|(?<=[.!?][\"')\]\u201d\u2019]))\s+|\n\s*\n"
+  rf"|(?:(?<=[{_STOPS}])|(?<=[{_STOPS}][{_CLOSERS}]))(?![{_STOPS}{_CLOSERS}])\s*"
+)
 
 
 class ProtocolFigure(NamedTuple):
@@ -108,6 +114,7 @@ def diversity(
   level: float = 0.95,
   num_draws: int = 1000,
   seed: int = SEED,
+  clusters: families.Clusters | None = None,
 ) -> dict[str, ProtocolFigure]:
   """One axis of the protocol for several methods at one sample size.
 
@@ -121,6 +128,7 @@ def diversity(
     level: of the intervals.
     num_draws: bootstrap draws.
     seed: of the subsamples and of the bootstrap.
+    clusters: families of the prompts, see `clusters.of`; None for independent prompts.
 
   Returns:
     By method a ProtocolFigure; all with the same sample size.
@@ -152,7 +160,7 @@ def diversity(
     owners = np.repeat(np.arange(len(prompts)), [len(items) for items in prompts])
     if axis == "lexical":
       value = _lexical(corpora[name], size, seed)
-      interval = corpus_intervals.lexical_interval(corpora[name], owners, value, size=size, level=level)
+      interval = corpus_intervals.lexical_interval(corpora[name], owners, value, size=size, level=level, clusters=clusters)
     else:
       positions = draw(pooled[name], size=size, seed=seed)
       chosen = [pooled[name][position] for position in positions]
@@ -166,14 +174,14 @@ def diversity(
         sums = corpus_intervals.prompt_products(vectors, owners[positions], len(prompts))
       sizes = np.bincount(owners[positions], minlength=len(prompts))
       interval = corpus_intervals.pair_interval(
-        sums, sizes, scale=scale, estimate=value, level=level, num_draws=num_draws, seed=seed
+        sums, sizes, scale=scale, estimate=value, level=level, num_draws=num_draws, seed=seed, clusters=clusters
       )
     found[name] = ProtocolFigure(value, interval, size)
   return found
 
 
 def sentences(text: str, *, drop: str = "none") -> list[str]:
-  """Splits a sample into sentences, at . ! ? (with closing quotes) before a blank, and at blank lines.
+  """Splits a sample into sentences, at . ! ? (with closing quotes) before a blank, at other scripts' stops, and at blank lines.
 
   The reference code uses NLTK's Punkt, which also knows abbreviations; give your own sentences where that matters.
 

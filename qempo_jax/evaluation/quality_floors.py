@@ -7,6 +7,7 @@ import numpy as np
 
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import certificate
+from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import intervals
 
 Kind = Literal["absolute", "reference quantile", "reference minus"]
@@ -45,6 +46,7 @@ def certify_floor(
     InputError: if the reference's rewards are missing or their prompts differ in number, or the kind is unknown.
   """
   settings |= {"direction": "at least", "level": level}
+  certificate.check_range(rewards, value_range, "reward")
   if kind == "absolute":
     return certificate.certify(rewards, constraint="reward", bound=amount, value_range=value_range, **settings)
   if kind not in ("reference quantile", "reference minus"):
@@ -57,6 +59,7 @@ def certify_floor(
     floor = float(np.quantile(reference_rewards, amount))
     return certificate.certify(rewards, constraint="reward", bound=floor, value_range=value_range, **settings)
   differences = _paired(rewards, reference_rewards)
+  certificate.check_range(reference_rewards, value_range, "reward of the reference")
   span = None if value_range is None else (value_range[0] - value_range[1], value_range[1] - value_range[0])
   found = certificate.certify(
     differences[:, None], constraint="reward over reference", bound=0.0 - amount, value_range=span, **settings
@@ -67,7 +70,13 @@ def certify_floor(
 
 
 def entropy_gains(
-  entropy: np.ndarray, others: Mapping[str, np.ndarray], *, level: float = 0.95, num_draws: int = 2000, seed: int = 0
+  entropy: np.ndarray,
+  others: Mapping[str, np.ndarray],
+  *,
+  level: float = 0.95,
+  num_draws: int = 2000,
+  seed: int = 0,
+  clusters: families.Clusters | None = None,
 ) -> dict[str, intervals.Interval]:
   """Sequence entropy less that of each other policy, such as the reference and an RLHF run, in nats.
 
@@ -79,13 +88,14 @@ def entropy_gains(
     level: of all the intervals together: each is at 1 - (1 - level) / len(others).
     num_draws: bootstrap draws.
     seed: of the bootstrap.
+    clusters: families of the prompts; None for independent prompts.
 
   Returns:
     By policy the gain, paired by prompt, with its interval.
   """
   each = 1 - (1 - level) / max(1, len(others))
   return {
-    name: intervals.paired_difference(entropy, values, level=each, num_draws=num_draws, seed=seed)
+    name: intervals.paired_difference(entropy, values, level=each, num_draws=num_draws, seed=seed, clusters=clusters)
     for name, values in others.items()
   }
 

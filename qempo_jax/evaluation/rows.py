@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import equivalence
 
 METHODS = ("base", "grpo", "qempo", "qempo_kl")
@@ -31,13 +32,14 @@ class SplitSamples(NamedTuple):
   """The samples of one method on one split; axis 0 of every array is `prompts`, the rest is per sample.
 
   Attributes:
-    prompts: the distinct prompts, sorted, so that every method has them in the same order.
+    prompts: the distinct tasks by `task_name`, sorted, so that every method has them in the same order.
     set_names: the answer set of each prompt.
     seeds: training seeds, sorted.
     figures: by field, [prompts, seeds, samples] numbers; NaN where a row has None.
     answers: [prompts][seeds][samples] canonical answers, None where not acceptable.
     completions: [prompts][seeds][samples] texts.
     dropped: rows left out so that every prompt has equally many samples.
+    clusters: families of the prompts; None for independent prompts.
   """
 
   prompts: tuple[str, ...]
@@ -47,10 +49,11 @@ class SplitSamples(NamedTuple):
   answers: list[list[list[str | None]]]
   completions: list[list[list[str]]]
   dropped: int
+  clusters: families.Clusters | None = None
 
 
-def check_rows(rows: Sequence[Mapping]) -> None:
-  """Raises InputError, naming the row and field, when a row lacks a field or holds a number that is not finite."""
+def check_rows(rows: Sequence[Mapping], reward_range: tuple[float, float] | None = None) -> None:
+  """Raises InputError, naming the row and field, where a field lacks or a number is not finite or a reward out of range."""
   if not rows:
     raise InputError("There are no evaluation rows to summarise: sample some completions first.")
   for index, row in enumerate(rows):
@@ -62,10 +65,18 @@ def check_rows(rows: Sequence[Mapping]) -> None:
         continue
       if not isinstance(row[field], (int, float, np.number, np.bool_)) or not math.isfinite(row[field]):
         raise InputError(f"Evaluation row {index} has {field} = {row[field]!r}: it must be a finite number.")
+    if reward_range is not None and not reward_range[0] <= row["reward"] <= reward_range[1]:
+      raise InputError(
+        f"Evaluation row {index} has reward = {row['reward']:g}, outside reward_range {tuple(reward_range)}: set "
+        "evaluation.reward_range to the reward's least and greatest value, or to () where it has none."
+      )
 
 
 def arrange(
-  rows: Iterable[Mapping], num_samples: Mapping[str, int], acceptable: Mapping[str, float]
+  rows: Iterable[Mapping],
+  num_samples: Mapping[str, int],
+  acceptable: Mapping[str, float],
+  cluster: Sequence[str] = (),
 ) -> dict[tuple[str, str], SplitSamples]:
   """Groups rows by (method, split) into arrays with `num_samples[split]` samples a prompt and seed, the first ones.
 
@@ -74,25 +85,31 @@ def arrange(
     num_samples: by split.
     acceptable: by split the least reward of an acceptable output. A prompt without a set of known answers counts the
       normal forms of acceptable completions as answers; see `equivalence.normal_form`.
+    cluster: columns whose values are families of prompts, at most two; empty for the task's own.
 
   Raises:
-    InputError: when a method lacks one of its prompts for one of its seeds.
+    InputError: when a method lacks one of its prompts for one of its seeds, or a prompt a column of `cluster`.
   """
   groups = defaultdict(lambda: defaultdict(list))
   for row in rows:
-    groups[row["method"], row["split"]][row["prompt"], row["seed"]].append(row)
-  return {key: _arrange_one(key, cells, num_samples[key[1]], acceptable[key[1]]) for key, cells in groups.items()}
+    groups[row["method"], row["split"]][task_name(row), row["seed"]].append(row)
+  return {key: _arrange_one(key, cells, num_samples[key[1]], acceptable[key[1]], tuple(cluster)) for key, cells in groups.items()}
 
 
 def samples_per_prompt(rows: Iterable[Mapping]) -> dict[str, int]:
   """For each split the fewest samples that any method has of any prompt and seed: what all can be compared at."""
   counts = defaultdict(int)
   for row in rows:
-    counts[row["split"], row["method"], row["prompt"], row["seed"]] += 1
+    counts[row["split"], row["method"], task_name(row), row["seed"]] += 1
   fewest = {}
   for (split, *_), count in counts.items():
     fewest[split] = min(count, fewest.get(split, count))
   return fewest
+
+
+def task_name(row: Mapping) -> str:
+  """What makes a task: its prompt, and its `task` where several tasks have that prompt."""
+  return f"{row['prompt']}\n[{row['task']}]" if row.get("task") else row["prompt"]
 
 
 def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
@@ -110,7 +127,7 @@ def _number(value):
   return math.nan if value is None else float(value)
 
 
-def _arrange_one(key, cells, num_samples, acceptable):
+def _arrange_one(key, cells, num_samples, acceptable, cluster):
   prompts = sorted({prompt for prompt, _ in cells})
   seeds = sorted({seed for _, seed in cells})
   for prompt in prompts:
@@ -120,6 +137,10 @@ def _arrange_one(key, cells, num_samples, acceptable):
           f"Method {key[0]!r}, split {key[1]!r}, seed {seed} has no sample of prompt {prompt!r}: sample it."
         )
   kept = {cell: sorted(rows, key=lambda row: row["sample"])[:num_samples] for cell, rows in cells.items()}
+  for name in cluster:
+    for (prompt, _), rows in cells.items():
+      if len({row.get(name) for row in rows} | {cells[prompt, seeds[0]][0].get(name)}) > 1:
+        raise InputError(f"Prompt {prompt!r} has several values of the cluster column {name!r}: give it one family.")
   table = [[kept[prompt, seed] for seed in seeds] for prompt in prompts]
   figures = {
     field: np.array([[[_number(row[field]) for row in cell] for cell in line] for line in table]) for field in _NUMBERS
@@ -132,4 +153,5 @@ def _arrange_one(key, cells, num_samples, acceptable):
     answers=[[[_answer(row, acceptable) for row in cell] for cell in line] for line in table],
     completions=[[[row["completion"] for row in cell] for cell in line] for line in table],
     dropped=sum(map(len, cells.values())) - sum(map(len, kept.values())),
+    clusters=families.of_rows([line[0][0] for line in table], cluster, key[1]),
   )

@@ -1,8 +1,9 @@
 """From evaluation rows to results: every figure with its interval, the certificates, and matched-quality comparisons.
 
 Everything is a macro average over prompts: a figure is taken for each prompt (and seed) first. Intervals come from a
-cluster bootstrap over prompts; seeds are averaged within a prompt, so they speak about prompts, not about what another
-training seed would give: `by_seed` shows that spread.
+cluster bootstrap over prompts, or over families of prompts where the task or `cluster` names them. Seeds are averaged
+within a prompt, so `low` and `high` speak of prompts, not of what another training seed would give: `by_seed` has each
+seed's mean, and `over_seeds` Student's interval over seeds on these same prompts.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from qempo_jax.errors import InputError
 from qempo_jax.evaluation import above_floor
 from qempo_jax.evaluation import alarms
 from qempo_jax.evaluation import certificate as certificates
+from qempo_jax.evaluation import intervals
 from qempo_jax.evaluation import quality_floors
 from qempo_jax.evaluation import rows as evaluation_rows
 from qempo_jax.evaluation import summary_comparisons
@@ -37,6 +39,7 @@ def summarise(
   matched: int | None = None,
   look: int = 1,
   planned_looks: int | None = 1,
+  cluster: Sequence[str] = (),
   run: Mapping | None = None,
   level: float = 0.95,
   num_draws: int = 2000,
@@ -61,6 +64,8 @@ def summarise(
       and by default a quarter of the split's samples a prompt, but at least 2.
     look: which look at growing data this is, from 1.
     planned_looks: how many looks there can be at most; None for no plan.
+    cluster: columns of the rows whose values are families of prompts, at most two (crossed); empty for the task's own
+      families, ("prompt",) for independent prompts. See `clusters`.
     run: command, config, seed and the like, copied into the results.
     level: of intervals and bounds.
     num_draws: bootstrap draws.
@@ -73,22 +78,21 @@ def summarise(
   Raises:
     InputError: if rows are missing or malformed, or a set is unknown.
   """
-  evaluation_rows.check_rows(rows)
+  evaluation_rows.check_rows(rows, reward_range)
   num_samples = evaluation_rows.samples_per_prompt(rows)
   floors = absolute_floors(rows, floor=floor, kind=floor_kind)
   least = {split: of_split if acceptable is None else acceptable for split, of_split in floors.items()}
-  arranged = evaluation_rows.arrange(rows, num_samples, least)
+  arranged = evaluation_rows.arrange(rows, num_samples, least, cluster)
   methods = evaluation_rows.in_order((method for method, _ in arranged), evaluation_rows.METHODS)
   splits = evaluation_rows.in_order((split for _, split in arranged), evaluation_rows.SPLITS)
   baseline = baseline if baseline in methods else REFERENCE
-  settings = summary_figures.Settings(level, num_draws, seed)
 
   results = {
     "floor": float(floor),
     "floor_kind": floor_kind,
     "floors": floors,
     "level": level,
-    "bootstrap": {"num_draws": num_draws, "seed": seed, "clusters": "prompts"},
+    "bootstrap": {"num_draws": num_draws, "seed": seed, "clusters": {}},
     "run": dict(run or {}),
     "methods": {},
     "comparisons": {},
@@ -101,8 +105,10 @@ def summarise(
     here = {method: arranged[method, split] for method in methods if (method, split) in arranged}
     figures = {method: summary_figures.figures(samples, set_sizes or {}) for method, samples in here.items()}
     for method, samples in here.items():
+      settings = summary_figures.Settings(level, num_draws, seed, samples.clusters)
+      results["bootstrap"]["clusters"][split] = _of_families(samples.clusters)
       summary = _means(samples, figures[method], settings)
-      bounds = {"level": level, "seed": seed, "look": look, "planned_looks": planned_looks}
+      bounds = {"level": level, "seed": seed, "look": look, "planned_looks": planned_looks, "clusters": samples.clusters}
       found = [_floor_certificate(method, here, figures, floor, floor_kind, reward_range, bounds)]
       budget = (max_kl or {}).get(method)
       if budget is not None and np.all(np.isfinite(figures[method]["kl"])):
@@ -112,6 +118,7 @@ def summarise(
       summary["entropy_gains"] = summary_comparisons.entropy_gains(
         method, dict.fromkeys((REFERENCE, baseline)), here, figures, settings
       )
+      summary["diversity_lost"] = summary_comparisons.diversity_lost(method, REFERENCE, here, figures, settings)
       summary["solutions"] = summary_figures.solution_figures(samples, acceptable=least[split], settings=settings)
       summary["diversity"] = summary_figures.diversity_figures(
         samples,
@@ -149,12 +156,21 @@ def _floor_certificate(method, here, figures, floor, kind, reward_range, bounds)
   """Of one method; a floor relative to the reference is certified on the prompts that both have."""
   rewards, reference = figures[method]["reward"], None
   if kind == "reference minus":
+    shared = summary_comparisons.shared_settings(here, (method, REFERENCE), summary_figures.Settings(0, 0, 0))
+    bounds = bounds | {"clusters": shared.clusters}
     rewards, reference = summary_comparisons.shared_figures(here, figures, "reward", (method, REFERENCE))
   elif kind == "reference quantile":
     reference = figures[REFERENCE]["reward"]
   return quality_floors.certify_floor(
     rewards, kind=kind, amount=floor, reference_rewards=reference, value_range=reward_range, **bounds
   )
+
+
+def _of_families(found) -> dict:
+  """The sampling unit of a split's intervals and certificates, and what they generalise to."""
+  if found is None:
+    return {"keys": [], "families": "prompts", "generalises_to": certificates.NEW_PROMPTS}
+  return {"keys": found.keys, "families": found.in_words(), "generalises_to": found.claim}
 
 
 def _means(samples, figures, settings) -> dict:
@@ -170,6 +186,8 @@ def _means(samples, figures, settings) -> dict:
     interval = summary_figures.interval(summary_figures.for_bootstrap(name, values), settings)
     by_seed = values.reshape(len(samples.prompts), len(samples.seeds), -1).mean(axis=(0, 2))
     summary[name] = interval._asdict() | {"by_seed": [float(mean) for mean in by_seed]}
+    if len(by_seed) > 1:
+      summary[name]["over_seeds"] = intervals.over_seeds(by_seed, level=settings.level)._asdict()
   return summary
 
 

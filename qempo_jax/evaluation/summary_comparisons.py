@@ -29,6 +29,37 @@ def shared_figures(here: Here, figures: Figures, name: str, methods) -> list[np.
   return found
 
 
+def shared_settings(here: Here, methods, settings: Settings) -> Settings:
+  """The settings with the families of the prompts that all of the methods have, in the order of `shared_figures`."""
+  first = here[methods[0]]
+  if first.clusters is None:
+    return settings._replace(clusters=None)
+  shared = set.intersection(*(set(here[method].prompts) for method in methods))
+  chosen = [index for index, prompt in enumerate(first.prompts) if prompt in shared]
+  return settings._replace(clusters=first.clusters.take(chosen) if chosen else None)
+
+
+def diversity_lost(method: str, reference: str, here: Here, figures: Figures, settings: Settings) -> dict[str, dict]:
+  """Different outputs a prompt that the reference has and the method has not, split by whether they were acceptable.
+
+    total = wrong_answers + right_answers,   each the reference's count less the method's, at equal numbers of samples.
+
+  What went with the wrong answers is the price of quality; what went among the right ones is narrowing. After Karouzos
+  et al., "Where does output diversity collapse in post-training?", https://arxiv.org/abs/2604.16027.
+  """
+  if method == reference or reference not in here or not set(here[method].prompts) & set(here[reference].prompts):
+    return {}
+  sides = {name: shared_figures(here, figures, name, (reference, method)) for name in ("distinct_answers", "distinct_wrong")}
+  (right, ours_right), (wrong, ours_wrong) = ([side.mean(axis=1) for side in sides[name]] for name in sides)
+  settings = shared_settings(here, (reference, method), settings)
+  pairs = {
+    "total": (right + wrong, ours_right + ours_wrong),
+    "wrong_answers": (wrong, ours_wrong),
+    "right_answers": (right, ours_right),
+  }
+  return {name: intervals.paired_difference(*pair, **settings._asdict())._asdict() for name, pair in pairs.items()}
+
+
 def against(baseline: str, here: Here, figures: Figures, settings: Settings) -> dict:
   """Each method against the baseline: differences with intervals, and p-values by Holm over all methods compared."""
   if baseline not in here:
@@ -42,7 +73,8 @@ def against(baseline: str, here: Here, figures: Figures, settings: Settings) -> 
       sides = shared_figures(here, figures, name, (method, baseline))
       if not all(np.all(np.isfinite(side)) for side in sides):
         return intervals.Interval(np.nan, np.nan, np.nan)._asdict()
-      return compare(*(for_bootstrap(name, side) for side in sides), **settings._asdict())._asdict()
+      shared = shared_settings(here, (method, baseline), settings)
+      return compare(*(for_bootstrap(name, side) for side in sides), **shared._asdict())._asdict()
 
     reward = pair(intervals.paired_difference, "reward")
     ratio = pair(intervals.paired_ratio, "effective_answers")
@@ -51,6 +83,8 @@ def against(baseline: str, here: Here, figures: Figures, settings: Settings) -> 
         side.mean(axis=0) for side in shared_figures(here, figures, "effective_answers", (method, baseline))
       )
       ratio["by_seed"] = [a / b if b else None for a, b in zip(ours, theirs, strict=True)]
+      if len(samples.seeds) > 1 and None not in ratio["by_seed"]:
+        ratio["over_seeds"] = intervals.over_seeds(ratio["by_seed"], level=settings.level)._asdict()
     compared[method] = {
       "baseline": baseline,
       "num_prompts": len(set(samples.prompts) & set(here[baseline].prompts)),
@@ -64,7 +98,7 @@ def against(baseline: str, here: Here, figures: Figures, settings: Settings) -> 
 
 
 def _add_p_values(compared, baseline, here, figures, settings) -> None:
-  """Sign-flip tests over prompts, Holm's correction over the methods of each figure."""
+  """Tests over prompts or their families, see `comparisons.p_value`, Holm's correction over the methods of each figure."""
   for name in _TESTED:
     tested, p_values = [], []
     for method in compared:
@@ -72,7 +106,10 @@ def _add_p_values(compared, baseline, here, figures, settings) -> None:
       differences = ours.mean(axis=1) - theirs.mean(axis=1)
       if np.all(np.isfinite(differences)):
         tested.append(method)
-        p_values.append(comparisons.sign_flip_p_value(differences, num_draws=settings.num_draws, seed=settings.seed))
+        of = shared_settings(here, (method, baseline), settings)
+        p_values.append(
+          comparisons.p_value(differences, num_draws=of.num_draws, seed=of.seed, clusters=of.clusters)
+        )
     for method, adjusted in zip(tested, comparisons.holm(np.array(p_values)), strict=True):
       compared[method].setdefault("p_values_holm", {})[name] = float(adjusted)
 
@@ -83,6 +120,7 @@ def entropy_gains(method: str, others, here: Here, figures: Figures, settings: S
   sides = shared_figures(here, figures, "entropy", (method, *others)) if others else []
   if not others or not sides[0].size or not all(np.all(np.isfinite(side)) for side in sides):
     return {}
+  settings = shared_settings(here, (method, *others), settings)
   gains = quality_floors.entropy_gains(sides[0], dict(zip(others, sides[1:], strict=True)), **settings._asdict())
   return {name: gain._asdict() for name, gain in gains.items()}
 

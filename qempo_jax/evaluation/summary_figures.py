@@ -7,13 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from qempo_jax.evaluation import above_floor
+from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import equivalence
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import intervals
 from qempo_jax.evaluation import lexical
 from qempo_jax.evaluation import solutions
 from qempo_jax.evaluation.rows import SplitSamples
-from qempo_jax.rewards import open_list
+from qempo_jax.rewards import answers as known_answers
 
 PER_SAMPLE = ("reward", "entropy", "kl", "length", "truncation", "repetition")
 KS = (1, 8, 64)  # of pass@k, majority@k and distinct@k, as far as the samples go
@@ -25,6 +26,7 @@ class Settings(NamedTuple):
   level: float
   num_draws: int
   seed: int
+  clusters: families.Clusters | None = None
 
 
 def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -33,7 +35,7 @@ def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np
   Coverage is NaN for prompts without a set of known answers.
   """
   num_prompts, raw = len(samples.prompts), samples.figures
-  sizes = [set_sizes.get(name) or (len(open_list.answer_set(name).items) if name else None) for name in samples.set_names]
+  sizes = [set_sizes.get(name) or (known_answers.set_size(name) if name else None) for name in samples.set_names]
   statistics = [
     [functional.answer_statistics(answers, set_size=size or len(answers)) for answers in of_prompt]
     for size, of_prompt in zip(sizes, samples.answers, strict=True)
@@ -57,9 +59,21 @@ def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np
     "effective_answers": per_prompt("effective_answers"),
     "coverage": per_prompt("coverage") * known,
     "distinct_answers": per_prompt("num_distinct"),
+    "distinct_wrong": _distinct_wrong(samples),
     "answer_entropy": per_prompt("entropy"),
     "answer_entropy_miller_madow": per_prompt("entropy_miller_madow"),
   }
+
+
+def _distinct_wrong(samples: SplitSamples) -> np.ndarray:
+  """[prompts, seeds] different normal forms of the outputs that are not acceptable."""
+  return np.array([
+    [
+      len({equivalence.normal_form(text) for text, answer in zip(texts, answers, strict=True) if answer is None})
+      for texts, answers in zip(of_prompt, answers_of_prompt, strict=True)
+    ]
+    for of_prompt, answers_of_prompt in zip(samples.completions, samples.answers, strict=True)
+  ], float)
 
 
 def for_bootstrap(name: str, values: np.ndarray) -> np.ndarray:

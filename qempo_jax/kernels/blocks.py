@@ -98,7 +98,7 @@ def _columns(head: Head, index, width, slabs_GxSxD):
   """Block `index` of every slab: its place, its columns [G B], and which count [G B].
 
   The last block is moved back to end with its slab; columns that an earlier block had do not count, nor do those that
-  stand for no token.
+  stand for no token, or a forbidden one.
   """
   parts, size = slabs_GxSxD.shape[:2]
   start = jnp.minimum(index * width, size - width)
@@ -107,6 +107,8 @@ def _columns(head: Head, index, width, slabs_GxSxD):
   counted = columns >= offsets + index * width
   if head.num_tokens is not None:
     counted &= columns < head.num_tokens
+  if head.forbidden:
+    counted &= ~jnp.isin(columns, jnp.asarray(head.forbidden))
   return start, columns.reshape(-1), counted.reshape(-1)
 
 

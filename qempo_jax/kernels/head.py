@@ -16,6 +16,7 @@ class Head(NamedTuple):
     chunk_size: tokens of a chunk of XLA's blocks.
     block: columns of one of XLA's blocks.
     kernel: what sums over the vocabulary: "xla", "tpu" or "gpu".
+    forbidden: further columns that do not count; XLA's blocks alone leave them out.
     interpret: run a kernel step by step, on any device.
   """
 
@@ -26,6 +27,7 @@ class Head(NamedTuple):
   block: int
   kernel: str = "xla"
   interpret: bool = False
+  forbidden: tuple[int, ...] = ()
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -76,6 +76,7 @@ class ModelConfig:
     logit_softcap: likewise of the final logits, before any temperature.
     num_tokens: tokens of the tokenizer, or None for V; rows of the embedding beyond it only pad the vocabulary,
       and no distribution gives them anything.
+    forbidden: ids of tokens that no distribution gives anything, ascending: special tokens that rewards do not see.
     attention: which implementation computes attention over whole rows, see `attention`.
     kv_cache: dtype of keys and values while sampling, see `kv_cache`: "auto" is that of the products' sums, float32,
       in which sampler and scorer agree; "int8" has a scale for each token and head.
@@ -108,6 +109,7 @@ class ModelConfig:
   attention_softcap: float | None = None
   logit_softcap: float | None = None
   num_tokens: int | None = None
+  forbidden: tuple[int, ...] = ()
   attention: str = "auto"
   kv_cache: str = "auto"
   remat: str = "full"
@@ -131,6 +133,8 @@ class ModelConfig:
       raise InputError(
           f"num_tokens={self.num_tokens} does not fit vocab_size={self.vocab_size}; is this the model's own tokenizer?"
       )
+    if outside := [id_ for id_ in self.forbidden if not 0 <= id_ < self.vocab_size]:
+      raise InputError(f"forbidden names token {outside[0]}, which is none of vocab_size={self.vocab_size}")
     if unknown := set(self.biases) - set(PROJECTIONS):
       raise InputError(f"biases names {sorted(unknown)}; projections are {', '.join(PROJECTIONS)}")
 

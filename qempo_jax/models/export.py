@@ -11,14 +11,14 @@ from typing import Any
 
 import jax
 
-from qempo_jax.data import tokenization
+from qempo_jax.data import special_tokens
 from qempo_jax.errors import InputError
 from qempo_jax.models import export_tensors
 from qempo_jax.models import hugging_face_out
 from qempo_jax.models.config import ModelConfig
 
 # Files beside the weights that a model keeps from the folder that it came from.
-_KEPT = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
+_KEPT = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
 def export_model(
@@ -38,8 +38,8 @@ def export_model(
     params: the parameter tree, with any sharding.
     config: the decoder's shape.
     tokenizer: a transformers tokenizer, or None to write none.
-    source: what the model was imported from; where it is a folder, its config.json and generation settings are
-      kept as far as they still hold.
+    source: what the model was imported from; of a folder, config.json and generation settings are kept as far as
+      they still hold. With a tokenizer, both list every stop token.
     dtype: of the written weights: "float32", "bfloat16" or "float16".
     max_shard_bytes: most bytes of a file of weights.
 
@@ -118,11 +118,15 @@ def write_companions(folder: pathlib.Path, tokenizer, origin: pathlib.Path | Non
   for name in _KEPT:
     if origin is not None and (origin / name).is_file():
       shutil.copyfile(origin / name, folder / name)
-  if tokenizer is None:
-    return
-  if not (folder / "generation_config.json").exists():
-    write_json(folder / "generation_config.json", _generation(tokenizer))
-  tokenizer.save_pretrained(folder)
+  settings = _settings(origin)[0]
+  if tokenizer is not None:
+    settings = settings or {"_from_model_config": False, **token_ids(tokenizer)}
+    if settings.get("_from_model_config"):
+      del settings["_from_model_config"]  # else transformers would make them from config.json again
+    settings |= _stops(tokenizer, origin)
+    tokenizer.save_pretrained(folder)
+  if settings:
+    write_json(folder / "generation_config.json", settings)
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
@@ -138,22 +142,26 @@ def token_ids(tokenizer) -> dict[str, int]:
 
 
 def _description(config, origin, tokenizer, dtype) -> dict[str, Any]:
-  path = None if origin is None else origin / "config.json"
-  source = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
   longest = getattr(tokenizer, "model_max_length", None)
-  return hugging_face_out.to_hugging_face(
+  written = hugging_face_out.to_hugging_face(
       config,
-      source=source,
+      source=_settings(origin)[1] or None,
       dtype=dtype,
       max_length=longest if isinstance(longest, int) and longest < 10**9 else None,
       tokens=token_ids(tokenizer) if tokenizer is not None else None,
   )
+  return written if tokenizer is None else written | _stops(tokenizer, origin)
 
 
-def _generation(tokenizer) -> dict[str, Any]:
-  stops = list(tokenization.stop_token_ids(tokenizer))
-  values = token_ids(tokenizer) | ({"eos_token_id": stops[0] if len(stops) == 1 else stops} if stops else {})
-  return {"_from_model_config": False} | values
+def _settings(origin: pathlib.Path | None) -> list[dict[str, Any]]:
+  """The source's generation settings and config.json; empty where it has none."""
+  return [special_tokens.read_settings(origin, name) if origin else {} for name in special_tokens.SETTINGS_FILES]
+
+
+def _stops(tokenizer, origin) -> dict[str, Any]:
+  """`eos_token_id`: the ids at which the model was trained to end a response."""
+  stops = list(special_tokens.stop_token_ids(tokenizer, _settings(origin)))
+  return {"eos_token_id": stops[0] if len(stops) == 1 else stops} if stops else {}
 
 
 def _sync(file: pathlib.Path) -> None:

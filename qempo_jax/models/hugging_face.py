@@ -86,6 +86,8 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**_fields(values, family))
   except KeyError as error:
     raise InputError(f"config.json has no {error.args[0]!r}; is this a {architecture!r} checkpoint?") from error
+  except InputError:
+    raise  # a sentence of its own
   except (TypeError, ValueError, AttributeError) as error:
     raise InputError(f"config.json holds a value of the wrong kind ({error}); is it complete?") from error
 

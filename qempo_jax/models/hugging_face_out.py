@@ -84,6 +84,7 @@ def _normal(config: ModelConfig) -> ModelConfig:
       config,
       compute_dtype="float32",
       num_tokens=None,
+      forbidden=(),
       attention="auto",
       kv_cache="auto",
       token_stats="auto",

@@ -22,18 +22,15 @@ from qempo_jax.models.config import ModelConfig
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SHARD_BYTES = 2**62  # peft reads one file
-# Options of peft that change what is computed, and that must be at the value given here.
-_PLAIN = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "layers_to_transform": (None, []),
-    "fan_in_fan_out": (False, None),
-    "layer_replication": (None, []),
-    "lora_bias": (False, None),
-}
+# Keys of adapter_config.json that may hold anything: read here, or without effect on a finished adapter's outputs.
+_FREE = frozenset({
+    "peft_type", "r", "lora_alpha", "use_rslora", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
+    "revision", "inference_mode", "lora_dropout", "target_modules", "exclude_modules", "layers_pattern", "megatron_core",
+    "qalora_group_size", "runtime_config",
+})  # fmt: skip
+# The values that other keys may hold besides null, false and empty ones; the first is the plain one. Initialisations
+# that are not here replace the base's weights too, or may.
+_PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian")}
 
 
 def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: str | None) -> None:
@@ -80,8 +77,8 @@ def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
     Adapters as `lora.init` makes them, float32.
 
   Raises:
-    InputError: a file is missing or damaged, a tensor is missing, left over or of another shape, or an option is
-      set that these adapters do not compute.
+    InputError: a file is missing or damaged, a tensor is missing, left over or of another shape, or a key of the
+      description has a value that is not known to leave the computation as it is (an allow-list).
   """
   description = _description(folder / CONFIG_FILE)
   tensors = _read_tensors(folder / WEIGHTS_FILE)
@@ -136,11 +133,17 @@ def _description(path: pathlib.Path) -> dict[str, Any]:
     description = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise InputError(f"{path} cannot be read ({error}); give the folder that peft's save_pretrained wrote") from error
+  if not isinstance(description, dict):
+    raise InputError(f"{path} is no JSON object; give the folder that peft's save_pretrained wrote")
   if description.get("peft_type") != "LORA":
     raise InputError(f"{path}: peft_type={description.get('peft_type')!r} is not supported, only 'LORA'")
-  for key, allowed in _PLAIN.items():
-    if key in description and description[key] not in allowed:
-      raise InputError(f"{path}: {key}={description[key]!r} is not supported; it must be {allowed[0]!r}")
+  for key in sorted(description.keys() - _FREE):
+    value, allowed = description[key], _PLAIN.get(key, (None,))
+    known = value.lower() if isinstance(value, str) else value
+    if value and known not in allowed:
+      raise InputError(
+          f"{path}: {key}={value!r} is not supported, for it may change what the adapter computes; it must be {allowed[0]!r}"
+      )
   for key in ("r", "lora_alpha"):
     if not isinstance(description.get(key), int | float) or description[key] <= 0:
       raise InputError(f"{path}: {key}={description.get(key)!r} must be a positive number")

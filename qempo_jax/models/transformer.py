@@ -74,10 +74,10 @@ def unembedding(params):
 def logits(hidden, unembedding_VxD, config: ModelConfig):
   """Next-token logits [..., V] of final hidden states [..., D].
 
-  Soft-capped where the decoder caps them, -inf in the columns that stand for no token.
+  Soft-capped where the decoder caps them, -inf in the columns that stand for no token, or a forbidden one.
   """
   product = linear(hidden, unembedding_VxD, config.compute_dtype, transpose=True)
-  return mask_columns(softcap(product, config.logit_softcap), config.num_tokens)
+  return mask_columns(softcap(product, config.logit_softcap), config.num_tokens, config.forbidden)
 
 
 def rounded(params, config: ModelConfig):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qempo_jax.data import special_tokens
 from qempo_jax.errors import InputError
 from qempo_jax.models import export_tensors
 from qempo_jax.models import transformer
@@ -30,7 +31,14 @@ class Verification(NamedTuple):
 
 
 def verify_export(
-    folder: pathlib.Path, params, config: ModelConfig, *, dtype: str, tolerance: float, seed: int = 0
+    folder: pathlib.Path,
+    params,
+    config: ModelConfig,
+    *,
+    dtype: str,
+    tolerance: float,
+    seed: int = 0,
+    stop_tokens: tuple[int, ...] = (),
 ) -> Verification:
   """Loads a folder with PyTorch transformers and compares its logits with ours, in float32.
 
@@ -43,13 +51,20 @@ def verify_export(
     dtype: of the exported weights; ours are rounded to it before they are compared.
     tolerance: largest absolute difference that passes.
     seed: of the tokens.
+    stop_tokens: ids that end a response; the folder's generation settings must list them, with PyTorch or without.
 
   Returns:
     The difference, or that PyTorch or transformers is not installed.
 
   Raises:
-    InputError: transformers cannot load the folder, or the logits differ by more than the tolerance.
+    InputError: a stop token is not listed, transformers cannot load the folder, or the logits differ by more than the
+      tolerance.
   """
+  if missing := set(stop_tokens) - _listed_stops(folder):
+    raise InputError(
+        f"{folder} would not stop at token {min(missing)}, which ends a response: generation_config.json must list it in"
+        " eos_token_id"
+    )
   if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
     return Verification(None, f"{folder} was not verified: {' and '.join(missing)} is not installed here")
   tokens, valid = _rows(config.vocab_size, seed)
@@ -72,9 +87,9 @@ def verify_export(
 def own_logits(params, config: ModelConfig, tokens, valid, *, dtype: str = "float32") -> np.ndarray:
   """Float32 logits [tokens, V] of the rows' own tokens, with weights rounded to the dtype.
 
-  Columns that only pad the vocabulary are kept, as PyTorch transformers keeps them.
+  Columns that only pad the vocabulary or are forbidden are kept, as PyTorch transformers keeps them.
   """
-  config = dataclasses.replace(config, compute_dtype="float32", num_tokens=None)
+  config = dataclasses.replace(config, compute_dtype="float32", num_tokens=None, forbidden=())
   rounded = jnp.dtype(export_tensors.DTYPES[dtype])
 
   @jax.jit
@@ -87,6 +102,12 @@ def own_logits(params, config: ModelConfig, tokens, valid, *, dtype: str = "floa
 
   with jax.default_matmul_precision("highest"):
     return np.asarray(logits(jax.tree.map(jnp.asarray, params), tokens, valid), np.float32)[valid]
+
+
+def _listed_stops(folder: pathlib.Path) -> set[int]:
+  """The ids at which transformers' `generate` stops: of the generation settings, or of config.json without them."""
+  generation, described = (special_tokens.read_settings(folder, name) for name in special_tokens.SETTINGS_FILES)
+  return special_tokens.listed_stop_ids(generation or described)
 
 
 def _rows(vocab_size: int, seed: int):

@@ -23,3 +23,17 @@ def set_size(set_name: str) -> int:
   if set_name.startswith(_COUNTDOWN):
     return len(countdown.solutions(int(set_name.removeprefix(_COUNTDOWN))))
   return len(open_list.answer_set(set_name).items)
+
+
+def families(set_name: str, prompt: str) -> dict[str, str] | None:
+  """By key the family of one of these tasks' prompts: its set and wording, or its puzzle; None for any other prompt."""
+  if set_name.startswith(_COUNTDOWN):
+    return {"puzzle": set_name}
+  return open_list.families(set_name, prompt)
+
+
+def clusters(split: str, set_name: str) -> tuple[tuple[str, ...], str]:
+  """(keys, claim): the keys of `families` over which figures of a split generalise, and the population in words."""
+  if set_name.startswith(_COUNTDOWN):
+    return ("puzzle",), "new puzzles"
+  return open_list.CLUSTERS.get(split, open_list.BOTH)

@@ -4,7 +4,7 @@
 
 A None of one reward is not 0: where reward i scored others of the group, the response gets their mean; where it scored
 none of the group (it is not for that prompt), it is left out there. A response that no reward of the sum scored has
-no score itself. Rewards with a floor are also given one by one, as they are, to be enforced by `reward_floors`.
+no score itself. Rewards with a floor are also given one by one, as they are, to be held by `constraints`.
 """
 
 from collections.abc import Callable

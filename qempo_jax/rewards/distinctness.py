@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
+import unicodedata
 
 import numpy as np
 
@@ -109,5 +110,22 @@ def partition(equivalent: Callable[[str, str], bool], responses: Sequence[str]) 
 
 def _bare_words(text: str) -> list[str]:
   """Words without the marks around them."""
-  stripped = (word.strip(".,;:!?\"'`*()[]“”‘’") for word in texts.words_of(text))
+  stripped = (_bare(word) for word in texts.words_of(text))
   return [word for word in stripped if word]
+
+
+def _bare(word: str) -> str:
+  first, last = 0, len(word)
+  while first < last and _is_mark(word[first]):
+    first += 1
+  while first < last and _is_mark(word[last - 1]):
+    last -= 1
+  return word[first:last]
+
+
+def _is_mark(character: str) -> bool:
+  """Whether a character around a word is no part of it: quotes, brackets, stops of any script; not dashes, # or %."""
+  if character.isascii():
+    return character in ".,;:!?\"'`*()[]"
+  kind = unicodedata.category(character)
+  return kind[0] == "P" and kind != "Pd"

@@ -7,8 +7,9 @@ from typing import Any
 
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import texts
+from qempo_jax.rewards import words
 
-_COUNTERS = {"words": lambda text: len(text.split()), "characters": len}
+_COUNTERS = {"words": lambda text: len(words.by_blanks(text)), "characters": len}
 
 
 class LengthReward:

@@ -12,12 +12,14 @@ https://github.com/huggingface/Math-Verify.
 
 import collections
 from collections.abc import Sequence
+import decimal
 import logging
+import numbers
 import os
 from typing import Any
 
 from qempo_jax.errors import InputError
-from qempo_jax.rewards import math_worker
+from qempo_jax.rewards import math_text
 from qempo_jax.rewards import math_workers
 from qempo_jax.rewards import texts
 
@@ -105,18 +107,24 @@ class MathReward:
 
 
 def reference_answer(reference: Any) -> str:
-  r"""The answer alone: what follows GSM8K's last `####`, what the last `\\boxed` holds, or all of it.
+  r"""The answer alone, of a text with working: in `<answer>` tags, the last `\\boxed{}` or `#### number`; else all.
+
+  Args:
+    reference: text, or a number, which is written in digits without an exponent.
 
   Raises:
-    InputError: it is neither a text nor a number, or is empty.
+    InputError: it is neither a text nor a finite number, or is empty.
   """
-  if isinstance(reference, (int, float)) and not isinstance(reference, bool):
+  if isinstance(reference, (numbers.Real, decimal.Decimal)) and not isinstance(reference, (bool, numbers.Rational)):
+    number = decimal.Decimal(str(reference))
+    reference = format(number, "f") if number.is_finite() else None
+  elif isinstance(reference, numbers.Rational) and not isinstance(reference, bool):
     reference = str(reference)
   if not isinstance(reference, str) or not reference.strip():
-    raise InputError(f"the reference answer {reference!r:.60} is no text; give every row an answer")
-  reference = reference.rpartition("####")[2].strip()
-  boxed = math_worker.last_boxed(reference)
-  return reference if boxed is None else boxed
+    raise InputError(f"the reference answer {reference!r:.60} is no text or finite number; give every row an answer")
+  part = math_text.region(reference)
+  said, kind = math_text.statement(part)
+  return said if kind in ("box", "mark") and said.strip() else part.strip()
 
 
 _DEFAULT: list[MathReward] = []

@@ -8,23 +8,28 @@ the parent has died in the middle of an item.
 Source: math-verify, Hugging Face, https://github.com/huggingface/Math-Verify.
 """
 
-import fractions
 import functools
 import json
 import os
 import re
 import sys
 
-_PLAIN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
-_SPACED_COMMA = re.compile(r"(?<=\d),?\\!\s?,?(?=\d)|(?<=\d)(?:\{,\}|\\[,;:])(?=\d{3}(?!\d))")
-_MARKED = re.compile(r"\s*\$?\s*([-+]?\d[\d,]*(?:\.\d+)?)(\s*\\?%)?(?![\d/^*+\\(-])")
-_NAMED = re.compile(r"(?i:answer)(?:\s+is)?\s*:?\s*(?:\*\*)?(\(?[^\n.]{1,60})")
-_DIGIT_COMMA = re.compile(r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])")
+if __name__ == "__main__":  # a program of its own, which does not import the package and with it JAX
+  sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+  import math_number
+  import math_text
+else:
+  from qempo_jax.rewards import math_number
+  from qempo_jax.rewards import math_text
+
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm|mbox|textit|mathbf)\s*\{([^{}]*)\}")
-_BASE = re.compile(r"\d\s*_\s*\{?\s*(\d+)\s*\}?\W*$")
+_CHOICE = re.compile(r"\(?([A-Za-z])[).:](?=[\s\\]|$)")
+_BASED = re.compile(r"\W*(\d+)\s*(?:_\s*\{?\s*|\(?base\s+)(\d+)\W*", re.IGNORECASE)
 _DRESS = re.compile(r"\s+|\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|\$|\.$")
-_UNICODE = str.maketrans({"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\uff0c": ","})
+_JOINED_DIGITS = re.compile(r"(?<=\d)(?:\{,\}|,\\!\s?)(?=\d{3}(?!\d))")
+_UNIT_OF_ELEMENT = re.compile(r"\\(?:text|mbox|mathrm)\{\s*(?!and|or)[A-Za-z. ]+\}(?:\^\{?\d\}?)?(?=\s*[,;])")
 _RESOURCES = (MemoryError, RecursionError)
+_RELATIVE = 1e-5  # of numbers that math-verify, which rounds to six decimals, takes for equal
 
 _swallowed: list[BaseException] = []
 
@@ -34,88 +39,121 @@ def judge(reference: str, completion: str) -> dict:
 
   Args:
     reference: the right answer: LaTeX or plain text, without the working.
-    completion: the response; its last `####`, `\boxed{}`, "final answer is", "answer" or number is its answer.
+    completion: the response. `math_text` says which part of it is the answer.
 
   Returns:
     {"right": bool, "found": bool}, found being False where there is nothing to be read as an answer; or
     {"failure": text} where that could not be decided.
   """
-  reference, answer = _clean(reference), _clean(completion)
-  if "####" in answer:
-    answer = answer.rpartition("####")[2].strip().split("\n")[0]
-    if number := _MARKED.match(answer):  # the rest of the line is units and words
-      answer = number[1] + (number[2] or "")
-  boxed = last_boxed(answer)
-  written = answer.strip() if boxed is None else boxed
-  wanted = last_boxed(reference)
-  wanted = reference.strip() if wanted is None else wanted
-  exact = _plain_number(wanted), _plain_number(written)
-  if None not in exact and (exact[0] == exact[1] or all(value.denominator == 1 for value in exact)):
-    return {"right": exact[0] == exact[1], "found": True}
-  if _same_writing(wanted) == _same_writing(written) != "":
-    return {"right": True, "found": True}
-  bases = _BASE.search(wanted), _BASE.search(written)
-  if None not in bases and bases[0][1] != bases[1][1]:  # math-verify leaves the base of a number out
-    return {"right": False, "found": True}
-  if name := _words(wanted):
-    said = _NAMED.findall(answer) if boxed is None else []
-    if name in (_words(written), *map(_words, said[-1:])):
-      return {"right": True, "found": True}
+  wanted = math_text.plain(reference).strip()
+  boxed = math_text.last_boxed(wanted)
+  wanted = wanted if boxed is None else boxed
+  said, kind = math_text.statement(math_text.region(math_text.plain(completion)))
+  gold = math_number.read(wanted)
+  if kind in ("sentence", "prose") and gold is not None and math_number.read(said) is None:
+    said, kind = math_text.last_number(said) or "", "number"
+  if not said.strip():
+    return {"right": False, "found": False}
+  right = _decided(wanted, said, gold, kind)
+  return {"right": right, "found": True} if right is not None else _verified(wanted, said, kind)
 
+
+def _decided(wanted: str, said: str, gold: math_number.Quantity | None, kind: str) -> bool | None:
+  """The verdict where it needs no algebra: plain numbers, the same writing, bases, words; else None."""
+  got = math_number.read(said)
+  bases = _BASED.fullmatch(wanted), _BASED.fullmatch(said)
+  if gold is not None and bases[1]:
+    return 2 <= int(bases[1][2]) <= 36 and gold.value == _value(*bases[1].groups())
+  if bases[0]:
+    return bases[0].groups() == bases[1].groups() if bases[1] else bases[0][1] == said.strip(" $.*")
+  if gold is not None and got is not None:
+    return math_number.equal(gold, got)
+  if (gold or got) and (gold or got).clock or (gold and not math_number.may_be_formula(said)):
+    return False
+  if _same_writing(wanted) == _same_writing(said) != "":
+    return True
+  if name := _words(wanted):
+    choice = _CHOICE.match(_WORDS.sub(r"\1", said).strip(" *$"))
+    if name in (_words(said), kind != "box" and _words(re.split("[,;(]", said)[0]), choice and choice[1].casefold()):
+      return True
+    if _words(said) and kind != "prose":
+      return False
+  return None
+
+
+def _verified(wanted: str, said: str, kind: str) -> dict:
+  """math-verify's verdict; a stated answer is LaTeX as a whole, and prose is read as math-verify reads it."""
   import math_verify
 
   del _swallowed[:]
   gold = _parsed_reference(wanted)
   if not gold:
-    return {"failure": f"the reference {reference[:60]!r} cannot be read"}
-  found = math_verify.parse(_as_latex(answer), parsing_timeout=None, raise_on_error=True)
+    return {"failure": f"the reference {wanted[:60]!r} cannot be read"}
+  settings = {"parsing_timeout": None, "raise_on_error": True}
+  if kind in ("sentence", "prose"):
+    found = math_verify.parse(_as_latex(said), **settings)
+  else:
+    found = math_verify.parse(_dressed(said), [math_verify.LatexExtractionConfig()], **settings)
   compare = functools.partial(
     math_verify.verify, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True
   )
-  right = bool(found) and compare(gold, found)
+  right = bool(found) and compare(gold, found) and not _numbers_differ(gold[0], found[0])
   if not right and _swallowed:
     return {"failure": type(_swallowed[0]).__name__}
-  return {"right": right, "found": bool(found) or boxed is not None}
+  return {"right": right, "found": bool(found) or kind != "prose"}
 
 
-def last_boxed(text: str) -> str | None:
-  r"""What stands in the last closed `\boxed{...}`, braces balanced; None without one, or with several joined ones."""
-  starts = [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]
-  for start in reversed(starts[-8:]):
-    depth = 1
-    for end in range(start, len(text)):
-      depth += {"{": 1, "}": -1}.get(text[end], 0)
-      if depth == 0:
-        return text[start:end] if len(starts) == 1 or not _joined(text[:start]) else None
-  return None
+def _numbers_differ(gold, found) -> bool:
+  """Whether two numbers differ that math-verify may have rounded to the same: tiny ones, mostly."""
+  import sympy
+
+  if any(not isinstance(side, sympy.Expr) or side.free_symbols or side.has(sympy.UnevaluatedExpr) for side in (gold, found)):
+    return False
+  gold, found = gold.doit(), found.doit()
+  if gold.is_Rational and found.is_Rational:
+    return gold != found
+  gold, found = (complex(side.evalf(20, maxn=4000) / _scale(gold)) for side in (gold, found))
+  return abs(gold - found) > _RELATIVE * max(abs(gold), abs(found))
 
 
-def _joined(before: str) -> bool:
-  r"""Whether another box ends right before this one, as in `\boxed{1} and \boxed{2}`."""
-  return re.search(r"\}\s*\$?\s*(?:,|and|or|,\s*and|,\s*or)\s*\$?\s*\\boxed\s*\{$", before) is not None
+def _scale(value):
+  """A power of ten near a number's size, so that a quotient by it fits a float."""
+  import sympy
+
+  size = sympy.Abs(value).evalf(5, maxn=4000)
+  return sympy.Integer(10) ** int(sympy.floor(sympy.log(size, 10))) if size else sympy.Integer(1)
 
 
-def _clean(text: str) -> str:
-  text = text.translate(_UNICODE).replace("\x00", " ")
-  return _DIGIT_COMMA.sub(lambda match: match[1].replace(",", ""), _SPACED_COMMA.sub("", text))
-
-
-def _plain_number(text: str) -> fractions.Fraction | None:
-  """A number that is written out in digits and stands alone, currency and a final full stop aside."""
-  text = text.strip().strip("$").removeprefix("\\$").removesuffix("\\").removesuffix(".").strip()
-  return fractions.Fraction(text.replace(",", "")) if len(text) < 400 and _PLAIN.fullmatch(text) else None
+def _value(digits: str, base: str) -> int | None:
+  try:
+    return int(digits, int(base))
+  except ValueError:
+    return None
 
 
 def _same_writing(text: str) -> str:
   """A formula without what only changes its looks: blanks, sizes of brackets and fractions."""
-  return re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", _DRESS.sub("", text)) if len(text) < 2000 else text
+  if len(text) >= 2000:
+    return text
+  text = re.sub(r"(?<=\d)\s+(?=[\d\\])", "~", re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", text.strip(" *")))
+  return _DRESS.sub("", text)
 
 
 def _words(text: str) -> str:
   r"""An answer in words, such as `\text{(C)}` or Evelyn, without its dress; empty for anything with digits."""
-  plain = _WORDS.sub(r"\1", text).strip().strip("$*.").strip()
+  plain = _WORDS.sub(r"\1", text).strip().strip("$*_.`\"'").strip()
   plain = re.sub(r"^\(([A-Za-z])\)$", r"\1", plain)
   return plain.casefold() if re.fullmatch(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*", plain) else ""
+
+
+def _dressed(text: str) -> str:
+  """A formula between dollar signs, if it has none; commas that separate elements get a blank."""
+  text = re.sub(r"(?<![\d)])\*\*|\*\*(?![\d(])|`", "", text).strip().removesuffix(".")
+  text = _UNIT_OF_ELEMENT.sub("", text)  # math-verify would drop everything behind the first unit
+  if not re.search(r"[(\[]|\\\{", text):
+    text = _JOINED_DIGITS.sub("", text)
+  text = re.sub(r"(?<!\{),(?=\d)", ", ", text)
+  return text if re.search(r"(?<!\\)\$|\\\(|\\\[", text) else f"${text}$"
 
 
 def _as_latex(text: str) -> str:
@@ -129,8 +167,7 @@ def _as_latex(text: str) -> str:
 def _parsed_reference(text: str):
   import math_verify
 
-  dressed = text if "$" in text.replace("\\$", "") else f"${text}$"
-  return math_verify.parse(dressed, parsing_timeout=None, raise_on_error=True)
+  return math_verify.parse(_dressed(text), parsing_timeout=None, raise_on_error=True)
 
 
 def _remember_swallowed() -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import queue
-import select
+import selectors
 import subprocess
 import sys
 import threading
@@ -182,14 +182,15 @@ class _Worker:
   def _read(self, seconds: float) -> dict:
     """The next JSON line of the process; TimeoutError or EOFError where none comes."""
     deadline = time.monotonic() + seconds
-    descriptor = self._process.stdout.fileno()
-    while b"\n" not in self._rest:
-      left = deadline - time.monotonic()
-      if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-        raise TimeoutError(f"nothing in {seconds:g} s")
-      piece = os.read(descriptor, 65536)
-      if not piece:
-        raise EOFError("its output ended")
-      self._rest += piece
+    with selectors.DefaultSelector() as selector:  # select.select refuses file descriptors from 1024 on
+      selector.register(self._process.stdout, selectors.EVENT_READ)
+      while b"\n" not in self._rest:
+        left = deadline - time.monotonic()
+        if left <= 0 or not selector.select(left):
+          raise TimeoutError(f"nothing in {seconds:g} s")
+        piece = os.read(self._process.stdout.fileno(), 65536)
+        if not piece:
+          raise EOFError("its output ended")
+        self._rest += piece
     line, _, self._rest = self._rest.partition(b"\n")
     return json.loads(line)

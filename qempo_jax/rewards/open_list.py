@@ -12,6 +12,7 @@ Four splits keep training, the choice of settings, and evaluation apart:
 """
 
 from collections.abc import Sequence
+import functools
 import re
 from typing import NamedTuple
 import unicodedata
@@ -54,6 +55,15 @@ WORDINGS = {
   "validation_wordings": VALIDATION_WORDINGS,
   "heldout_wordings": HELDOUT_WORDINGS,
   "heldout_set": TRAIN_WORDINGS,
+}
+
+
+# The families of a split's prompts that a claim generalises over, and the claim: keys of `families`.
+BOTH = (("set_name", "wording"), "new sets and new wordings")
+CLUSTERS = {
+  "validation_wordings": (("wording",), "new wordings of these sets"),
+  "heldout_wordings": (("wording",), "new wordings of these sets"),
+  "heldout_set": (("set_name",), "new sets in these wordings"),
 }
 
 
@@ -105,6 +115,20 @@ def tasks(split: str, sets: Sequence[str] | None = None, wordings: Sequence[int]
     for name in (allowed if sets is None else sets)
     for position in positions
   ]
+
+
+def families(set_name: str, prompt: str) -> dict[str, str] | None:
+  """The set and the wording of one of this task's prompts; None for any other prompt."""
+  if set_name not in SETS:
+    return None
+  wording = _wordings(set_name).get(prompt)
+  return None if wording is None else {"set_name": set_name, "wording": wording}
+
+
+@functools.cache
+def _wordings(set_name):
+  """{prompt: template} of a set, over all splits."""
+  return {_fill(template, SETS[set_name].noun): template for found in WORDINGS.values() for template in found}
 
 
 def parse_answer(completion: str, set_name: str) -> str | None:

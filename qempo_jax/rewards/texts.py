@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qempo_jax.errors import InputError
+from qempo_jax.rewards import words
 
 
 def text_of(completion: Any) -> str | None:
@@ -35,8 +36,8 @@ def texts_of(completions: Sequence[Any]) -> list[str | None]:
 
 
 def words_of(text: str) -> list[str]:
-  """The words of a text, lower case: what blanks separate."""
-  return text.casefold().split()
+  """The words of a text, lower case: what blanks separate, and single characters in scripts without them."""
+  return words.by_blanks(text.casefold())
 
 
 def column(name: str, columns: Mapping[str, Sequence[Any]], completions: Sequence[Any]) -> Sequence[Any]:

@@ -5,43 +5,67 @@ import jax.numpy as jnp
 
 from qempo_jax.token_stats import TokenStats
 
+# Probabilities are counted in units of this: 1 / 2^30, so that their integer sums are exact.
+_ONE = 2**30
+
 
 @jax.named_scope("draw")
-def draw(uniform, logits, *, block=256):
+def draw(bits, logits, *, block=256):
   """Draws from softmax(logits) by inverting its cumulative sum, first over blocks, then within one.
 
   With e_v = exp(l_v - max l):   log pi(y) = l_y - max l - log sum e,   h = log sum e - sum e (l - max l) / sum e
 
-  One random number a draw, where the Gumbel trick needs one for every token of the vocabulary.
+  Two random numbers a draw, where the Gumbel trick needs one for every token of the vocabulary. Both cumulative sums
+  are over integers, shares rounded to 2^-30: they rise only where there is probability, in any order of summation, and
+  the total-variation distance to the softmax is below V 2^-32 plus the rounding of the exponentials, about 1e-7.
 
   Args:
-    uniform: [...] in [0, 1).
+    bits: [..., 2] random uint32.
     logits: [..., V], -inf on what is never drawn.
     block: tokens a block.
 
   Returns:
     ([...] token ids, TokenStats of shape [...] in nats).
   """
-  padding = [(0, 0)] * uniform.ndim + [(0, -logits.shape[-1] % (2 * block))]
-  blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(*uniform.shape, -1, block)
+  batch = bits.shape[:-1]
+  padding = [(0, 0)] * len(batch) + [(0, -logits.shape[-1] % (2 * block))]
+  blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(*batch, -1, block)
   top = jnp.max(jnp.max(blocks, axis=-1), axis=-1)[..., None]
-  mass = jnp.cumsum(jnp.sum(jnp.exp(blocks - top[..., None]), axis=-1), axis=-1)
-  total = mass[..., -1]
-  # In wider blocks, and their sums kept apart from the sum of them: XLA would join two sums of one shape, or a sum of
-  # sums, in loops that CPUs run slowly.
-  shifted = jnp.maximum(blocks.reshape(*uniform.shape, -1, 2 * block) - top[..., None], _LOWEST)
+  # Sums of blocks are kept apart from the sum of them: XLA would join two sums of one shape, or a sum of sums, in loops
+  # that CPUs run slowly.
+  masses = jax.lax.optimization_barrier(jnp.sum(jnp.exp(blocks - top[..., None]), axis=-1))
+  total = jnp.sum(masses, axis=-1)
+  # In wider blocks, so that this sum is not joined with the one above either.
+  shifted = jnp.maximum(blocks.reshape(*batch, -1, 2 * block) - top[..., None], _LOWEST)
   moment = jnp.sum(jax.lax.optimization_barrier(jnp.sum(jnp.exp(shifted) * shifted, axis=-1)), axis=-1)
 
-  point = uniform[..., None] * total[..., None]
-  chosen = jnp.argmax(mass > point, axis=-1)[..., None]
-  before = jnp.where(chosen > 0, jnp.take_along_axis(mass, jnp.maximum(chosen - 1, 0), axis=-1), 0)
+  chosen = pick(bits[..., 1], masses)[..., None]
   within = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)[..., 0, :] - top
-  inside = jnp.cumsum(jnp.exp(within), axis=-1)
-  # Rounding can leave the point at the very end of its block: keep it below the block's own mass.
-  point = jnp.minimum(point - before, inside[..., -1:] * (1 - 1e-6))
-  place = jnp.argmax(inside > point, axis=-1)
+  place = pick(bits[..., 0], jnp.exp(within))
   log_prob = jnp.take_along_axis(within, place[..., None], axis=-1)[..., 0] - jnp.log(total)
   return chosen[..., 0] * block + place, TokenStats(log_prob, jnp.log(total) - moment / total)
+
+
+def pick(bits, masses):
+  """Indices [...] drawn in proportion to masses [..., N], by one random uint32 each."""
+  ends = shares(masses)
+  return jnp.argmax(ends > _scaled(bits, ends[..., -1])[..., None], axis=-1)
+
+
+def shares(masses):
+  """Cumulative shares [..., N] of masses [..., N], int32, in units of about 2^-30 of their sum."""
+  unit = _ONE / jnp.sum(masses, axis=-1, keepdims=True)
+  return jnp.cumsum(jnp.round(masses * unit).astype(jnp.int32), axis=-1)
+
+
+def _scaled(bits, count):
+  """floor(bits count / 2^32) as int32, in [0, count), from products of 16-bit halves."""
+  high = lambda x: x >> 16
+  low = lambda x: x & 0xFFFF
+  count = count.astype(jnp.uint32)
+  middle = high(bits) * low(count) + high(low(bits) * low(count))
+  other = low(bits) * high(count) + low(middle)
+  return (high(bits) * high(count) + high(middle) + high(other)).astype(jnp.int32)
 
 
 # What -inf is replaced by where it meets its own exponential: e^x x is 0 there too.

@@ -7,7 +7,7 @@ last samples finish, the slots may be halved a few times: those at work move int
 
 The work is a chain of compiled loops over arrays of static shapes: rings of keys and values that double until they hold
 the longest response, then slots that halve. On a mesh each device has the queue and the slots of its own prompts;
-all take as many turns. The random number of a token depends on (rng, prompt, sample, token) alone, so slots, halvings, rings
+all take as many turns. The random numbers of a token depend on (rng, prompt, sample, token) alone, so slots, halvings, rings
 and how prompts are batched change speed and memory, and no sample.
 """
 
@@ -108,7 +108,7 @@ def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings
     """Draws a token in every slot, keeps those of samples, and computes what the next depend on."""
     logits = transformer.logits(state.hidden, params["unembedding"], config) / temperature
     lengths = state.cache.lengths_RxG
-    fold = lambda item, time: jax.random.uniform(jax.random.fold_in(flat_keys[item], time))
+    fold = lambda item, time: jax.random.bits(jax.random.fold_in(flat_keys[item], time), (2,), jnp.uint32)
     token, stats = draws.draw(jax.vmap(jax.vmap(fold))(state.item, lengths), logits)
     state = state.keep(token, stats)
     ends = _is_stop(token, stop_tokens) | (lengths + 1 >= max_length)

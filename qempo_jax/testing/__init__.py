@@ -1,6 +1,5 @@
 """Exact checks for losses and policies: enumeration in place of sampling."""
 
-from qempo_jax.testing.check_loss import CheckReport
 from qempo_jax.testing.check_loss import check_loss
 from qempo_jax.testing.check_loss import default_problem
 from qempo_jax.testing.check_loss import loss_of_score_weights
@@ -9,6 +8,7 @@ from qempo_jax.testing.expectation import Pair
 from qempo_jax.testing.expectation import Samples
 from qempo_jax.testing.problems import Problem
 from qempo_jax.testing.problems import random_problem
+from qempo_jax.testing.report import CheckReport
 from qempo_jax.testing.sequence_space import SequenceSpace
 from qempo_jax.testing.sequence_space import sequence_space
 from qempo_jax.testing.sequence_space import space_of_sequences

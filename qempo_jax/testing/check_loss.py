@@ -1,71 +1,29 @@
 """Does a loss optimise what it should? Answered by exact enumeration, never by sampling."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
 import functools
-from typing import NamedTuple
 
 import jax
 from jax import Array
+from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from qempo_jax import advantages
 from qempo_jax.errors import InputError
+from qempo_jax.testing import mistakes
+from qempo_jax.testing.enumerable import Params
 from qempo_jax.testing.expectation import Moments
 from qempo_jax.testing.expectation import Pair
 from qempo_jax.testing.expectation import Samples
 from qempo_jax.testing.expectation import flat_gradient
 from qempo_jax.testing.expectation import group_moments
 from qempo_jax.testing.expectation import pair_moments
-from qempo_jax.testing.mistakes import Signature
-from qempo_jax.testing.mistakes import group_signatures
-from qempo_jax.testing.mistakes import pair_signatures
+from qempo_jax.testing.padding import COUNTS
+from qempo_jax.testing.padding import use_of_padding
+from qempo_jax.testing.pair_mistakes import explain_pairs
 from qempo_jax.testing.problems import Problem
 from qempo_jax.testing.problems import random_problem
-
-
-class CheckReport(NamedTuple):
-  """What `check_loss` found; printing it gives a summary.
-
-  Attributes:
-    ok: the stationary point is right and, where it should be, the gradient is that of J.
-    gradient_is_right: minus the expected gradient is a positive multiple of grad J; None for pairs, which
-      estimate no such thing.
-    gradient_error: distance from the nearest positive multiple, relative to the gradient.
-    scale: that multiple.
-    stationary_is_right: the expected gradient vanishes at pi ∝ q^(beta/alpha) exp(r/alpha).
-    stationary_gradient: its norm there, relative to elsewhere.
-    variance: trace of the gradient's covariance for one group or pair, over scale^2 where there is one.
-    reference_variance: the same of the leave-one-out policy gradient of the shaped reward; None for pairs and
-      off-policy.
-    mistakes: names of the known mistakes with this signature.
-  """
-
-  ok: bool
-  gradient_is_right: bool | None
-  gradient_error: float | None
-  scale: float | None
-  stationary_is_right: bool
-  stationary_gradient: float
-  variance: float
-  reference_variance: float | None
-  mistakes: tuple[str, ...]
-
-  def __str__(self) -> str:
-    lines = ["OK" if self.ok else "NOT OK"]
-    if self.gradient_is_right is not None:
-      verdict = "not that of J, nor need it be" if self.ok and not self.gradient_is_right else _yes(self.gradient_is_right)
-      lines.append(
-        f"expected gradient: {verdict} "
-        f"(relative error {self.gradient_error:.1e}, {self.scale:.4g} x grad J)"
-      )
-    lines.append(
-      f"stationary point: {_yes(self.stationary_is_right)} (relative gradient there {self.stationary_gradient:.1e})"
-    )
-    lines.append(f"variance: {self.variance:.4g}")
-    if self.reference_variance is not None:
-      lines[-1] += f" (leave-one-out policy gradient: {self.reference_variance:.4g})"
-    return "\n  ".join(lines + [f"looks like: {name}" for name in self.mistakes])
+from qempo_jax.testing.report import CheckReport
 
 
 def check_loss(
@@ -86,6 +44,8 @@ def check_loss(
       report = check_loss(my_loss, alpha=0.5, beta=0.2)      # my_loss(samples) -> scalar
       print(report)
 
+  Padding holds arbitrary finite values, so that a loss that forgets `samples.mask` is not ok.
+
   For an estimator that gives weights of grad log pi instead of a loss, see `loss_of_score_weights`.
 
   Args:
@@ -104,7 +64,7 @@ def check_loss(
     `CheckReport`.
 
   Raises:
-    InputError: `inputs` or `behaviour` is not one of the two words.
+    InputError: `inputs` or `behaviour` is not one of the two words, or the loss returns something else than a scalar.
   """
   if inputs not in ("group", "pair") or behaviour not in ("policy", "old"):
     raise InputError('inputs is "group" or "pair", behaviour is "policy" or "old"')
@@ -154,18 +114,36 @@ def _check_groups(loss, problem, alpha, beta, group_size, behaviour, tolerance) 
     )
     return advantages.leave_one_out(shaped)
 
-  moments = group_moments(
-    [loss, loss_of_score_weights(advantage)], problem, group_size=group_size, behaviour=behaviour
-  )
+  token = jnp.zeros((group_size, problem.policy.space.max_length))
+  _check_scalar(loss, Samples(*[token] * 5, mask=token > 0, rewards=token[:, 0]))
+  both, kind = [loss, loss_of_score_weights(advantage)], dict(group_size=group_size, behaviour=behaviour)
+  moments = group_moments(both, problem, padding="garbage", **kind)
   found = _at_points(moments, problem)
-  stationary = _relative_gradient(moments(problem.optimum(rewards, alpha=alpha, beta=beta)), found)
+  optimum = problem.optimum(rewards, alpha=alpha, beta=beta)
+  at_optimum = moments(optimum)
+  stationary = _relative_gradient(at_optimum, found)
   mean = found.mean[:, 0].ravel()
   scale, error = _fit(mean, _stack(lambda p: flat_gradient(objective, p), problem))
   right = bool(error < tolerance)
-  ok = stationary < tolerance and (right or behaviour == "old")
-  signatures = (
-    () if ok else group_signatures(problem, alpha=alpha, beta=beta, group_size=group_size)
-  )
+  finite = _finite(found, at_optimum)
+  padding = use_of_padding(loss, problem, group_size=group_size, tolerance=tolerance)
+  flipped = stationary < tolerance and not right and _leaves(moments, optimum, problem)
+  right_without_padding = stationary < tolerance and (right or behaviour == "old" and not flipped)
+  ok = right_without_padding and finite == 1 and padding != COUNTS
+
+  def names():
+    if padding == COUNTS:
+      yield mistakes.PADDING
+    if finite < 1:
+      yield mistakes.NAN
+    elif flipped and behaviour == "old":
+      yield mistakes.FLIPPED
+    elif not right_without_padding:
+      cleaned = _at_points(group_moments(both[:1], problem, **kind), problem) if padding == COUNTS else found
+      yield from mistakes.explain(
+        cleaned.mean[:, 0].ravel(), problem, alpha=alpha, beta=beta, tolerance=10 * tolerance, **kind
+      )
+
   variance, reference_variance = jnp.mean(found.variance, axis=0)
   return CheckReport(
     ok=ok,
@@ -176,46 +154,69 @@ def _check_groups(loss, problem, alpha, beta, group_size, behaviour, tolerance) 
     stationary_gradient=stationary,
     variance=float(variance / scale**2 if scale else variance),
     reference_variance=float(reference_variance) if behaviour == "policy" else None,
-    mistakes=_matches(mean, signatures, problem, tolerance),
+    mistakes=tuple(names()),
+    padding=padding,
+    finite=finite,
   )
 
 
 def _check_pairs(loss, problem, alpha, beta, tolerance) -> CheckReport:
+  _check_scalar(loss, Pair(*jnp.zeros(4), *jnp.ones(2, int)))
   moments = pair_moments([loss], problem)
   found = _at_points(moments, problem)
-  stationary = _relative_gradient(
-    moments(problem.optimum(problem.rewards[0], alpha=alpha, beta=beta)), found
-  )
-  ok = stationary < tolerance
-  signatures = () if ok else pair_signatures(problem, alpha=alpha, beta=beta)
+  optimum = problem.optimum(problem.rewards[0], alpha=alpha, beta=beta)
+  at_optimum = moments(optimum)
+  stationary, finite = _relative_gradient(at_optimum, found), _finite(found, at_optimum)
+  if finite < 1:
+    names = (mistakes.NAN,)
+  elif stationary < tolerance:
+    names = (mistakes.FLIPPED,) if _leaves(moments, optimum, problem) else ()
+  else:
+    mean = found.mean[:, 0].ravel()
+    names = explain_pairs(mean, problem, alpha=alpha, beta=beta, tolerance=10 * tolerance)
+  ok = stationary < tolerance and not names
   return CheckReport(
     ok=ok,
     gradient_is_right=None,
     gradient_error=None,
     scale=None,
-    stationary_is_right=ok,
+    stationary_is_right=stationary < tolerance,
     stationary_gradient=stationary,
     variance=float(jnp.mean(found.variance)),
     reference_variance=None,
-    mistakes=_matches(found.mean[:, 0].ravel(), signatures, problem, tolerance),
+    mistakes=names,
+    finite=finite,
   )
+
+
+def _check_scalar(loss: Callable[..., Array], example: Samples | Pair) -> None:
+  """Refuses a loss that returns anything but one real number."""
+  returned = jax.eval_shape(loss, example)
+  if not isinstance(returned, jax.ShapeDtypeStruct):
+    raise InputError(f"the loss returned a {type(returned).__name__}: check_loss takes one scalar; leave the rest out")
+  if returned.shape != ():
+    raise InputError(
+      f"the loss returned an array of shape {returned.shape}: return one scalar, such as jnp.mean of it"
+    )
+  if not jnp.issubdtype(returned.dtype, jnp.floating):
+    raise InputError(f"the loss returned {returned.dtype}: return one real number, which can be differentiated")
+
+
+def _leaves(moments: Callable[..., Moments], optimum: Params, problem: Problem) -> bool:
+  """True if the loss, stationary at the optimum, moves away from it nearby: it is at a maximum there."""
+  away = jax.tree.map(lambda at, other: at + 0.1 * other, optimum, problem.params[0])
+  return bool(moments(away).mean[0] @ ravel_pytree(problem.params[0])[0] > 0)
+
+
+def _finite(found: Moments, at_optimum: Moments) -> float:
+  """Smallest probability of a finite loss and gradient, which is 1 up to rounding."""
+  least = float(jnp.minimum(jnp.min(found.finite[:, 0]), at_optimum.finite[0]))
+  return 1.0 if least > 1 - 1e-9 else least
 
 
 def _at_points(moments: Callable[..., Moments], problem: Problem) -> Moments:
   """Moments at every point of the problem: [points, K, D] and [points, K]."""
   return jax.tree.map(lambda *x: jnp.stack(x), *map(moments, problem.params))
-
-
-def _matches(
-  mean: Array, signatures: Iterable[Signature], problem: Problem, tolerance: float
-) -> tuple[str, ...]:
-  """The simplest mistakes whose gradient is a positive multiple of `mean`, if any."""
-  if not jnp.any(mean):
-    return ()
-  for name, gradient in signatures:
-    if _fit(mean, _stack(gradient, problem))[1] < 10 * tolerance:
-      return tuple(name.split(" + "))
-  return ()
 
 
 def _stack(gradient: Callable[..., Array], problem: Problem) -> Array:
@@ -236,7 +237,3 @@ def _relative_gradient(at_optimum: Moments, elsewhere: Moments) -> float:
   """Norm of the first loss's mean gradient at the optimum over that elsewhere; 1 for a loss without gradient."""
   usual = jnp.mean(jnp.linalg.norm(elsewhere.mean[:, 0], axis=-1))
   return float(jnp.where(usual > 0, jnp.linalg.norm(at_optimum.mean[0]) / usual, 1.0))
-
-
-def _yes(right: bool) -> str:
-  return "right" if right else "WRONG"

@@ -1,214 +1,186 @@
-"""Signatures of the known mistakes: the gradient each follows in expectation, in place of grad J.
+"""Names of the known mistakes, read off the gradient that a loss follows in expectation.
 
-With J = E[r] + (alpha - beta) H - beta KL, a wrong estimator of H or of KL leaves its own vector in the
-expected gradient; the table below holds every combination of them, and what group statistics, lengths and
-stale log-probs do to the whole.
+Right losses follow grad J = grad E[r] + alpha grad H + beta grad E[log q], up to a positive factor. A wrong estimator
+puts a vector of its own in the place of one part. `explain` fits the weights of the parts by least squares, with as
+few wrong parts as possible, so that any baseline and any scale of a part may be there. The weights of the right parts
+that are left tell the rest: an entropy that is missing, doubled or of the wrong sign.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterator
-import functools
 import itertools
 
-import jax
-from jax import Array
-import jax.numpy as jnp
+import numpy as np
 
-from qempo_jax import advantages
-from qempo_jax import estimators
-from qempo_jax import losses
-from qempo_jax.testing.enumerable import Params
-from qempo_jax.testing.expectation import Pair
-from qempo_jax.testing.expectation import Samples
-from qempo_jax.testing.expectation import flat_gradient
-from qempo_jax.testing.expectation import group_moments
-from qempo_jax.testing.expectation import pair_moments
+from qempo_jax.testing.mistake_parts import parts
 from qempo_jax.testing.problems import Problem
 
-Signature = tuple[str, Callable[[Params], Array]]
+PADDING = "mask forgotten: what padding holds changes the gradient"
+NAN = "NaN: the loss or its gradient is not finite for some samples"
+NO_GRADIENT = "no gradient: the loss does not depend on the policy's log-probs, or only through stop_gradient"
+FLIPPED = "flipped sign: the loss is maximised where it should be minimised"
+_K1_ENTROPY = "k1 entropy in the loss: log pi of samples, differentiated, has zero expected gradient; or no entropy"
+_K1_KL = "k1 in the loss: log pi - log q of samples, differentiated, has zero expected gradient; or no KL"
+_GROUP_MEAN = "group mean on the reward alone: it weighs (G - 1) / G, and so alpha and beta G / (G - 1) of what is asked"
+_NO_REWARD = "no reward: the expected gradient does not contain that of E[r]"
 
-_sg = jax.lax.stop_gradient
-_RIGHT = ""
-_ENTROPY = {
-  _RIGHT: "entropy",
-  "k1 entropy in the loss: -log pi of samples, differentiated, has zero expected gradient": "nothing",
-  "token-only entropy: the effect of a token on the entropy after it is missing": "token_entropy",
-}
-_KL = {
-  _RIGHT: "kl",
-  "k1 in the loss: log pi - log q of samples, differentiated, has zero expected gradient": "nothing",
-  "k3 in the loss: its gradient is that of the forward KL": "k3_loss",
-  "k3 per token in the loss: a forward KL without its effect on later tokens": "k3_token_loss",
-  "k2 or the exact KL per token in the loss: its effect on later tokens is missing": "token_kl",
-  "k3 in the reward: grad KL(pi||q) - grad KL(q||pi)": "k3_reward",
-  "k2 in the reward: not a KL's gradient": "k2_reward",
-  "k3 per token in the reward": "k3_token_reward",
-}
+_STD_SHAPED = "std-normalised shaped reward: prompts are weighted by 1 / std"
+_STD_REWARD = "std-normalised reward: alpha and beta change with every group"
+_LENGTH = "length-normalised policy gradient: long responses weigh less"
+_GROUP_TOKENS = "token mean over the group: a response's weight depends on the others' lengths"
+_LIVE = "forgotten stop_gradient on the shaped reward"
+_UNWEIGHTED = "importance weights are missing: samples of the earlier policy are taken for the policy's own"
+# Each family: the names of a mistake and the parts that take the place of a right one.
+_REWARD = [
+  ((), ("reward",)),
+  ((_STD_SHAPED,), ("std_shaped",)),
+  ((_STD_REWARD,), ("std_reward",)),
+  ((_LENGTH,), ("length_shaped", "length_shaped_base")),
+  ((_LENGTH,), ("length_reward", "length_reward_base")),
+  ((_STD_SHAPED, _LENGTH), ("std_shaped_length",)),
+  ((_STD_REWARD, _LENGTH), ("std_reward_length",)),
+  ((_GROUP_TOKENS,), ("group_tokens_shaped",)),
+  ((_GROUP_TOKENS,), ("group_tokens_reward",)),
+  ((_STD_SHAPED, _GROUP_TOKENS), ("group_tokens_std_shaped",)),
+  ((_STD_REWARD, _GROUP_TOKENS), ("group_tokens_std_reward",)),
+  ((_STD_SHAPED, _LIVE), ("std_shaped_live",)),
+]
+_OFF_POLICY = [
+  ((_UNWEIGHTED,), ("unweighted_shaped", "unweighted_shaped_base")),
+  ((_UNWEIGHTED,), ("unweighted_reward", "unweighted_reward_base")),
+]
+_ENTROPY = [
+  ((), ()),
+  (("token-only entropy: the effect of a token on the entropy after it is missing",), ("token_entropy",)),
+  (("entropy per token: a mean over tokens, not the entropy of the response",), ("token_entropy_mean",)),
+  (("stale log-probs in the shaped reward: the entropy has become a cross-entropy",), ("stale_entropy",)),
+]
+_KL = [
+  ((), ()),
+  (("k3 in the loss: its gradient is that of the forward KL",), ("k3_loss",)),
+  (("k3 per token in the loss: a forward KL without its effect on later tokens",), ("k3_token_loss",)),
+  (("k3 in the loss as a mean over tokens: long responses are held less",), ("k3_token_mean_loss",)),
+  (("k2 or the exact KL per token in the loss: its effect on later tokens is missing",), ("token_kl",)),
+  (("k3 in the reward: grad KL(pi||q) - grad KL(q||pi)",), ("k3_reward",)),
+  (("k2 in the reward: not a KL's gradient",), ("k2_reward",)),
+  (("k3 per token in the reward",), ("k3_token_reward",)),
+]
 
 
-def group_signatures(
-  problem: Problem, *, alpha: float, beta: float, group_size: int
-) -> Iterator[Signature]:
-  """Names of mistakes and the mean gradient ascended under each, fewest mistakes first.
+def explain(
+  found: np.ndarray,
+  problem: Problem,
+  *,
+  alpha: float,
+  beta: float,
+  group_size: int,
+  behaviour: str = "policy",
+  tolerance: float = 1e-3,
+) -> tuple[str, ...]:
+  """Returns the names of the fewest mistakes under which a loss follows this gradient; none if it is like no other.
 
   Args:
+    found: [points * D] minus the expected gradient at the points of the problem.
     problem: what the loss was checked on.
     alpha: entropy weight of J.
     beta: reference weight of J.
     group_size: G of the check.
-
-  Yields:
-    (name, params -> [D]) pairs.
+    behaviour: "policy" or "old", which sampled the groups.
+    tolerance: largest distance of a fit, relative to the gradient.
   """
-  gradients = _part_gradients(problem)
-
-  def weighted(**weights):
-    return lambda params: sum(
-      c * gradients(params)[name] for name, c in weights.items() if name != "nothing"
-    )
-
-  def combined(entropy, kl):
-    return weighted(reward=1.0, **{entropy: alpha - beta, kl: -beta})
-
-  def separate(entropy):  # J = E[r] + alpha H + beta E[log q]
-    return weighted(reward=1.0, reference=beta, **{entropy: alpha})
-
-  wrong = [(h, k) for h, k in itertools.product(_ENTROPY, _KL) if h or k]
-  for h, k in sorted(wrong, key=lambda names: sum(map(bool, names))):
-    yield " + ".join(filter(None, (h, k))), combined(_ENTROPY[h], _KL[k])
-  for h in filter(None, _ENTROPY):
-    yield h, separate(_ENTROPY[h])
-
-  def stale(params):
-    log_pi = problem.policy.log_probs
-    detached = -alpha * log_pi(problem.old_params) + beta * problem.ref_log_probs
-    return flat_gradient(
-      lambda p: problem.policy.expected(p, jnp.mean(problem.rewards, axis=0) + detached), params
-    )
-
-  yield "stale log-probs in the shaped reward: the entropy has become a cross-entropy", stale
-  moments = _wrong_group_moments(problem, alpha, beta, group_size)
-  for k, name in enumerate(_group_losses(alpha, beta)):
-    yield name, lambda params, k=k: moments(params).mean[k]
+  found = np.asarray(found, np.float64)
+  if not np.isfinite(found).all():
+    return (NAN,)
+  norm = np.linalg.norm(found)
+  if norm == 0:
+    return (NO_GRADIENT,)
+  columns = parts(problem, alpha=alpha, beta=beta, group_size=group_size)
+  families = (_REWARD + _OFF_POLICY * (behaviour == "old"), _ENTROPY, _KL)
+  combinations = sorted(itertools.product(*families), key=_num_mistakes)
+  for _, same_number in itertools.groupby(combinations, key=_num_mistakes):
+    fits = []
+    for reward, entropy, kl in same_number:
+      names = (*reward[1], "entropy", "reference", *entropy[1], *kl[1])
+      error, weights = _fit([columns[name] for name in names], found)
+      fits.append((error / norm, dict(zip(names, weights, strict=True)), (reward, entropy, kl)))
+    near = [fit for fit in fits if fit[0] < tolerance]
+    if near:
+      _, weights, combination = min(near, key=lambda fit: (not _meant(*fit[1:]), fit[0]))
+      return tuple(_named(weights, combination, alpha=alpha, beta=beta, group_size=group_size))
+  return ()
 
 
-def pair_signatures(problem: Problem, *, alpha: float, beta: float) -> Iterator[Signature]:
-  """Names of mistakes in a pairwise loss and the mean gradient ascended under each.
+def _num_mistakes(combination) -> int:
+  return sum(len(names) for names, _ in combination)
 
-  Args:
-    problem: what the loss was checked on.
-    alpha: entropy weight of J.
-    beta: reference weight of J.
 
-  Yields:
-    (name, params -> [D]) pairs.
-  """
-  weights = dict(alpha=alpha, beta=beta)
+def _fit(columns: list[np.ndarray], found: np.ndarray) -> tuple[float, np.ndarray]:
+  """(distance, weights) of the nearest combination of columns."""
+  matrix = np.stack(columns, axis=1)
+  size = np.maximum(np.linalg.norm(matrix, axis=0), 1e-300)
+  weights = np.linalg.lstsq(matrix / size, found, rcond=1e-10)[0] / size
+  return np.linalg.norm(matrix @ weights - found), weights
 
-  def per_token_policy(pair: Pair) -> Array:
-    chosen = pair.chosen_log_prob / pair.chosen_length
-    rejected = pair.rejected_log_prob / pair.rejected_length
-    return losses.preference_loss(chosen, rejected, *pair[2:4], **weights)
 
-  wrong = {
-    "length-normalised pair loss: log Z no longer cancels": lambda pair: (
-      losses.length_normalised_preference_loss(*pair, **weights)
-    ),
-    "length-normalised pair loss, policy's log-probs only": per_token_policy,
-    "chosen and rejected exchanged": lambda pair: losses.preference_loss(
-      *(pair[i] for i in (1, 0, 3, 2)), **weights
-    ),
-    "the reference is left out": lambda pair: losses.preference_loss(
-      *pair[:4], alpha=alpha, beta=0.0
-    ),
-    "the reference enters with the wrong sign": lambda pair: losses.preference_loss(
-      *pair[:4], alpha=alpha, beta=-beta
-    ),
-    "alpha taken for beta (DPO)": lambda pair: losses.preference_loss(
-      *pair[:4], alpha=alpha, beta=alpha
-    ),
+def _meant(weights, combination) -> bool:
+  """True if an entropy is rewarded and a KL penalised: k3 in the loss and in the reward differ by a right KL."""
+  (_, reward), (_, entropy), (_, kl) = combination
+  unit = weights[reward[0]]
+  return all(weights[name] * unit > 0 for name in entropy) and all(weights[name] * unit < 0 for name in kl)
+
+
+def _named(weights, combination, *, alpha: float, beta: float, group_size: int) -> Iterator[str]:
+  (wrong_reward, reward), (wrong_entropy, _), (wrong_kl, _) = combination
+  unit, h, q = weights[reward[0]], weights["entropy"], weights["reference"]
+  small = 1e-2 * max(abs(alpha), abs(beta))
+  others = (*wrong_entropy, *wrong_kl)
+  yield from wrong_reward
+  if not wrong_reward and abs(unit) < 1e-3 * max(map(abs, weights.values())):
+    yield _NO_REWARD
+  elif others:
+    if unit < 0:
+      yield FLIPPED
+    unit = abs(unit)
+    apart = "shaped" not in reward[0]  # a shaped reward has its entropy and reference within
+    if apart and not wrong_entropy and abs(h) < small * unit and abs(alpha - beta) > small:
+      yield _K1_ENTROPY
+    if apart and not wrong_kl and abs(q) < small * unit and abs(beta) > small:
+      yield _K1_KL
+  elif wrong_reward:  # the scale of the rest is not known
+    if unit < 0:
+      yield FLIPPED
+    if reward[0].endswith("reward"):
+      missing = [abs(h) < small * abs(unit), abs(q) < small * abs(unit) and abs(beta) > small]
+      yield from itertools.compress((_K1_ENTROPY, _K1_KL), missing)
+  else:
+    yield from _of_right_parts(h / unit, q / unit, unit < 0, alpha=alpha, beta=beta, group_size=group_size)
+  yield from others
+
+
+def _of_right_parts(h: float, q: float, flipped: bool, *, alpha: float, beta: float, group_size: int) -> Iterator[str]:
+  """Names from the weights of grad H and grad E[log q] beside grad E[r]; each may be estimated with or without KL."""
+  a, b = alpha, beta
+  table = {
+    (): [(a, b)],
+    (_K1_ENTROPY,): [(b, b), (0, b)],
+    (_K1_KL,): [(a - b, 0), (a, 0)],
+    (_K1_ENTROPY, _K1_KL): [(0, 0)],
+    ("forgotten stop_gradient on the shaped reward: its entropy counts twice",): [(2 * a, b), (a + b, b), (2 * a - b, b)],
+    ("flipped sign of the entropy",): [(-a, b), (2 * b - a, b)],
+    ("flipped sign of the KL",): [(a - 2 * b, -b), (a, -b)],
+    ("flipped sign of the reward",): [(-a, -b)],
+    ("alpha and beta exchanged",): [(b, a)],
   }
-  moments = pair_moments(list(wrong.values()), problem)
-  for k, name in enumerate(wrong):
-    yield name, lambda params, k=k: moments(params).mean[k]
-
-
-@functools.lru_cache(maxsize=4)
-def _part_gradients(problem: Problem) -> Callable[[Params], dict[str, Array]]:
-  parts = _expectations(problem)
-  return jax.jit(lambda params: {name: flat_gradient(part, params) for name, part in parts.items()})
-
-
-@functools.lru_cache(maxsize=4)
-def _wrong_group_moments(problem: Problem, alpha: float, beta: float, group_size: int):
-  wrong = list(_group_losses(alpha, beta).values())
-  return group_moments(wrong, problem, group_size=group_size, behaviour="policy")
-
-
-def _expectations(problem: Problem) -> dict[str, Callable[[Params], Array]]:
-  """Functions of params whose gradients are the parts of an expected gradient; samples' weights are detached."""
-  policy = problem.policy
-  mask, ref_tokens = jnp.asarray(policy.space.mask), policy.token_log_probs(problem.ref_params)
-  ref, rewards = problem.ref_log_probs, jnp.mean(problem.rewards, axis=0)
-
-  def in_loss(f):  # mean over samples of a differentiated value
-    return lambda p: jnp.sum(_sg(jnp.exp(policy.log_probs(p))) * f(p))
-
-  def in_reward(f):  # policy gradient of a detached value
-    return lambda p: policy.expected(p, _sg(f(p)))
-
-  def of_sequence(k):
-    return lambda p: getattr(estimators.kl_values(policy.log_probs(p), ref), k)
-
-  def of_tokens(k):
-    values = lambda p: getattr(estimators.kl_values(policy.token_log_probs(p), ref_tokens), k)
-    return lambda p: jnp.sum(jnp.where(mask, values(p), 0.0), axis=-1)
-
-  return {
-    "reward": lambda p: policy.expected(p, rewards),
-    "reference": lambda p: policy.expected(p, ref),
-    "entropy": policy.entropy,
-    "token_entropy": in_loss(lambda p: jnp.sum(policy.token_entropies(p), axis=-1)),
-    "kl": lambda p: policy.kl(p, ref),
-    "token_kl": in_loss(lambda p: jnp.sum(policy.token_kls(p, ref_tokens), axis=-1)),
-    "k3_loss": in_loss(of_sequence("k3")),
-    "k3_token_loss": in_loss(of_tokens("k3")),
-    "k2_reward": in_reward(of_sequence("k2")),
-    "k3_reward": in_reward(of_sequence("k3")),
-    "k3_token_reward": in_reward(of_tokens("k3")),
-  }
-
-
-def _group_losses(alpha: float, beta: float) -> dict[str, Callable[[Samples], Array]]:
-  """Whole wrong losses, where the mistake depends on the group or on the lengths."""
-  no_floor = 1e-9
-
-  def shaped(s: Samples) -> Array:
-    return advantages.shaped_rewards(
-      s.rewards, s.log_probs, s.ref_log_probs, alpha=alpha, beta=beta
-    )
-
-  def score(advantage: Array, s: Samples) -> Array:
-    return -jnp.mean(_sg(advantage) * s.log_probs)
-
-  def std_of_reward(s: Samples) -> Array:
-    rest = shaped(s) - s.rewards
-    return advantages.std_normalised(s.rewards, min_std=no_floor) + advantages.leave_one_out(rest)
-
-  return {
-    "std-normalised shaped reward: prompts are weighted by 1 / std": lambda s: score(
-      advantages.std_normalised(shaped(s), min_std=no_floor), s
-    ),
-    "std-normalised reward: alpha and beta change with every group": lambda s: score(
-      std_of_reward(s), s
-    ),
-    "length-normalised policy gradient": lambda s: score(
-      advantages.leave_one_out(shaped(s)) / s.lengths, s
-    ),
-    "length-normalised policy gradient, without baseline": lambda s: score(
-      shaped(s) / s.lengths, s
-    ),
-    "std-normalised shaped reward and length-normalised policy gradient (GRPO)": lambda s: score(
-      advantages.std_normalised(shaped(s), min_std=no_floor) / s.lengths, s
-    ),
-  }
+  near = 1e-2 * max(abs(a), abs(b))
+  if group_size == 1:
+    group_size = np.inf
+  for scale, names_of_scale in ((1.0, ()), (1 - 1 / group_size, (_GROUP_MEAN,))):
+    for names, targets in table.items():
+      if any(abs(h * scale - x) + abs(q * scale - y) < near for x, y in targets):
+        if names == ("flipped sign of the reward",):
+          yield from (*names, *names_of_scale)
+        else:
+          yield from (*((FLIPPED,) if flipped else ()), *names, *names_of_scale)
+        return
+  if flipped:
+    yield FLIPPED
+  yield f"other weights: it maximises E[r] + {h:.3g} H + {q:.3g} E[log q]"

@@ -1,6 +1,6 @@
 """Functions of a group of samples once more in NumPy, straight from their formulas: slow, in double precision.
 
-Arguments as in `qempo_jax.losses`, `qempo_jax.advantages` and `qempo_jax.diversity_rewards`; members outside the
+Arguments as in `qempo_jax.losses`, `qempo_jax.advantages` and `qempo_jax.methods`; members outside the
 mask are taken out before anything is computed, and get zero.
 """
 

@@ -1,5 +1,7 @@
 """Every shape of row, told apart and read into prompt, chosen and rejected."""
 
+import json
+
 import pytest
 
 from qempo_jax.data import formats
@@ -84,7 +86,7 @@ def test_scores_and_other_fields_are_columns():
     ],
 )
 def test_completions(entry, found):
-  expected = found or ("text", "one two three four five six seven eight", "nine ten", None)
+  expected = found or ("text", "one two three four five six seven eight", " nine ten", None)
   assert _read(entry, formats.COMPLETION) == expected
   with pytest.raises(RowError, match='no "rejected"'):
     _read(entry)
@@ -127,3 +129,85 @@ def test_prompts_keep_every_column():
 def test_a_row_that_does_not_fit_says_why(entry, reason):
   with pytest.raises(RowError, match=reason):
     _read(entry, formats.COMPLETION if "label" in entry else formats.PAIR)
+
+
+ASKED = {"system": "Be kind.", "question": "Where?", "chosen": "The city is Paris.", "rejected": "The city is Rome."}
+SAY_KIND = (_say("system", "Be kind."), _say("user", "Where?"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "prompt"),
+    [
+        (ASKED, SAY_KIND),
+        ({"prompt": "Where?", "chosen": "a", "rejected": "b", "system_prompt": "Be kind."}, SAY_KIND),
+        ({"instruction": "Say:", "input": "hi", "chosen": "a", "rejected": "b"}, "Say:\nhi"),
+        ({"query": "q", "chosen": [_say("assistant", "a")], "rejected": [_say("assistant", "b")]}, "q"),
+        ({"question": "Where is it?", "chosen": "Where is it? Here", "rejected": "Where is it? There"}, "Where is it?"),
+        ({"prompt": json.dumps([_say("user", "hi")]), "chosen": json.dumps([_say("assistant", "a")]), "rejected": "b"}, "hi"),
+        (
+            {
+                "conversations": [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "Where?"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            },
+            SAY_KIND,
+        ),
+        (
+            {
+                "prompt": [_say("developer", "Be kind."), _say("user", [{"type": "text", "text": "Whe"}, {"type": "text", "text": "re?"}])],
+                "chosen": "a",
+                "rejected": "b",
+            },
+            SAY_KIND,
+        ),
+    ],
+)
+def test_every_place_of_a_prompt_is_read(entry, prompt):
+  _, found, chosen, rejected = _read(entry)
+  assert found == prompt and chosen != rejected
+
+
+def test_one_response_formats():
+  share = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+  for entry in ({"conversations": share}, {"conversations": json.dumps(share)}, {"instruction": "q", "input": "", "output": "a"}):
+    assert _read(entry | {"label": 1.0}, formats.COMPLETION)[1:] == ("q", "a", None)
+  text = "def f():\n    return 1\n\nprint(f())\n# then\n# some more words\nx = 2\n"
+  _, prompt, rest, _ = _read({"text": text}, formats.COMPLETION)
+  assert prompt + rest == text and prompt.endswith("# then\n#")
+  assert _read({"text": "今天天气很好，我们去公园"}, formats.COMPLETION)[1:3] == ("今天天气很好，我们", "去公园")
+
+
+@pytest.mark.parametrize(
+    ("further", "reason"),
+    [
+        ({"prompt": [_say("user", "p") | {"tool_calls": [{}]}]}, "'tool_calls'"),
+        ({"prompt": [_say("user", "p"), _say("assistant", "a") | {"reasoning_content": "x"}, _say("user", "p")]}, "'reasoning_content'"),
+        ({"prompt": [_say("user", [{"type": "image_url", "image_url": "x"}])]}, "'image_url'"),
+        ({"chosen": [_say("assistant", "a") | {"weight": 0}]}, "'weight'"),
+        ({"tools": [{"name": "f"}]}, 'has "tools"'),
+        ({"images": ["x.png"]}, 'has "images"'),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, 'has "chat_template_kwargs"'),
+        ({"input": "the text"}, '"input" that its prompt does not hold'),
+        ({"prompt": [_say("system", "s"), _say("user", "p")], "system": "t"}, '"system" other than'),
+        ({"prompt": "[{'role': 'user', 'content': 'hi'}]"}, "not JSON"),
+    ],
+)
+def test_what_would_change_a_row_is_refused_by_name(further, reason):
+  row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+  nothing = {name: None if isinstance(value, str) else type(value)() for name, value in further.items() if name not in row}
+  assert _read(row | nothing)[1] == "p"
+  with pytest.raises(RowError, match=reason):
+    _read(row | further)
+
+
+@pytest.mark.parametrize("label", [False, 0, 0.0, "bad", 2, float("nan")])
+def test_a_bad_completion_is_no_example(label):
+  for entry in ({"prompt": "p", "completion": "c"}, {"messages": TALK[:2]}):
+    with pytest.raises(RowError, match="label"):
+      _read(entry | {"label": label}, formats.COMPLETION)
+    assert _read(entry | {"label": True, "kto_tag": None}, formats.COMPLETION)[2]
+
+
+@pytest.mark.parametrize("text", ['{"role": "user", "content": "x"}', '[{"value": 1}] is JSON', "[1, 2]"])
+def test_json_that_is_no_conversation_stays_a_text(text):
+  assert _read({"prompt": text, "chosen": text + ".", "rejected": "b"})[1:3] == (text, text + ".")

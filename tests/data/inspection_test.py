@@ -95,6 +95,16 @@ def test_faults_of_every_kind_are_counted():
   assert notes[5] == ["chosen response with 0 ending tokens and none at the end"]
 
 
+def test_scores_against_the_pair_and_equal_tokens_are_counted():
+  scored = [(9, 2), (5, 5), (2, 9), ("7.5", "8"), (None, 3), (True, 0)]
+  rows = [{"prompt": "hi", "score_chosen": chosen, "score_rejected": rejected} for chosen, rejected in scored]
+  examples = [*(Preference(row, "yo", "no") for row in rows), Preference({"prompt": "hi"}, "a", "a</s>")]
+  examples.append(Preference({"prompt": "hi", "chosen_rating": 1.0, "rejected_rating": 2.0}, "yo", "no"))
+  found = inspection.summarise(_tiny(template=None), examples, **LIMITS)
+  assert (found.alike, found.tied, found.reversed) == (1, 1, 3)
+  assert "3 pairs whose rejected response has the higher score (reversed)" in found.lines()
+
+
 def test_smollm2s_conversation_is_taken_apart():
   tokenizer = demo_tokenizer.load()
   talk = tuple(

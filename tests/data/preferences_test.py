@@ -33,6 +33,9 @@ class LetterTokenizer:
     merged = text.replace(":!", "\x01")  # the header's last letter merges with an exclamation mark
     return [ord(letter) for letter in merged]
 
+  def decode(self, ids):
+    return "".join(map(chr, ids)).replace("\x01", ":!")
+
 
 def _write(path, *entries):
   path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
@@ -57,7 +60,7 @@ def test_strings_messages_ids_and_columns_are_read(tmp_path):
   assert first == ({"split": "train", "prompt": "p", "answer": 3}, "good\u2028line", "bad")
   assert second[0]["prompt"] == "p" and second[1:] == ("good", (4, 2))
   assert [dict(message) for message in third.row["prompt"]] == TURNS
-  assert len(preferences.prompt_rows([pair.row for pair in (first, second, third)])) == 2
+  assert len(preferences.prompt_rows([pair.row for pair in (first, second, third)])) == 3  # the answer belongs to the task
 
 
 def test_compressed_files_and_completions_are_read(tmp_path):

@@ -1,5 +1,6 @@
 """One string opens any source; broken rows are named and counted, whatever they hold."""
 
+import copy
 import gzip
 import json
 import os
@@ -120,6 +121,44 @@ def test_messages_survive_foreign_tfds_sets(tmp_path, monkeypatch):
   assert len(_load("tfds:talks:train[:3]").examples) == 3
   with pytest.raises(InputError, match="tfds:nothing cannot be read"):
     _load("tfds:nothing")
+
+
+def test_a_row_that_the_template_refuses_is_a_bad_row(tmp_path):
+  tokenizer = copy.copy(demo_tokenizer.load())
+  tokenizer.chat_template = (
+      "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+      "{{ m['content'] }}{% endfor %}"
+  )
+  rows = [{"prompt": f"p {n}", "chosen": "a", "rejected": "b"} for n in range(5)]
+  rows[3]["system"] = "Be kind."
+  path = _jsonl(tmp_path / "a.jsonl", rows)
+  with pytest.raises(InputError, match=r"line 4 is refused by the model's chat template \(System role not supported\)"):
+    _load(f"jsonl:{path}", tokenizer=tokenizer)
+  found = _load(f"jsonl:{path}", tokenizer=tokenizer, on_bad_row="skip", max_bad_share=0.5)
+  assert len(found.examples) == 4 and found.bad[0].place.endswith("line 4")
+  assert len(_load(f"jsonl:{path}").examples) == 5
+  with pytest.raises(InputError, match="line 4 is refused"):
+    prompts.load_rows(f"jsonl:{path}", tokenizer=tokenizer)
+
+
+def test_parquet_values_without_a_python_type_are_columns(tmp_path):
+  pytest.importorskip("pyarrow")
+  import pyarrow.parquet
+
+  times = {
+      "t": pyarrow.array([1_700_000_000_123_456_789], pyarrow.timestamp("ns")),
+      "d": pyarrow.array([123_456_789], pyarrow.duration("ns")),
+      "far": pyarrow.array([10**15], pyarrow.timestamp("s")),
+      "bag": pyarrow.array([[1_700_000_000_123_456_789]], pyarrow.list_(pyarrow.timestamp("ns"))),
+  }
+  table = pyarrow.table({"prompt": ["p"], **times})
+  pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+  row = _load(f"parquet:{tmp_path}/a.parquet", needs=formats.PROMPT).examples[0].row
+  assert row["prompt"] == "p" and set(times) < set(row) and json.dumps(row)
+  twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["prompt", "prompt"])
+  pyarrow.parquet.write_table(twice, tmp_path / "b.parquet")
+  with pytest.raises(InputError, match="two columns named 'prompt'"):
+    _load(f"parquet:{tmp_path}/b.parquet", needs=formats.PROMPT)
 
 
 def test_no_tensorflow_is_loaded(tmp_path):

@@ -25,7 +25,7 @@ _FRAME = """<title></title><script>addEventListener("message", event => { docume
 def test_frontier_page_fits_and_logs_nothing(tmp_path, width):
   results = {"runs": frontier_test.make_runs(), "curves": {}, "config": frontier_test.CONFIG, "command": "c", "made_now": {}}
   for run in results["runs"]:
-    run["point"] += [["objective.token_entropy_weight", 0.003], ["duals.quality.initial", 16.0]]  # as long as they come
+    run["point"] += [["method", "grpo(beta=0.04, token_entropy_weight=0.003)"], ["constraints.quality.start", 16.0]]  # as long as they come
   index = frontier_page.write(tmp_path / "report", results)
   text = index.read_text().replace("default-src", "script-src 'unsafe-inline'; default-src")
   (tmp_path / "measured.html").write_text(text.replace("</body>", _MEASURE))

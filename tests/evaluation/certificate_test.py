@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qempo_jax.errors import InputError
 from qempo_jax.evaluation import certificate
 
 FLOOR = {"constraint": "reward", "bound": 0.85, "direction": "at least", "value_range": (0.0, 1.0)}
@@ -110,5 +111,10 @@ def test_words_state_verdict_estimate_bound_and_counts():
 def test_bad_input_is_refused():
   with pytest.raises(ValueError, match=r"\[prompts, samples\]"):
     certificate.certify(np.ones(3), **FLOOR)
+  for values in (np.array([[0.5, 1.5]]), -np.array([[0.5, 1.5]])):
+    with pytest.raises(InputError, match=f"reward has the value {values[0, 0] if values[0, 0] < 0 else 1.5:g}, outside"):
+      certificate.certify(values, **FLOOR)
+  with pytest.raises(InputError, match="not finite"):
+    certificate.certify(np.array([[np.nan]]), constraint="kl", bound=0.5, direction="at most")
   with pytest.raises(ValueError, match="at least"):
     certificate.certify(np.ones((3, 2)), constraint="reward", bound=0.5, direction=">=")

@@ -48,7 +48,7 @@ def rows(make_rows):
 @pytest.fixture(scope="module")
 def results(rows):
   run = {"command": "python -m experiments.train --config=configs/demo.py", "seed": 0, "config": {"lr": 5e-6}}
-  return summary.summarise(rows, floor=0.85, max_kl={"qempo_kl": 3.0}, num_draws=100, run=run)
+  return summary.summarise(rows, floor=0.85, max_kl={"qempo_kl": 3.0}, num_draws=100, run=run, cluster=("prompt",))
 
 
 @pytest.fixture(scope="module")

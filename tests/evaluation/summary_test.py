@@ -23,7 +23,9 @@ def rows(make_rows):
 
 @pytest.fixture(scope="module")
 def results(rows):
-  return summary.summarise(rows, floor=0.85, max_kl={"qempo_kl": 3.0}, num_draws=400, run={"seed": 0})
+  # The rows' outcomes are independent from prompt to prompt, whatever the wording.
+  settings = {"max_kl": {"qempo_kl": 3.0}, "num_draws": 400, "cluster": ("prompt",)}
+  return summary.summarise(rows, floor=0.85, run={"seed": 0}, **settings)
 
 
 def _row(**changes):
@@ -166,6 +168,7 @@ def test_sets_of_ones_own_and_rewards_without_a_range():
     ([], "no evaluation rows"),
     ([{key: value for key, value in _row().items() if key != "log_prob"}], "row 0 lacks 'log_prob'"),
     ([_row(), _row(sample=1, entropy=math.nan)], "row 1 has entropy = nan"),
+    ([_row(reward=1.5)], r"row 0 has reward = 1.5, outside reward_range \(0.0, 1.0\)"),
     ([_row(reward="good")], "reward = 'good'"),
     ([_row(set_name="planets")], "'planets'"),
     ([_row(prompt="a"), _row(prompt="b"), _row(prompt="a", seed=1)], "seed 1 has no sample of prompt 'b'"),
@@ -175,3 +178,55 @@ def test_bad_rows_are_named(rows, named):
   with pytest.raises(InputError, match=named) as error:
     summary.summarise(rows, floor=0.5, num_draws=10)
   assert "\n" not in str(error.value)
+
+
+def test_tasks_declare_their_families_and_the_certificate_says_what_it_speaks_of(make_rows):
+  rows = make_rows({"qempo_kl": (0.95, 6, 3.0, 2.5)}, num_samples=4)
+  results = summary.summarise(rows, floor=0.85, num_draws=50)
+  units = results["bootstrap"]["clusters"]
+  assert {split: (unit["families"], unit["generalises_to"]) for split, unit in units.items()} == {
+    "train": ("17 sets x 4 wordings", "new sets and new wordings"),
+    "heldout_wordings": ("8 wordings", "new wordings of these sets"),
+    "heldout_set": ("4 sets", "new sets in these wordings"),
+  }
+  found = results["methods"]["qempo_kl"]["splits"]["heldout_wordings"]["certificates"][0]
+  assert found["verdict"] == "UNDECIDED"  # 8 perfect families have the bound 0.69
+  assert "136 prompts in 8 wordings. It speaks of new wordings of these sets." in found["words"]
+
+
+def test_a_puzzle_is_a_family_and_its_answers_are_known():
+  rows = [_row(set_name=f"countdown {t}", prompt=str(t), sample=i, answer=None, reward=0.0) for t in (24, 25) for i in range(2)]
+  results = summary.summarise(rows, floor=0.5, num_draws=50)
+  assert results["bootstrap"]["clusters"]["train"]["generalises_to"] == "new puzzles"
+
+
+def test_a_column_of_the_users_makes_the_families():
+  rows = [_row(prompt=f"{t}{p}", topic=t, sample=i, reward=float(t != "c")) for t in "abc" for p in range(4) for i in range(2)]
+  alone = summary.summarise(rows, floor=0.5, num_draws=200)
+  families = summary.summarise(rows, floor=0.5, num_draws=200, cluster=("topic",))
+  assert families["bootstrap"]["clusters"]["train"] == {
+    "keys": ["topic"], "families": "3 values of 'topic'", "generalises_to": "new values of 'topic'"
+  }  # fmt: skip
+  wide, narrow = (found["methods"]["grpo"]["splits"]["train"]["reward"] for found in (families, alone))
+  assert wide["high"] - wide["low"] > 1.5 * (narrow["high"] - narrow["low"])
+  for cluster, named in ((("source",), "lack the column 'source'"), (("sample",), "several values of the cluster column")):
+    with pytest.raises(InputError, match=named):
+      summary.summarise(rows, floor=0.5, num_draws=10, cluster=cluster)
+
+
+def test_seeds_have_an_interval_of_their_own(make_rows):
+  rows = make_rows({"grpo": (0.9, 3, 1.0, 1.0)}, splits=("heldout_set",), seeds=(0, 1, 2), num_samples=4)
+  reward = summary.summarise(rows, floor=0.5, num_draws=50)["methods"]["grpo"]["splits"]["heldout_set"]["reward"]
+  by_seed = np.array(reward["by_seed"])
+  half = 4.302653 * by_seed.std(ddof=1) / np.sqrt(3)
+  assert reward["over_seeds"]["high"] == pytest.approx(by_seed.mean() + half, rel=1e-6)
+
+
+def test_lost_diversity_is_split_by_hand():
+  kinds = {"base": ("May", "June", "July", "x", "y"), "grpo": ("May", "May", "May", "June", "x")}
+  rows = [
+    _row(method=method, prompt=p, sample=i, completion=text, answer=None if text in "xy" else text, reward=float(text not in "xy"))
+    for method, texts in kinds.items() for p in "ab" for i, text in enumerate(texts)
+  ]  # fmt: skip
+  lost = summary.summarise(rows, floor=0.5, num_draws=50)["methods"]["grpo"]["splits"]["train"]["diversity_lost"]
+  assert {name: found["mean"] for name, found in lost.items()} == {"total": 2, "wrong_answers": 1, "right_answers": 1}

@@ -2,7 +2,7 @@
 
   python -m tests.golden.make_group_losses
 
-It needs version 0.1.0's `train_step.group_loss` (commit ad23c00): one objective object with 9 optional features. Later
+It needs version 0.1.0's `online_step.group_loss` (commit ad23c00): one objective object with 9 optional features. Later
 versions build the same losses from methods and constraints; `tests/methods/group_loss_test.py` holds them to this file.
 """
 
@@ -49,42 +49,3 @@ def inputs() -> dict[str, np.ndarray]:
     "behaviour_log_probs": -rng.gamma(4.0, 1.0, GROUP),
   }
   return {name: x if x.dtype == bool else x.astype(np.float32) for name, x in found.items()}
-
-
-def main() -> None:
-  """Computes and writes all combinations."""
-  import jax
-  import jax.numpy as jnp
-
-  from qempo_jax import group_transforms
-  from qempo_jax import train_step
-  from qempo_jax.token_stats import TokenStats
-
-  x = {name: jnp.asarray(value) for name, value in inputs().items()}
-  values, gradients = [], []
-  for transform, gradient, baseline, normalise, weight, floor, stale, bonus in combinations():
-    objective = train_step.OnlineObjective(
-      entropy_weight=weight, min_reward=0.8, max_kl=1.0, entropy_gradient=gradient, baseline=baseline,
-      normalise=normalise, replay_weight=REPLAY_WEIGHT, min_std=MIN_STD, averaging=0.9,
-      reward_floors=(("polite", 0.5),) if floor else (),
-      transform=group_transforms.Transform(transform, STRENGTH[transform], GOOD),
-      token_entropy_weight=BONUS if bonus else None, max_importance=MAX_IMPORTANCE,
-    )  # fmt: skip
-    group = train_step.GroupBatch(
-      None, x["mask"], x["reward"], x["fresh"], x["replayed"], x["polite"][:, None] if floor else None,
-      x["similarities"] if transform == "setpo" else None, x["behaviour_log_probs"] if stale else None,
-    )  # fmt: skip
-
-    @jax.jit
-    def loss(log_prob, entropy, group=group, objective=objective):
-      multipliers = {name: jnp.float32(value) for name, value in MULTIPLIERS.items()}
-      return train_step.group_loss(TokenStats(log_prob, entropy), x["ref_log_probs"], group, multipliers, objective)
-
-    value, both = jax.value_and_grad(loss, argnums=(0, 1))(x["log_prob"], x["entropy"])
-    values.append(value)
-    gradients.append(np.stack(both))
-  np.savez_compressed(PATH, values=np.array(values, np.float32), gradients=np.array(gradients, np.float32))
-
-
-if __name__ == "__main__":
-  main()

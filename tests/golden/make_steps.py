@@ -1,9 +1,7 @@
-"""Writes steps.npz: parameters, multipliers and averages after three updates of each training step of version 0.1.0.
+"""The inputs of steps.npz: parameters, multipliers and averages after three updates of version 0.1.0's training steps.
 
-  python -m tests.golden.make_steps
-
-It needs version 0.1.0's `train_step`, `offline_step` and `reward_step` (commit ad23c00); `tests/train/golden_test.py`
-holds the steps of later versions to the file. The batches are made here for both.
+The file was written by `python -m tests.golden.make_steps` at commit 3863586; `tests/train/golden_test.py` holds later
+versions to it.
 """
 
 import pathlib
@@ -12,11 +10,11 @@ import jax
 import numpy as np
 
 from qempo_jax import duals
-from qempo_jax import optimizers
 from qempo_jax import packing
-from qempo_jax import train_state
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.train import optimizers
+from qempo_jax.train import state as train_state
 
 PATH = pathlib.Path(__file__).with_name("steps.npz")
 MODEL = ModelConfig(24, 16, 24, 1, 2, 1, 8, 100.0, 1e-5, True)
@@ -90,46 +88,3 @@ def summary(name, after, metrics) -> dict[str, np.ndarray]:
   found |= {f"{name}/average/{key}": value for key, value in after.averages.values().items()}
   found |= {f"{name}/metric/{key}": value for key, value in metrics.items()}
   return {key: np.asarray(value, np.float32) for key, value in found.items()}
-
-
-def main() -> None:
-  """Computes and writes the three."""
-  from qempo_jax import offline_losses
-  from qempo_jax import offline_step
-  from qempo_jax import reward_step
-  from qempo_jax import train_step
-  from qempo_jax.models import reward_head
-
-  def three(step, start):
-    step = jax.jit(step)
-    for _ in range(3):
-      start, metrics = step(start)
-    return start, metrics
-
-  rewards, polite, fresh, replayed, behaviour = online_arrays()
-  rows, mask, _ = packed(GROUP)
-  batch = train_step.GroupBatch(rows, mask, rewards, fresh, replayed, polite[..., None], None, behaviour)
-  objective = train_step.OnlineObjective(
-    entropy_weight=1.0, min_reward=0.8, max_kl=0.5, entropy_gradient="rao_blackwell", baseline="leave_one_out",
-    normalise=False, replay_weight=0.7, min_std=1e-2, averaging=0.9, reward_floors=(("polite", 0.6),), max_importance=2.0,
-  )  # fmt: skip
-  pair = train_step.Optimizers(ADAMW, CONTROLLER)
-  online = lambda s: train_step.online_step(s, params(2), batch, objective=objective, optimizers=pair, **SCORING)
-  found = summary("online", *three(online, state(averaged=(*train_state.AVERAGED, "reward/polite"))))
-
-  rows, mask, _ = packed(2)
-  settings = offline_losses.LossSettings(0.1, 0.5, 1.0, 0.7, 0.1)
-  objective = offline_step.OfflineObjective("qempo_kl", None, settings, None, None, 0.9)
-  batch = offline_step.PairBatch(rows, mask, pair_ref_log_probs(mask))
-  offline = lambda s: offline_step.offline_step(s, batch, objective=objective, optimizer=ADAMW, **SCORING)
-  found |= summary("offline", *three(offline, state()))
-
-  batch = reward_step.pack_pairs(*reward_pairs(), bucket=8, rows=4)
-  trained, frozen = reward_head.split(params() | {"score": 0.1 * np.ones((16, 1), np.float32)}, MODEL, "all")
-  reward = lambda s: reward_step.reward_step(s, frozen, batch, config=MODEL, optimizer=ADAMW, centring_weight=0.1)
-  found |= summary("reward", *three(reward, state(trained)))
-  np.savez_compressed(PATH, **found)
-
-
-if __name__ == "__main__":
-  main()

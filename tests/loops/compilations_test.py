@@ -34,7 +34,7 @@ def _rows(folder):
 def test_online_steps_compile_nothing_after_the_first_though_lengths_vary(tmp_path):
   config = toy.config(tmp_path)
   config.steps, config.compute.bucket, config.sampling.group_size, config.data.prompts_per_step = 5, 64, 4, 4
-  config.objective.min_reward = 0.6
+  config.constraints.quality.bound = 0.6
   online.train(config, tmp_path, toy.policy(), offline_toy.Recorder())
   rows = _rows(tmp_path)
   assert len({row["length"] for row in rows}) > 2

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import builders
+from experiments import constrained
 from experiments.loops import offline
 from experiments.loops import online
 
@@ -18,7 +18,7 @@ def _shared(make):
     found = json.loads(config.to_json_best_effort())
     found = {name: value for name, value in found.items() if name not in _ON_THE_HOST}
     found["data"] = config.data.prompts_per_step
-    found["floors"] = builders.reward_floors(config)
+    found["floors"] = constrained.reward_floors(config)
     key = make, json.dumps(found), policy.config, policy.mesh
     if key not in _steps:
       _steps[key] = make(config, policy, *rest)

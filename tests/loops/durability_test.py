@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,15 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import evaluate
+from experiments.loops import metrics_file
 from experiments.loops import online
 from experiments.loops import preemption
 from experiments.loops import runs
 from experiments.loops import saving
-from qempo_jax import checkpoint
-from qempo_jax import train_state
 from qempo_jax.errors import InputError
+from qempo_jax.train import checkpoint
+from qempo_jax.train import state as train_state
 from tests.loops import killed_runs
 from tests.loops import offline_toy
 from tests.loops import toy
@@ -63,8 +66,8 @@ def _signal_ourselves(batch):
   return batch
 
 
-def _nan_rewards(batch):
-  return batch.replace(rewards=np.full_like(batch.rewards, np.nan))
+def _infinite_rewards(batch):
+  return batch.replace(rewards={name: np.full_like(values, np.inf) for name, values in batch.rewards.items()})
 
 
 def test_a_notice_saves_exits_with_0_and_the_same_command_goes_on(tmp_path, monkeypatch, whole):
@@ -77,7 +80,7 @@ def test_a_notice_saves_exits_with_0_and_the_same_command_goes_on(tmp_path, monk
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
   assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
   state, recorder = _run(tmp_path / "run", checkpoint__every=0)
-  assert recorder.notes == ["resumed after step 3"]
+  assert recorder.notes == ["resuming at step 4: step 3 was restored"]
   jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
   assert killed_runs.metrics(tmp_path / "run") == whole[1]
 
@@ -101,7 +104,7 @@ def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeyp
   assert written == [False]  # it was still on its way
   assert os.listdir(tmp_path / "run" / "checkpoints") == ["2"]
   state, recorder = _run(tmp_path / "run")
-  assert recorder.notes == ["resumed after step 2"]
+  assert recorder.notes == ["resuming at step 3: step 2 was restored"]
   jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
   assert killed_runs.metrics(tmp_path / "run") == whole[1]
 
@@ -112,7 +115,8 @@ def test_a_notice_without_checkpoints_says_what_is_lost(tmp_path, monkeypatch):
   monkeypatch.setattr(offline_toy.Recorder, "note", lambda self, line: notes.append(line))
   with pytest.raises(SystemExit):
     _run(tmp_path / "run", checkpoint__every=-1)
-  assert notes == ["told to stop: step 2 is lost, since checkpoint.every=-1 saves nothing"]
+  assert notes[0] == "starting at step 1"
+  assert notes[-1] == "told to stop: step 2 is lost, since checkpoint.every=-1 saves nothing"
 
 
 def test_the_grace_period_ends(monkeypatch, capsys):
@@ -138,11 +142,11 @@ def test_a_broken_update_is_skipped_and_counted(tmp_path, monkeypatch, whole):
     return after_step(self, state, *args)
 
   monkeypatch.setattr(saving.Saver, "after_step", record)
-  _break(monkeypatch, (3,), _nan_rewards)
+  _break(monkeypatch, (3,), _infinite_rewards)
   _run(tmp_path / "run")
   found = killed_runs.metrics(tmp_path / "run")
   assert [row["skipped"] for row in found] == [0, 0, 1, 0, 0, 0]
-  assert [row["skipped_total"] for row in found] == [0, 0, 1, 1, 1, 1] and not np.isfinite(found[2]["loss"])
+  assert [row["skipped_total"] for row in found] == [0, 0, 1, 1, 1, 1] and found[2]["loss"] is None  # JSON has no NaN
   assert found[:2] == whole[1][:2] and np.isfinite(found[3]["loss"])
   expected = states[1].replace(step=np.int32(3))  # nothing but the step
   jax.tree.map(np.testing.assert_array_equal, states[2], expected)
@@ -151,7 +155,7 @@ def test_a_broken_update_is_skipped_and_counted(tmp_path, monkeypatch, whole):
 
 
 def test_too_many_broken_updates_in_a_row_stop_the_run(tmp_path, monkeypatch):
-  _break(monkeypatch, (1, 3, 4, 5), _nan_rewards)
+  _break(monkeypatch, (1, 3, 4, 5), _infinite_rewards)
   with pytest.raises(InputError, match=r"step 5: the loss is not finite.* 3 times in a row.*learning_rate"):
     _run(tmp_path / "run", faults__max_skipped_in_row=2)
   assert len(killed_runs.metrics(tmp_path / "run")) == 5
@@ -198,15 +202,15 @@ def test_a_full_disk_is_one_error_and_leaves_the_last_checkpoint(tmp_path, monke
   while any((tmp_path / "run" / "checkpoints").rglob("*__lock")):
     time.sleep(0.05)
   state, recorder = _run(tmp_path / "run", checkpoint__asynchronous=asynchronous)
-  assert recorder.notes == ["resumed after step 2"]
+  assert recorder.notes == ["resuming at step 3: step 2 was restored"]
   jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
   assert not [name for name in os.listdir(tmp_path / "run" / "checkpoints") if "tmp" in name]
 
 
 def test_a_resumed_run_refuses_other_prompts_and_another_config(tmp_path):
   _run(tmp_path / "run")
-  with pytest.raises(InputError, match="of another config .*entropy_weight is 1.0 there and 0.5 here"):
-    _run(tmp_path / "run", objective__entropy_weight=0.5)
+  with pytest.raises(InputError, match="of another config .*duals.delay is 0 there and 1 here"):
+    _run(tmp_path / "run", duals__delay=1)
   config = killed_runs.config(tmp_path, 6)
   lines = (tmp_path / "prompts.jsonl").read_text().splitlines(keepends=True)
   (tmp_path / "prompts.jsonl").write_text("".join(lines[::-1]))
@@ -227,7 +231,7 @@ def test_a_state_makes_room_before_the_saved_one_is_read(tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpoint.Checkpoints, "restore", read)
   state, recorder = _run(tmp_path / "run")
-  assert recorder.notes == ["resumed after step 6"] and len(found) == 1
+  assert recorder.notes == ["all 6 steps were done before: step 6 was restored"] and len(found) == 1
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
 
@@ -249,6 +253,120 @@ def test_rows_that_no_checkpoint_vouches_for_are_dropped(tmp_path):
   assert _write(path, 0, (1,)) == [1]  # its checkpoints are gone
 
 
+def _damaged(path, tail, *, middle=b""):
+  rows = [metrics_file.line({"step": step, "loss": 0.5}).encode() for step in (1, 2, 3)]
+  path.write_bytes(rows[0] + middle + rows[1] + rows[2] + tail)
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"step": 4, "los', b"\0" * 4096, b'{"step": 4, "text": "\xe2\x82', b"\n\n", b'{"step"', b"12", b""]
+)
+def test_a_cut_end_of_the_metrics_is_dropped_by_every_reader(tmp_path, tail):
+  path, notes = tmp_path / "metrics.jsonl", []
+  _damaged(path, tail)
+  assert [row["step"] for row in metrics_file.read(path, notes.append)] == [1, 2, 3] and notes == []
+  config = toy.config(tmp_path)
+  assert [row["step"] for row in evaluate.training_metrics(config, tmp_path)[config.method]] == [1, 2, 3]
+  assert _write(path, 3, (4,)) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("middle", [b"\0\0\n", b"\xff\xfe\n", b'{"step": 2\n', b"[1]\n", b'{"loss": 1}\n', b"[" * 9999 + b"\n"])
+def test_other_damage_of_the_metrics_is_named_in_one_line(tmp_path, middle, capsys):
+  path, notes = tmp_path / "metrics.jsonl", []
+  _damaged(path, b"", middle=middle)
+  assert [row["step"] for row in metrics_file.read(path, notes.append)] == [1, 2, 3]
+  assert len(notes) == 1 and f"{path}: line 2 is damaged" in notes[0]
+  config = toy.config(tmp_path)
+  evaluate.training_metrics(config, tmp_path)
+  assert "line 2 is damaged" in capsys.readouterr().out
+  assert _write(path, 3, ()) == [1, 2, 3]
+
+
+def test_metrics_are_json_whatever_their_values(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  log = runs.MetricsLog(path, keep=0)
+  log.write({"step": 1, "loss": np.nan, "a": np.inf, "b": -np.inf, "c": 1.5, "floor": None})
+  log.close()
+
+  def refuse(word):
+    raise AssertionError(word)
+
+  expected = {"step": 1, "loss": None, "a": None, "b": None, "c": 1.5, "floor": None}
+  assert json.loads(path.read_text(), parse_constant=refuse) == expected
+  path.write_text('{"step": 1, "loss": NaN}\n')  # of an older version
+  assert metrics_file.read(path) == [{"step": 1, "loss": None}] == _read_twice(path)
+
+
+def _read_twice(path):
+  runs.MetricsLog(path, keep=1).close()
+  return metrics_file.read(path)
+
+
+def _saver(folder, notes, **changes):
+  config = toy.config(folder)
+  config.checkpoint.every, config.checkpoint.asynchronous = 0, False
+  config.checkpoint.update(changes)
+  return saving.Saver(config, folder, types.SimpleNamespace(tokenizer=None), notes.append, same={})
+
+
+def _rows(folder, count):
+  (folder / "metrics.jsonl").write_text("".join(metrics_file.line({"step": step}) for step in range(1, count + 1)))
+
+
+def _state():
+  ones = {"a": jnp.ones(3)}
+  return train_state.create(ones, {"quality": jnp.ones(())}, jax.random.key(0), optimizer=optax.sgd(0.1), dual_optimizer=optax.sgd(0.1))
+
+
+def test_the_first_line_says_where_a_run_starts(tmp_path):
+  notes = []
+  _saver(tmp_path, notes).restore(_state())
+  _rows(tmp_path, 3)
+  _saver(tmp_path, notes).restore(_state())
+  assert notes == ["starting at step 1", "starting at step 1: no checkpoint here, 3 old rows of metrics.jsonl replaced"]
+
+
+def test_a_run_neither_starts_anew_nor_loses_metrics_beside_checkpoints_that_it_cannot_use(tmp_path):
+  saver, log = _saver(tmp_path, []), runs.MetricsLog(tmp_path / "metrics.jsonl", keep=0)
+  _rows(tmp_path, 2)
+  config = saver._config
+  config.steps = 2
+  saver.after_step(_state().replace(step=jnp.asarray(2, jnp.int32)), log)
+  with saver:
+    pass
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+
+  def restore(message, **changes):
+    with pytest.raises(InputError, match=message):
+      _saver(tmp_path, [], **changes).restore(_state())
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+  restore("holds a run, and checkpoint.every=-1 reads none: set it to 0", every=-1)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint.ocp.CheckpointManager, "restore", _raise(OSError(5, "Input/output error")))
+    restore("Input/output error")
+  path = tmp_path / "checkpoints" / "2" / "host" / "metadata"
+  path.write_text(path.read_text().replace('"skipped"', '"jumped"'))
+  restore("none of the checkpoints .* is whole")
+  restore("holds damaged-2 and no whole checkpoint")
+
+
+def _raise(error):
+  def call(*args, **kwargs):
+    raise error
+
+  return call
+
+
+def test_a_checkpoint_of_another_program_is_one_line(tmp_path):
+  saver = _saver(tmp_path, [])
+  saver._checkpoints.save(_state(), {"mine": 1})
+  with saver:
+    pass
+  with pytest.raises(InputError, match="lacks config, loop, same, skipped, so no run of this program wrote it"):
+    _saver(tmp_path, []).restore(_state())
+
+
 def test_metrics_that_cannot_be_written_are_one_error(tmp_path):
   log = runs.MetricsLog(tmp_path / "metrics.jsonl", keep=0)
   (tmp_path / "metrics.jsonl").mkdir()
@@ -263,8 +381,8 @@ def test_metrics_that_cannot_be_written_are_one_error(tmp_path):
 )
 def test_quality_compares_measured_values_with_the_constraints(tmp_path, reward, kl, expected):
   config = toy.config(tmp_path)
-  config.objective.min_reward, config.objective.max_kl, config.objective.margin = 0.5, 0.2, 0.3
-  values = {"reward": reward, "kl": kl, "entropy": 3.0}
+  config.constraints.quality.bound, config.constraints.kl.bound, config.constraints.quality.margin = 0.5, 0.2, 0.3
+  values = {"quality": reward, "kl": kl, "entropy": 3.0}
   averages = train_state.Averages(values, jnp.ones(()))
   state = train_state.TrainState(*(None,) * 5, averages, None)
   found = saving.quality(config, state)
@@ -275,6 +393,6 @@ def test_quality_compares_measured_values_with_the_constraints(tmp_path, reward,
 def test_quality_counts_the_floors_of_further_rewards(tmp_path):
   config = toy.config(tmp_path)
   config.reward.functions = (("short", "length", 1.0, "none", 0.8), ("other", "length", 1.0, "none", None))
-  values = {"reward": 1.0, "kl": 0.0, "entropy": 3.0, "reward/short": 0.6}
+  values = {"quality": 1.0, "kl": 0.0, "entropy": 3.0, "short": 0.6}
   state = train_state.TrainState(*(None,) * 5, train_state.Averages(values, jnp.ones(())), None)
   assert saving.quality(config, state)["shortfall"] == pytest.approx(0.25)

@@ -41,6 +41,18 @@ def test_runs_are_made_once_and_the_untrained_with_one_seed(config, tmp_path, mo
   assert [run.name for run in frontier.missing(config, tmp_path)] == ["ucpo-0-seed1"]
 
 
+def test_a_checkpoint_is_asked_of_runs_that_keep_some(config, tmp_path):
+  frontier.check(config, "last")
+  with pytest.raises(InputError, match="ucpo-0-seed0 keeps no checkpoints, so --checkpoint=best names none"):
+    frontier.check(config, "best")
+  path = tmp_path / "runs" / "ucpo-0-seed0" / "result.json"
+  path.parent.mkdir(parents=True)
+  path.write_text('{"checkpoint": "best"}')
+  with pytest.raises(InputError, match="is of --checkpoint=best, not last: remove that file"):
+    frontier.check_made(config, tmp_path, "last")
+  frontier.check_made(config, tmp_path, "best")
+
+
 @pytest.mark.slow
 def test_exact_curves_are_in_the_programs_order(config, monkeypatch):
   monkeypatch.setattr(frontier, "CURVE_POINTS", 3)
@@ -66,8 +78,8 @@ def test_figures_are_those_of_a_policy_known_by_hand(config):
 
 
 def test_a_key_that_a_method_lacks_is_named(config):
-  config.points.ucpo = ((("objective.tau", 1.0),),)
-  with pytest.raises(InputError, match="objective.tau"):
+  config.points.ucpo = ((("offline.tau", 1.0),),)
+  with pytest.raises(InputError, match="offline.tau"):
     frontier.check(config)
   config.points.ucpo = ()
   with pytest.raises(InputError, match="ucpo"):
@@ -83,9 +95,19 @@ def test_a_judge_stands_beside_the_runs_own_reward(tmp_path):
   judged = evaluate(opposite)
   assert [row["judge"] for row in judged] == pytest.approx([-row["reward"] for row in judged])
   assert [{k: v for k, v in row.items() if k != "judge"} for row in judged] == evaluate()
-  texts = [row | {"completion": row["completion"] or "0"} for row in judged]
+  texts = [row | {"completion": row["completion"] or "0", "ref_log_prob": row["log_prob"] - 1.5} for row in judged]
   figures = frontier.sampled_figures(texts, embed=lambda texts: np.ones((len(texts), 1)))[1]
   np.testing.assert_allclose(figures["judge"], -figures["reward"], rtol=1e-6)
+  np.testing.assert_allclose(figures["kl"], 1.5, rtol=1e-6)
+
+
+def test_batches_of_an_evaluation_have_random_numbers_of_their_own(tmp_path):
+  of_toy = toy.config(tmp_path)
+  of_toy.evaluation.samples_per_prompt, of_toy.evaluation.prompts_per_batch = 16, 1
+  rows = [{"prompt": toy.PROMPTS[0], "split": split} for split in "ab"]
+  found = evaluation.Evaluator(of_toy, toy.policy(), rows, toy.reward)(toy.policy().params, method="m", seed=0)
+  texts = [[row["completion"] for row in found if row["split"] == split] for split in "ab"]
+  assert len(texts[0]) == len(texts[1]) == 16 and texts[0] != texts[1]
 
 
 class Silent:
@@ -100,13 +122,12 @@ class Silent:
 def test_the_online_loop_takes_the_transformation_that_needs_the_responses(tmp_path):
   of_toy = toy.config(tmp_path)
   of_toy.steps, of_toy.sampling.group_size = 1, 4
-  of_toy.objective.transform, of_toy.objective.transform_strength = "setpo", 1.0
-  of_toy.objective.entropy_weight = 0.0
+  of_toy.method = "setpo(weight=1.0)"
   policy = toy.policy()
   changed = online.train(of_toy, tmp_path, policy, Silent()).params
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(changed))
-  with pytest.raises(InputError, match="transform"):
-    of_toy.objective.transform = "other"
+  with pytest.raises(InputError, match="no method 'other'"):
+    of_toy.method = "other"
     online.train(of_toy, tmp_path, policy, Silent())
 
 
@@ -114,7 +135,7 @@ def test_a_point_that_runs_made_together_would_ignore_is_refused(config):
   config.points.ucpo = ((("optimizer.learning_rate", 1e-3),), (("optimizer.learning_rate", 1e-2),))
   with pytest.raises(InputError, match="ucpo-1-seed0 has optimizer.learning_rate = 0.01 and ucpo-0-seed0 0.001"):
     frontier.check(config)
-  config.points.ucpo = ((("objective.transform_strength", 0.1),), (("objective.transform_strength", 0.2),))
+  config.points.ucpo = ((("method", "ucpo(tau=0.1)"),), (("method", "ucpo(tau=0.2)"),))
   frontier.check(config)
   config.runner = "online"
   config.points.ucpo = ((("compute.dtype", "float32"),), (("compute.dtype", "bfloat16"),))

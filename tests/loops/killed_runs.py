@@ -42,7 +42,7 @@ def config(folder: pathlib.Path, steps: int):
   path.write_text("".join(named), encoding="utf-8")
   config.reward.function = "tests.loops.killed_runs.reward"
   config.steps = steps
-  config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
+  config.constraints.quality.bound, config.constraints.kl.bound = 0.6, 0.3
   config.replay.size, config.replay.min_reward = 2, 0.3
   config.optimizer.learning_rate = 1e-3
   config.checkpoint.every, config.checkpoint.keep = 2, 2

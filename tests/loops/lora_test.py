@@ -23,7 +23,7 @@ def _offline_config(folder, **changes):
   config.steps, config.lora.rank, config.lora.alpha = 6, 2, 4.0
   config.offline.loss, config.offline.weights, config.offline.measure_every = "qempo_kl", "fixed", 0
   config.offline.pairs_per_step = 40  # the same pairs every step
-  config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
+  config.constraints.quality.bound, config.constraints.kl.bound = 0.6, 0.3
   config.optimizer.learning_rate = 5e-3
   for key, value in changes.items():
     group, name = key.split("__")
@@ -79,8 +79,8 @@ def test_online_trains_adapters(tmp_path):
   config = toy.config(tmp_path)
   config.steps, config.lora.rank, config.checkpoint.every = 8, 2, -1
   config.compute.micro_batches, config.optimizer.moments_dtype = 2, "bfloat16"
-  config.objective.min_reward, config.objective.max_kl = 0.9, 5.0
-  config.duals.quality.initial, config.optimizer.learning_rate = 30.0, 1e-2
+  config.constraints.quality.bound, config.constraints.kl.bound = 0.9, 5.0
+  config.constraints.quality.start, config.optimizer.learning_rate = 30.0, 1e-2
   policy = toy.policy()
   before = jax.device_get(policy.params)
   state = online.train(config, tmp_path, policy, Silent())

@@ -18,8 +18,8 @@ def _train(folder, *, loss, weights, steps, pairs, per_step, scale, max_kl=None,
   config.steps = steps
   config.offline.loss, config.offline.weights = loss, weights
   config.offline.pairs_per_step, config.offline.pairs_per_row = per_step, 8
-  config.objective.min_reward, config.objective.max_kl = FLOOR, max_kl
-  config.objective.averaging = 0.95
+  config.constraints.quality.bound, config.constraints.kl.bound = FLOOR, max_kl
+  config.duals.averaging = 0.95
   config.optimizer.learning_rate, config.optimizer.final_fraction = 4e-3, 0.1
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   policy = toy.policy()

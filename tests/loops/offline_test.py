@@ -23,7 +23,7 @@ def _config(folder, **changes):
   config.steps = 6
   config.offline.loss = "qempo_kl"
   config.offline.measure_every = 2
-  config.objective.min_reward, config.objective.max_kl = 0.6, 0.3
+  config.constraints.quality.bound, config.constraints.kl.bound = 0.6, 0.3
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return config
 
@@ -58,7 +58,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
       _run(tmp_path / "cut", checkpoint__every=3)
   resumed, recorder = _run(tmp_path / "cut", checkpoint__every=3, logging__profile_steps=1, logging__profile_after=2)
   profiled = f"steps 6 to 6 are profiled in {tmp_path / 'cut' / 'profile'}"
-  assert recorder.notes == ["resumed after step 3", profiled] and int(resumed.step) == 6
+  assert recorder.notes == ["resuming at step 4: step 3 was restored", profiled] and int(resumed.step) == 6
   raw = lambda state: jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
   jax.tree.map(np.testing.assert_array_equal, raw(resumed), raw(whole))
   assert timeless(tmp_path / "cut" / "metrics.jsonl") == timeless(tmp_path / "whole" / "metrics.jsonl")
@@ -120,6 +120,7 @@ def test_metrics_of_the_first_batch_are_those_of_its_pairs(tmp_path, monkeypatch
   assert first["accuracy"] == pytest.approx((margins > 0).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_pairs_that_share_rows_train_alike_with_less_padding(tmp_path, micro_batches):
   settings = dict(steps=1, offline__loss="kto", offline__weights="fixed", offline__measure_every=0, checkpoint__every=-1)
@@ -148,7 +149,8 @@ def test_multipliers_move_at_measurements_and_weights_follow(tmp_path):
 
 def test_no_reference_pass_where_nothing_reads_it(tmp_path, monkeypatch):
   monkeypatch.setattr(pairs.Batches, "_reference", lambda *_: pytest.fail("scored the reference"))
-  config = _config(tmp_path, offline__loss="qempo", objective__max_kl=None, offline__log_change=False)
+  config = _config(tmp_path, offline__loss="qempo", offline__log_change=False)
+  config.constraints.kl.bound = None
   policy = toy.policy()
   batches = pairs.Batches(config, policy, pairs.encode(config, policy, pairs.load(config, policy, tmp_path)))
   optimizers, state, shardings = runs.initial(config, policy)
@@ -202,7 +204,7 @@ def equal_reward(prompts, completions, **columns):
         (dict(offline__label_smoothing=0.5), "label_smoothing must be"),
         (dict(offline__measure_every=0), "needs offline.measure_every"),
         (dict(offline__loss="nll"), "nll has no weight"),
-        (dict(offline__loss="qempo"), "has no reference, so objective.max_kl"),
+        (dict(offline__loss="qempo"), "has no reference, so constraints.kl.bound"),
         (dict(offline__loss="dpo", offline__weights="fixed", offline__beta=0.0), "dpo needs a positive offline.beta"),
         (dict(offline__loss="ipo", offline__weights="fixed", offline__beta=0.0), "ipo needs a positive"),
     ],
@@ -222,8 +224,8 @@ def test_rows_that_pairs_do_not_fill_are_refused(tmp_path, per_row, micro_batche
 
 def test_dpo_without_a_kl_multiplier_is_refused(tmp_path):
   config = _config(tmp_path, offline__loss="dpo")
-  config.duals.kl.initial = 0.0
-  with pytest.raises(InputError, match="positive duals.kl.initial"):
+  config.constraints.kl.start = 0.0
+  with pytest.raises(InputError, match="positive constraints.kl.start"):
     offline_builders.objective(config)
 
 
@@ -231,7 +233,7 @@ def test_the_check_reports_pairs_and_finds_an_impossible_floor(tmp_path):
   config = _config(tmp_path)
   line = offline.check(config, toy.policy())
   assert "40 pairs of 2 prompts (0 pairs too long); reference policy: reward 0.2" in line
-  config.objective.min_reward = 1.2
+  config.constraints.quality.bound = 1.2
   with pytest.raises(InputError, match="out of reach"):
     offline.check(config, toy.policy())
   config = _config(tmp_path, offline__weights="fixed", offline__measure_every=0)

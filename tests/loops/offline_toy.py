@@ -48,9 +48,9 @@ def config(folder, *, count, scale):
   config.offline.weights = "multipliers"
   config.offline.pairs_per_step = 16
   config.offline.measure_every = 4
-  quality, kl = config.duals.quality, config.duals.kl
+  quality, kl = config.constraints.quality, config.constraints.kl
   # The preferences' rewards are `scale` times the measured ones, so that their multiplier is smaller by as much.
-  quality.parametrisation, quality.initial = "linear", 4.0 / scale
-  quality.integral_gain, quality.proportional_gain = 1.2 / scale, 12.0 / scale
-  kl.initial, kl.integral_gain, kl.proportional_gain = 0.5, 0.02, 0.2
+  quality.parametrisation, quality.start = "linear", 4.0 / scale
+  quality.gain, quality.proportional_gain = 1.2 / scale, 12.0 / scale
+  kl.start, kl.gain, kl.proportional_gain = 0.5, 0.02, 0.2
   return config

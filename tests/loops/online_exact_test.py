@@ -10,7 +10,7 @@ from experiments.loops import online
 from experiments.loops import runs
 from qempo_jax import duals
 from qempo_jax import exact
-from qempo_jax import train_step
+from qempo_jax import train
 from qempo_jax.testing.sequence_space import sequence_space
 from tests.loops import toy
 
@@ -40,10 +40,10 @@ def test_loop_reaches_the_exact_optimum_of_short_responses(tmp_path, monkeypatch
   monkeypatch.setattr(toy, "SPACE", sequence_space(6, 2))
 
   def change(config):
-    config.steps, config.optimizer.learning_rate, config.objective.averaging = 125, 2e-2, 0.95
+    config.steps, config.optimizer.learning_rate, config.duals.averaging = 125, 2e-2, 0.95
     config.data.prompts_per_step, config.sampling.group_size, config.compute.bucket = 8, 16, 32
-    quality = config.duals.quality
-    quality.initial, quality.integral_gain, quality.proportional_gain = 3.0, 0.45, 6.0
+    quality = config.constraints.quality
+    quality.start, quality.gain, quality.proportional_gain = 3.0, 0.45, 6.0
 
   test_loop_reaches_the_exact_optimum(tmp_path, None, "rao_blackwell", change)
 
@@ -60,14 +60,14 @@ def test_loop_reaches_the_exact_optimum(tmp_path, kl_position, entropy_gradient,
 
   config = toy.config(tmp_path)
   config.steps = 500 if kl_position is None else 1400  # two multipliers take longer to settle
-  config.objective.entropy_gradient = entropy_gradient
-  config.objective.min_reward = min_reward
-  config.objective.max_kl = max_kl
-  config.objective.averaging = 0.98
-  quality, kl = config.duals.quality, config.duals.kl
+  config.method = f"qempo_kl(entropy_gradient={entropy_gradient!r})"
+  config.constraints.quality.bound = min_reward
+  config.constraints.kl.bound = max_kl
+  config.duals.averaging = 0.98
+  quality, kl = config.constraints.quality, config.constraints.kl
   quality.parametrisation = "linear"
-  quality.initial, quality.integral_gain, quality.proportional_gain = 2.0, 0.3, 5.0
-  kl.initial, kl.integral_gain, kl.proportional_gain = 0.0 if max_kl is None else 0.5, 0.02, 0.2
+  quality.start, quality.gain, quality.proportional_gain = 2.0, 0.3, 5.0
+  kl.start, kl.gain, kl.proportional_gain = 0.0 if max_kl is None else 0.5, 0.02, 0.2
   config.optimizer.learning_rate, config.optimizer.final_fraction = 5e-3 if kl_position is None else 4e-3, 0.1
   if change:
     change(config)
@@ -82,21 +82,22 @@ def test_loop_reaches_the_exact_optimum(tmp_path, kl_position, entropy_gradient,
   print(averaged, solution.quality_multiplier, solution.kl_multiplier)
   assert entropy == pytest.approx(float(np.mean(solution.entropy)), rel=0.02)
   assert reward == pytest.approx(min_reward, abs=0.02)
-  assert averaged["quality_multiplier"] == pytest.approx(float(solution.quality_multiplier), rel=0.1)
+  assert averaged["multiplier/quality"] == pytest.approx(float(solution.quality_multiplier), rel=0.1)
   if kl_position is not None:
-    assert averaged["kl_multiplier"] == pytest.approx(float(solution.kl_multiplier), rel=0.1)
+    assert averaged["multiplier/kl"] == pytest.approx(float(solution.kl_multiplier), rel=0.1)
     kl = (probs * (log_probs - ref_log_probs)).sum(axis=1).mean()
     assert kl == pytest.approx(max_kl, rel=0.03)
 
 
 def test_multipliers_stay_where_no_constraint_moves_them(tmp_path):
   config = toy.config(tmp_path)
-  config.objective.min_reward = None
+  config.constraints.quality.bound = None
   optimizers, state, _ = runs.initial(config, toy.policy())
-  measured = dict.fromkeys(state.averages.values(), jnp.float32(9.0))
-  move = lambda state: train_step.move_multipliers(state, measured, builders.objective(config), optimizers.dual)[0]
+  measured = dict.fromkeys(("reward", "entropy", "kl", "quality"), jnp.float32(9.0))
+  constraints = builders.objective(config).constraints
+  move = lambda state: train.dual_step(state, measured, constraints=constraints, controller=optimizers.dual)[0]
   state = jax.jit(move)(state)
   assert float(state.averages.values()["kl"]) == pytest.approx(9.0)
   values = duals.multipliers(state.dual_params)
-  assert float(values["quality"]) == pytest.approx(config.duals.quality.initial)
-  assert float(values["kl"]) == pytest.approx(config.duals.kl.initial)
+  assert float(values["quality"]) == pytest.approx(config.constraints.quality.start)
+  assert float(values["kl"]) == pytest.approx(config.constraints.kl.start)

@@ -39,9 +39,9 @@ def make(folder):
       ("high", "tests.loops.online_floors_test.starts_high", 0.0, "none", FLOOR),
   )
   config.optimizer.learning_rate = 1e-2
-  config.duals.quality.initial = 1.0
-  config.duals.kl.initial = 0.0
-  config.duals.floors.integral_gain = 0.3
+  config.constraints.quality.start = 1.0
+  config.constraints.kl.start = 0.0
+  config.duals.floors.gain = 0.3
   return config
 
 
@@ -50,7 +50,7 @@ def test_the_floor_of_the_second_reward_is_reached_by_its_own_multiplier(tmp_pat
   config, policy = make(tmp_path), toy.policy()
   state = online.train(config, tmp_path, policy, Quiet())
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-  assert rows[0]["reward/high"] < 0.4 and rows[0]["unscored"] == 0.0
+  assert rows[0]["dual/high/value"] < 0.4 and rows[0]["unscored"] == 0.0
   assert rows[-1]["dual/high/multiplier"] > 1.2 and rows[-1]["dual/high/bound"] == pytest.approx(FLOOR)
   assert "dual/quality/bound" not in rows[-1]
   probabilities = np.exp(toy.log_probs(state.params))

@@ -1,5 +1,7 @@
 """The online loop's own duties: resuming, alarms, bad rewards, impossible floors."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -74,10 +76,24 @@ def test_finds_kept_by_a_column_that_is_not_there_are_refused(tmp_path):
     _run(tmp_path / "a", replay__key="set")
 
 
+def test_finds_are_kept_by_the_whole_row(tmp_path):
+  config = _config(tmp_path)
+  rows = [{"prompt": "Pick a number", "answer": answer, "split": "train"} for answer in ("1", "2")]
+  rollout = types.SimpleNamespace(truncated=np.zeros((2, 1), bool), log_probs=np.zeros((2, 1, 2)))
+  samples = sampling.Samples(rows, [[5], [5]], [[[7, 9]], [[7, 9]]], [["1"], ["1"]], rollout)
+  rewards = {"reward": np.array([[1.0], [0.0]], np.float32)}
+  for key, expected in (("", [True, False]), ("answer", [True, False]), ("prompt", [True, True])):
+    config.replay.size, config.replay.key = 2, key
+    replay = online.Replay(config)
+    replay.check(rows)
+    replay.make_batch(samples, rewards, np.random.default_rng(0))
+    assert replay.make_batch(samples, rewards, np.random.default_rng(0)).replayed.any(axis=1).tolist() == expected
+
+
 def test_a_multiplier_above_its_cap_is_refused(tmp_path):
   config = _config(tmp_path)
-  config.duals.quality.initial, config.duals.cap = 2000.0, 1000.0
-  with pytest.raises(InputError, match="duals.quality.initial=2000 is above duals.cap=1000"):
+  config.constraints.quality.start, config.duals.cap = 2000.0, 1000.0
+  with pytest.raises(InputError, match="constraints.quality.start=2000 is above duals.cap=1000"):
     builders.optimizer_pair(config)
 
 
@@ -123,15 +139,32 @@ def test_a_bad_reward_function_is_named(tmp_path, name, message):
 
 def test_an_impossible_floor_is_found_before_training(tmp_path):
   config = _config(tmp_path)
-  config.objective.min_reward = 1.2
+  config.constraints.quality.bound = 1.2
   with pytest.raises(InputError, match="out of reach.*have mean"):
     feasibility.check(config, toy.policy())
-  config.objective.min_reward = 0.9
+  config.constraints.quality.bound = 0.9
   assert "aimed at is 0.9" in feasibility.check(config, toy.policy())
 
 
 def test_an_unknown_choice_is_named(tmp_path):
   config = _config(tmp_path)
-  config.objective.baseline = "median"
-  with pytest.raises(InputError, match="objective.baseline='median'"):
+  config.method = "banana"
+  with pytest.raises(InputError, match="no method 'banana'"):
     builders.objective(config)
+
+
+@pytest.mark.parametrize(("multiplier", "reward", "method", "warned"), [(10.0, 0.5, "qempo", True), (10.0, 0.9, "qempo", False), (10.0, 0.5, "grpo(beta=0.1)", False)])
+def test_a_multiplier_that_drowns_entropy_is_pointed_out(tmp_path, multiplier, reward, method, warned):
+  config = _config(tmp_path)
+  config.method = method
+  line = online._not_acting({"step": 5, "dual/quality/multiplier": multiplier, "reward": reward}, config)
+  assert ("5.0 nats" in line) if warned else line is None
+
+
+def test_a_response_without_a_score_is_neither_fresh_nor_replayed(tmp_path):
+  config = _config(tmp_path)
+  rollout = sampling.Rollout(None, None, None, None, np.zeros((1, 3), bool))
+  samples = sampling.Samples([{"prompt": "p"}], [[1, 2]], [[np.array([3, 0])] * 3], None, rollout)
+  rewards = {"reward": np.array([[1.0, np.nan, 0.5]], np.float32)}
+  batch = online.Replay(config).make_batch(samples, rewards, np.random.default_rng(0))
+  assert batch.fresh[0, :3].tolist() == [True, False, True] and not batch.replayed[0, :3].any()

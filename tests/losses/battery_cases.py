@@ -1,18 +1,23 @@
 """Every loss, advantage and diversity reward once: its inputs, a value by hand, and how it moves with them."""
 
 from collections.abc import Callable
+import importlib
 from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
 from qempo_jax import advantages
-from qempo_jax import diversity_rewards
 from qempo_jax import losses
 from qempo_jax.masking import masked_sum
 from qempo_jax.testing import reference
 from qempo_jax.testing import reference_groups
 
+# Modules by their full names: the package's attributes of these names are the methods.
+darling_lib = importlib.import_module("qempo_jax.methods.darling")
+mara_lib = importlib.import_module("qempo_jax.methods.mara")
+setpo_lib = importlib.import_module("qempo_jax.methods.setpo")
+ucpo_lib = importlib.import_module("qempo_jax.methods.ucpo")
 SIZE = 5  # tokens of a trajectory, members of a group
 LOG3, LOG4_3, LOG2 = 1.0986122887, 0.2876820724, 0.6931471806
 _ones = np.ones(SIZE, bool)
@@ -270,7 +275,7 @@ _whole = -(2 * np.log(5 / 3) + np.log(4 / 3)) / 3  # masses 2/3, 2/3, 1/3
 
 def _square(x, mask):
   """D(S) = (sum over S of x)^2, as an example of a set's diversity."""
-  return diversity_rewards.leave_one_out_set_diversity(lambda m: masked_sum(x, m) ** 2, mask)
+  return setpo_lib.leave_one_out_set_diversity(lambda m: masked_sum(x, m) ** 2, mask)
 
 
 def _square_expected(x, mask):
@@ -306,7 +311,7 @@ GROUPS: dict[str, Case] = {
     {"a shift of rewards": shift(0), "scaled rewards and floor": scale({0: 1}, dict(min_std=1))},
   ),
   "mara_rewards": _group(
-    diversity_rewards, "mara_rewards", ("rewards", "log_probs", "mask"), dict(min_reward=0.2, beta=0.3),
+    mara_lib, "mara_rewards", ("rewards", "log_probs", "mask"), dict(min_reward=0.2, beta=0.3),
     [((np.array([1.0, 0.9, 0.2]), np.array([-1.0, -4.0, -0.5]), np.ones(3, bool)), dict(min_reward=0.9, beta=0.5),
       [1.0, 2.5, 0.2])],
     {
@@ -316,16 +321,16 @@ GROUPS: dict[str, Case] = {
     },
   ),
   "quality_times_diversity": _group(
-    diversity_rewards, "quality_times_diversity", ("rewards", "distances", "mask"), {},
+    darling_lib, "quality_times_diversity", ("rewards", "distances", "mask"), {},
     [((np.array([1.0, 1, 2]), np.array([[5.0, 0, 1], [0, 5, 1], [1, 1, 5]]), np.ones(3, bool)), {}, [0.5, 0.5, 2])],
     {"scaled rewards": scale({0: 1}, {}, 1), "scaled distances": scale({1: 1}, {}, 1)},
   ),
   "kernel_set_diversity": _group(
-    diversity_rewards, "kernel_set_diversity", ("similarities", "mask"), {},
+    setpo_lib, "kernel_set_diversity", ("similarities", "mask"), {},
     [((_copies, np.ones(3, bool)), {}, _whole), ((_copies, np.array([True, True, False])), {}, -LOG2)], {}, (),
   ),
   "setpo_rewards": _group(
-    diversity_rewards, "setpo_rewards", ("similarities", "mask"), {},
+    setpo_lib, "setpo_rewards", ("similarities", "mask"), {},
     # without a copy, two that differ: -log(3/2); without the other, two copies: -log 2
     [((_copies, np.ones(3, bool)), {}, [_whole + np.log(1.5)] * 2 + [_whole + LOG2])], {},
   ),
@@ -335,7 +340,7 @@ GROUPS: dict[str, Case] = {
     {"scaled": scale({0: 1}, {}, 2)}, (0,),
   ),
   "ucpo_advantages": _group(
-    diversity_rewards, "ucpo_advantages", ("rewards", "log_probs", "flags", "mask"), dict(tau=0.4),
+    ucpo_lib, "ucpo_advantages", ("rewards", "log_probs", "flags", "mask"), dict(tau=0.4),
     # q = (1/4, 3/4), inverse weights (3/4, 1/4), blended with (1/2, 1/2)
     [((np.array([2.0, 2.0, -4.0]), np.log([0.1, 0.3, 0.5]), np.array([True, True, False]), np.ones(3, bool)),
       dict(tau=0.4), [2.4, 1.6, -4])],

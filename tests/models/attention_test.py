@@ -112,6 +112,7 @@ def test_what_cannot_be_done_is_said(name, platform, length, changes, message):
   assert attention.chosen(auto, length, 8, platform) == "xla"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 2, 1), (1, 1, 2, 2)))])
 def test_splash_on_a_mesh_equals_xla_in_value_and_gradient(shape):
   mesh = sharding.make_mesh(shape, devices=jax.devices()[: math.prod(shape)])

@@ -13,6 +13,7 @@ import tokenizers
 import transformers
 
 from qempo_jax import sharding
+from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
 from qempo_jax.models import export
@@ -208,14 +209,39 @@ def test_the_tokenizer_and_its_template_go_with_the_model(name, tmp_path):
   assert (generation["eos_token_id"], generation["pad_token_id"]) == (2, 0)
 
 
-def test_generation_settings_of_the_source_are_kept(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 0.6}, 2),
+        ({"eos_token_id": 1}, [1, 2]),  # of the document, where responses end with 2
+        ({"eos_token_id": [2, 0], "_from_model_config": False}, [0, 2]),
+        ({"eos_token_id": 7, "_from_model_config": True}, 2),  # a default that is ordinary text here
+    ],
+)
+def test_generation_settings_of_the_source_are_kept_and_list_every_stop_token(tmp_path, settings, expected):
   config, params = conversion.load(GOLDEN / "llama2")
   source = tmp_path / "source"
   source.mkdir()
   (source / "config.json").write_text((GOLDEN / "llama2" / "config.json").read_text())
-  (source / "generation_config.json").write_text('{"temperature": 0.6}')
-  out = export.export_model(tmp_path / "out", params, config, source=source, tokenizer=_tokenizer())
-  assert json.loads((out / "generation_config.json").read_text()) == {"temperature": 0.6}
+  (source / "generation_config.json").write_text(json.dumps(settings))
+  tokenizer = _tokenizer()
+  out = export.export_model(tmp_path / "out", params, config, source=source, tokenizer=tokenizer)
+  written = json.loads((out / "generation_config.json").read_text())
+  assert written.get("temperature") == settings.get("temperature") and written["eos_token_id"] == expected
+  assert _described(out)["eos_token_id"] == expected and not written.get("_from_model_config")
+  assert tokenization.stop_token_ids(tokenization.load_tokenizer(out)) == tuple(np.atleast_1d(expected))
+  kept = export.export_model(tmp_path / "kept", params, config, source=source)
+  assert json.loads((kept / "generation_config.json").read_text()) == settings
+
+
+def test_a_folder_that_does_not_stop_is_refused_without_pytorch(tmp_path):
+  check = lambda: verify_export.verify_export(tmp_path, None, None, dtype="float32", tolerance=0, stop_tokens=(1, 2))
+  for content in ('{"eos_token_id": 1}', '{"temperature": 1.0}'):
+    (tmp_path / "config.json").write_text('{"eos_token_id": [1, 2]}')  # which `generate` does not read then
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match="would not stop at token [12], which ends a response") as caught:
+      check()
+    assert "\n" not in str(caught.value)
 
 
 def test_without_pytorch_the_export_says_so(tmp_path, monkeypatch):

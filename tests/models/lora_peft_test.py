@@ -93,6 +93,16 @@ def test_peft_reads_what_is_written_here(tmp_path, family):
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"use_dora": True}, "use_dora=True is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "lora_only"}, "bias='lora_only' is not supported.*it must be 'none'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
+        ({"init_lora_weights": "OLoRA"}, "init_lora_weights='OLoRA'"),
+        ({"init_lora_weights": "corda", "corda_config": {"corda_method": "kpm"}}, "corda_config={'corda_method'"),
+        ({"init_lora_weights": "eva"}, "init_lora_weights='eva'"),
+        ({"alora_invocation_tokens": [9, 10]}, "alora_invocation_tokens=.9, 10. is not supported"),
+        ({"use_qalora": True}, "use_qalora=True"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"an_option_of_next_year": 0.5}, "an_option_of_next_year=0.5 is not supported"),
         ({"r": 0}, "r=0 must be a positive number"),
         ({"r": 3}, "does not fit"),
     ],
@@ -104,6 +114,50 @@ def test_options_that_change_the_result_are_refused(tmp_path, changes, message):
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
   with pytest.raises(InputError, match=message):
     lora_peft.read(tmp_path / "a", config)
+
+
+@pytest.mark.parametrize("initial", [True, False, None, "gaussian"])
+def test_what_leaves_the_computation_alone_passes(tmp_path, initial):
+  config, _, _ = _load("qwen2")
+  shutil.copytree(GOLDEN / "peft" / "qwen2" / "adapter", tmp_path / "a")
+  path = tmp_path / "a" / lora_peft.CONFIG_FILE
+  harmless = {"init_lora_weights": initial, "lora_dropout": 0.1, "task_type": None, "exclude_modules": ["lm_head"], "of_next_year": []}
+  path.write_text(json.dumps(json.loads(path.read_text()) | harmless))
+  assert lora_peft.read(tmp_path / "a", config)["layers"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_HERE is None, reason="needs torch and peft")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": False}, {"use_rslora": True}, {"init_lora_weights": "pissa"},
+     {"init_lora_weights": "olora"}, {"init_lora_weights": "orthogonal"}, {"alora_invocation_tokens": [9, 10]}, {"use_dora": True}],
+    ids=str,
+)  # fmt: skip
+def test_adapters_are_refused_or_give_pefts_logits(tmp_path, options):
+  """Each as peft saves it and loads it again; those that are read here give its logits."""
+  import peft
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  config, base, golden = _load("qwen2")
+  load = lambda: transformers.AutoModelForCausalLM.from_pretrained(GOLDEN / "peft" / "qwen2" / "base", dtype=torch.float32)
+  settings = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
+  adapted = peft.get_peft_model(load(), settings)
+  for name, value in adapted.named_parameters():
+    if "lora_" in name:
+      torch.nn.init.normal_(value, std=0.3)
+  adapted.save_pretrained(tmp_path)
+  try:
+    adapters = lora_peft.read(tmp_path, config)
+  except InputError as error:
+    assert next(iter(options)) in str(error) and options != {}
+    return
+  with torch.no_grad():
+    theirs = peft.PeftModel.from_pretrained(load(), tmp_path)(torch.tensor(golden["tokens"]).long()).logits.numpy()
+  np.testing.assert_allclose(_logits(lora.merge(base, adapters), config, golden["tokens"]), theirs, atol=1e-4)
+  assert options in ({}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": False}, {"use_rslora": True})
 
 
 def test_missing_damaged_and_foreign_files_are_said(tmp_path):

@@ -112,6 +112,7 @@ def test_biases_and_norms_stay_the_bases_own():
   )
 
 
+@pytest.mark.slow
 def test_sampler_and_scorer_agree_on_adapted_parameters():
   base = _base()
   params = lora.apply(base, _adapters(base))
@@ -129,6 +130,7 @@ def test_sampler_and_scorer_agree_on_adapted_parameters():
   np.testing.assert_allclose(stats.log_prob, rollout.log_probs, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_half_precision_base_keeps_single_precision_adapters(compute):
   config = dataclasses.replace(CONFIG, compute_dtype=compute, norm_offset=1.0)  # as Gemma's norms, whose scales are small

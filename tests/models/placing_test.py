@@ -185,3 +185,10 @@ def test_the_peak_is_about_one_stacked_leaf_over_the_model(tmp_path):
   print(f"model {model / 1e6:.0f} MB, largest leaf {largest / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB over the start")
   assert model > 3 * largest
   assert peak < model + 1.5 * largest
+
+
+def test_tensor_parallelism_splits_whole_heads_and_the_widths_between_products():
+  _, params = conversion.load(GOLDEN / "qwen2")
+  layers = sharding.tree_shardings(params, sharding.make_mesh((2, 2, 2)), sharding.PARAM_RULES)["layers"]
+  split = {"query": 2, "key": 2, "value": 2, "output": 1, "gate": 2, "up": 2, "down": 1}
+  assert {name: tuple(layers[name].spec).index("tensor") for name in split} == split

@@ -1,18 +1,24 @@
 """Mathematical answers: awkward forms, real reference answers, and workers that hang, crash or run out of memory."""
 
 import collections
+import decimal
+import fractions
 import logging
+import os
 import random
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import checked
+from qempo_jax.rewards import format as format_rewards
 from qempo_jax.rewards import math as math_rewards
 from qempo_jax.rewards import math_worker
 from qempo_jax.rewards import math_workers
+from tests.rewards import math_forms
 from tests.rewards import real_answers
 
 pytest.importorskip("math_verify")
@@ -72,6 +78,46 @@ RIGHT = [
   ("52_8", "\\boxed{52_{8}}"),
   ("(a+5)(b+2)", "\\boxed{ab+2a+5b+10}"),
   ("$\\boxed{7}$", "\\boxed{7}"),
+  # a comma inside brackets separates elements
+  ("(3,500)", "So $\\boxed{(3, 500)}$."),
+  ("[1, 100]", "[1,100]"),
+  ("\\left(12,345\\right)", "(12, 345)"),
+  ("100, 200, 300", "\\boxed{100,200,300}"),
+  # tags
+  ("5", "<think>2+3</think><answer>5</answer>"),
+  ("1/2", "<think>x</think><answer>1/2</answer>"),
+  ("\\text{Evelyn}", "<think>Carla?</think><answer>**Evelyn**</answer>"),
+  ("73", "<think><answer>72</answer>?</think>The answer is 73."),
+  # headings
+  ("72", "#### Step 1: add\n24+48=72\n\n#### Final answer\n\\boxed{72}"),
+  ("72", "The answer is \\boxed{72}.\n\n#### Check\n24+48=72, which is right."),
+  ("72", "\\boxed{72}\n\n#### 2. Check the sum\n24+48=72, which is right."),
+  # what stands behind a number
+  ("5", "#### 2 + 3 = 5"),
+  ("8/3", "#### 2 2/3"),
+  ("16", "#### 8 * 2 = 16"),
+  ("2000", "#### 2e3"),
+  ("2000000", "#### 2 million"),
+  ("2000", "#### 2 \u00d7 10^3"),
+  ("72", "#### 72 clips, which is 3 times 24"),
+  ("-3", "so $x = -\\boxed{3}$"),
+  ("42", "#### 52_8"),
+  ("\\text{(C)}", "The answer is (C) 12 apples."),
+  ("72", "The answer is $24+48$ clips."),
+  ("72", "\\boxed{24+48\\text{ clips}}"),
+  ("72", "\u7b54\u6848\u662f72\u5143"),
+  ("\\text{Evelyn}", "The answer is Evelyn, who ran 3 miles."),
+  ("2:30 pm", "#### 14:30"),
+  ("2:30\\text{ p.m.}", "The answer is 2:30 PM."),
+  # plain numbers
+  ("0.00005", "\\boxed{5e-05}"),
+  ("20000000000000000", "2e16"),
+  ("6.02e23", "\\boxed{6.02 \\times 10^{23}}"),
+  ("33.333333333333336", "100/3"),
+  ("2.5", "2\u00bd"),
+  ("1080", "\u0661\u0660\u0668\u0660"),
+  ("1080", "1\u2009080 \u5143"),
+  ("\\frac{1}{2^{99}}", "\\boxed{2^{-99}}"),
 ]
 
 WRONG = [
@@ -92,6 +138,37 @@ WRONG = [
   ("72", ""),
   ("72", "I do not know."),
   ("5", "\\boxed{5"),
+  ("(1200)", "$\\boxed{(1,200)}$"),
+  ("72", "<think>It is 48 + 24 = 72</think><answer>73</answer>"),
+  ("72", "<think>#### 72</think>\n<answer>\n73\n</answer>"),
+  ("72", "<think>It is \\boxed{72}</think>"),
+  ("2 2/3", "22/3"),
+  ("2", "\\boxed{2} million"),
+  ("2", "So they sold 2 million."),
+  ("7", "the numbers 3, 5, 7"),
+  ("72", "The answer is not 72."),
+  ("30", "The answer is 30 hours 30 minutes"),
+  ("0", "The answer is 0 hours 30 minutes"),
+  ("2", "\\boxed{2\\text{ hours }30\\text{ minutes}}"),
+  ("2", "The answer is $2$ hours 30 minutes"),
+  ("3:4", "3:5"),
+  ("2:30 pm", "2:30 am"),
+  ("52", "52_8"),
+  ("5", "\\boxed{5!}"),
+  ("15\\mbox{ cm}^2", "\\boxed{15\\mbox{ cm}^2} and \\boxed{16\\mbox{ cm}^2}"),
+  ("\\text{east}", "\\text{west}"),
+  ("\\frac{1}{2^{99}}", "\\boxed{\\frac{1}{2^{98}}}"),
+  ("\\frac{\\sqrt{2}}{2^{99}}", "\\boxed{\\frac{\\sqrt{2}}{2^{98}}}"),
+  ("0.0000001", "0.0000002"),
+  ("6.626 \\times 10^{-34}", "1.6 \\times 10^{-19}"),
+  ("\\frac{2^{2005}+1}{3 \\cdot 2^{2006}}", "$\\frac{1}{3 \\cdot 2^{2006}}$"),
+  *[
+    ("2", f"#### {text}")
+    for text in (
+      ["2 + 3 = 5", "2 2/3", "2e3", "2 million", "2:30 pm", "2 - 5", "2 \u00d7 10^3", "2^10", "2x", "2, 3", "2 or 3"]
+      + ["2 and a half", "2 hours 30 minutes", "2/3", "2.5", "2 thirds", "2\\pi", "2\u00b2", "2 plus 5", "2 - 5 clips"]
+    )
+  ],
 ]
 
 
@@ -112,6 +189,40 @@ def test_a_sample_of_gsm8k_is_right_and_a_perturbed_copy_wrong(reward):
   assert reward(says, answers, answer=answers) == [1.0] * 300
   assert reward(says, says[:60], answer=answers[:60]) == [1.0] * 60
   assert reward(says, [real_answers.perturbed_number(a) for a in answers], answer=answers) == [0.0] * 300
+
+
+@pytest.mark.parametrize(
+  "count", [pytest.param(8, id="a sample"), pytest.param(200, id="many", marks=pytest.mark.slow)]
+)
+def test_right_answers_in_other_forms_are_paid_and_wrong_ones_are_not(reward, count):
+  gsm8k = [answer.rpartition("####")[2].strip() for answer in real_answers.gsm8k()]
+  math500 = [row["answer"] for row in real_answers.rows("math500.jsonl")]
+  for answers in (gsm8k, math500):
+    table, misjudged = math_forms.rates(reward, random.Random(1).sample(answers, count))
+    for right, most in ((True, 1e-2), (False, 1e-3)):
+      wrong, total = (sum(counts[i] for (kind, _), counts in table.items() if kind == right) for i in (0, 1))
+      assert len([way for kind, way in table if kind == right]) >= 12
+      assert wrong <= most * total, [item for item in misjudged if item[0] == right][:10]
+
+
+def test_tags_and_math_pay_the_same_response(reward):
+  completion = "<think>24 + 48 is 72, or 73?</think>\n<answer>72</answer>"
+  assert format_rewards.TagsReward()([""], [completion]) == [1.0]
+  assert judge(reward, [("72", completion), ("73", completion)]) == [1.0, 0.0]
+
+
+def test_numbers_as_references_are_written_in_digits(reward):
+  values = [0.00005, 2e16, 72, 0.1 + 0.2, decimal.Decimal("1E+3"), fractions.Fraction(1, 3), np.float32(0.1), np.int64(7)]
+  texts = ["\\boxed{0.00005}", "20000000000000000", "72", "0.3", "1,000", "\\frac13", "0.1", "7"]
+  assert reward([""] * 8, texts, answer=values) == [1.0] * 8
+  for value in (float("nan"), float("inf"), True):
+    with pytest.raises(InputError, match="no text or finite number"):
+      math_rewards.reference_answer(value)
+
+
+def test_the_answer_of_a_reference_with_working():
+  for text in ("Add.\n#### 72", "#### Step 1\n#### Sum\n$\\boxed{72}$", "<think>9</think><answer> 72 </answer>", "72"):
+    assert math_rewards.reference_answer(text) == "72"
 
 
 @pytest.mark.slow
@@ -193,6 +304,22 @@ def test_it_works_off_the_main_thread(reward):
   thread.start()
   thread.join()
   assert got == [1.0] * 3
+
+
+def test_workers_are_read_beyond_file_descriptor_1024(plain_pool):
+  import resource
+
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if hard < 2000:
+    pytest.skip("the limit of open files is too low")
+  resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+  opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+  try:
+    assert plain_pool.judge([("a", "a"), ("a", "b")])[1] == math_workers.Verdict(False, found=True)
+  finally:
+    for descriptor in opened:
+      os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 PROGRAM = """

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
+from qempo_jax.rewards import words
 from qempo_jax.rewards.distinctness import DistinctnessReward
 from qempo_jax.rewards.distinctness import NgramDistinctnessReward
 from qempo_jax.rewards.format import FormatReward
@@ -122,3 +123,14 @@ def test_pairwise_mistakes():
     score(PairwiseReward(scorer, against="reference"), ["x"])
   with pytest.raises(InputError, match="temperature"):
     PairwiseReward(scorer, temperature=0.0)
+
+
+def test_words_of_scripts_without_blanks_are_characters():
+  assert words.by_blanks("今天好。 ok") == ["今", "天", "好。", "ok"]
+  assert words.split("ปีปู C++ हिन्दी") == ["ปี", "ปู", "C", "++", "हिन्दी"]
+  assert words.split("“don’t” 3.5") == ["“", "don", "’", "t", "”", "3", ".", "5"]
+  assert words.split("می\u200cخواهم \U0001f600\U0001f600!!") == ["می\u200cخواهم", "\U0001f600", "\U0001f600", "!!"]
+  assert words.by_blanks("the C++ book.") == "the C++ book.".split()
+  loop = "很好" * 20
+  assert RepetitionReward()([""], [loop])[0] < 0.2
+  assert LengthReward(target=40)([""], [loop]) == [1.0]

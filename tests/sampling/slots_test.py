@@ -138,6 +138,7 @@ def test_int8_is_the_nearest_of_its_steps_and_its_products_are_those_of_the_roun
   np.testing.assert_allclose(prompt.scores("xjgrk,xjlk->xjgrl", q), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "settings"),
     [

@@ -1,7 +1,6 @@
 """check_loss passes what is right and names what is wrong, one known mistake at a time."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,8 @@ from qempo_jax.testing import loss_of_score_weights
 from qempo_jax.testing import mistakes
 from qempo_jax.testing.expectation import group_moments
 from qempo_jax.testing.expectation import pair_moments
+from qempo_jax.testing.pair_mistakes import explain_pairs
 
-matches = importlib.import_module("qempo_jax.testing.check_loss")._matches
 A, B = 0.5, 0.2
 GROUP = 2
 check = functools.partial(check_loss, alpha=A, beta=B, group_size=GROUP)
@@ -31,12 +30,13 @@ def mostly_slow(names, *default):
   return [pytest.param(name, marks=[pytest.mark.slow] * (name not in default)) for name in names]
 
 
-def named(moments, signatures):
-  """The mistake that each of several losses looks like."""
+def named(moments, explain):
+  """The mistakes that each of several losses looks like."""
   with jax.enable_x64(True):
     problem = default_problem()
-    found = np.stack([moments(problem)(params).mean for params in problem.params], axis=1)
-    return [matches(jnp.asarray(mean.ravel()), signatures(problem), problem, 1e-4) for mean in found]
+    moments = moments(problem)
+    found = np.stack([moments(params).mean for params in problem.params], axis=1)
+    return [explain(mean.ravel(), problem, alpha=A, beta=B) for mean in found]
 
 
 def _shaped(s, log_probs=None):
@@ -86,26 +86,73 @@ def _std(x):
   return advantages.std_normalised(x, min_std=1e-6)
 
 
+def _no_stop(s):
+  return s.rewards - A * s.log_probs + B * s.ref_log_probs
+
+
+def _sums(x, s, per=1):
+  return jnp.mean(jnp.sum(jnp.where(s.mask, x, 0.0), axis=-1) / per)
+
+
+def _k3_tokens(s):
+  return estimators.kl_values(s.token_log_probs, s.ref_token_log_probs).k3
+
+
+def _ppo(advantage, s):
+  clip = dict(clip_low=0.2, clip_high=0.2)
+  old = jax.lax.stop_gradient(s.token_log_probs)
+  rows = jax.vmap(lambda *x: losses.ppo_clip_loss(*x, **clip))
+  return jnp.mean(rows(s.token_log_probs, old, advantage, s.mask))
+
+
+def _group_tokens(advantage, s):
+  return -jnp.sum(jax.lax.stop_gradient(advantage)[:, None] * jnp.where(s.mask, s.token_log_probs, 0.0)) / jnp.sum(s.mask)
+
+
+def _quality_mean(s):
+  return _policy_gradient(advantages.group_mean(s.rewards), s)
+
+
+def _quality_std(s):
+  return _policy_gradient(_std(s.rewards), s)
+
+
 RIGHT = {  # loss, the multiple of grad J it ascends
   "leave-one-out": (lambda s: _policy_gradient(advantages.leave_one_out(_shaped(s)), s), 1.0),
   "group mean": (
     lambda s: _policy_gradient(advantages.group_mean(_shaped(s)), s),
     (GROUP - 1) / GROUP,
   ),
+  "no baseline": (lambda s: _policy_gradient(_shaped(s), s), 1.0),
+  "multiplied by the mask": (
+    lambda s: -jnp.mean(advantages.leave_one_out(_shaped(s)) * jnp.sum(s.token_log_probs * s.mask, axis=-1)), 1.0
+  ),
+  "PPO, clipped": (lambda s: _ppo(advantages.leave_one_out(_shaped(s)), s), 1.0),
   "trajectory balance": (_balance, 2 / A * (GROUP - 1) / GROUP),
   "Rao-Blackwell": (lambda s: _quality(s) - (A - B) * _entropy(s) + B * _kl(s), 1.0),
+  "k1 in the reward": (
+    lambda s: _policy_gradient(
+      advantages.leave_one_out(s.rewards - B * jax.lax.stop_gradient(s.log_probs - s.ref_log_probs)), s
+    ) - (A - B) * _entropy(s), 1.0,
+  ),
+  "k2 in the loss": (
+    lambda s: _quality(s) - (A - B) * _entropy(s) + B * jnp.mean(estimators.kl_values(s.log_probs, s.ref_log_probs).k2),
+    1.0,
+  ),
+  "k1 of constant log-probs": (lambda s: _policy_gradient(_shaped(s), s) + 3 * jnp.mean(s.ref_log_probs), 1.0),
   "score weights": (loss_of_score_weights(lambda s: advantages.leave_one_out(_shaped(s))), 1.0),
   "lagrangian": (lambda s: _policy_gradient(_lagrangian(s), s), (10 / 3) / 5),
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(RIGHT, "leave-one-out", "Rao-Blackwell"))
+@pytest.mark.parametrize("name", mostly_slow(RIGHT, "multiplied by the mask", "Rao-Blackwell"))
 def test_right_losses_pass_with_their_scale(name):
   loss, scale = RIGHT[name]
   report = check(loss)
   assert report.ok and report.gradient_is_right and report.stationary_is_right, str(report)
   assert report.scale == pytest.approx(scale, rel=1e-9)
   assert report.mistakes == () and str(report).startswith("OK")
+  assert report.padding == ("NaN spreads" if name == "multiplied by the mask" else "ignored")
   if name == "Rao-Blackwell":  # exact token entropies have the lower variance
     assert report.variance < report.reference_variance
 
@@ -131,16 +178,87 @@ WRONG = {
 }
 
 
+K1_ENTROPY, K1_KL, K3_TOKEN = "k1 entropy in the loss", "k1 in the loss", "k3 per token in the loss"
+OTHER_WRONG = {  # loss, the mistakes named; also two at once, and under other baselines
+  "two k1": (
+    lambda s: _quality(s) + A * jnp.mean(s.log_probs) - B * jnp.mean(s.ref_log_probs), [K1_ENTROPY, K1_KL]
+  ),
+  "group mean, k3": (
+    lambda s: _policy_gradient(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _k3_per_token(s), [K3_TOKEN]
+  ),
+  "PPO, group mean, k3": (
+    lambda s: _ppo(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _k3_per_token(s), [K3_TOKEN]
+  ),
+  "std, k3": (
+    lambda s: _quality_std(s) - (A - B) * _entropy(s) + B * _k3_per_token(s), ["std-normalised reward", K3_TOKEN]
+  ),
+  "std, token-only entropy": (
+    lambda s: _quality_std(s) - A * _sums(s.token_entropies, s) - B * jnp.mean(s.ref_log_probs),
+    ["std-normalised reward", K1_KL, "token-only entropy"],
+  ),
+  "group mean on the reward alone": (
+    lambda s: _quality_mean(s) - (A - B) * _entropy(s) + B * _kl(s), ["group mean on the reward alone"]
+  ),
+  "GRPO": (
+    lambda s: _policy_gradient(_std(s.rewards) / s.lengths, s) - (A - B) * _entropy(s) + B * _sums(_k3_tokens(s), s, s.lengths),
+    ["std-normalised reward", "length-normalised", "k3 in the loss as a mean over tokens"],
+  ),
+  "token mean over the group": (
+    lambda s: _group_tokens(advantages.leave_one_out(_shaped(s)), s), ["token mean over the group"]
+  ),
+  "entropy per token": (
+    lambda s: _policy_gradient(advantages.leave_one_out(s.rewards + B * s.ref_log_probs), s)
+    - A * _sums(s.token_entropies, s, s.lengths),
+    ["entropy per token"],
+  ),
+  "forgotten stop_gradient": (lambda s: -jnp.mean(_no_stop(s) * s.log_probs), ["forgotten stop_gradient"]),
+  "forgotten stop_gradient, group mean": (
+    lambda s: -jnp.mean((_no_stop(s) - jnp.mean(_no_stop(s))) * s.log_probs), ["forgotten stop_gradient"]
+  ),
+  "flipped": (lambda s: -_policy_gradient(advantages.group_mean(_shaped(s)), s), ["flipped sign: the loss"]),
+  "flipped, k3": (
+    lambda s: -(_quality(s) - (A - B) * _entropy(s) + B * _k3(s)), ["flipped sign: the loss", "k3 in the loss:"]
+  ),
+  "flipped entropy": (lambda s: _quality(s) + (A - B) * _entropy(s) + B * _kl(s), ["flipped sign of the entropy"]),
+  "flipped KL": (lambda s: _quality(s) - (A - B) * _entropy(s) - B * _kl(s), ["flipped sign of the KL"]),
+  "flipped reward": (lambda s: -_quality(s) - (A - B) * _entropy(s) + B * _kl(s), ["flipped sign of the reward"]),
+  "k2 per token": (
+    lambda s: _quality(s) - (A - B) * _entropy(s)
+    + B * _sums(estimators.kl_values(s.token_log_probs, s.ref_token_log_probs).k2, s),
+    ["k2 or the exact KL per token"],
+  ),
+  "k3 in the reward": (
+    lambda s: _policy_gradient(advantages.group_mean(
+      s.rewards - B * estimators.kl_values(s.log_probs, s.ref_log_probs).k3), s) * GROUP / (GROUP - 1) - (A - B) * _entropy(s),
+    ["k3 in the reward"],
+  ),
+  "k2 in the reward": (
+    lambda s: _policy_gradient(s.rewards - B * estimators.kl_values(s.log_probs, s.ref_log_probs).k2, s) - (A - B) * _entropy(s),
+    ["k2 in the reward"],
+  ),
+  "exchanged": (
+    lambda s: _policy_gradient(s.rewards - B * s.log_probs + A * s.ref_log_probs, s), ["alpha and beta exchanged"]
+  ),
+  "other weights": (
+    lambda s: _policy_gradient(s.rewards - 2 * s.log_probs + B * s.ref_log_probs, s),
+    ["other weights: it maximises E[r] + 2 H + 0.2 E[log q]"],
+  ),
+  "no reward": (lambda s: -(A - B) * _entropy(s) + B * _kl(s), ["no reward"]),
+  "no gradient": (lambda s: 0.0 * jnp.sum(s.log_probs), ["no gradient"]),
+  "unknown": (lambda s: _policy_gradient(jnp.square(_shaped(s)), s), []),
+}
+
 # A weight 1 / |y| on a baselined advantage still vanishes where the mean shaped reward is constant.
 STATIONARY = {"length-normalised policy gradient"}
 
 
 def test_every_known_mistake_has_its_signature():
-  losses_ = list(WRONG.values())
-  moments = functools.cache(lambda problem: group_moments(losses_, problem, group_size=GROUP, behaviour="policy"))
-  found = named(moments, lambda problem: mistakes.group_signatures(problem, alpha=A, beta=B, group_size=GROUP))
-  for name, names in zip(WRONG, found, strict=True):
-    assert any(mistake.startswith(name) for mistake in names), (name, names)
+  losses_ = [*WRONG.values(), *(loss for loss, _ in OTHER_WRONG.values())]
+  moments = lambda problem: group_moments(losses_, problem, group_size=GROUP, behaviour="policy")
+  found = named(moments, functools.partial(mistakes.explain, group_size=GROUP))
+  wanted = {name: [name] for name in WRONG} | {name: names for name, (_, names) in OTHER_WRONG.items()}
+  for (name, names), got in zip(wanted.items(), found, strict=True):
+    assert len(got) == len(names) and all(map(str.startswith, got, names)), (name, got)
 
 
 @pytest.mark.parametrize("name", mostly_slow(WRONG, "k3 in the loss", "length-normalised policy gradient"))
@@ -152,19 +270,45 @@ def test_known_mistakes_are_caught_by_name(name):
   assert "NOT OK" in str(report) and name in str(report)
 
 
-def test_two_mistakes_at_once_are_both_named():
-  report = check(lambda s: _quality(s) + A * jnp.mean(s.log_probs) - B * jnp.mean(s.ref_log_probs))
-  assert [m.split(":")[0] for m in report.mistakes] == ["k1 entropy in the loss", "k1 in the loss"]
+def _everywhere(s):
+  return s._replace(mask=jnp.ones_like(s.mask))
 
 
-def test_an_unknown_mistake_is_wrong_without_a_name():
-  report = check(lambda s: _policy_gradient(jnp.square(_shaped(s)), s))
-  assert not report.ok and report.mistakes == ()
+MASKLESS = {
+  "policy gradient": (lambda s: _policy_gradient(advantages.leave_one_out(_shaped(s)), _everywhere(s)), []),
+  "entropy": (lambda s: _quality(s) - (A - B) * _entropy(_everywhere(s)) + B * _kl(s), []),
+  "beside others": (
+    lambda s: _quality_mean(_everywhere(s)) + (A - B) * jnp.mean(s.log_probs) + B * _kl(s),
+    [K1_ENTROPY, "group mean on the reward alone"],
+  ),
+}
 
 
-def test_a_loss_without_gradient_is_not_ok():
-  report = check(lambda s: 0.0 * jnp.sum(s.log_probs))
-  assert not report.ok and not report.stationary_is_right
+@pytest.mark.parametrize("name", mostly_slow(MASKLESS, "beside others"))
+def test_a_forgotten_mask_is_caught_and_named(name):
+  loss, others = MASKLESS[name]
+  report = check(loss)
+  assert not report.ok and report.padding == "counts", str(report)
+  assert [m.split(":")[0] for m in report.mistakes] == ["mask forgotten", *others]
+
+
+def test_a_loss_of_nan_is_named():
+  no_floor = lambda x: (x - jnp.mean(x)) / jnp.std(x)
+  report = check(lambda s: _policy_gradient(no_floor(s.rewards), s))
+  assert not report.ok and report.mistakes == (mistakes.NAN,) and 0 < report.finite < 1
+  assert "finite with probability 0." in str(report)
+  assert check_pair(lambda p: jnp.sqrt(-1 - jnp.square(p[0] - p[1]))).mistakes == (mistakes.NAN,)
+
+
+@pytest.mark.parametrize("loss, words", [
+  (lambda s: s.log_probs, r"an array of shape \(2,\): return one scalar"),
+  (lambda s: (jnp.mean(s.log_probs), {}), "returned a tuple"),
+  (lambda s: None, "returned a NoneType"),
+  (lambda s: jnp.sum(s.mask), "returned int"),
+])
+def test_a_loss_that_is_no_scalar_is_refused(loss, words):
+  with pytest.raises(InputError, match=words):
+    check(loss)
 
 
 def test_off_policy():
@@ -179,9 +323,19 @@ def test_off_policy():
   assert not check(importance(losses.ppo_clip_loss), behaviour="old").gradient_is_right
 
 
+@pytest.mark.slow
+def test_off_policy_mistakes_are_named():
+  flipped = check(lambda s: -_balance(s), behaviour="old")
+  assert not flipped.ok and flipped.mistakes == (mistakes.FLIPPED,)
+  unweighted = check(RIGHT["leave-one-out"][0], behaviour="old").mistakes
+  assert len(unweighted) == 1 and unweighted[0].startswith("importance weights are missing")
+
+
 def test_right_pair_loss_passes():
   report = check_pair(lambda p: losses.preference_loss(*p[:4], alpha=A, beta=B))
   assert report.ok and report.gradient_is_right is None and report.variance > 0
+  flipped = check_pair(lambda p: -losses.preference_loss(*p[:4], alpha=A, beta=B))
+  assert not flipped.ok and flipped.stationary_is_right and flipped.mistakes == (mistakes.FLIPPED,)
 
 
 WRONG_PAIRS = {
@@ -189,12 +343,13 @@ WRONG_PAIRS = {
   "chosen and rejected exchanged": lambda p: losses.preference_loss(p[1], p[0], p[3], p[2], alpha=A, beta=B),
   "the reference is left out": lambda p: losses.qempo_loss(*p[:2], alpha=A),
   "alpha taken for beta": lambda p: losses.dpo_loss(*p[:4], beta=A),
+  "alpha and beta exchanged": lambda p: losses.preference_loss(*p[:4], alpha=B, beta=A),
+  "no gradient": lambda p: 0.0 * p[0],
 }
 
 
 def test_every_known_mistake_with_pairs_has_its_signature():
-  moments = functools.cache(lambda problem: pair_moments(list(WRONG_PAIRS.values()), problem))
-  found = named(moments, lambda problem: mistakes.pair_signatures(problem, alpha=A, beta=B))
+  found = named(lambda problem: pair_moments(list(WRONG_PAIRS.values()), problem), explain_pairs)
   for name, names in zip(WRONG_PAIRS, found, strict=True):
     assert any(mistake.startswith(name) for mistake in names), (name, names)
 

@@ -14,12 +14,12 @@ from experiments.benchmarks.bench import settings
 from experiments.loops import offline
 from experiments.loops import online
 from experiments.loops import runs
-from qempo_jax import offline_step
 from qempo_jax import packing
 from qempo_jax import scoring
-from qempo_jax import train_step
 from qempo_jax.models import conversion
 from qempo_jax.sampling import sampler
+from qempo_jax.train import offline_step
+from qempo_jax.train import online_step
 from qempo_jax.types import PromptBatch
 
 NEVER = (-1,)  # no token ends a response, so that all have the full length
@@ -38,7 +38,7 @@ def _config(spec):
   config.optimizer.learning_rate = settings.LEARNING_RATE
   config.optimizer.b1, config.optimizer.b2 = settings.B1, settings.B2
   config.optimizer.weight_decay, config.optimizer.max_grad_norm = settings.WEIGHT_DECAY, settings.MAX_GRAD_NORM
-  config.duals.quality.initial, config.duals.kl.initial = 1.0, settings.KL_WEIGHT
+  config.constraints.quality.start, config.constraints.kl.start = 1.0, settings.KL_WEIGHT
   config.sampling.max_response_length = spec["shape"]["response"]
   return config
 
@@ -98,7 +98,7 @@ def _given_loss(spec, policy, params, prompts) -> float:
 def _online(spec):
   config, shape = _config(spec), spec["shape"]
   config.data.prompts_per_step, config.sampling.group_size = shape["prompts"], shape["group"]
-  config.objective.normalise, config.objective.entropy_weight = True, 0.0
+  config.method = f"grpo(beta={settings.KL_WEIGHT})"
   policy = builders.policy(config)
   optimizers, state, shardings = runs.initial(config, policy)
   step = online.compile_step(config, policy, optimizers, shardings)
@@ -114,7 +114,7 @@ def _online(spec):
     rewards = np.array([[batches.distinct_share(row) for row in group] for group in rollout.tokens], np.float32)
     packed = packing.pack_groups(prompts.tolist(), rollout.tokens.tolist(), bucket=config.compute.bucket)
     fresh = np.ones(rewards.shape, bool)
-    new, _ = step(state, policy.params, train_step.GroupBatch(packed, rollout.mask, rewards, fresh, ~fresh))
+    new, _ = step(state, policy.params, online_step.GroupBatch(packed, rollout.mask, {"reward": rewards}, fresh, ~fresh))
     held.append(jax.block_until_ready(new))
     return {"check": check, "sampling_seconds": sampled, "tokens": int(rollout.mask.sum())}
 

@@ -7,10 +7,10 @@ import numpy as np
 from experiments.benchmarks.bench import batches
 from experiments.benchmarks.bench import serving
 from experiments.benchmarks.bench import settings
-from qempo_jax import optimizers
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.models import conversion
+from qempo_jax.train import optimizers
 
 BUCKET, CHUNK = 32, 256
 

@@ -13,8 +13,8 @@ from qempo_jax.losses import reward_model
 from qempo_jax.models import reward_head
 from qempo_jax.models import shared_prompt
 from qempo_jax.models.config import ModelConfig
-from qempo_jax.train_state import TrainState
-from qempo_jax.train_state import move_policy
+from qempo_jax.train.state import TrainState
+from qempo_jax.train.step import policy_step
 
 _RESPONSES = 2  # of each prompt
 
@@ -99,16 +99,15 @@ def reward_step(
   """
   count = jnp.maximum(jnp.sum(batch.weight), 1.0)
 
-  def loss_fn(trained):
-    scores = pair_scores(trained, frozen, batch, config=config)
+  def loss(scores, rows):
     one = lambda pair, margin: reward_model.bradley_terry_loss(
-        pair[0], pair[1], margin, centring_weight=centring_weight
+      pair[0], pair[1], margin, centring_weight=centring_weight
     )
-    return jnp.sum(batch.weight * jax.vmap(one)(scores, batch.margin)) / count, scores
+    return rows.weight * jax.vmap(one)(scores, rows.margin) / count
 
-  (loss, scores), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-  next_state, told = move_policy(state, gradient, loss, optimizer)
-  return next_state, told | pair_metrics(scores, batch.weight)
+  score = lambda trained, rows: pair_scores(trained, frozen, rows, config=config)
+  next_state, scores, metrics = policy_step(state, batch, score=score, loss=loss, optimizer=optimizer)
+  return next_state, metrics | pair_metrics(scores, batch.weight)
 
 
 def pair_metrics(scores, weight) -> dict[str, jax.Array]:

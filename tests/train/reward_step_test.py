@@ -10,15 +10,15 @@ from configs import base
 from experiments import builders
 from experiments.loops import reward_model
 from qempo_jax import duals
-from qempo_jax import optimizers
-from qempo_jax import reward_step
 from qempo_jax import sharding
-from qempo_jax import train_state
-from qempo_jax import train_step
 from qempo_jax.losses.reward_model import bradley_terry_loss
 from qempo_jax.models import reward_head
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.train import online_step
+from qempo_jax.train import optimizers
+from qempo_jax.train import reward_step
+from qempo_jax.train import state as train_state
 from tests import donation
 
 MODEL = ModelConfig(48, 32, 64, 3, 4, 2, 8, 100.0, 1e-5, True, windows=(None, 4, None))
@@ -128,7 +128,7 @@ def test_sharded_equals_single_device(shape):
     place = lambda tree: jax.device_put(tree, sharding.tree_shardings(tree, mesh, reward_head.RULES))
     state, frozen, rows = place(_state(trained)), place(frozen), jax.device_put(_batch(), sharding.batch_sharding(mesh))
     model, shardings = builders.Policy(MODEL, None, None, (0,), mesh), jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = reward_model.compile_step(config, model, train_step.Optimizers(ADAMW, ADAMW), shardings, frozen)
+    step = reward_model.compile_step(config, model, online_step.Optimizers(ADAMW, ADAMW), shardings, frozen)
     with donation.checked(state):
       after, metrics = step(state, frozen, rows)
     return jax.device_get((after.opt_state[1][0].mu, metrics)), after

@@ -1,5 +1,6 @@
 """A batch in parts has the gradient, loss and metrics of the whole batch, for every objective and every loss."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,17 +9,20 @@ import numpy as np
 import optax
 import pytest
 
-from qempo_jax import accumulation
+from qempo_jax import advantages
+from qempo_jax import constraints
 from qempo_jax import duals
+from qempo_jax import methods
 from qempo_jax import offline_losses
-from qempo_jax import offline_step
 from qempo_jax import packing
-from qempo_jax import train_state
-from qempo_jax import train_step
 from qempo_jax.errors import InputError
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
-from qempo_jax.train_step import GroupBatch
+from qempo_jax.train import accumulation
+from qempo_jax.train import offline_step
+from qempo_jax.train import online_step
+from qempo_jax.train import state as train_state
+from qempo_jax.train.online_step import GroupBatch
 
 MODEL = ModelConfig(24, 16, 24, 1, 2, 1, 8, 100.0, 1e-5, True)
 SCORING = {"config": MODEL, "temperature": 1.0, "chunk_size": 32}
@@ -48,30 +52,28 @@ def _state():
   return train_state.create(params, dual_params, jax.random.key(1), optimizer=KEEP, dual_optimizer=optax.sgd(0.1))
 
 
+def _objective(gradient, baseline, normalise, max_kl=0.2):
+  bounds = {"quality": constraints.reward_floor("reward", 0.5), "kl": constraints.kl_budget(max_kl)}
+  method = methods.qempo_kl(entropy_gradient=gradient)
+  scale = methods.grpo(beta=0.0).scale if normalise else method.scale
+  method = dataclasses.replace(method, baseline=getattr(advantages, baseline), scale=scale)
+  return online_step.OnlineObjective(method, bounds, replay_weight=0.7, averaging=0.9)
+
+
 def _online(gradient, baseline, normalise):
-  objective = train_step.OnlineObjective(
-      entropy_weight=1.0,
-      min_reward=0.5,
-      max_kl=0.2,
-      entropy_gradient=gradient,
-      baseline=baseline,
-      normalise=normalise,
-      replay_weight=0.7,
-      min_std=1e-2,
-      averaging=0.9,
-  )
+  objective = _objective(gradient, baseline, normalise)
   packed, mask, rng = _packed(5)
   fresh = np.ones((PROMPTS, 5), bool)
   fresh[:, 4] = False
   fresh[2, 3] = fresh[5, 1] = False  # uneven groups too
   replayed = np.zeros_like(fresh)
   replayed[:3, 4] = True
-  batch = GroupBatch(packed, mask, rng.random((PROMPTS, 5)).astype(np.float32), fresh, replayed)
+  batch = GroupBatch(packed, mask, {"reward": rng.random((PROMPTS, 5)).astype(np.float32)}, fresh, replayed)
   reference = transformer.init(jax.random.key(2), MODEL, stddev=0.3)
-  optimizers = train_step.Optimizers(KEEP, optax.sgd(0.1))
+  optimizers = online_step.Optimizers(KEEP, optax.sgd(0.1))
 
   def step(micro_batches):
-    one = lambda state, batch: train_step.online_step(
+    one = lambda state, batch: online_step.online_step(
         state, reference, batch, objective=objective, optimizers=optimizers, micro_batches=micro_batches, **SCORING
     )
     return jax.jit(one)(_state(), batch)
@@ -82,7 +84,7 @@ def _online(gradient, baseline, normalise):
 @functools.cache
 def _offline(loss):
   settings = offline_losses.LossSettings(0.1, 0.5, 1.0, 0.7, 0.1)
-  objective = offline_step.OfflineObjective(loss, (0.4, 0.3), settings, None, None, 0.9)
+  objective = offline_step.OfflineObjective(loss, (0.4, 0.3), settings, {}, 0.9)
   group_size = offline_losses.LOSSES[loss].responses
   packed, mask, rng = _packed(group_size)
   # Close to the policy's own, so that KTO's estimate of the KL is positive and is read.
@@ -110,14 +112,13 @@ def _same_in_four_parts(step):
   jax.tree.map(near, state.dual_params, whole.dual_params)
 
 
-@pytest.mark.slow  # sharded_step_test has two parts by default
 @pytest.mark.parametrize(
     ("gradient", "baseline", "normalise"),
     [
-        ("score_function", "leave_one_out", False),
-        ("score_function", "group_mean", True),
+        pytest.param("score_function", "leave_one_out", False, marks=pytest.mark.slow),
+        pytest.param("score_function", "group_mean", True, marks=pytest.mark.slow),
         ("rao_blackwell", "leave_one_out", True),
-        ("rao_blackwell", "group_mean", False),
+        pytest.param("rao_blackwell", "group_mean", False, marks=pytest.mark.slow),
     ],
 )
 def test_online_objectives(gradient, baseline, normalise):
@@ -173,14 +174,11 @@ def test_parts_that_do_not_divide_the_rows_are_refused():
 
 
 def _step(**changes):
-  objective = train_step.OnlineObjective(
-      **({"entropy_weight": 1.0, "min_reward": 0.5, "max_kl": 0.2, "entropy_gradient": "score_function",
-          "baseline": "leave_one_out", "normalise": True, "replay_weight": 0.7, "min_std": 1e-2, "averaging": 0.9} | changes)
-  )  # fmt: skip
+  objective = _objective("score_function", "leave_one_out", True, **changes)
   reference = transformer.init(jax.random.key(2), MODEL, stddev=0.3)
-  optimizers = train_step.Optimizers(KEEP, duals.plain_ascent(0.1))
+  optimizers = online_step.Optimizers(KEEP, duals.plain_ascent(0.1))
   state = _state().replace(dual_opt_state=optimizers.dual.init(_state().dual_params))
-  step = lambda state, batch: train_step.online_step(
+  step = lambda state, batch: online_step.online_step(
       state, reference, batch, objective=objective, optimizers=optimizers, **SCORING
   )
   return state, jax.jit(step)
@@ -188,7 +186,7 @@ def _step(**changes):
 
 def test_where_nothing_was_scored_nothing_is_measured_and_nothing_moves():
   packed, mask, rng = _packed(5)
-  rewards = rng.random((PROMPTS, 5)).astype(np.float32)
+  rewards = {"reward": rng.random((PROMPTS, 5)).astype(np.float32)}
   everything, nothing = np.ones((PROMPTS, 5), bool), np.zeros((PROMPTS, 5), bool)
   state, step = _step()
   state, metrics = step(state, GroupBatch(packed, mask, rewards, everything, nothing))

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from qempo_jax import optimizers
-from qempo_jax import train_state
+from qempo_jax.train import optimizers
+from qempo_jax.train import state as train_state
 
 PARAMS = {"a": jnp.linspace(-1, 1, 300_000).reshape(3, -1), "norm": jnp.ones(5)}
 ADAMW = optimizers.adamw(
@@ -42,3 +42,16 @@ def test_matrices_alone_decay():
   updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
   np.testing.assert_allclose(updates["layers"]["query"], -0.05, rtol=1e-6)
   assert not np.any(updates["layers"]["query_bias"]) and not np.any(updates["layers"]["input_norm"])
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_learning_rate_rises_to_its_peak_and_reaches_its_last_value_at_the_last_update(warmup):
+  optimizer = optimizers.adamw(
+      learning_rate=0.1, warmup_steps=warmup, total_steps=9, final_fraction=0.2, b1=0.0, b2=0.0, weight_decay=0.0, max_grad_norm=9.0
+  )
+  state, sizes = optimizer.init(jnp.ones(1)), []
+  for _ in range(10):
+    update, state = optimizer.update(jnp.ones(1), state, jnp.ones(1))
+    sizes.append(-float(update[0]))
+  np.testing.assert_allclose([max(sizes), sizes[warmup], sizes[9]], [0.1, 0.1, 0.02], rtol=1e-5)
+  assert np.all(np.diff(sizes[warmup:]) < 0) and np.all(np.diff(sizes[: warmup + 1]) > 0)

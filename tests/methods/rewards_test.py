@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from qempo_jax import advantages
-from qempo_jax import diversity_rewards
 from qempo_jax import family
+from qempo_jax.methods.darling import quality_times_diversity
+from qempo_jax.methods.mara import mara_rewards
+from qempo_jax.methods.setpo import leave_one_out_set_diversity
+from qempo_jax.methods.setpo import setpo_rewards
+from qempo_jax.methods.ucpo import ucpo_advantages
 
 GROUP = 6
 FLOOR = 0.4
@@ -18,10 +22,10 @@ MASK = jnp.array([True, True, False, True, True, False])
 
 # One signature for all: (rewards, log_probs, distances, mask) -> [group]
 BASELINES = {
-  "mara": lambda r, p, d, m: diversity_rewards.mara_rewards(r, p, m, min_reward=FLOOR, beta=0.2),
-  "quality_times_diversity": lambda r, p, d, m: diversity_rewards.quality_times_diversity(r, d, m),
-  "setpo": lambda r, p, d, m: diversity_rewards.setpo_rewards(1 - d, m),
-  "ucpo": lambda r, p, d, m: diversity_rewards.ucpo_advantages(r, p, r > FLOOR, m, tau=0.4),
+  "mara": lambda r, p, d, m: mara_rewards(r, p, m, min_reward=FLOOR, beta=0.2),
+  "quality_times_diversity": lambda r, p, d, m: quality_times_diversity(r, d, m),
+  "setpo": lambda r, p, d, m: setpo_rewards(1 - d, m),
+  "ucpo": lambda r, p, d, m: ucpo_advantages(r, p, r > FLOOR, m, tau=0.4),
 }
 BASELINES = {name: jax.jit(function) for name, function in BASELINES.items()}
 baselines = pytest.mark.parametrize("name", BASELINES)
@@ -49,7 +53,7 @@ def test_a_group_of_one_is_finite(name):
 
 def test_mara_makes_the_rlhf_optimum_flat_on_the_good_members():
   rewards, ref = jnp.array([1.0, 0.9, 0.2, 0.95]), jnp.array([-1.0, -4.0, -0.5, -2.0])
-  augmented = diversity_rewards.mara_rewards(rewards, ref, min_reward=0.9, beta=0.3)
+  augmented = mara_rewards(rewards, ref, min_reward=0.9, beta=0.3)
   optimum = family.target_log_probs(augmented, ref, alpha=0.3, beta=0.3)
   good = jnp.array([0, 1, 3])
   np.testing.assert_allclose(optimum[good], optimum[0], rtol=1e-5)
@@ -59,7 +63,7 @@ def test_mara_makes_the_rlhf_optimum_flat_on_the_good_members():
 def test_mara_without_good_members_leaves_rewards_alone():
   rewards, ref = jnp.array([0.1, 0.2]), jnp.array([-1.0, -4.0])
   np.testing.assert_array_equal(
-    diversity_rewards.mara_rewards(rewards, ref, min_reward=1.0, beta=0.3), rewards
+    mara_rewards(rewards, ref, min_reward=1.0, beta=0.3), rewards
   )
 
 
@@ -69,7 +73,7 @@ def test_any_set_diversity_can_be_split_into_marginals():
   def distinct(members):  # how many different answers there are
     return jnp.sum(jnp.any(members[:, None] & (answers[:, None] == jnp.arange(3)), axis=0))
 
-  marginals = diversity_rewards.leave_one_out_set_diversity(distinct, jnp.ones(4, bool))
+  marginals = leave_one_out_set_diversity(distinct, jnp.ones(4, bool))
   np.testing.assert_array_equal(marginals, [0, 0, 1, 1])
   np.testing.assert_allclose(advantages.leave_one_out(marginals), [-2 / 3, -2 / 3, 2 / 3, 2 / 3])
 
@@ -77,12 +81,12 @@ def test_any_set_diversity_can_be_split_into_marginals():
 def test_ucpo_keeps_the_correct_advantages_sum_and_at_zero_is_the_base_method():
   base, correct = jnp.where(REWARDS > FLOOR, 0.7, -0.9), REWARDS > FLOOR
   for tau in (0.0, 0.5, 1.0):
-    found = diversity_rewards.ucpo_advantages(base, LOG_PROBS, correct, tau=tau)
+    found = ucpo_advantages(base, LOG_PROBS, correct, tau=tau)
     np.testing.assert_allclose(jnp.sum(found[correct]), jnp.sum(base[correct]), rtol=1e-5)
     np.testing.assert_array_equal(found[~correct], base[~correct])
     if tau == 0:
       np.testing.assert_allclose(found, base, rtol=1e-6)
-  no_correct = diversity_rewards.ucpo_advantages(base, LOG_PROBS, jnp.zeros(GROUP), tau=0.5)
+  no_correct = ucpo_advantages(base, LOG_PROBS, jnp.zeros(GROUP), tau=0.5)
   np.testing.assert_array_equal(no_correct, base)
 
 
@@ -90,7 +94,7 @@ def test_full_ucpo_takes_equal_steps_on_every_correct_response():
   # The step on response k, A'_k times its chance of being drawn: equal, where GRPO's is in proportion to pi.
   pi = jnp.array([0.5, 0.2, 0.05, 0.25])
   correct = jnp.array([True, True, True, False])
-  step = lambda tau: pi * diversity_rewards.ucpo_advantages(
+  step = lambda tau: pi * ucpo_advantages(
     jnp.where(correct, 1.0, -3.0), jnp.log(pi), correct, tau=tau
   )
   np.testing.assert_allclose(step(1.0)[:3], step(1.0)[0], rtol=1e-5)
@@ -99,8 +103,8 @@ def test_full_ucpo_takes_equal_steps_on_every_correct_response():
 
 def test_shapes_that_do_not_fit_are_refused():
   with pytest.raises(AssertionError):
-    diversity_rewards.quality_times_diversity(REWARDS, DISTANCES[:3])
+    quality_times_diversity(REWARDS, DISTANCES[:3])
   with pytest.raises(AssertionError):
-    diversity_rewards.setpo_rewards(DISTANCES, MASK[:3])
+    setpo_rewards(DISTANCES, MASK[:3])
   with pytest.raises(AssertionError):
-    diversity_rewards.ucpo_advantages(REWARDS, LOG_PROBS, MASK[:3], tau=0.1)
+    ucpo_advantages(REWARDS, LOG_PROBS, MASK[:3], tau=0.1)

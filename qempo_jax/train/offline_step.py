@@ -13,6 +13,7 @@ per unit of the reward *implied by the preferences*, whatever the unit of the me
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 
 from flax import struct
@@ -20,21 +21,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qempo_jax import accumulation
 from qempo_jax import duals
 from qempo_jax import offline_losses
 from qempo_jax import scoring
-from qempo_jax import train_step
+from qempo_jax.constraints import Constraint
 from qempo_jax.family import Weights
 from qempo_jax.masking import masked_mean
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.offline_losses import Example
 from qempo_jax.offline_losses import LossSettings
 from qempo_jax.token_stats import TokenStats
-from qempo_jax.train_state import TrainState
-from qempo_jax.train_state import move_policy
-from qempo_jax.train_state import whole_policy
-from qempo_jax.train_step import GroupBatch
+from qempo_jax.train import accumulation
+from qempo_jax.train import online_step
+from qempo_jax.train import step
+from qempo_jax.train.online_step import GroupBatch
+from qempo_jax.train.state import TrainState
+from qempo_jax.train.state import whole_policy
 from qempo_jax.types import PackedGroups
 
 
@@ -61,16 +63,14 @@ class OfflineObjective:
     loss: a key of `offline_losses.LOSSES`.
     weights: None reads the weights from the multipliers of the state; else fixed (alpha, beta).
     settings: the loss's other hyper-parameters.
-    min_reward: the quality floor R whose multiplier is learned; None keeps lambda as it is.
-    max_kl: the KL budget K in nats whose multiplier is learned; None keeps mu as it is.
+    constraints: by name, all measured; the multipliers of those with a bound are learned.
     averaging: decay of the measured averages.
   """
 
   loss: str
   weights: tuple[float, float] | None
   settings: LossSettings
-  min_reward: float | None
-  max_kl: float | None
+  constraints: Mapping[str, Constraint]
   averaging: float
 
 
@@ -98,7 +98,7 @@ def offline_step(
     optimizer: the policy's.
     temperature: that of the sampler.
     chunk_size: tokens whose logits exist at once.
-    as_policy: (state.params, ref_params) -> the policy's parameters, as in `train_step.online_step`.
+    as_policy: (state.params, ref_params) -> the policy's parameters, as in `online_step.online_step`.
     micro_batches: parts of the batch whose gradients are summed, one part in memory at a time; they divide P.
 
   Returns:
@@ -118,18 +118,14 @@ def offline_step(
     log_ratios = lambda rows: _mismatched_log_ratios(stats_of(state.params, rows), rows)
     reference_kl = jnp.mean(accumulation.map_rows(log_ratios, batch, micro_batches=micro_batches))
 
-  def loss_fn(params, rows):
-    stats = stats_of(params, rows)
-    examples = _examples(stats, rows, reference_kl)
+  def loss(stats, rows):
     one = lambda example: offline_losses.example_loss(objective.loss, example, weights, objective.settings)
-    losses = jax.vmap(one)(examples)
-    return jnp.sum(losses) / count, (stats, examples)
+    return jax.vmap(one)(_examples(stats, rows, reference_kl)) / count
 
-  (loss, (stats, examples)), gradient = accumulation.value_and_grad(
-      loss_fn, state.params, batch, micro_batches=micro_batches
+  next_state, stats, metrics = step.policy_step(
+    state, batch, score=stats_of, loss=loss, optimizer=optimizer, micro_batches=micro_batches
   )
-  next_state, told = move_policy(state, gradient, loss, optimizer)
-  return next_state, told | pair_metrics(stats, examples, batch, weights, objective)
+  return next_state, metrics | pair_metrics(stats, _examples(stats, batch, reference_kl), batch, weights, objective)
 
 
 def dual_step(
@@ -161,8 +157,12 @@ def dual_step(
     (the next state, the measured values and `dual/...` metrics, multipliers as they were when measured).
   """
   ref_stats = score(ref_params, batch, config=config, temperature=temperature, chunk_size=chunk_size)
-  measured = train_step.measure(stats, jnp.sum(ref_stats.log_prob, axis=-1), batch)
-  return train_step.move_multipliers(state, measured, objective, optimizer)
+  groups = online_step.as_groups(batch, stats, jnp.sum(ref_stats.log_prob, axis=-1), float("inf"))
+  measured, values = online_step.measure(stats, groups, objective.constraints)
+  next_state, metrics = step.dual_step(
+    state, measured | values, constraints=objective.constraints, controller=optimizer, averaging=objective.averaging
+  )
+  return next_state, measured | metrics
 
 
 def score(params, batch, *, config: ModelConfig, temperature: float, chunk_size: int) -> TokenStats:

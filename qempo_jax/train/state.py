@@ -104,7 +104,7 @@ def unless(skipped: jax.Array, new: TrainState, old: TrainState) -> TrainState:
   return jax.tree.map(lambda after, before: after if after is before else jnp.where(skipped, before, after), new, old)
 
 
-AVERAGED = ("reward", "kl", "entropy", "quality_multiplier", "kl_multiplier")
+AVERAGED = ("reward", "kl", "entropy")
 
 
 def create(
@@ -116,14 +116,13 @@ def create(
     dual_optimizer: optax.GradientTransformation,
     averaged: Sequence[str] = AVERAGED,
 ) -> TrainState:
-  """The state before the first step; `averaged` names the measured values whose averages it keeps."""
+  """The state before the first step; it averages the values named `averaged`, and every multiplier as `multiplier/NAME`."""
   return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       opt_state=optimizer.init(params),
       dual_params=dual_params,
-      # Leaves of their own: a controller may start from the very arrays it controls, which can't be donated twice.
-      dual_opt_state=jax.tree.map(jnp.copy, dual_optimizer.init(dual_params)),
-      averages=Averages.create(averaged),
+      dual_opt_state=dual_optimizer.init(dual_params),
+      averages=Averages.create((*averaged, *(f"multiplier/{name}" for name in dual_params))),
       rng=rng,
   )

@@ -1,0 +1,152 @@
+"""config.method and config.constraints -> the method, its constraints and their multipliers; the only reader of both."""
+
+from collections.abc import Callable
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from qempo_jax import call_text
+from qempo_jax import constraints as constraint_lib
+from qempo_jax import dual_controllers
+from qempo_jax import duals
+from qempo_jax import methods
+from qempo_jax.constraints import Constraint
+from qempo_jax.errors import InputError
+
+# (settings, bound) -> Constraint, by config.constraints.NAME.kind; another kind is a dotted path to the user's own.
+KINDS: dict[str, Callable[[ConfigDict, float | None], Constraint]] = {
+  "reward": lambda settings, bound: constraint_lib.reward_floor(settings.reward, bound),
+  "kl": lambda settings, bound: constraint_lib.kl_budget(bound),
+  "length": lambda settings, bound: constraint_lib.length_budget(bound),
+  "entropy": lambda settings, bound: constraint_lib.entropy_floor(bound),
+  "coherence": lambda settings, bound: constraint_lib.coherence_budget(bound, settings.threshold, reward=settings.reward),
+}
+# Present in every run, so that metrics and offline weights always have them; others where they have a bound or a price.
+ALWAYS = ("quality", "kl")
+
+
+def method(config: ConfigDict) -> methods.Method:
+  """The online method that the config names."""
+  return methods.resolve(config.method)
+
+
+def label(config: ConfigDict) -> str:
+  """The name of a run in reports, logs and certificates: its loss on pairs, or else its method, as the config has them."""
+  return config.offline.loss or config.method
+
+
+def file_name(name: str) -> str:
+  """A label as part of a file's name."""
+  return re.sub(r"[^\w.=-]+", "_", name).strip("_")
+
+
+def check_names(config: ConfigDict) -> None:
+  """Raises InputError where a group of a config of several methods is named after another method than it runs."""
+  known = sorted(methods.table(), key=len, reverse=True)
+  for name in config.methods:
+    of_method = config.get(name)
+    if of_method is None or not of_method.steps or of_method.offline.loss:
+      continue
+    own = call_text.parse(of_method.method, "method")[0]
+    named = next((other for other in known if name == other or name.startswith(f"{other}_")), own)
+    if named != own:
+      raise InputError(f"the group {name!r} of this config runs {of_method.method}; name it {own}, or {own}_ and a word")
+
+
+def settings(config: ConfigDict) -> dict[str, ConfigDict]:
+  """The settings of every constraint of the run by name: config.constraints, and the floors of reward.functions."""
+  prices = method(config).multipliers
+  found = {}
+  for name, group in config.constraints.items():
+    if group.kind not in KINDS and "." not in group.kind:
+      raise InputError(
+        f"config.constraints.{name}.kind={group.kind!r} is not one of {', '.join(KINDS)}, nor a dotted path to your own"
+      )
+    start = prices.get(name, group.start)
+    if not start >= 0:
+      raise InputError(f"constraints.{name}.start={start:g} must be at least 0")
+    if name in ALWAYS or group.bound is not None or start:
+      found[name] = ConfigDict(group.to_dict() | {"start": float(start)})
+  for name, bound in reward_floors(config):
+    if name in found:
+      raise InputError(f"reward.functions has a floor on {name!r}, which is also a group of config.constraints: rename one")
+    found[name] = ConfigDict(config.duals.floors.to_dict() | {"kind": "reward", "reward": name, "bound": bound, "margin": 0.0})
+  return found
+
+
+def constraints(config: ConfigDict, *, aim: bool = True) -> dict[str, Constraint]:
+  """The run's constraints by name; with `aim` each bound is moved inwards by its margin, as the controllers see it."""
+  found = {}
+  scored = {"reward", *(entry[0] for entry in config.reward.functions)}
+  for name, of_one in settings(config).items():
+    if of_one.kind in ("reward", "coherence") and of_one.reward not in scored:
+      raise InputError(f"constraints.{name}.reward={of_one.reward!r} is not one of {', '.join(sorted(scored))}")
+    of_one = _with_threshold(config, name, of_one)
+    make = KINDS.get(of_one.kind) or _own(name, of_one.kind)
+    bare = make(of_one, of_one.bound)
+    inside = None if of_one.bound is None else of_one.bound + bare.sense * of_one.margin
+    found[name] = make(of_one, inside) if aim else bare
+  return found
+
+
+def bound(config: ConfigDict, name: str, *, aim: bool = False) -> float | None:
+  """The bound of a constraint, with its margin where `aim`; None where it has none."""
+  found = constraints(config, aim=aim).get(name)
+  return None if found is None or found.bound is None else float(found.bound)
+
+
+def reward_floors(config: ConfigDict) -> tuple[tuple[str, float], ...]:
+  """(name, floor) of each entry of reward.functions that has a floor."""
+  floors = [(entry[0], entry[-1]) for entry in config.reward.functions if isinstance(entry, (tuple, list)) and len(entry) == 5]
+  return tuple((name, float(floor)) for name, floor in floors if floor is not None)
+
+
+def dual_params(config: ConfigDict) -> duals.DualParams:
+  """The multipliers before the first step."""
+  found = settings(config)
+  return duals.init_dual_params(
+    {name: of_one.start for name, of_one in found.items()},
+    parametrisation={name: of_one.parametrisation for name, of_one in found.items()},
+  )
+
+
+def controller(config: ConfigDict):
+  """The multipliers' controller.
+
+  Raises:
+    InputError: a multiplier starts above the cap.
+  """
+  d, found = config.duals, settings(config)
+  for name, of_one in found.items():
+    if of_one.start > d.cap:
+      raise InputError(f"constraints.{name}.start={of_one.start:g} is above duals.cap={d.cap:g}; raise the cap")
+  return dual_controllers.pi_controller(
+    proportional_gain={name: of_one.proportional_gain for name, of_one in found.items()},
+    integral_gain={name: of_one.gain for name, of_one in found.items()},
+    smoothing=d.smoothing,
+    delay=d.delay,
+    cap=d.cap,
+  )
+
+
+def _with_threshold(config: ConfigDict, name: str, of_one: ConfigDict) -> ConfigDict:
+  """The settings with the coherence constraint's threshold filled in: the quality floor where none is set."""
+  if of_one.kind != "coherence" or of_one.threshold is not None:
+    return of_one
+  floor = config.constraints.quality.bound
+  if floor is None:
+    raise InputError(f"constraints.{name} needs to know what is acceptable: set constraints.{name}.threshold")
+  return ConfigDict(of_one.to_dict() | {"threshold": float(floor)})
+
+
+def _own(name: str, path: str) -> Callable[[Any, float | None], Constraint]:
+  function = call_text.load(path, f"constraints.{name}.kind")
+
+  def make(of_one, bound):
+    made = function(bound)
+    if not isinstance(made, Constraint):
+      raise InputError(f"constraints.{name}.kind={path!r} makes a {type(made).__name__}; it must return a Constraint")
+    return made
+
+  return make

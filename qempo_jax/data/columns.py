@@ -1,0 +1,156 @@
+"""Columns beside prompt and responses that change what a row means: each is read, or refused by name.
+
+  system, system_prompt                                   the conversation's first message
+  question, query, problem, instruction (with input)      the prompt, where there is no other
+  label, kto_tag                                          whether a completion is worth imitating
+  tools, images, chat_template_kwargs, ...                refused: they are not built here
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import hashlib
+import json
+import math
+from typing import Any
+
+from qempo_jax.data import examples
+from qempo_jax.data.examples import Message
+from qempo_jax.data.examples import Prompt
+from qempo_jax.data.examples import RowError
+
+SYSTEM = ("system", "system_prompt")
+QUESTIONS = ("question", "query", "problem", "instruction")
+# Texts that belong to the prompt; beside another prompt they must stand in it.
+PROMPT_PARTS = (*QUESTIONS, "input", "context", "history")
+# Whether a completion is good: true or 1, false or 0.
+LABELS = ("label", "kto_tag")
+UNBUILT = (
+    "tools", "images", "image", "videos", "video", "audios", "audio", "chat_template", "chat_template_kwargs",
+)  # fmt: skip
+# Columns that say what a right answer is: two rows with one prompt and different values of these are two tasks.
+TASKS = (
+    "task", "task_id", "answer", "answers", "target", "solution", "solutions", "reference", "references",
+    "reference_answer", "ground_truth", "gold", "expected", "expected_answer", "correct_answer", "label", "labels",
+    "choices", "options", "context", "constraint", "constraints", "test", "tests", "test_cases", "reward_model",
+    "extra_info", "verification_info",
+)  # fmt: skip
+
+# How two responses were scored; the first pair of columns with numbers counts.
+SCORES = (
+    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"), ("chosen-rating", "rejected-rating"), ("chosen_reward", "rejected_reward"),
+    ("reward_chosen", "reward_rejected"),
+)  # fmt: skip
+
+Entry = Mapping[str, Any]
+
+
+def refuse_unbuilt(entry: Entry) -> None:
+  """Raises RowError where a column that a chat template would read holds something."""
+  for name in UNBUILT:
+    if not examples.is_empty(entry.get(name)):
+      raise RowError(f'has "{name}", which is not built here; without it the row would mean something else: remove it')
+
+
+def question(entry: Entry) -> str | None:
+  """The prompt of a row that has its question in a column of that name; None where there is no such column.
+
+  Alpaca's "input" follows its "instruction" on a line of its own.
+  """
+  there = [name for name in QUESTIONS if _filled(entry, name)]
+  if len(there) > 1:
+    raise RowError(f'has both "{there[0]}" and "{there[1]}"; name the one that is the prompt "prompt"')
+  parts = [*there, "input"] if there in (["instruction"], []) and _filled(entry, "input") else there
+  return "\n".join(examples.text(entry[name], name) for name in parts) if parts else None
+
+
+def with_system(prompt: Prompt, entry: Entry) -> Prompt:
+  """The prompt behind the row's system message, where a column holds one."""
+  there = [name for name in SYSTEM if _filled(entry, name)]
+  if not there:
+    return prompt
+  system = examples.text(entry[there[0]], there[0])
+  turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+  if turns[0]["role"] == "system":
+    if turns[0]["content"].strip() != system.strip():
+      raise RowError(f'has a "{there[0]}" other than the system message of its conversation')
+    return prompt
+  return (Message(role="system", content=system), *turns)
+
+
+def refuse_unread(prompt: Prompt, entry: Entry) -> None:
+  """Raises RowError where a column belongs to the prompt and its text does not stand in it."""
+  whole = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+  for name in PROMPT_PARTS:
+    value = entry.get(name)
+    if examples.is_empty(value) or (isinstance(value, str) and value.strip() in whole):
+      continue
+    raise RowError(f'has a "{name}" that its prompt does not hold; put it into the prompt, or give the column another name')
+
+
+def refuse_bad(entry: Entry) -> None:
+  """Raises RowError where an unpaired completion is labelled as bad, or by what is no label."""
+  for name in LABELS:
+    value = entry.get(name)
+    if value is None:
+      continue
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+      raise RowError(f'has a "{name}" of {str(value)[:40]!r}; a completion\'s label is true or 1, false or 0')
+    if not value:
+      raise RowError(f"is an unpaired completion labelled {str(value).lower()}, which is nothing to imitate")
+
+
+def task(row: Entry) -> str:
+  """The task columns of a row as one short text, "answer=2"; empty where it has none."""
+  return _listed({name: row[name] for name in TASKS if not examples.is_empty(row.get(name))})
+
+
+def whole_task(row: Entry) -> str:
+  """The same of all of a row's columns but its split, which is what tells the rows of a data source apart."""
+  first = [name for name in TASKS if name in row]
+  return _short(_listed({name: row[name] for name in dict.fromkeys([*first, *row]) if name not in ("prompt", "split")}))
+
+
+def _listed(found) -> str:
+  return ", ".join(f"{name}={_short(value)}" for name, value in found.items())
+
+
+def tell_apart(prompts: Sequence[Any], tasks: Sequence[str]) -> list[str]:
+  """For each row its task where its prompt stands in several tasks, else an empty text."""
+  several: dict[Any, set[str]] = {}
+  for prompt, name in zip(prompts, tasks, strict=True):
+    several.setdefault(prompt, set()).add(name)
+  return [name if len(several[prompt]) > 1 else "" for prompt, name in zip(prompts, tasks, strict=True)]
+
+
+def whole_row(row: Entry) -> str:
+  """A row's prompt and columns as one text, equal for equal rows: what a task is where nothing else is said."""
+  return json.dumps(row, sort_keys=True, default=str, ensure_ascii=False)
+
+
+def _short(value) -> str:
+  """A value in at most 100 characters, different for different values."""
+  text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+  return text if len(text) <= 100 else f"{text[:80]}... {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def score_gap(row: Entry) -> float | None:
+  """The chosen response's score minus the rejected one's, by the columns of SCORES; None where no two are numbers."""
+  for names in SCORES:
+    chosen, rejected = (_as_number(row.get(name)) for name in names)
+    if math.isfinite(chosen) and math.isfinite(rejected):
+      return chosen - rejected
+  return None
+
+
+def _as_number(value) -> float:
+  """A number, or a text that is one; NaN for anything else."""
+  try:
+    return math.nan if isinstance(value, bool) else float(value)
+  except (TypeError, ValueError, OverflowError):
+    return math.nan
+
+
+def _filled(entry, name) -> bool:
+  value = entry.get(name)
+  return not examples.is_empty(value) and not (isinstance(value, str) and not value.strip())

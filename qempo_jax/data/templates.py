@@ -1,0 +1,35 @@
+"""Rows that a model's chat template refuses, found while the rows are read and so named by file and line."""
+
+from collections.abc import Callable
+from typing import Any
+
+from qempo_jax.data.examples import Preference
+from qempo_jax.data.examples import RowError
+
+
+def checker(tokenizer: Any) -> Callable[[Preference], None] | None:
+  """A function that raises RowError where the tokenizer's template refuses a row; None where there is no template.
+
+  Rendered are the prompt with the header of the assistant's turn and, where there are, the conversations with each
+  response; a template may refuse a system message, roles that do not alternate, or a content.
+  """
+  if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+    return None
+  import jinja2
+
+  def render(messages, **options) -> None:
+    try:
+      tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+      raise RowError(f"is refused by the model's chat template ({reason})") from error
+
+  def check(example: Preference) -> None:
+    prompt = example.row["prompt"]
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    render(turns, add_generation_prompt=True)
+    for response in (example.chosen, example.rejected):
+      if isinstance(response, str):
+        render([*turns, {"role": "assistant", "content": response}])
+
+  return check

@@ -1,0 +1,63 @@
+"""From the text of a config to a method: a name of this package or a dotted path, with settings."""
+
+from collections.abc import Callable
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+
+from qempo_jax import call_text
+from qempo_jax.errors import InputError
+from qempo_jax.methods.method import Method
+
+
+def table() -> dict[str, Callable[..., Method]]:
+  """Every function of this package's files that returns a Method, by name."""
+  package = importlib.import_module("qempo_jax.methods")
+  found = {}
+  for info in pkgutil.iter_modules(package.__path__):
+    module = importlib.import_module(f"{package.__name__}.{info.name}")
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+      if function.__module__ == module.__name__ and function.__annotations__.get("return") is Method:
+        found[name] = function
+  found.pop("resolve", None)
+  return found
+
+
+def resolve(text: str) -> Method:
+  """The method that a text names; its `name` is the text.
+
+      qempo                         a method by its name
+      ucpo(tau=0.5)                 with settings, Python literals
+      my_package.methods.mine(x=2)  a function of the user's that returns a Method
+
+  Args:
+    text: as above.
+
+  Returns:
+    The method.
+
+  Raises:
+    InputError: it cannot be read or found, or settings are missing, unknown or of the wrong kind.
+  """
+  path, arguments, keywords = call_text.parse(text, "method")
+  known = table()
+  if "." not in path and path not in known:
+    raise InputError(f"there is no method {path!r}: give one of {', '.join(sorted(known))}, or a dotted path to your own")
+  function = known.get(path) or call_text.load(path, "method")
+  if isinstance(function, Method):
+    return dataclasses.replace(function, name=text)
+  try:
+    made = function(*(arguments or ()), **keywords)
+  except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    raise InputError(f"method {text!r} cannot be made ({error}); its settings: {_settings(function)}") from error
+  if not isinstance(made, Method):
+    raise InputError(f"method {text!r} makes a {type(made).__name__}; it must return a qempo_jax.methods.Method")
+  return dataclasses.replace(made, name=text)
+
+
+def _settings(function: Callable[..., Method]) -> str:
+  try:
+    return f"{function.__name__}{inspect.signature(function).replace(return_annotation=inspect.Signature.empty)}"
+  except (AttributeError, TypeError, ValueError):
+    return "see its documentation"

@@ -1,0 +1,273 @@
+"""Saving and restoring a run: the whole train state and what the host remembers, together or not at all.
+
+A checkpoint is a folder STEP with the items `params` (the policy, or adapters), `rest` (optimizer, multipliers and
+their controller, averages, rng) and `host` (JSON). It appears under its name only once all of it is written. The host's
+item also lists every leaf's shape and a sum over the bits of all leaves, so that what was damaged on the way is noticed
+whatever the storage checks itself, and what was resharded is known to be the same.
+
+Only proof of damage (`checksums`) moves a checkpoint aside. Any other failure, such as a read error or too little memory,
+is raised with its own message, and nothing is moved.
+"""
+
+from collections.abc import Callable
+import os
+from typing import Any
+import warnings
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from qempo_jax.errors import InputError
+from qempo_jax.train import checkpoint_reading
+from qempo_jax.train import checksums
+from qempo_jax.train.checksums import Damaged
+from qempo_jax.train.state import TrainState
+
+ASIDE = "damaged-"  # before the step, in the name of a damaged checkpoint's folder
+
+
+class Checkpoints:
+  """The checkpoints of one run: the newest ones, and the best.
+
+  The best is the one of highest entropy among those that meet the constraints; where none does, the one whose
+  `shortfall` is smallest. Of equals the newest counts.
+  """
+
+  def __init__(
+      self,
+      folder: str | os.PathLike[str],
+      *,
+      keep: int,
+      asynchronous: bool = True,
+      read_only: bool = False,
+      note: Callable[[str], None] = warnings.warn,
+  ):
+    """Opens a folder of checkpoints.
+
+    Args:
+      folder: made if absent; gs://BUCKET/FOLDER is left to Orbax.
+      keep: how many of the newest to keep, besides the best.
+      asynchronous: write while the run goes on.
+      read_only: never write, move or clean up anything.
+      note: told about a checkpoint that is passed over.
+
+    Raises:
+      InputError: the folder cannot be made or read.
+    """
+    self._note, self._read_only, self._keep = note, read_only, max(keep, 1)
+    self._qualities: dict[int, dict[str, float] | None] = {}
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=self,
+        enable_async_checkpointing=asynchronous,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
+    )
+    # Weights hardly shrink, and what compressing costs a CPU is the step's own time.
+    trees = {item: checksums.TreeHandler(use_compression=False) for item in ("params", "rest")}
+    handlers = trees | {"host": ocp.JsonCheckpointHandler()}
+    self.folder = folder if "://" in str(folder) else os.path.abspath(folder)
+    try:
+      self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+    except (OSError, ValueError) as error:
+      raise InputError(f"the checkpoints in {self.folder} cannot be opened ({checkpoint_reading.first_line(error)})") from error
+
+  def steps(self) -> list[int]:
+    """Steps that can be restored, ascending; one that is still being written is not among them."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, state: TrainState, host: dict[str, Any], quality: dict[str, float] | None = None) -> None:
+    """Saves the state after its step, with JSON-able data of the host.
+
+    Returns once the arrays are copied; the next call, `wait` and `close` wait until they are on disk.
+
+    Args:
+      state: the run.
+      host: whatever else a resumed run needs.
+      quality: `entropy` in nats and `shortfall`, 0 where every constraint is met; None where nothing was measured.
+
+    Raises:
+      InputError: this checkpoint, or the one before, could not be written; earlier ones stand.
+    """
+    params, rest = _split(state)
+    shapes = checkpoint_reading.shapes(params, "params") | checkpoint_reading.shapes(rest, "rest")
+    about = {"format": checkpoint_reading.FORMAT, "leaves": shapes, "quality": quality}
+    about["bits"] = {"params": checksums.bits(params), "rest": checksums.bits(rest)}
+    items = ocp.args.Composite(
+        params=checksums.TreeSave(params),
+        rest=checksums.TreeSave(rest),
+        host=ocp.args.JsonSave(checksums.seal({"about": about, "host": host})),
+    )
+    step = int(state.step)
+    self._qualities[step] = quality
+    self._written(lambda: self._manager.save(step, args=items), step)
+
+  def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, in the shapes and shardings of `state`, or None where there is none.
+
+    A checkpoint that is proven damaged is moved aside, to `damaged-STEP`, and `note` is told so.
+
+    Raises:
+      InputError: a checkpoint could not be read; or damaged ones are there and no whole one; or one belongs to another
+        model, optimizer or format.
+    """
+    params, rest = map(_abstract, _split(state))
+    found = self._newest({"params": params, "rest": rest})
+    if found is None:
+      return None
+    _, items, host = found
+    rest = items["rest"]
+    return rest.replace(params=items["params"], rng=jax.random.wrap_key_data(rest.rng)), host
+
+  def restore_params(self, params, *, step: int | None = None, best: bool = False) -> tuple[Any, int] | None:
+    """Restores only the trainable parameters; optimizer state is not read.
+
+    Args:
+      params: arrays, or their shapes with shardings.
+      step: this checkpoint instead of the newest whole one.
+      best: the best checkpoint instead of the newest whole one.
+
+    Returns:
+      (parameters in those shapes and shardings, the step they are of), or None where there is no checkpoint.
+
+    Raises:
+      InputError: as `restore`; or the checkpoint that was asked for is absent or damaged.
+    """
+    step = self.best_step() if best else step
+    targets = {"params": _abstract(params)}
+    if step is None:
+      found = self._newest(targets)
+      return found and (found[1]["params"], found[0])
+    others = ", ".join(str(there) for there in self.steps() if there != step) or "no other"
+    if step not in self.steps():
+      raise InputError(f"there is no checkpoint of step {step} in {self.folder}: choose one of {others}")
+    try:
+      return checkpoint_reading.read(self._manager, self.folder, step, targets)[0]["params"], step
+    except Damaged as error:
+      raise InputError(f"checkpoint {self.folder}/{step} is damaged ({error}): choose one of {others}") from error
+
+  def check_start(self) -> None:
+    """Raises InputError where damaged checkpoints are there and no whole one: no run starts anew beside them unless told to."""
+    folder = epath.Path(self.folder)
+    damaged = sorted(path.name for path in folder.iterdir() if path.name.startswith(ASIDE)) if folder.exists() else []
+    if damaged and not self.steps():
+      raise InputError(
+          f"{folder} holds {', '.join(damaged)} and no whole checkpoint: to start at step 1, remove what is damaged, or use"
+          " another workdir"
+      )
+
+  def best_step(self) -> int | None:
+    """The step of the best checkpoint; None where nothing was measured."""
+    return self._best_of(self.steps())
+
+  def quality(self, step: int) -> dict[str, float] | None:
+    """What the checkpoint is compared by; None where nothing was measured, or its record is damaged.
+
+    Raises:
+      InputError: the record could not be read.
+    """
+    if step not in self._qualities:
+      try:
+        self._qualities[step] = checkpoint_reading.record(self._place(step))[0]["quality"]
+      except Damaged as error:
+        self._note(f"checkpoint {self.folder}/{step} is damaged ({error}), and cannot be the best")
+        self._qualities[step] = None
+    return self._qualities[step]
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Which checkpoints stay; Orbax asks at every save, oldest first."""
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept, readable = set(sorted(steps)[-self._keep :]), []
+    for step in steps:
+      try:
+        self.quality(step)
+        readable.append(step)
+      except InputError:  # It may be the best: nothing is deleted for being unreadable just now.
+        kept.add(step)
+    kept.add(self._best_of(readable))
+    return [step in kept for step in steps]
+
+  def wait(self) -> None:
+    """Returns once everything is on disk; raises InputError where something could not be written."""
+    self._written(self._manager.wait_until_finished)
+
+  def close(self) -> None:
+    """Waits likewise, and lets go of the folder."""
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+
+  def _best_of(self, steps) -> int | None:
+    measured = [step for step in steps if self.quality(step)]
+    return max(measured, key=lambda step: (rank(self.quality(step)), step), default=None)
+
+  def _written(self, write: Callable, step: int | None = None):
+    try:
+      write()
+    except Exception as error:  # Each storage has its own; none of them is the caller's mistake in a program.
+      good = [there for there in self.steps() if there != step and self._place(there).exists()]
+      stands = f"that of step {good[-1]} stands" if good else "there is no earlier one"
+      raise InputError(
+          f"a checkpoint could not be written to {self.folder} ({checkpoint_reading.first_line(error)}); {stands}: free"
+          " space there or make it writable, then start the same command again"
+      ) from error
+
+  def _newest(self, targets: dict[str, Any]):
+    """(step, items, host) of the newest checkpoint that is whole."""
+    steps = self.steps()
+    for step in reversed(steps):
+      try:
+        return step, *checkpoint_reading.read(self._manager, self.folder, step, targets)
+      except Damaged as error:
+        self._pass_over(step, error)
+    if steps:
+      raise InputError(f"none of the checkpoints in {self.folder} is whole; start anew in another workdir")
+    self.check_start()
+    return None
+
+  def _place(self, step: int) -> epath.Path:
+    return epath.Path(self.folder) / str(step)
+
+  def _pass_over(self, step: int, error: Damaged) -> None:
+    place, aside = self._place(step), epath.Path(self.folder) / f"{ASIDE}{step}"
+    if not self._read_only:
+      if jax.process_index() == 0:
+        while aside.exists():
+          aside = aside.with_name(f"{aside.name}-again")
+        try:
+          place.rename(aside)
+        except OSError as reason:
+          why = checkpoint_reading.first_line(reason)
+          raise InputError(f"checkpoint {place} is damaged ({error}) and could not be moved aside ({why}): move it") from reason
+      _everyone(f"{ASIDE}{step}")
+      self._manager.reload()
+    kept = "" if self._read_only else f", now {aside},"
+    self._note(f"checkpoint {place}{kept} is damaged ({error}); going back to the one before")
+
+
+def rank(quality: dict[str, float]) -> tuple[bool, float]:
+  """What is compared between checkpoints: those that meet the constraints by entropy, others by shortfall."""
+  met = quality["shortfall"] <= 0
+  return met, quality["entropy"] if met else -quality["shortfall"]
+
+
+def _split(state: TrainState):
+  """(params, the rest with raw random bits)."""
+  rng = state.rng if state.rng.dtype == jnp.uint32 else jax.random.key_data(state.rng)
+  return state.params, state.replace(params=None, rng=rng)
+
+
+def _abstract(tree):
+  return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+def _everyone(name: str) -> None:
+  """Waits for all processes of the run."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)

@@ -1,0 +1,83 @@
+"""The seam of every training step: a score, a loss and constraints are arguments, whatever the policy is."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qempo_jax import constraints as constraint_lib
+from qempo_jax import duals
+from qempo_jax.constraints import Constraint
+from qempo_jax.train import accumulation
+from qempo_jax.train.state import TrainState
+from qempo_jax.train.state import move_policy
+
+
+def policy_step(
+  state: TrainState,
+  batch: Any,
+  *,
+  score: Callable[[Any, Any], Any],
+  loss: Callable[[Any, Any], jax.Array],
+  optimizer: optax.GradientTransformation,
+  micro_batches: int = 1,
+) -> tuple[TrainState, Any, dict[str, jax.Array]]:
+  """One update of the trainable parameters; nothing but `step` moves where the loss or its gradient is not finite.
+
+      L = sum_rows loss(score(params, rows), rows)
+
+  Args:
+    state: the run.
+    batch: a pytree whose leaves have the batch's rows as their first axis.
+    score: (parameters, rows) -> what the loss and the measurements read: a transformer's `TokenStats`, an enumerable
+      policy's, a reward head's scores.
+    loss: (scored, rows) -> each row's part of the loss, [rows], already divided by the whole batch's count.
+    optimizer: of the trainable parameters.
+    micro_batches: parts of the batch whose gradients are summed, one part in memory at a time; they divide the rows.
+
+  Returns:
+    (the next state, scored: before the update, metrics: loss, grad_norm, skipped (0 or 1)).
+  """
+
+  def loss_fn(params, rows):
+    scored = score(params, rows)
+    return jnp.sum(loss(scored, rows)), scored
+
+  (value, scored), gradient = accumulation.value_and_grad(loss_fn, state.params, batch, micro_batches=micro_batches)
+  moved, metrics = move_policy(state, gradient, value, optimizer)
+  return moved, scored, metrics
+
+
+def dual_step(
+  state: TrainState,
+  measured: Mapping[str, jax.Array],
+  *,
+  constraints: Mapping[str, Constraint],
+  controller: optax.GradientTransformation,
+  averaging: float = 0.9,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update of the multipliers of constraints that have a bound, and of the averages, on measured values.
+
+  Args:
+    state: the run.
+    measured: values by name: of each constraint with a bound, and of what `state.averages` keeps besides multipliers.
+    constraints: by name.
+    controller: of the multipliers, see `duals`.
+    averaging: decay of the averages.
+
+  Returns:
+    (the next state, `dual/NAME/multiplier` and `dual/NAME/value` of all constraints and `duals.dual_metrics` of the
+    enforced ones, multipliers as they were when measured).
+  """
+  multipliers = duals.multipliers(state.dual_params)
+  dual_params, dual_opt_state, enforced = duals.dual_step(
+    state.dual_params, state.dual_opt_state, constraint_lib.enforced(constraints, measured), controller
+  )
+  metrics = {f"dual/{name}/multiplier": value for name, value in multipliers.items()}
+  metrics |= {f"dual/{name}/value": measured[name] for name in constraints if name in measured} | enforced
+  seen = dict(measured) | {f"multiplier/{name}": value for name, value in multipliers.items()}
+  averages = state.averages.update(seen, averaging)
+  return state.replace(dual_params=dual_params, dual_opt_state=dual_opt_state, averages=averages), metrics
