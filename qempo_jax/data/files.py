@@ -163,7 +163,7 @@ def _python(scalar) -> Any:
     if isinstance(error, UnicodeDecodeError):
       raise
   try:
-    return str(scalar.cast("string").as_py())
+    return _as_text(scalar)
   except (ValueError, OverflowError, NotImplementedError, TypeError):
     return getattr(scalar, "value", None) if isinstance(getattr(scalar, "value", None), int) else repr(scalar)[:200]
 
@@ -205,3 +205,13 @@ def _remote(pattern):
   if not found:
     raise InputError(f"data file {pattern} cannot be read (there is no such file)")
   return found
+
+
+def _as_text(scalar) -> str:
+  """A value as Arrow prints it; nested ones have no cast to text."""
+  import pyarrow
+
+  try:
+    return str(scalar.cast("string").as_py())
+  except pyarrow.ArrowException:
+    return pyarrow.array([scalar]).to_string()

@@ -199,8 +199,9 @@ def test_a_full_disk_is_one_error_and_leaves_the_last_checkpoint(tmp_path, monke
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   # A user starts another process; here the storage's threads of the failed save must be through first.
-  while any((tmp_path / "run" / "checkpoints").rglob("*__lock")):
-    time.sleep(0.05)
+  folder, seen = tmp_path / "run" / "checkpoints", None
+  while any(folder.rglob("*__lock")) or seen != (seen := sorted(folder.rglob("*"))):
+    time.sleep(0.3)
   state, recorder = _run(tmp_path / "run", checkpoint__asynchronous=asynchronous)
   assert recorder.notes == ["resuming at step 3: step 2 was restored"]
   jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])

@@ -45,6 +45,7 @@ def make(folder):
   return config
 
 
+@pytest.mark.slow
 def test_the_floor_of_the_second_reward_is_reached_by_its_own_multiplier(tmp_path, monkeypatch):
   monkeypatch.setattr(toy, "SPACE", sequence_space(6, 2))
   config, policy = make(tmp_path), toy.policy()

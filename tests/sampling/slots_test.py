@@ -113,6 +113,7 @@ def test_tenfold_lengths_leave_few_slots_idle(params):
   assert slotted.utilisation >= 0.85 and plain.utilisation < 0.5
 
 
+@pytest.mark.slow
 def test_a_bfloat16_cache_stays_near_what_scoring_says(params):
   settings = {"group_size": 16, "max_length": 7, "stop_tokens": (2, 3, 4, 5, 6, 7)}
   found = _sample(params, PROMPTS[:3], dataclasses.replace(ONE_BLOCK, kv_cache="bfloat16"), **settings)

@@ -117,7 +117,7 @@ def _same_in_four_parts(step):
     [
         pytest.param("score_function", "leave_one_out", False, marks=pytest.mark.slow),
         pytest.param("score_function", "group_mean", True, marks=pytest.mark.slow),
-        ("rao_blackwell", "leave_one_out", True),
+        pytest.param("rao_blackwell", "leave_one_out", True, marks=pytest.mark.slow),
         pytest.param("rao_blackwell", "group_mean", False, marks=pytest.mark.slow),
     ],
 )
