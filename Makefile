@@ -33,7 +33,7 @@ test: $(VENV)/.installed-test ## Runs every test but those marked slow: ten minu
 	$(PYTEST) -m "not slow"
 
 PART ?= 0/1
-test-slow: $(VENV)/.installed-test ## Runs the tests marked slow, or a part of them: make test-slow PART=0/3
+test-slow: $(VENV)/.installed-test ## Runs the tests marked slow, or a part of them: make test-slow PART=0/6
 	$(PYTEST) -m slow --part=$(PART)
 
 test-all: $(VENV)/.installed-test ## Runs every test.

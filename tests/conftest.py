@@ -25,17 +25,20 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 import jax
 import pytest
 
-# Most tests compile much and compute little, so XLA optimises nothing for them, nor for the programs they start.
-# These compute much, or measure speed or memory, and get the compiler that users get.
-OPTIMISED = frozenset()
+# Most tests compile much and compute little, so XLA optimises nothing for them, nor for the programs they start. Tests marked slow in
+# these files compute much, or measure memory, and get the compiler that users get.
+OPTIMISED = frozenset({
+  "exactness_test.py", "estimator_table_test.py", "sampled_duals_test.py", "loops/frontier_test.py", "loops/offline_exact_test.py",
+  "loops/online_exact_test.py", "models/placing_test.py", "models/smollm2_generation_test.py", "models/transformer_test.py",
+})  # fmt: skip
 MAX_CPU_SECONDS = 20.0
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def compiler(request):
-  """Sets the compiler's effort for one module, and for the programs that its tests start."""
+  """Sets the compiler's effort for one test, and for the programs that it starts."""
   name = pathlib.Path(request.fspath).relative_to(pathlib.Path(__file__).parent).as_posix()
-  effort = "0" if name in OPTIMISED else "1"
+  effort = "0" if name in OPTIMISED and request.node.get_closest_marker("slow") else "1"
   if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != effort:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = effort
     jax.config.update("jax_disable_most_optimizations", effort == "1")
