@@ -23,11 +23,6 @@ def sweep(key: str, *values) -> tuple:
   return tuple(((key, value),) for value in values)
 
 
-def grid(*sweeps) -> tuple:
-  """Operating points: every combination of those of several sweeps."""
-  return tuple(tuple(itertools.chain(*point)) for point in itertools.product(*sweeps))
-
-
 def methods(name: str, **settings) -> tuple:
   """Operating points: the method with every combination of these settings, each a tuple of numbers."""
   texts = (", ".join(f"{key}={value:g}" for key, value in zip(settings, point)) for point in itertools.product(*settings.values()))

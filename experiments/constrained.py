@@ -1,4 +1,4 @@
-"""config.method and config.constraints -> the method, its constraints and their multipliers; the only reader of both."""
+"""config.method and config.constraints -> the method, its constraints and their multipliers."""
 
 from collections.abc import Callable
 import re

@@ -43,7 +43,7 @@ def load(path: str, what: str) -> Any:
     return getattr(importlib.import_module(module), name)
   except (Exception, SystemExit) as error:  # a user's module may raise anything, or call sys.exit
     reason = f"{type(error).__name__}: {error}"
-    raise InputError(f"{what} {path!r} cannot be loaded ({reason}); give package.module.name of something importable") from error
+    raise InputError(f"{what} {path!r} cannot be imported ({reason}); give package.module.name") from error
 
 
 def _dotted(node: ast.AST) -> str:

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import importlib
 import math
 from typing import Any
 
 import numpy as np
 
+from qempo_jax import call_text
 from qempo_jax.errors import InputError
 
 
@@ -28,11 +28,7 @@ def load(path: str) -> Callable:
     from qempo_jax.rewards import reward_model
 
     return reward_model.load(path.partition(":")[2])
-  module_name, _, name = path.rpartition(".")
-  try:
-    function = getattr(importlib.import_module(module_name), name)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise InputError(f"reward function {path!r} cannot be imported ({error}); give package.module.function") from error
+  function = call_text.load(path, "reward function")
   if not callable(function):
     raise InputError(f"reward function {path!r} is a {type(function).__name__}; it must be callable")
   return function

@@ -6,9 +6,9 @@
     my_package.rewards.Brevity(limit=3)         likewise, a class or a function that returns one
 """
 
-import ast
 from collections.abc import Callable
 
+from qempo_jax import call_text
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import checked
 
@@ -43,7 +43,7 @@ def resolve(text: str) -> Callable:
   """
   if text.startswith("reward_model:"):
     return checked.load(text)
-  path, arguments, keywords = _parsed(text)
+  path, arguments, keywords = call_text.parse(text, "reward")
   if "." not in path and path not in SHORT_NAMES:
     raise InputError(
       f"there is no reward {path!r}: give a dotted path, package.module.function, or one of {', '.join(SHORT_NAMES)}"
@@ -58,28 +58,3 @@ def resolve(text: str) -> Callable:
   if not callable(made):
     raise InputError(f"reward {text!r} makes a {type(made).__name__}; it must make a reward function")
   return made
-
-
-def _parsed(text: str) -> tuple[str, tuple | None, dict]:
-  """(dotted path, positional arguments or None without brackets, keywords)."""
-  try:
-    node = ast.parse(text.strip(), mode="eval").body
-    if not isinstance(node, ast.Call):
-      return _dotted(node), None, {}
-    arguments = tuple(ast.literal_eval(value) for value in node.args)
-    keywords = {item.arg: ast.literal_eval(item.value) for item in node.keywords if item.arg}
-    if len(keywords) != len(node.keywords):
-      raise ValueError("** is not for configs")
-    return _dotted(node.func), arguments, keywords
-  except (AttributeError, RecursionError, SyntaxError, TypeError, ValueError) as error:
-    raise InputError(
-      f"reward {text!r} cannot be read; write a name, a dotted path, or either with settings such as length(target=50)"
-    ) from error
-
-
-def _dotted(node: ast.AST) -> str:
-  if isinstance(node, ast.Attribute):
-    return f"{_dotted(node.value)}.{node.attr}"
-  if not isinstance(node, ast.Name):
-    raise ValueError("neither a name nor a dotted path")
-  return node.id

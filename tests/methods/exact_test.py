@@ -217,7 +217,7 @@ def test_token_similarities_by_hand():
     ("grpo(beta=0.1, gamma=2)", "gamma"),
     ("spl(alpha=1.0, beta=1.0)", "cannot be made"),
     ("os.path.join('a')", "must return a qempo_jax.methods.Method"),
-    ("no_such_package.method", "cannot be loaded"),
+    ("no_such_package.method", "cannot be imported"),
     ("qempo(entropy_gradient='exact')", "settings"),
   ],
 )

@@ -117,3 +117,12 @@ def test_a_reward_that_cannot_be_made_is_named(text, said):
 def test_a_dotted_path_is_the_function_itself():
   assert registry.resolve("tests.rewards.bad_completions_test.constant").__name__ == "constant"
   assert registry.resolve("open_list") is open_list.open_list_reward
+
+
+@pytest.mark.parametrize("line", ["raise RuntimeError('no')", "import sys; sys.exit(0)", "def f(:"])
+def test_a_reward_module_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, line):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / "bad_rewards_module.py").write_text(line, encoding="utf-8")
+  with pytest.raises(InputError, match="'bad_rewards_module.reward' cannot be imported") as caught:
+    registry.resolve("bad_rewards_module.reward")
+  assert "\n" not in str(caught.value)
