@@ -49,8 +49,9 @@ test-interop: ## Runs the examples in other people's loops against the real pack
 	$(MAKE) VENV=.venv-interop .venv-interop/.installed-interop
 	.venv-interop/bin/python -m pytest tests/interop_test.py $(ARGS)
 
-lint: $(VENV)/.installed-lint ## Checks the code's style.
+lint: $(VENV)/.installed-lint ## Checks the code's style and formatting.
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 types: $(VENV)/.installed-types ## Checks the public modules' annotations.
 	$(VENV)/bin/pyright

@@ -1,7 +1,7 @@
 """The demo: a real 135M-parameter model aligned three ways on open-list tasks, compared at one quality floor.
 
-  make demo
-  python -m experiments.demo --config=configs/demo.py --workdir=runs/demo
+make demo
+python -m experiments.demo --config=configs/demo.py --workdir=runs/demo
 """
 
 from ml_collections import ConfigDict

@@ -25,7 +25,10 @@ def sweep(key: str, *values) -> tuple:
 
 def methods(name: str, **settings) -> tuple:
   """Operating points: the method with every combination of these settings, each a tuple of numbers."""
-  texts = (", ".join(f"{key}={value:g}" for key, value in zip(settings, point)) for point in itertools.product(*settings.values()))
+  texts = (
+    ", ".join(f"{key}={value:g}" for key, value in zip(settings, point))
+    for point in itertools.product(*settings.values())
+  )
   return sweep("method", *(f"{name}({text})" for text in texts))
 
 
@@ -38,7 +41,9 @@ def spl_grid(alphas, shares) -> tuple:
 def get_config() -> ConfigDict:
   """Each method is a whole config, each of its operating points some keys of it."""
   config = ConfigDict()
-  config.runner = "online"  # "online": experiments/loops/online.py; "enumerable": the toy whose responses are enumerated
+  config.runner = (
+    "online"  # "online": experiments/loops/online.py; "enumerable": the toy whose responses are enumerated
+  )
   config.seeds = (0, 1, 2)
   config.quality = "reward"  # figures of a run that are drawn: quality upwards,
   config.diversity = ("effective_answers", "entropy")  # each of these sideways, the first in the verdict

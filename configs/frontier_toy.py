@@ -52,5 +52,7 @@ def get_config() -> ConfigDict:
   points.qempo = sweep("constraints.quality.bound", *floors)
   # Budgets in nats: halfway between the smallest KL at which the floor can be met and that of QEMPO's optimum.
   budgets = (1.07, 1.26, 1.53, 1.87, 2.30, 2.82)
-  points.qempo_kl = tuple((("constraints.quality.bound", r), ("constraints.kl.bound", k)) for r, k in zip(floors, budgets))
+  points.qempo_kl = tuple(
+    (("constraints.quality.bound", r), ("constraints.kl.bound", k)) for r, k in zip(floors, budgets)
+  )
   return config

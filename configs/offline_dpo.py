@@ -1,8 +1,8 @@
 """DPO: pairs alone, fixed beta; the reward is measured now and then, and nothing enforces a floor.
 
-  python -m experiments.train --config=configs/offline_dpo.py --workdir=runs/dpo
-  ... --config.data.source=jsonl:pairs.jsonl --config.offline.pairs=source --config.offline.measure_every=0
-      --config.sampling.max_response_length=256 --config.data.max_prompt_length=512
+python -m experiments.train --config=configs/offline_dpo.py --workdir=runs/dpo
+... --config.data.source=jsonl:pairs.jsonl --config.offline.pairs=source --config.offline.measure_every=0
+    --config.sampling.max_response_length=256 --config.data.max_prompt_length=512
 """
 
 from ml_collections import ConfigDict

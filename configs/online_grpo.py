@@ -1,6 +1,6 @@
 """GRPO with a KL penalty in the reward (RLHF): max E[r] - 0.04 KL(pi || pi_ref), no floor.
 
-  python -m experiments.train --config=configs/online_grpo.py --workdir=runs/grpo
+python -m experiments.train --config=configs/online_grpo.py --workdir=runs/grpo
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """QEMPO: maximise entropy subject to E[r] >= R; the quality multiplier is learned, no reference in the objective.
 
-  python -m experiments.train --config=configs/online_qempo.py --workdir=runs/qempo
+python -m experiments.train --config=configs/online_qempo.py --workdir=runs/qempo
 """
 
 from ml_collections import ConfigDict

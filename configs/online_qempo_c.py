@@ -1,6 +1,6 @@
 """QEMPO-C: maximise entropy subject to E[r] >= R, where unacceptable text must be text that the reference would write.
 
-  python -m experiments.train --config=configs/online_qempo_c.py --workdir=runs/qempo_c
+python -m experiments.train --config=configs/online_qempo_c.py --workdir=runs/qempo_c
 """
 
 from ml_collections import ConfigDict

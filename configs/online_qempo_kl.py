@@ -1,6 +1,6 @@
 """QEMPO-KL: maximise entropy subject to E[r] >= R and KL(pi || pi_ref) <= K; both multipliers are learned.
 
-  python -m experiments.train --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl
+python -m experiments.train --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """What replay and the learning rate have to do with the demo's result.
 
-  python -m experiments.demo --config=configs/open_list_ablations.py --workdir=runs/open_list_ablations
+python -m experiments.demo --config=configs/open_list_ablations.py --workdir=runs/open_list_ablations
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """GRPO and QEMPO-KL of the demo over three seeds.
 
-  python -m experiments.demo --config=configs/open_list_study.py --workdir=runs/open_list_study
+python -m experiments.demo --config=configs/open_list_study.py --workdir=runs/open_list_study
 """
 
 from ml_collections import ConfigDict

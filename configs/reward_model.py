@@ -19,9 +19,9 @@ def get_config() -> ConfigDict:
   config.steps = 400
   r = config.reward_model
   r.sources = (
-      _DATA + "pandalm_human.jsonl.gz",
-      _DATA + "ultrafeedback_sample_train.jsonl.gz",
-      _DATA + "alpaca_eval_gpt4_train.jsonl.gz",
+    _DATA + "pandalm_human.jsonl.gz",
+    _DATA + "ultrafeedback_sample_train.jsonl.gz",
+    _DATA + "alpaca_eval_gpt4_train.jsonl.gz",
   )
   r.heldout = (_DATA + "ultrafeedback_sample_test.jsonl.gz", _DATA + "alpaca_eval_gpt4_test.jsonl.gz")
   r.heldout_share = 0.15

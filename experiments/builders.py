@@ -29,7 +29,15 @@ from qempo_jax.train import optimizers
 from qempo_jax.train import state as train_state
 
 # Keys besides `model` that a loaded policy holds: runs that share one share them.
-LOADED = ("compute.dtype", "compute.attention", "compute.token_stats", "compute.remat", "compute.kv_cache", "compute.mesh", "compute.dcn_mesh")
+LOADED = (
+  "compute.dtype",
+  "compute.attention",
+  "compute.token_stats",
+  "compute.remat",
+  "compute.kv_cache",
+  "compute.mesh",
+  "compute.dcn_mesh",
+)
 DTYPES = ("float32", "bfloat16")
 
 
@@ -66,13 +74,13 @@ def policy(config: ConfigDict) -> Policy:
   tokenizer = tokenization.load_tokenizer(source)
   model_config, params = conversion.load(source, mesh=placed, dtype=jax.numpy.dtype(config.model.dtype))
   model_config = dataclasses.replace(
-      model_config,
-      compute_dtype=config.compute.dtype,
-      attention=config.compute.attention,
-      token_stats=config.compute.token_stats,
-      remat=config.compute.remat,
-      kv_cache=config.compute.kv_cache,
-      num_tokens=special_tokens.num_tokens(tokenizer, model_config.vocab_size),
+    model_config,
+    compute_dtype=config.compute.dtype,
+    attention=config.compute.attention,
+    token_stats=config.compute.token_stats,
+    remat=config.compute.remat,
+    kv_cache=config.compute.kv_cache,
+    num_tokens=special_tokens.num_tokens(tokenizer, model_config.vocab_size),
   )
   return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), placed)
 
@@ -99,7 +107,9 @@ def with_reference_in_its_place(config: ConfigDict, policy: Policy) -> Policy:
     InputError: there is no such memory, or adapters are trained, whose policy holds the reference itself.
   """
   check_reference_memory(config)
-  return policy._replace(params=sharding.offloaded(policy.params)) if config.compute.reference_memory == "host" else policy
+  return (
+    policy._replace(params=sharding.offloaded(policy.params)) if config.compute.reference_memory == "host" else policy
+  )
 
 
 def check_reference_memory(config: ConfigDict) -> None:
@@ -107,8 +117,8 @@ def check_reference_memory(config: ConfigDict) -> None:
   _one_of("compute.reference_memory", config.compute.reference_memory, ("device", "host"))
   if config.compute.reference_memory == "host" and config.lora.rank:
     raise InputError(
-        "compute.reference_memory=host with lora.rank: the reference beneath the adapters is the policy, needed all the"
-        " time; set it to device"
+      "compute.reference_memory=host with lora.rank: the reference beneath the adapters is the policy, needed all the"
+      " time; set it to device"
     )
 
 
@@ -122,8 +132,8 @@ def mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
   parts = dict(found.shape).get(sharding.SEQUENCE, 1)
   if config.compute.bucket % parts:
     raise InputError(
-        f"compute.mesh splits rows of a multiple of compute.bucket={config.compute.bucket} tokens over {parts} devices:"
-        f" make compute.bucket a multiple of {parts}"
+      f"compute.mesh splits rows of a multiple of compute.bucket={config.compute.bucket} tokens over {parts} devices:"
+      f" make compute.bucket a multiple of {parts}"
     )
   return found
 
@@ -131,13 +141,13 @@ def mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
 def training_rows(config: ConfigDict, tokenizer: Any = None) -> list[prompts.Row]:
   """The prompts to train on, with their columns; rows that the tokenizer's chat template refuses are bad rows."""
   return prompts.load_rows(
-      config.data.source,
-      sets=tuple(config.data.sets),
-      wordings=tuple(config.data.wordings),
-      on_bad_row=config.data.on_bad_row,
-      max_bad_share=config.data.max_bad_share,
-      note=print,
-      tokenizer=tokenizer,
+    config.data.source,
+    sets=tuple(config.data.sets),
+    wordings=tuple(config.data.wordings),
+    on_bad_row=config.data.on_bad_row,
+    max_bad_share=config.data.max_bad_share,
+    note=print,
+    tokenizer=tokenizer,
   )
 
 
@@ -150,18 +160,20 @@ def reward(config: ConfigDict) -> Callable:
   r = config.reward
   if not r.functions:
     function = registry.resolve(r.function)
-    return function if r.unscored is None else compose.Composition([compose.Term("reward", function)], unscored=r.unscored)
+    return (
+      function if r.unscored is None else compose.Composition([compose.Term("reward", function)], unscored=r.unscored)
+    )
   composed = compose.Composition([_term(entry) for entry in r.functions], unscored=r.unscored)
   moving = [term.name for term in composed.terms if term.weight and term.normalise != "none"]
   if moving and config.constraints.quality.bound is not None:
     raise InputError(
-        f"reward {moving[0]!r} is normalised, so constraints.quality.bound has no fixed meaning: set its normalisation to"
-        ' "none", or the bound to none and a floor on that reward'
+      f"reward {moving[0]!r} is normalised, so constraints.quality.bound has no fixed meaning: set its normalisation to"
+      ' "none", or the bound to none and a floor on that reward'
     )
   if composed.floors and (config.offline.loss is not None or config.replay.size):
     raise InputError(
-        f"reward {next(iter(composed.floors))!r} has a floor, which only online training without replay enforces:"
-        " set offline.loss to none and replay.size to 0, or the floor to None"
+      f"reward {next(iter(composed.floors))!r} has a floor, which only online training without replay enforces:"
+      " set offline.loss to none and replay.size to 0, or the floor to None"
     )
   return composed
 
@@ -176,15 +188,15 @@ def objective(config: ConfigDict) -> online_step.OnlineObjective:
   method = constrained.method(config)
   if config.sampling.group_size == 1 and not method.baseline(jax.numpy.ones(1), jax.numpy.ones(1, bool)).any():
     raise InputError(
-        f"sampling.group_size=1 leaves {config.method} nothing to learn from: its baseline is the mean of the group, so every"
-        " advantage is 0; set it to 2 or more"
+      f"sampling.group_size=1 leaves {config.method} nothing to learn from: its baseline is the mean of the group, so every"
+      " advantage is 0; set it to 2 or more"
     )
   return online_step.OnlineObjective(
-      method=method,
-      constraints=constrained.constraints(config),
-      replay_weight=config.replay.weight,
-      averaging=config.duals.averaging,
-      max_importance=config.sampling.max_importance,
+    method=method,
+    constraints=constrained.constraints(config),
+    replay_weight=config.replay.weight,
+    averaging=config.duals.averaging,
+    max_importance=config.sampling.max_importance,
   )
 
 
@@ -193,15 +205,15 @@ def optimizer_pair(config: ConfigDict) -> online_step.Optimizers:
   o = config.optimizer
   _one_of("optimizer.moments_dtype", o.moments_dtype, DTYPES)
   policy_optimizer = optimizers.adamw(
-      learning_rate=o.learning_rate,
-      warmup_steps=o.warmup_steps,
-      total_steps=config.steps,
-      final_fraction=o.final_fraction,
-      b1=o.b1,
-      b2=o.b2,
-      weight_decay=o.weight_decay,
-      max_grad_norm=o.max_grad_norm,
-      moments_dtype=o.moments_dtype,
+    learning_rate=o.learning_rate,
+    warmup_steps=o.warmup_steps,
+    total_steps=config.steps,
+    final_fraction=o.final_fraction,
+    b1=o.b1,
+    b2=o.b2,
+    weight_decay=o.weight_decay,
+    max_grad_norm=o.max_grad_norm,
+    moments_dtype=o.moments_dtype,
   )
   return online_step.Optimizers(policy_optimizer, constrained.controller(config))
 
@@ -209,12 +221,12 @@ def optimizer_pair(config: ConfigDict) -> online_step.Optimizers:
 def initial_state(config: ConfigDict, params, optimizers_pair: online_step.Optimizers):
   """The state before the first step: the policy, a copy of the reference, or adapters that change nothing yet."""
   return train_state.create(
-      _trainable(config, params),
-      constrained.dual_params(config),
-      jax.random.key(config.seed),
-      optimizer=optimizers_pair.policy,
-      dual_optimizer=optimizers_pair.dual,
-      averaged=(*train_state.AVERAGED, *constrained.settings(config)),
+    _trainable(config, params),
+    constrained.dual_params(config),
+    jax.random.key(config.seed),
+    optimizer=optimizers_pair.policy,
+    dual_optimizer=optimizers_pair.dual,
+    averaged=(*train_state.AVERAGED, *constrained.settings(config)),
   )
 
 
@@ -243,9 +255,9 @@ def micro_batches(config: ConfigDict, rows: int, mesh: jax.sharding.Mesh | None 
   shards = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
   if rows // parts % shards:
     raise InputError(
-        f"{rows} rows a step in compute.micro_batches={parts} parts leave {rows // parts} for data x fsdp = {shards}"
-        f" devices of compute.mesh, each of which would compute them all: make data.prompts_per_step (or"
-        f" offline.pairs_per_step) a multiple of {parts * shards}, or start with fewer devices visible"
+      f"{rows} rows a step in compute.micro_batches={parts} parts leave {rows // parts} for data x fsdp = {shards}"
+      f" devices of compute.mesh, each of which would compute them all: make data.prompts_per_step (or"
+      f" offline.pairs_per_step) a multiple of {parts * shards}, or start with fewer devices visible"
     )
   return parts
 
@@ -262,8 +274,8 @@ def precision_note(config: ConfigDict, params) -> str | None:
   leaves = jax.tree.leaves(params)
   stuck = sum(int(jax.numpy.sum(jax.numpy.abs(leaf) > bound)) for leaf in leaves) / sum(leaf.size for leaf in leaves)
   return (
-      f"model.dtype=bfloat16 rounds updates of optimizer.learning_rate={config.optimizer.learning_rate:g} away on about"
-      f" {stuck:.0%} of the weights; train in float32 (compute.dtype=bfloat16 keeps its speed), or set lora.rank"
+    f"model.dtype=bfloat16 rounds updates of optimizer.learning_rate={config.optimizer.learning_rate:g} away on about"
+    f" {stuck:.0%} of the weights; train in float32 (compute.dtype=bfloat16 keeps its speed), or set lora.rank"
   )
 
 
@@ -285,7 +297,9 @@ _ADAPTERS = 2**31
 def _entry(entry) -> tuple:
   """One of config.reward.functions: (name, function, weight, normalisation, floor or None)."""
   if not isinstance(entry, (tuple, list)) or len(entry) != 5:
-    raise InputError(f"reward.functions has {entry!r}; each must be (name, function, weight, normalisation, floor or None)")
+    raise InputError(
+      f"reward.functions has {entry!r}; each must be (name, function, weight, normalisation, floor or None)"
+    )
   return tuple(entry)
 
 

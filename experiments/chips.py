@@ -27,9 +27,9 @@ class Chip(NamedTuple):
 # The link bandwidth is half of the bidirectional figure on the page: what a chip sends. v5e's and v6e's HBM is
 # published in GB; their compiler counts 16 and 32 GiB less what it keeps for itself, which compiling finds.
 CHIPS = {
-    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, "https://cloud.google.com/tpu/docs/v5e"),
-    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, "https://cloud.google.com/tpu/docs/v5p"),
-    "v6e": Chip(32 * 2**30, 918e12, 1600e9, 400e9, "https://cloud.google.com/tpu/docs/v6e"),
+  "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, "https://cloud.google.com/tpu/docs/v5e"),
+  "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, "https://cloud.google.com/tpu/docs/v5p"),
+  "v6e": Chip(32 * 2**30, 918e12, 1600e9, 400e9, "https://cloud.google.com/tpu/docs/v6e"),
 }
 
 
@@ -41,5 +41,7 @@ def chip_of(topology: str) -> Chip:
   """
   generation = topology.partition(":")[0]
   if generation not in CHIPS or ":" not in topology:
-    raise InputError(f"topology {topology!r} is not known; write one of {', '.join(CHIPS)}, then its shape, as in v5p:2x2x2")
+    raise InputError(
+      f"topology {topology!r} is not known; write one of {', '.join(CHIPS)}, then its shape, as in v5p:2x2x2"
+    )
   return CHIPS[generation]

@@ -87,9 +87,7 @@ def load_config(path: pathlib.Path) -> ConfigDict:
   if not path.is_file():
     siblings = [str(file) for file in sorted(path.parent.glob("*.py")) if file.stem != "__init__"]
     close = difflib.get_close_matches(str(path), siblings, n=1)
-    hint = (
-      f"did you mean {close[0]}?" if close else "name a file, such as --config=configs/demo.py."
-    )
+    hint = f"did you mean {close[0]}?" if close else "name a file, such as --config=configs/demo.py."
     raise InputError(f"There is no config file {path}: {hint}")
   spec = importlib.util.spec_from_file_location(f"config_file_{path.stem}", path)
   if spec is None or spec.loader is None:
@@ -100,14 +98,10 @@ def load_config(path: pathlib.Path) -> ConfigDict:
     config = module.get_config(argument) if marked else module.get_config()
   except InputError:
     raise
-  except (
-    Exception
-  ) as error:  # A config is a program of the user's: say where it fails, whatever it raises.
+  except Exception as error:  # A config is a program of the user's: say where it fails, whatever it raises.
     raise InputError(_config_failure(path, error)) from error
   if not isinstance(config, ConfigDict):
-    raise InputError(
-      f"get_config() of {path} returns {type(config).__name__}: it must return a ConfigDict."
-    )
+    raise InputError(f"get_config() of {path} returns {type(config).__name__}: it must return a ConfigDict.")
   return config
 
 
@@ -128,7 +122,13 @@ def _checkpoint(text: str) -> str | int:
 
 
 # Flags of some programs: those whose `main` has a parameter of that name. (type, placeholder, help)
-_FLAGS = {"checkpoint": (_checkpoint, "best|last|STEP", "which to read; default: best where a constraint has a bound, else last")}
+_FLAGS = {
+  "checkpoint": (
+    _checkpoint,
+    "best|last|STEP",
+    "which to read; default: best where a constraint has a bound, else last",
+  )
+}
 
 
 def _parser(description: str, example: str, needs_workdir: bool, own: Sequence[str]) -> argparse.ArgumentParser:
@@ -154,9 +154,7 @@ def _parser(description: str, example: str, needs_workdir: bool, own: Sequence[s
   parser.add_argument(
     "--dry_run", action="store_true", help="build everything, print shapes, memory and config, then stop"
   )
-  parser.add_argument_group(
-    "overrides", "--config.KEY=VALUE sets one key; dots lead into groups: a.b=1"
-  )
+  parser.add_argument_group("overrides", "--config.KEY=VALUE sets one key; dots lead into groups: a.b=1")
   return parser
 
 
@@ -184,9 +182,7 @@ def _config_failure(path: pathlib.Path, error: Exception) -> str:
   reason = str(error.args[0]) if error.args else type(error).__name__
   if missing := re.search(r'Key "(.+?)" does not exist', reason):
     close = re.search(r'Did you mean "(.+?)" instead', reason)
-    reason = f"there is no config key {missing[1]!r}" + (
-      f", did you mean {close[1]}?" if close else ""
-    )
+    reason = f"there is no config key {missing[1]!r}" + (f", did you mean {close[1]}?" if close else "")
   where = f"{path}, line {lines[-1]}" if lines else str(path)
   reason = reason.splitlines()[0] if reason else ""
   return f"{where}: {type(error).__name__}: {reason}; correct the config file."

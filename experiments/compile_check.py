@@ -30,7 +30,9 @@ from experiments import dry_run as dry_runs
 from experiments import overrides
 from qempo_jax.errors import InputError
 
-EXAMPLE = "python -m experiments.compile_check --config=configs/paper/online_math.py:qwen2.5-7b,qempo_kl --topology=v5p:2x2x4"
+EXAMPLE = (
+  "python -m experiments.compile_check --config=configs/paper/online_math.py:qwen2.5-7b,qempo_kl --topology=v5p:2x2x4"
+)
 
 
 def check(config, topology: str) -> list[compile_report.ProgramReport]:
@@ -54,16 +56,16 @@ def check(config, topology: str) -> list[compile_report.ProgramReport]:
       continue
     function = functools.partial(program.jitted, **program.options)
     reports.append(
-        compile_report.report(
-            program.name,
-            compiled,
-            chip,
-            parts=program.parts,
-            held=program.held,
-            devices=len(found),
-            flops=compile_report.product_flops(function, *program.arguments, unknown_trips=program.trips),
-            unknown_trips=program.trips,
-        )
+      compile_report.report(
+        program.name,
+        compiled,
+        chip,
+        parts=program.parts,
+        held=program.held,
+        devices=len(found),
+        flops=compile_report.product_flops(function, *program.arguments, unknown_trips=program.trips),
+        unknown_trips=program.trips,
+      )
     )
   return reports
 
@@ -81,7 +83,9 @@ def devices(topology: str, slices: int = 1):
     return topologies.get_topology_desc(topology_name=topology, platform="tpu", **several).devices
   except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError, RuntimeError) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise InputError(f"cannot compile for {topology} ({reason}); is libtpu installed (pip install 'jax[tpu]')?") from error
+    raise InputError(
+      f"cannot compile for {topology} ({reason}); is libtpu installed (pip install 'jax[tpu]')?"
+    ) from error
 
 
 def _shortage(message: str) -> str:
@@ -93,11 +97,11 @@ def _shortage(message: str) -> str:
 def main(argv=None) -> int:
   """Prints the reports; 0 if everything fits, 1 if not, 2 for a mistake in the arguments."""
   parser = cli.Parser(
-      description="Compiles a config's programs for a TPU slice on a machine without one, and says what they take.",
-      epilog=f"example:\n  {EXAMPLE}",
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      usage="%(prog)s --config=FILE --topology=TPU [--json=FILE] [--dry_run] [--config.KEY=VALUE ...]",
-      allow_abbrev=False,
+    description="Compiles a config's programs for a TPU slice on a machine without one, and says what they take.",
+    epilog=f"example:\n  {EXAMPLE}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    usage="%(prog)s --config=FILE --topology=TPU [--json=FILE] [--dry_run] [--config.KEY=VALUE ...]",
+    allow_abbrev=False,
   )
   say = parser.add_argument
   say("--config", type=pathlib.Path, required=True, metavar="FILE", help="config file, FILE.py or FILE.py:ARGUMENT")

@@ -63,12 +63,12 @@ def programs(config, devices) -> list[Program]:
   """
   mesh = builders.mesh(config, devices)
   model = dataclasses.replace(
-      model_config(config.model.source),
-      compute_dtype=config.compute.dtype,
-      attention=config.compute.attention,
-      token_stats=config.compute.token_stats,
-      remat=config.compute.remat,
-      kv_cache=config.compute.kv_cache,
+    model_config(config.model.source),
+    compute_dtype=config.compute.dtype,
+    attention=config.compute.attention,
+    token_stats=config.compute.token_stats,
+    remat=config.compute.remat,
+    kv_cache=config.compute.kv_cache,
   )
   create = lambda: transformer.init(jax.random.key(0), model, dtype=jnp.dtype(config.model.dtype))
   params = _placed(jax.eval_shape(create), mesh, sharding.PARAM_RULES)
@@ -136,28 +136,30 @@ def _sampling(config, policy, state, reference) -> list[Program]:
   key = jax.eval_shape(lambda: jax.random.key(0))
   key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
   options = dict(
-      config=policy.config,
-      group_size=settings.group_size,
-      max_length=settings.max_response_length,
-      temperature=settings.temperature,
-      stop_tokens=policy.stop_tokens,
-      slots=settings.slots,
-      halvings=settings.halvings,
+    config=policy.config,
+    group_size=settings.group_size,
+    max_length=settings.max_response_length,
+    temperature=settings.temperature,
+    stop_tokens=policy.stop_tokens,
+    slots=settings.slots,
+    halvings=settings.halvings,
   )
   jitted = jax.jit(
-      sharding.on_mesh(lambda params, prompts, rng: sampler.sample_groups(params, prompts=prompts, rng=rng, **options), mesh)
+    sharding.on_mesh(
+      lambda params, prompts, rng: sampler.sample_groups(params, prompts=prompts, rng=rng, **options), mesh
+    )
   )
   return [
-      Program("reshard", arrange, (trained,), {}, {"params": trained}, 1, held=rest),
-      Program(
-          "sampler",
-          jitted,
-          (params, prompts, key),
-          {},
-          {"params": params},
-          settings.max_response_length,
-          held=(trained, rest) if copied else rest,
-      ),
+    Program("reshard", arrange, (trained,), {}, {"params": trained}, 1, held=rest),
+    Program(
+      "sampler",
+      jitted,
+      (params, prompts, key),
+      {},
+      {"params": params},
+      settings.max_response_length,
+      held=(trained, rest) if copied else rest,
+    ),
   ]
 
 
@@ -170,13 +172,13 @@ def _groups(config, mesh, group_size) -> GroupBatch:
   names = dict.fromkeys(["reward", *(entry[0] for entry in config.reward.functions)])
   features = constrained.method(config).features(np.zeros(mask.shape, np.int32), np.zeros(mask.shape, bool))
   return GroupBatch(
-      _packed(config, rows, group_size, split),
-      mask,
-      {name: flags(jnp.float32) for name in names},
-      flags(bool),
-      flags(bool),
-      {name: _array(value.shape, value.dtype, split) for name, value in features.items()},
-      behaviour_log_probs=behaviour,
+    _packed(config, rows, group_size, split),
+    mask,
+    {name: flags(jnp.float32) for name in names},
+    flags(bool),
+    flags(bool),
+    {name: _array(value.shape, value.dtype, split) for name, value in features.items()},
+    behaviour_log_probs=behaviour,
   )
 
 
@@ -217,4 +219,3 @@ def _placed(tree, mesh, rules):
 
 def _with(tree, shardings):
   return jax.tree.map(lambda leaf, where: _array(leaf.shape, leaf.dtype, where), tree, shardings)
-

@@ -77,7 +77,9 @@ class ProgramReport:
     return dataclasses.asdict(self) | {"seconds": self.seconds, "utilisation": self.utilisation, "fits": self.fits}
 
 
-def report(name: str, compiled, chip: Chip, *, parts, held, devices: int, flops: float, unknown_trips: int) -> ProgramReport:
+def report(
+  name: str, compiled, chip: Chip, *, parts, held, devices: int, flops: float, unknown_trips: int
+) -> ProgramReport:
   """Measures a compiled program.
 
   Args:
@@ -102,22 +104,22 @@ def report(name: str, compiled, chip: Chip, *, parts, held, devices: int, flops:
   counted = hlo_costs.costs(compiled.as_text(), devices=devices, unknown_trips=unknown_trips)
   moved = sum(size for _, size in counted.collectives.values())
   return ProgramReport(
-      name,
-      **sizes,
-      temporary=memory.temp_size_in_bytes,
-      other=total - memory.temp_size_in_bytes - sum(sizes.values()),
-      held=waiting,
-      total=total + waiting,
-      capacity=chip.hbm,
-      aliased=memory.alias_size_in_bytes,
-      flops=flops / devices,
-      hbm_bytes=counted.hbm_bytes,
-      collectives={kind: list(value) for kind, value in sorted(counted.collectives.items())},
-      dcn_bytes=counted.dcn_bytes,
-      largest=counted.largest,
-      compute_seconds=flops / devices / chip.flops,
-      memory_seconds=counted.hbm_bytes / chip.hbm_bandwidth,
-      link_seconds=moved / chip.link_bandwidth,
+    name,
+    **sizes,
+    temporary=memory.temp_size_in_bytes,
+    other=total - memory.temp_size_in_bytes - sum(sizes.values()),
+    held=waiting,
+    total=total + waiting,
+    capacity=chip.hbm,
+    aliased=memory.alias_size_in_bytes,
+    flops=flops / devices,
+    hbm_bytes=counted.hbm_bytes,
+    collectives={kind: list(value) for kind, value in sorted(counted.collectives.items())},
+    dcn_bytes=counted.dcn_bytes,
+    largest=counted.largest,
+    compute_seconds=flops / devices / chip.flops,
+    memory_seconds=counted.hbm_bytes / chip.hbm_bandwidth,
+    link_seconds=moved / chip.link_bandwidth,
   )
 
 
@@ -178,18 +180,18 @@ def lines(program: ProgramReport) -> list[str]:
   gib = lambda size: f"{size / GIB:.2f}"
   verdict = "fits" if program.fits else "DOES NOT FIT"
   found = [
-      f"{program.name}: {gib(program.total)} of {gib(program.capacity)} GiB a device: {verdict}",
-      f"  parameters {gib(program.params)}, optimizer {gib(program.optimizer)}, reference {gib(program.reference)},"
-      f" activations and temporaries {gib(program.temporary)}, other {gib(program.other)},"
-      f" waiting meanwhile {gib(program.held)} GiB;"
-      f" donated {gib(program.aliased)} GiB; largest array {program.largest[1]}, {gib(program.largest[0])} GiB",
+    f"{program.name}: {gib(program.total)} of {gib(program.capacity)} GiB a device: {verdict}",
+    f"  parameters {gib(program.params)}, optimizer {gib(program.optimizer)}, reference {gib(program.reference)},"
+    f" activations and temporaries {gib(program.temporary)}, other {gib(program.other)},"
+    f" waiting meanwhile {gib(program.held)} GiB;"
+    f" donated {gib(program.aliased)} GiB; largest array {program.largest[1]}, {gib(program.largest[0])} GiB",
   ]
   for kind, (times, size) in program.collectives.items():
     found.append(f"  {kind}: {times} times, {gib(size)} GiB")
   if program.dcn_bytes:
     found.append(f"  between slices: {gib(program.dcn_bytes)} GiB")
   found.append(
-      f"  {program.flops / 1e12:.2f} TFLOP: at least {program.seconds:.3f} s (compute {program.compute_seconds:.3f},"
-      f" memory {program.memory_seconds:.3f}, links {program.link_seconds:.3f}); MFU at most {program.utilisation:.0%}"
+    f"  {program.flops / 1e12:.2f} TFLOP: at least {program.seconds:.3f} s (compute {program.compute_seconds:.3f},"
+    f" memory {program.memory_seconds:.3f}, links {program.link_seconds:.3f}); MFU at most {program.utilisation:.0%}"
   )
   return found

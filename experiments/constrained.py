@@ -20,7 +20,9 @@ KINDS: dict[str, Callable[[ConfigDict, float | None], Constraint]] = {
   "kl": lambda settings, bound: constraint_lib.kl_budget(bound),
   "length": lambda settings, bound: constraint_lib.length_budget(bound),
   "entropy": lambda settings, bound: constraint_lib.entropy_floor(bound),
-  "coherence": lambda settings, bound: constraint_lib.coherence_budget(bound, settings.threshold, reward=settings.reward),
+  "coherence": lambda settings, bound: constraint_lib.coherence_budget(
+    bound, settings.threshold, reward=settings.reward
+  ),
 }
 # Present in every run, so that metrics and offline weights always have them; others where they have a bound or a price.
 ALWAYS = ("quality", "kl")
@@ -51,7 +53,9 @@ def check_names(config: ConfigDict) -> None:
     own = call_text.parse(of_method.method, "method")[0]
     named = next((other for other in known if name == other or name.startswith(f"{other}_")), own)
     if named != own:
-      raise InputError(f"the group {name!r} of this config runs {of_method.method}; name it {own}, or {own}_ and a word")
+      raise InputError(
+        f"the group {name!r} of this config runs {of_method.method}; name it {own}, or {own}_ and a word"
+      )
 
 
 def settings(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -70,8 +74,12 @@ def settings(config: ConfigDict) -> dict[str, ConfigDict]:
       found[name] = ConfigDict(group.to_dict() | {"start": float(start)})
   for name, bound in reward_floors(config):
     if name in found:
-      raise InputError(f"reward.functions has a floor on {name!r}, which is also a group of config.constraints: rename one")
-    found[name] = ConfigDict(config.duals.floors.to_dict() | {"kind": "reward", "reward": name, "bound": bound, "margin": 0.0})
+      raise InputError(
+        f"reward.functions has a floor on {name!r}, which is also a group of config.constraints: rename one"
+      )
+    found[name] = ConfigDict(
+      config.duals.floors.to_dict() | {"kind": "reward", "reward": name, "bound": bound, "margin": 0.0}
+    )
   return found
 
 
@@ -98,7 +106,9 @@ def bound(config: ConfigDict, name: str, *, aim: bool = False) -> float | None:
 
 def reward_floors(config: ConfigDict) -> tuple[tuple[str, float], ...]:
   """(name, floor) of each entry of reward.functions that has a floor."""
-  floors = [(entry[0], entry[-1]) for entry in config.reward.functions if isinstance(entry, (tuple, list)) and len(entry) == 5]
+  floors = [
+    (entry[0], entry[-1]) for entry in config.reward.functions if isinstance(entry, (tuple, list)) and len(entry) == 5
+  ]
   return tuple((name, float(floor)) for name, floor in floors if floor is not None)
 
 

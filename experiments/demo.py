@@ -31,7 +31,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   if "methods" not in config:
     raise InputError("this config holds one method; give one of several, such as configs/demo.py")
   if unknown := [method for method in config.methods if method not in config]:
-    raise InputError(f"config.methods names {unknown[0]!r}, which has no config of its own; choose of grpo, qempo_kl, qempo")
+    raise InputError(
+      f"config.methods names {unknown[0]!r}, which has no config of its own; choose of grpo, qempo_kl, qempo"
+    )
   constrained.check_names(config)
   shared = config.qempo_kl
   if not dry_run:
@@ -92,10 +94,10 @@ def evaluation_rows(config) -> list[prompts.Row]:
     return [row | {"split": split.rpartition("/")[2]} for split in splits for row in prompts.load_rows(split)[:most]]
   sets, wordings = tuple(config.data.sets), tuple(config.data.wordings)
   chosen = {
-      "train": {"sets": sets, "wordings": wordings},
-      "validation_wordings": {"sets": sets},
-      "heldout_wordings": {"sets": sets},
-      "heldout_set": {"wordings": wordings},
+    "train": {"sets": sets, "wordings": wordings},
+    "validation_wordings": {"sets": sets},
+    "heldout_wordings": {"sets": sets},
+    "heldout_set": {"wordings": wordings},
   }
   return [row for split in splits for row in prompts.open_list_rows(split, **chosen[split])]
 
@@ -105,15 +107,16 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
   names = ["base", *(run_name(method, seed) for method in config.methods for seed in config.seeds)]
   rows = [row for name in names for row in read_jsonl(workdir / "samples" / f"{name}.jsonl")]
   metrics = {
-      method: metrics_file.read(workdir / run_name(method, config.seeds[0]) / metrics_file.NAME) for method in config.methods
+    method: metrics_file.read(workdir / run_name(method, config.seeds[0]) / metrics_file.NAME)
+    for method in config.methods
   }
   budgets = {m: bound for m in config.methods if (bound := constrained.bound(config[m], "kl")) is not None}
   run = {
-      "command": "python -m experiments.demo " + " ".join(sys.argv[1:]),
-      "seeds": list(config.seeds),
-      "words": words.DEFINITION,
-      "same answer": normal_form.DEFINITION,
-      "config": json.loads(config.to_json_best_effort()),
+    "command": "python -m experiments.demo " + " ".join(sys.argv[1:]),
+    "seeds": list(config.seeds),
+    "words": words.DEFINITION,
+    "same answer": normal_form.DEFINITION,
+    "config": json.loads(config.to_json_best_effort()),
   }
   results = summary.summarise(rows, floor=config.qempo_kl.constraints.quality.bound, max_kl=budgets, run=run)
   index = report.write_report(workdir / "report", results, metrics, rows)
@@ -128,7 +131,7 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Aligns a real small model three ways and compares quality and diversity.",
-      example="python -m experiments.demo --config=configs/demo.py --workdir=runs/demo",
+    main,
+    description="Aligns a real small model three ways and compares quality and diversity.",
+    example="python -m experiments.demo --config=configs/demo.py --workdir=runs/demo",
   )

@@ -26,15 +26,17 @@ def start() -> None:
     try:
       count, own = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
     except (KeyError, ValueError) as error:
-      raise InputError("JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too") from error
+      raise InputError(
+        "JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too"
+      ) from error
     options |= {"coordinator_address": address, "num_processes": count, "process_id": own}
   try:
     jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise InputError(
-        f"compute.distributed=true, but the other processes cannot be joined ({reason}); set JAX_COORDINATOR_ADDRESS,"
-        " JAX_NUM_PROCESSES and JAX_PROCESS_ID, or compute.distributed=false"
+      f"compute.distributed=true, but the other processes cannot be joined ({reason}); set JAX_COORDINATOR_ADDRESS,"
+      " JAX_NUM_PROCESSES and JAX_PROCESS_ID, or compute.distributed=false"
     ) from error
 
 

@@ -38,9 +38,9 @@ def model_line(policy: builders.Policy) -> str:
   c, leaves = policy.config, jax.tree.leaves(policy.params)
   dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
   return (
-      f"Model: {sum(leaf.size for leaf in leaves):,} parameters ({dtypes}), {c.num_layers} layers of width"
-      f" {c.hidden_size}, {c.num_heads} heads ({c.num_kv_heads} of keys), vocabulary {c.vocab_size:,};"
-      f" mesh {dict(policy.mesh.shape)}"
+    f"Model: {sum(leaf.size for leaf in leaves):,} parameters ({dtypes}), {c.num_layers} layers of width"
+    f" {c.hidden_size}, {c.num_heads} heads ({c.num_kv_heads} of keys), vocabulary {c.vocab_size:,};"
+    f" mesh {dict(policy.mesh.shape)}"
   )
 
 
@@ -52,11 +52,13 @@ def memory(config: ConfigDict, policy: builders.Policy, programs) -> dict[str, i
   """
   trained = programs[0].parts
   found = {
-      "trained parameters": _bytes(trained["params"]),
-      "optimizer": _bytes(trained["optimizer"]),
-      "reference": _bytes(policy.params) if config.compute.reference_memory == "device" else 0,
-      "gradients": _bytes(trained["params"]),
-      "logits of a block": 2 * 4 * min(config.compute.chunk_size * policy.config.vocab_size, MAX_LOGITS),  # and their gradient
+    "trained parameters": _bytes(trained["params"]),
+    "optimizer": _bytes(trained["optimizer"]),
+    "reference": _bytes(policy.params) if config.compute.reference_memory == "device" else 0,
+    "gradients": _bytes(trained["params"]),
+    "logits of a block": 2
+    * 4
+    * min(config.compute.chunk_size * policy.config.vocab_size, MAX_LOGITS),  # and their gradient
   }
   if any(program.name == "sampler" for program in programs):
     found |= _laid_out(programs)
@@ -67,7 +69,8 @@ def memory(config: ConfigDict, policy: builders.Policy, programs) -> dict[str, i
 def _laid_out(programs) -> dict[str, int]:
   """The policy as it is sampled from, where that is another copy than the one in training."""
   before, after = (
-      sum(_bytes(program.parts["params"]) for program in programs if program.name == name) for name in ("reshard", "sampler")
+    sum(_bytes(program.parts["params"]) for program in programs if program.name == name)
+    for name in ("reshard", "sampler")
   )
   return {"parameters while sampling": after} if after != before else {}
 
@@ -93,9 +96,9 @@ def describe_reward_model(config: ConfigDict, model: builders.Policy) -> str:
   create = lambda params: builders.initial_state(config, params, builders.optimizer_pair(config))
   state = jax.eval_shape(create, trained)
   placed = jax.tree.map(
-      lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-      state,
-      sharding.tree_shardings(state, model.mesh, reward_head.RULES),
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    state,
+    sharding.tree_shardings(state, model.mesh, reward_head.RULES),
   )
   parts = {"trained parameters": _bytes(placed.params), "optimizer": _bytes(placed.opt_state)}
   parts |= {"frozen parameters": _bytes(frozen), "gradients": _bytes(placed.params)}
@@ -131,7 +134,9 @@ def _cache_bytes(config: ConfigDict, policy: builders.Policy) -> int:
   samples = rows // ways * s.group_size
   slots = -(-s.slots // ways)
   queues = 0 < slots < samples
-  tokens = rows // ways * prompt + (slots * prompt if queues else 0) + (slots if queues else samples) * s.max_response_length
+  tokens = (
+    rows // ways * prompt + (slots * prompt if queues else 0) + (slots if queues else samples) * s.max_response_length
+  )
   kind = "float32" if c.kv_cache == "auto" else c.kv_cache
   each = {"float32": 4 * c.head_dim, "bfloat16": 2 * c.head_dim, "int8": c.head_dim + 4}[kind]
   return tokens * 2 * c.num_layers * c.num_kv_heads * each

@@ -30,7 +30,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     of_samples, rows = evaluation_samples.settings(config), evaluation_samples.prompt_rows(config)
   if dry_run:
     if e.sample:
-      print(f"Would draw {e.samples_per_prompt} samples of each of {len(rows)} prompts at temperature {e.temperature:g}.")
+      print(
+        f"Would draw {e.samples_per_prompt} samples of each of {len(rows)} prompts at temperature {e.temperature:g}."
+      )
       print(dry_runs.describe_sampling(of_samples, builders.policy(config)))
     else:
       print(f"Would score {len(list((workdir / 'samples').glob('*.jsonl')))} files in {workdir / 'samples'}.")

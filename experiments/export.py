@@ -36,24 +36,24 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
   policy = builders.policy(config)
   params, what = runs.trained_params(config, workdir, policy, checkpoint)
   export.export_model(
-      target,
-      params,
-      policy.config,
-      tokenizer=policy.tokenizer,
-      source=demo_model.demo_model_path() if config.model.source == "demo" else config.model.source,
-      dtype=settings.dtype,
-      max_shard_bytes=int(settings.max_shard_gb * 10**9),
+    target,
+    params,
+    policy.config,
+    tokenizer=policy.tokenizer,
+    source=demo_model.demo_model_path() if config.model.source == "demo" else config.model.source,
+    dtype=settings.dtype,
+    max_shard_bytes=int(settings.max_shard_gb * 10**9),
   )
   print(f"Exported {what} to {target} as {settings.dtype}")
   found = verify_export.verify_export(
-      target, params, policy.config, dtype=settings.dtype, tolerance=settings.tolerance, stop_tokens=policy.stop_tokens
+    target, params, policy.config, dtype=settings.dtype, tolerance=settings.tolerance, stop_tokens=policy.stop_tokens
   )
   print(found.message)
 
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Exports a trained policy, or a model as it is, to a folder for PyTorch transformers.",
-      example="python -m experiments.export --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl",
+    main,
+    description="Exports a trained policy, or a model as it is, to a folder for PyTorch transformers.",
+    example="python -m experiments.export --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl",
   )

@@ -53,7 +53,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   results = report(config, programs, found)
   results["seconds"] = time.monotonic() - started
   path = workdir / "feasibility.json"
-  workdirs.write_atomically(path, json.dumps(feasibility_tables.json_numbers(results), indent=1, allow_nan=False) + "\n")
+  workdirs.write_atomically(
+    path, json.dumps(feasibility_tables.json_numbers(results), indent=1, allow_nan=False) + "\n"
+  )
   feasibility_tables.show(results, Console())
   print(f"Written to {path}")
 

@@ -24,15 +24,15 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
   started = time.process_time(), time.monotonic()
   found = frontier.RUNNERS[config.runner](config, workdir, todo, checkpoint)
   results = {
-      "command": "python -m experiments.frontier " + " ".join(sys.argv[1:]),
-      "made_now": {
-          "runs": len(todo),
-          "cpu_seconds": round(time.process_time() - started[0], 1),
-          "wall_seconds": round(time.monotonic() - started[1], 1),
-      },
-      "config": json.loads(config.to_json_best_effort()),
-      "curves": found,
-      "runs": frontier.read(config, workdir),
+    "command": "python -m experiments.frontier " + " ".join(sys.argv[1:]),
+    "made_now": {
+      "runs": len(todo),
+      "cpu_seconds": round(time.process_time() - started[0], 1),
+      "wall_seconds": round(time.monotonic() - started[1], 1),
+    },
+    "config": json.loads(config.to_json_best_effort()),
+    "curves": found,
+    "runs": frontier.read(config, workdir),
   }
   index = frontier_page.write(workdir / "report", results)
   print(f"Frontier: {index.resolve()}")
@@ -40,7 +40,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Sweeps methods, operating points and seeds, and draws quality against diversity with intervals.",
-      example="python -m experiments.frontier --config=configs/frontier_toy.py --workdir=runs/frontier_toy",
+    main,
+    description="Sweeps methods, operating points and seeds, and draws quality against diversity with intervals.",
+    example="python -m experiments.frontier --config=configs/frontier_toy.py --workdir=runs/frontier_toy",
   )

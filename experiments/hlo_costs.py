@@ -141,7 +141,9 @@ def _trips(loop, computations):
   found = {i.name: i for i in computations.get(condition[1], ())} if condition else {}
   for instruction in found.values():
     if instruction.is_root and instruction.operation == "compare" and "direction=LT" in instruction.rest:
-      limits = (found[name].rest for name in _operands(instruction) if name in found and found[name].operation == "constant")
+      limits = (
+        found[name].rest for name in _operands(instruction) if name in found and found[name].operation == "constant"
+      )
       return next((int(limit.split(")")[0]) for limit in limits), None)
   return None
 
@@ -157,7 +159,9 @@ def _moved(kind, instruction, shapes: Mapping[str, str], devices):
     n = len(groups[1].split(","))
   else:
     n = devices
-  parts = [_BYTES.get(d, 0) * math.prod(int(x) for x in s.split(",") if x) for d, s, _ in _SHAPE.findall(instruction.shape)]
+  parts = [
+    _BYTES.get(d, 0) * math.prod(int(x) for x in s.split(",") if x) for d, s, _ in _SHAPE.findall(instruction.shape)
+  ]
   whole = max(parts, default=0)
   if kind == "reduce-scatter":
     whole *= n

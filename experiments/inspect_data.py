@@ -1,6 +1,6 @@
 """Shows what a config trains on, token by token: `python -m experiments.inspect_data --config=configs/offline_dpo.py`.
 
-  ... --config.data.source=jsonl:pairs.jsonl --config.offline.pairs=source --config.inspection.examples=1
+... --config.data.source=jsonl:pairs.jsonl --config.offline.pairs=source --config.inspection.examples=1
 """
 
 import pathlib
@@ -49,11 +49,11 @@ def load(config, tokenizer=None) -> tuple[list[Preference], str]:
   if loss and config.offline.pairs == "source":
     needs = formats.PAIR if offline_losses.LOSSES[loss].responses > 1 else formats.COMPLETION
   loaded = sources.load(
-      config.data.source,
-      needs=needs,
-      on_bad_row=config.data.on_bad_row,
-      max_bad_share=config.data.max_bad_share,
-      tokenizer=tokenizer,
+    config.data.source,
+    needs=needs,
+    on_bad_row=config.data.on_bad_row,
+    max_bad_share=config.data.max_bad_share,
+    tokenizer=tokenizer,
   )
   return loaded.examples, loaded.line()
 
@@ -85,8 +85,8 @@ def _show(tokenizer, example, place, limits) -> None:
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Prints what a config trains on: tokens, template, loss mask, and what is odd about the data set.",
-      example="python -m experiments.inspect_data --config=configs/offline_dpo.py --config.offline.pairs=source",
-      needs_workdir=False,
+    main,
+    description="Prints what a config trains on: tokens, template, loss mask, and what is odd about the data set.",
+    example="python -m experiments.inspect_data --config=configs/offline_dpo.py --config.offline.pairs=source",
+    needs_workdir=False,
   )

@@ -28,7 +28,10 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   builders.check_one_method(config)
   select = selection(config)
   policy = builders.policy(config)
-  sample, reward = sampling.GroupSampler(policy, config, builders.training_rows(config, policy.tokenizer)), builders.reward(config)
+  sample, reward = (
+    sampling.GroupSampler(policy, config, builders.training_rows(config, policy.tokenizer)),
+    builders.reward(config),
+  )
   print(f"{len(sample.rows)} prompts ({sample.dropped} too long), {config.sampling.group_size} samples each")
   if dry_run:
     print(dry_runs.describe_sampling(config, policy))
@@ -58,13 +61,11 @@ def selection(config):
   """
   c = config.make_pairs
   choices = {
-      "best_worst": lambda texts, rewards: pair_selection.best_worst(rewards, most=c.per_prompt),
-      "rare_good_common_bad": lambda texts, rewards: pair_selection.rare_good_common_bad(
-          rewards, pair_selection.rarities(texts), threshold=c.good, most=c.per_prompt
-      ),
-      "thresholds": lambda texts, rewards: pair_selection.thresholds(
-          rewards, good=c.good, bad=c.bad, most=c.per_prompt
-      ),
+    "best_worst": lambda texts, rewards: pair_selection.best_worst(rewards, most=c.per_prompt),
+    "rare_good_common_bad": lambda texts, rewards: pair_selection.rare_good_common_bad(
+      rewards, pair_selection.rarities(texts), threshold=c.good, most=c.per_prompt
+    ),
+    "thresholds": lambda texts, rewards: pair_selection.thresholds(rewards, good=c.good, bad=c.bad, most=c.per_prompt),
   }
   if c.select not in choices:
     raise InputError(f"make_pairs.select={c.select!r} is not one of {', '.join(choices)}")
@@ -79,17 +80,17 @@ def rows_of(row, texts, rewards, truncated, select) -> list[dict]:
   prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
   say = lambda text: [{"role": "assistant", "content": text}]
   return [
-      row
-      | {"prompt": prompt, "chosen": say(kept[good]), "rejected": say(kept[bad])}
-      | {"score_chosen": scores[good], "score_rejected": scores[bad]}
-      for good, bad in select(kept, scores)
-      if kept[good] != kept[bad]
+    row
+    | {"prompt": prompt, "chosen": say(kept[good]), "rejected": say(kept[bad])}
+    | {"score_chosen": scores[good], "score_rejected": scores[bad]}
+    for good, bad in select(kept, scores)
+    if kept[good] != kept[bad]
   ]
 
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Makes preference pairs of a model's own scored samples: WORKDIR/pairs.jsonl, in TRL's shape.",
-      example="python -m experiments.make_pairs --config=configs/open_list.py --workdir=runs/pairs",
+    main,
+    description="Makes preference pairs of a model's own scored samples: WORKDIR/pairs.jsonl, in TRL's shape.",
+    example="python -m experiments.make_pairs --config=configs/open_list.py --workdir=runs/pairs",
   )

@@ -47,9 +47,7 @@ def apply_override(config: ConfigDict, key: str, text: str) -> None:
     value = None if empty else _convert(text, expected, current)
   except (ValueError, SyntaxError, TypeError) as error:
     what = _EXPECTED.get(expected, f"a {expected.__name__}") + " or none" * optional
-    raise InputError(
-      f"--config.{key}={text} is mistyped: {key} expects {what} (now {current!r})."
-    ) from error
+    raise InputError(f"--config.{key}={text} is mistyped: {key} expects {what} (now {current!r}).") from error
   if optional:
     stored.set(value)
   else:

@@ -14,8 +14,8 @@ from qempo_jax.types import PackedGroups
 def limits(config) -> dict[str, int]:
   """The longest prompt and response that are trained on, in tokens, as `encode_pairs` takes them."""
   return {
-      "max_prompt_length": config.data.max_prompt_length,
-      "max_response_length": config.sampling.max_response_length,
+    "max_prompt_length": config.data.max_prompt_length,
+    "max_response_length": config.sampling.max_response_length,
   }
 
 
@@ -31,11 +31,11 @@ class PackedPairs:
     self._config, self._pairs, self._lengths = config, pairs, pairs.lengths()
     self._per_row = offline_builders.pairs_per_row(config, mesh)
     self.order = order.Order(
-        len(pairs.rows),
-        batch_size=config.offline.pairs_per_step,
-        seed=config.seed,
-        lengths=self._lengths,
-        window=config.data.length_window,
+      len(pairs.rows),
+      batch_size=config.offline.pairs_per_step,
+      seed=config.seed,
+      lengths=self._lengths,
+      window=config.data.length_window,
     )
 
   def __call__(self, step: int) -> tuple[PackedGroups, np.ndarray]:
@@ -58,9 +58,9 @@ class PackedPairs:
     """The rows and the mask of some pairs, neighbours sharing rows."""
     config = self._config
     return pair_tokens.pack_pairs(
-        self._pairs,
-        indices,
-        bucket=config.compute.bucket,
-        max_length=config.sampling.max_response_length,
-        per_row=self._per_row,
+      self._pairs,
+      indices,
+      bucket=config.compute.bucket,
+      max_length=config.sampling.max_response_length,
+      per_row=self._per_row,
     )

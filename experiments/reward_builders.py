@@ -104,12 +104,12 @@ def _encoded(config, tokenizer, named, most, part) -> Pairs:
       continue
     try:
       encoded = pair_tokens.encode_pairs(
-          tokenizer,
-          found,
-          responses=2,
-          max_prompt_length=config.data.max_prompt_length,
-          max_response_length=config.sampling.max_response_length,
-          cut=config.reward_model.cut_responses,
+        tokenizer,
+        found,
+        responses=2,
+        max_prompt_length=config.data.max_prompt_length,
+        max_response_length=config.sampling.max_response_length,
+        cut=config.reward_model.cut_responses,
       )
     except InputError:  # none fits
       dropped += len(found)
@@ -124,8 +124,8 @@ def _encoded(config, tokenizer, named, most, part) -> Pairs:
       sources.append(str(row.get("source", name)))
   if not prompts:
     raise InputError(
-        f"no pair is left for {part}: raise data.max_prompt_length={config.data.max_prompt_length},"
-        f" sampling.max_response_length={config.sampling.max_response_length} or the share of its prompts"
+      f"no pair is left for {part}: raise data.max_prompt_length={config.data.max_prompt_length},"
+      f" sampling.max_response_length={config.sampling.max_response_length} or the share of its prompts"
     )
   return Pairs(prompts, responses, np.array(margins, np.float32), np.array(keys), np.array(sources), dropped)
 
@@ -141,12 +141,12 @@ def _read(config, sources, tokenizer) -> list[tuple[str, list[preferences.Prefer
     if stems.count(pathlib.Path(source).name) > 1:
       name = f"{pathlib.Path(path).parent.name}/{name}"
     pairs = preferences.load_preferences(
-        source,
-        rejected=True,
-        on_bad_row=config.data.on_bad_row,
-        max_bad_share=config.data.max_bad_share,
-        note=print,
-        tokenizer=tokenizer,
+      source,
+      rejected=True,
+      on_bad_row=config.data.on_bad_row,
+      max_bad_share=config.data.max_bad_share,
+      note=print,
+      tokenizer=tokenizer,
     )
     found.append((name, pairs))
   return found
@@ -173,14 +173,14 @@ def _score_gap(row) -> float:
 
 def _check(r) -> None:
   for wrong, advice in (
-      (not r.sources, "reward_model.sources names no file of pairs; give jsonl:PATH"),
-      (r.pairs_per_step < 1, "reward_model.pairs_per_step must be positive"),
-      (
-          min(r.heldout_share, r.validation_share) < 0 or r.heldout_share + r.validation_share >= 1,
-          "reward_model.heldout_share and validation_share must be at least 0 and together below 1",
-      ),
-      (r.cache and r.trainable == "all", "reward_model.cache needs frozen blocks: set trainable to head or last:N"),
-      (min(r.centring_weight, r.margin_scale) < 0, "reward_model.centring_weight and margin_scale must be at least 0"),
+    (not r.sources, "reward_model.sources names no file of pairs; give jsonl:PATH"),
+    (r.pairs_per_step < 1, "reward_model.pairs_per_step must be positive"),
+    (
+      min(r.heldout_share, r.validation_share) < 0 or r.heldout_share + r.validation_share >= 1,
+      "reward_model.heldout_share and validation_share must be at least 0 and together below 1",
+    ),
+    (r.cache and r.trainable == "all", "reward_model.cache needs frozen blocks: set trainable to head or last:N"),
+    (min(r.centring_weight, r.margin_scale) < 0, "reward_model.centring_weight and margin_scale must be at least 0"),
   ):
     if wrong:
       raise InputError(f"{advice} (config.reward_model)")

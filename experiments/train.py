@@ -40,7 +40,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Trains a policy: online (GRPO, QEMPO, QEMPO-KL), or on pairs (DPO, QEMPO-KL, NLL, ...) by config.",
-      example="python -m experiments.train --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl",
+    main,
+    description="Trains a policy: online (GRPO, QEMPO, QEMPO-KL), or on pairs (DPO, QEMPO-KL, NLL, ...) by config.",
+    example="python -m experiments.train --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl",
   )

@@ -38,7 +38,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Trains a reward model on preference pairs (Bradley-Terry), and measures it on other prompts.",
-      example="python -m experiments.train_reward_model --config=configs/reward_model.py --workdir=runs/reward_model",
+    main,
+    description="Trains a reward model on preference pairs (Bradley-Terry), and measures it on other prompts.",
+    example="python -m experiments.train_reward_model --config=configs/reward_model.py --workdir=runs/reward_model",
   )

@@ -43,9 +43,7 @@ def main(data: pathlib.Path, out: pathlib.Path, *, num_steps: int = SETTINGS["nu
   train, heldout = _split(_rows(data / SENTENCES), _rows(data / REVIEWS))
   features = sentiment.featurize([row["text"] for row in train], NUM_FEATURES)
   labels = np.array([row["label"] for row in train], float)
-  classifier = sentiment.fit(
-    features, labels, num_features=NUM_FEATURES, **SETTINGS | {"num_steps": num_steps}
-  )
+  classifier = sentiment.fit(features, labels, num_features=NUM_FEATURES, **SETTINGS | {"num_steps": num_steps})
   sentiment.save(classifier, out)
   classifier = sentiment.load(out)  # what is measured is what was saved
   figures = {"train": len(train), "settings": SETTINGS | {"num_steps": num_steps}, "heldout": {}}

@@ -68,9 +68,7 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: b
       write_atomically(folder / "config.json", text)
   except OSError as error:
     reason = error.strerror or str(error)
-    raise InputError(
-      f"Can't write the workdir {folder} ({reason}): choose another --workdir."
-    ) from error
+    raise InputError(f"Can't write the workdir {folder} ({reason}): choose another --workdir.") from error
   return folder
 
 
@@ -159,7 +157,9 @@ def check_same(folder: pathlib.Path, config: dict[str, Any]) -> None:
     raise InputError(
       f"{path} is damaged, so the run in {folder} can't be continued: choose another --workdir, or remove it."
     ) from error
-  if isinstance(there, dict) and ("objective" in there or any("objective" in group for group in there.values() if isinstance(group, dict))):
+  if isinstance(there, dict) and (
+    "objective" in there or any("objective" in group for group in there.values() if isinstance(group, dict))
+  ):
     raise InputError(
       f"{folder} holds a run of version 0.1.0, whose keys objective.* are config.method and config.constraints now: continue it"
       " with that version, or choose another --workdir."

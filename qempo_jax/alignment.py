@@ -63,6 +63,4 @@ def alignment_decomposition(
   diversity_term = -entropy(log_probs)
   quality_term = -xlogy(quality, density_good) - xlogy(1 - quality, density_rest)
   slope = jnp.log(density_rest) - jnp.log(density_good)
-  return AlignmentDecomposition(
-    diversity_term + quality_term, diversity_term, quality_term, quality, slope, slope < 0
-  )
+  return AlignmentDecomposition(diversity_term + quality_term, diversity_term, quality_term, quality, slope, slope < 0)

@@ -84,9 +84,7 @@ def pi_controller(
 
   def update(gradients, state, dual_params=None, *, measured=None, **_):
     if dual_params is None:
-      raise ValueError(
-        "pi_controller.update needs the dual parameters: update(gradients, state, dual_params)"
-      )
+      raise ValueError("pi_controller.update needs the dual parameters: update(gradients, state, dual_params)")
 
     def one(path, value, gradient, *parts):
       name, leaf = names_of(path)
@@ -101,9 +99,7 @@ def pi_controller(
       acts = finite & (state.count >= delay)
       low, high = leaf_bounds(leaf, floor=floor, cap=cap)
       wound_up = (integral + proportional >= high) & (violation > 0)
-      integral = jnp.where(
-        acts & ~wound_up, jnp.clip(integral + k_i * violation, low, high), integral
-      )
+      integral = jnp.where(acts & ~wound_up, jnp.clip(integral + k_i * violation, low, high), integral)
       change = jnp.where(acts, integral + proportional - value, 0.0)
       new = (change, integral, average, times_measured, skipped)
       return tuple(x.astype(old.dtype) for x, old in zip(new, (value, *parts), strict=True))
@@ -112,14 +108,10 @@ def pi_controller(
     updates, *trees = jax.tree.transpose(jax.tree.structure(dual_params), jax.tree.structure((0,) * 5), each)
     return updates, PIControllerState(state.count + 1, *trees)
 
-  return optax.chain(
-    optax.GradientTransformationExtraArgs(init, update), project_multipliers(cap=cap, floor=floor)
-  )
+  return optax.chain(optax.GradientTransformationExtraArgs(init, update), project_multipliers(cap=cap, floor=floor))
 
 
-def project_multipliers(
-  *, cap: Number = math.inf, floor: Number = 1e-6
-) -> optax.GradientTransformation:
+def project_multipliers(*, cap: Number = math.inf, floor: Number = 1e-6) -> optax.GradientTransformation:
   """Returns the transformation that keeps updated multipliers in [0, cap]; the last of any chain of dual updates.
 
       update = clip(leaf + update) - leaf

@@ -34,9 +34,7 @@ class PathPoint(NamedTuple):
 def path_log_probs(rewards: jax.Array, ref_log_probs: jax.Array, point: PathPoint) -> jax.Array:
   """Returns log-probs of the policy at a point of the path, [..., Y]; -inf where the reference's are."""
   inside = ref_log_probs > -jnp.inf
-  logits = (1 - point.tau) * jnp.where(inside, ref_log_probs, 0) + point.tilt * jnp.where(
-    inside, rewards, 0
-  )
+  logits = (1 - point.tau) * jnp.where(inside, ref_log_probs, 0) + point.tilt * jnp.where(inside, rewards, 0)
   return jax.nn.log_softmax(jnp.where(inside, logits, -jnp.inf), axis=-1)
 
 
@@ -53,14 +51,10 @@ def entropy(log_probs: jax.Array) -> jax.Array:
 def kl_divergence(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
   """Returns KL(pi || q) over the last axis, nats."""
   inside = log_probs > -jnp.inf
-  return expectation(
-    log_probs, jnp.where(inside, log_probs, 0) - jnp.where(inside, ref_log_probs, 0)
-  )
+  return expectation(log_probs, jnp.where(inside, log_probs, 0) - jnp.where(inside, ref_log_probs, 0))
 
 
-def reward_interval(
-  rewards: jax.Array, ref_log_probs: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def reward_interval(rewards: jax.Array, ref_log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the smallest and the largest mean expected reward of any policy, scalars."""
   inside = ref_log_probs > -jnp.inf
   worst = jnp.min(rewards, axis=-1, where=inside, initial=jnp.inf)
@@ -101,9 +95,7 @@ def point_at_tau(
     shortfall = jnp.mean(expectation(log_probs, shortfalls))
     return jnp.log(allowed) - jnp.log(jnp.maximum(shortfall, 0.5 * smallest))
 
-  return PathPoint(
-    increasing_root(excess, jnp.ones_like(allowed)) / spread, jnp.asarray(tau, allowed.dtype)
-  )
+  return PathPoint(increasing_root(excess, jnp.ones_like(allowed)) / spread, jnp.asarray(tau, allowed.dtype))
 
 
 def point_at_kl(
@@ -124,9 +116,7 @@ def point_at_kl(
   """
 
   def excess(tau: jax.Array) -> jax.Array:
-    log_probs = path_log_probs(
-      rewards, ref_log_probs, point_at_tau(rewards, ref_log_probs, min_reward, tau)
-    )
+    log_probs = path_log_probs(rewards, ref_log_probs, point_at_tau(rewards, ref_log_probs, min_reward, tau))
     return jnp.mean(kl_divergence(log_probs, ref_log_probs)) - max_kl
 
   # From tau = 1, so that a budget that costs nothing, to rounding, gets no multiplier.
@@ -160,9 +150,7 @@ def qempo_kl_dual(
     Multipliers of scalars.
   """
   dtype = jnp.result_type(rewards, ref_log_probs, jnp.float32)
-  return _qempo_kl_dual(
-    *(jnp.asarray(value, dtype) for value in (rewards, ref_log_probs, min_reward, max_kl))
-  )
+  return _qempo_kl_dual(*(jnp.asarray(value, dtype) for value in (rewards, ref_log_probs, min_reward, max_kl)))
 
 
 @jax.jit
@@ -171,6 +159,4 @@ def _qempo_kl_dual(
 ) -> Multipliers:
   chex.assert_rank([rewards, min_reward, max_kl], [{1, 2}, 0, 0])
   chex.assert_equal_shape([rewards, ref_log_probs])
-  return multipliers_at(
-    point_at_kl(jnp.atleast_2d(rewards), jnp.atleast_2d(ref_log_probs), min_reward, max_kl)
-  )
+  return multipliers_at(point_at_kl(jnp.atleast_2d(rewards), jnp.atleast_2d(ref_log_probs), min_reward, max_kl))

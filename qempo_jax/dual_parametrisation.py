@@ -55,15 +55,11 @@ def init_dual_params(
 
 def _init_one(name: str, value: float | jax.Array, parametrisation: str) -> dict[str, jax.Array]:
   if parametrisation not in LEAF_OF:
-    raise InputError(
-      f"unknown parametrisation {parametrisation!r} of {name!r}: choose one of {', '.join(LEAF_OF)}"
-    )
+    raise InputError(f"unknown parametrisation {parametrisation!r} of {name!r}: choose one of {', '.join(LEAF_OF)}")
   positive = parametrisation != "linear"
   if known(value) and (not math.isfinite(value) or value < 0 or (positive and value == 0)):
     least = "positive" if positive else "at least 0"
-    raise InputError(
-      f"initial multiplier of {name!r} is {value}: a {parametrisation} multiplier must be {least}"
-    )
+    raise InputError(f"initial multiplier of {name!r} is {value}: a {parametrisation} multiplier must be {least}")
   leaf = LEAF_OF[parametrisation]
   return {leaf: jnp.array(_TO_LEAF[leaf](value), jnp.float32)}  # a copy, which can be donated
 
@@ -125,7 +121,5 @@ def for_name(setting: Any, name: str) -> Any:
   if not isinstance(setting, Mapping):
     return setting
   if name not in setting:
-    raise InputError(
-      f"no setting for constraint {name!r}: the mapping names {', '.join(sorted(setting)) or 'nothing'}"
-    )
+    raise InputError(f"no setting for constraint {name!r}: the mapping names {', '.join(sorted(setting)) or 'nothing'}")
   return setting[name]

@@ -31,9 +31,7 @@ class PIControllerState(NamedTuple):
   skipped: DualParams
 
 
-def hold_unmeasured(
-  measured: Mapping[str, jax.Array], new: optax.OptState, old: optax.OptState
-) -> optax.OptState:
+def hold_unmeasured(measured: Mapping[str, jax.Array], new: optax.OptState, old: optax.OptState) -> optax.OptState:
   """Returns `new` with the parts of unmeasured constraints as they are in `old`, whatever the controller.
 
   A leaf belongs to a constraint if its path ends in its name and its leaf's, as a moment's of Adam does. A

@@ -93,9 +93,7 @@ class LagrangianTerms(NamedTuple):
   dual_loss: jax.Array
 
 
-def lagrangian_terms(
-  dual_params: DualParams, constraints: Mapping[str, Constraint]
-) -> LagrangianTerms:
+def lagrangian_terms(dual_params: DualParams, constraints: Mapping[str, Constraint]) -> LagrangianTerms:
   """Returns the penalty that trains the policy and the loss that trains the multipliers.
 
       penalty   =  sum_i sg(m_i) (value_i - bound_i)
@@ -132,14 +130,10 @@ def lagrangian_terms(
   return LagrangianTerms(penalty, dual_loss)
 
 
-def _enforced(
-  dual_params: DualParams, constraints: Mapping[str, Constraint]
-) -> dict[str, jax.Array]:
+def _enforced(dual_params: DualParams, constraints: Mapping[str, Constraint]) -> dict[str, jax.Array]:
   missing = sorted(set(constraints) - set(dual_params))
   if missing:
-    raise InputError(
-      f"no dual parameters for constraint {missing[0]!r}: they name {', '.join(sorted(dual_params))}"
-    )
+    raise InputError(f"no dual parameters for constraint {missing[0]!r}: they name {', '.join(sorted(dual_params))}")
   for name, constraint in constraints.items():
     if not isinstance(constraint, Constraint):
       raise InputError(f"constraint {name!r} is {constraint!r}: give at_most(value, bound) or at_least(value, bound)")
@@ -153,14 +147,10 @@ def _enforced(
 
 def step_divisor(dual_params: DualParams, constraints: Mapping[str, Constraint]) -> jax.Array:
   """Returns 1 + the sum of the enforced multipliers, detached: divides the policy's loss to bound its step."""
-  return 1.0 + sum(
-    jax.lax.stop_gradient(value) for value in _enforced(dual_params, constraints).values()
-  )
+  return 1.0 + sum(jax.lax.stop_gradient(value) for value in _enforced(dual_params, constraints).values())
 
 
-def dual_metrics(
-  dual_params: DualParams, constraints: Mapping[str, Constraint]
-) -> dict[str, jax.Array]:
+def dual_metrics(dual_params: DualParams, constraints: Mapping[str, Constraint]) -> dict[str, jax.Array]:
   """Returns `dual/<name>/{multiplier,value,bound,violation}` for the enforced constraints.
 
   Value and bound carry the user's own sign (those of `at_least` are turned back); the violation is positive where
@@ -220,7 +210,9 @@ def dual_step(
   )
 
 
-def resolve_floor(spec: float | tuple[str, float], ref_rewards: chex.Array, *, max_reward: float | None = None) -> float:
+def resolve_floor(
+  spec: float | tuple[str, float], ref_rewards: chex.Array, *, max_reward: float | None = None
+) -> float:
   """Returns the quality floor that a specification means, in units of the reward; runs on the host.
 
       0.9                          that very value
@@ -241,9 +233,7 @@ def resolve_floor(spec: float | tuple[str, float], ref_rewards: chex.Array, *, m
   """
   rewards = np.asarray(ref_rewards, np.float64)
   if rewards.size == 0 or not np.isfinite(rewards).all():
-    raise InputError(
-      f"the reference's rewards must be finite and at least one; got {rewards.size} of them"
-    )
+    raise InputError(f"the reference's rewards must be finite and at least one; got {rewards.size} of them")
   floor = _floor_value(spec, rewards)
   best = float(rewards.max(axis=-1).mean()) if max_reward is None else float(max_reward)
   if not floor <= best + 1e-9 * max(1.0, abs(best)):

@@ -136,9 +136,7 @@ def leave_one_out_to_go(token_values: Array, mask: Array) -> Array:
   return _sg((jnp.sum(to_go, axis=0) - to_go) / jnp.maximum(others, 1))
 
 
-def score_function_entropy_surrogate(
-  token_log_probs: Array, mask: Array, *, baseline: float | Array
-) -> Array:
+def score_function_entropy_surrogate(token_log_probs: Array, mask: Array, *, baseline: float | Array) -> Array:
   """Score-function entropy of a sequence: needs no token entropies; unbiased, with more variance.
 
       value     -log pi(y)
@@ -232,9 +230,7 @@ def score_function_kl_surrogate(
   return u + (u - baseline) * _zero_with_gradient(log_pi)
 
 
-def _rao_blackwell(
-  token_log_probs: Array, token_values: Array, mask: Array, baseline: float | Array | None
-) -> Array:
+def _rao_blackwell(token_log_probs: Array, token_values: Array, mask: Array, baseline: float | Array | None) -> Array:
   log_pi, values = _checked(mask, token_log_probs, token_values)
   weights = _sum_after(values)
   if baseline is not None:

@@ -107,9 +107,7 @@ def solve_rlhf(
   """
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
   feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
-  return _solve(
-    rewards, ref_log_probs, min_reward, jnp.inf, optimum=_at_tau(0.0), per_prompt=per_prompt
-  )
+  return _solve(rewards, ref_log_probs, min_reward, jnp.inf, optimum=_at_tau(0.0), per_prompt=per_prompt)
 
 
 def solve_qempo(
@@ -147,14 +145,10 @@ def solve_qempo(
     [0.45, 0.45, 0.05, 0.05]
   """
   if ref_log_probs is None:
-    ref_log_probs = jax.nn.log_softmax(
-      jnp.zeros(jnp.shape(rewards), jnp.result_type(rewards, jnp.float32)), axis=-1
-    )
+    ref_log_probs = jax.nn.log_softmax(jnp.zeros(jnp.shape(rewards), jnp.result_type(rewards, jnp.float32)), axis=-1)
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
   feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
-  return _solve(
-    rewards, ref_log_probs, min_reward, jnp.inf, optimum=_at_tau(1.0), per_prompt=per_prompt
-  )
+  return _solve(rewards, ref_log_probs, min_reward, jnp.inf, optimum=_at_tau(1.0), per_prompt=per_prompt)
 
 
 def solve_qempo_kl(
@@ -266,7 +260,9 @@ def solve_qempo_coherent(
   """
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
   log_base = log_base_coherent(rewards, ref_log_probs, threshold=threshold)
-  return solve_base_measure(rewards, log_base, ref_log_probs=ref_log_probs, min_reward=min_reward, per_prompt=per_prompt)
+  return solve_base_measure(
+    rewards, log_base, ref_log_probs=ref_log_probs, min_reward=min_reward, per_prompt=per_prompt
+  )
 
 
 def solve_base_measure(
@@ -300,7 +296,9 @@ def solve_base_measure(
   rewards, log_base = feasible.prepare(rewards, jax.nn.log_softmax(jnp.asarray(log_base), axis=-1))
   feasible.check_floor(rewards, log_base, min_reward, per_prompt=per_prompt)
   found = _solve(rewards, log_base, min_reward, jnp.inf, optimum=_at_tau(0.0), per_prompt=per_prompt)
-  return found if ref_log_probs is None else found._replace(kl=dual_newton.kl_divergence(found.log_probs, ref_log_probs))
+  return (
+    found if ref_log_probs is None else found._replace(kl=dual_newton.kl_divergence(found.log_probs, ref_log_probs))
+  )
 
 
 def solve_spl(
@@ -352,7 +350,13 @@ def _at_kl(
 
 
 def _solve(
-  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, max_kl: chex.Numeric, *, optimum: Optimum, per_prompt: bool
+  rewards: jax.Array,
+  ref_log_probs: jax.Array,
+  min_reward: chex.Numeric,
+  max_kl: chex.Numeric,
+  *,
+  optimum: Optimum,
+  per_prompt: bool,
 ) -> ExactSolution:
   bounds = (jnp.asarray(bound, rewards.dtype) for bound in (min_reward, max_kl))
   return _solve_jitted(rewards, ref_log_probs, *bounds, optimum=optimum, per_prompt=per_prompt)
@@ -360,7 +364,13 @@ def _solve(
 
 @functools.partial(jax.jit, static_argnames=("optimum", "per_prompt"))
 def _solve_jitted(
-  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array, *, optimum: Optimum, per_prompt: bool
+  rewards: jax.Array,
+  ref_log_probs: jax.Array,
+  min_reward: jax.Array,
+  max_kl: jax.Array,
+  *,
+  optimum: Optimum,
+  per_prompt: bool,
 ) -> ExactSolution:
 
   def one(

@@ -112,9 +112,7 @@ def multiplier_target_log_probs(
     [..., Y] log-probs, nats, each row normalised.
   """
   quality, kl = _over_responses(quality), _over_responses(kl)
-  return _normalised(
-    rewards, ref_log_probs, reward_power=quality / (1 + kl), ref_power=kl / (1 + kl)
-  )
+  return _normalised(rewards, ref_log_probs, reward_power=quality / (1 + kl), ref_power=kl / (1 + kl))
 
 
 def _normalised(
@@ -123,9 +121,7 @@ def _normalised(
   rewards, ref_log_probs = jnp.asarray(rewards), jnp.asarray(ref_log_probs)
   chex.assert_equal_shape([rewards, ref_log_probs])
   inside = ref_log_probs > -jnp.inf
-  logits = reward_power * jnp.where(inside, rewards, 0) + ref_power * jnp.where(
-    inside, ref_log_probs, 0
-  )
+  logits = reward_power * jnp.where(inside, rewards, 0) + ref_power * jnp.where(inside, ref_log_probs, 0)
   return jax.nn.log_softmax(jnp.where(inside, logits, -jnp.inf), axis=-1)
 
 

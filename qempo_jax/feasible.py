@@ -117,15 +117,11 @@ def prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array, 
   if not traced(rewards, ref_log_probs):
     inside = np.asarray(ref_log_probs) > -np.inf
     if not np.isfinite(np.asarray(rewards)[inside]).all():
-      raise InputError(
-        "rewards must be finite on every response of the set; drop or score the others first"
-      )
+      raise InputError("rewards must be finite on every response of the set; drop or score the others first")
     total = np.exp(np.asarray(ref_log_probs, np.float64)).sum(axis=-1)
     if not (np.abs(total - 1) < 1e-3).all():
       worst = total.flat[np.nanargmax(np.abs(total - 1))] if np.isfinite(total).any() else np.nan
-      raise InputError(
-        f"ref_log_probs must be normalised, but sum to {worst:.6g}; apply jax.nn.log_softmax to them"
-      )
+      raise InputError(f"ref_log_probs must be normalised, but sum to {worst:.6g}; apply jax.nn.log_softmax to them")
   return jnp.where(ref_log_probs > -jnp.inf, rewards, 0), ref_log_probs
 
 
@@ -134,15 +130,11 @@ def traced(*values: Any) -> bool:
   return any(isinstance(value, Tracer) for value in values)
 
 
-def check_floor(
-  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, *, per_prompt: bool
-) -> None:
+def check_floor(rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, *, per_prompt: bool) -> None:
   """Raises InfeasibleError where no policy's expected reward reaches the floor."""
   if traced(rewards, ref_log_probs, min_reward):
     return
-  reach = for_each_problem(
-    dual_newton.reward_interval, rewards, ref_log_probs, per_prompt=per_prompt
-  )
+  reach = for_each_problem(dual_newton.reward_interval, rewards, ref_log_probs, per_prompt=per_prompt)
   floor, lowest, highest = np.broadcast_arrays(min_reward, *reach)
   slack = _rounding(rewards) * np.maximum(np.abs(highest), 1e-30)
   where = _first(~(floor <= highest + slack))
@@ -164,9 +156,7 @@ def check_budget(
   """Raises InfeasibleError where no policy that reaches the floor keeps within the KL budget."""
   if traced(rewards, ref_log_probs, min_reward, max_kl):
     return
-  ends = _feasible_range(
-    rewards, ref_log_probs, jnp.asarray(min_reward, rewards.dtype), per_prompt=per_prompt
-  )
+  ends = _feasible_range(rewards, ref_log_probs, jnp.asarray(min_reward, rewards.dtype), per_prompt=per_prompt)
   budget, floor, low, high = np.broadcast_arrays(max_kl, min_reward, ends.min_kl, ends.qempo_kl)
   where = _first(~(budget >= low - _rounding(rewards) * (1 + low)))
   if where is not None:
@@ -179,9 +169,7 @@ def check_budget(
 
 def check_position(kl_position: chex.Numeric) -> None:
   """Raises InputError for a position outside [0, 1]."""
-  if not traced(kl_position) and not np.all(
-    (np.asarray(kl_position) >= 0) & (np.asarray(kl_position) <= 1)
-  ):
+  if not traced(kl_position) and not np.all((np.asarray(kl_position) >= 0) & (np.asarray(kl_position) <= 1)):
     raise InputError(f"kl_position is {kl_position}: it must lie between 0 (RLHF) and 1 (QEMPO)")
 
 
@@ -192,11 +180,7 @@ def _rounding(array: jax.Array) -> float:
 
 def _first(failing: np.ndarray) -> tuple[int, ...] | None:
   """Index of the first True."""
-  return (
-    tuple(int(axis[0]) for axis in np.nonzero(np.atleast_1d(failing)))[: failing.ndim]
-    if failing.any()
-    else None
-  )
+  return tuple(int(axis[0]) for axis in np.nonzero(np.atleast_1d(failing)))[: failing.ndim] if failing.any() else None
 
 
 def _prompt(where: tuple[int, ...]) -> str:

@@ -70,6 +70,4 @@ def _product(a, b, axes_a, axes_b, dtype=jnp.float32):
 def _in_rows(x):
   """x written out row by row on CPUs, whose fast low-precision product wants its left operand so."""
   rows = layout.Layout(major_to_minor=(0, 1))
-  return jax.lax.platform_dependent(
-      x, cpu=lambda x: layout.with_layout_constraint(x, rows), default=lambda x: x
-  )
+  return jax.lax.platform_dependent(x, cpu=lambda x: layout.with_layout_constraint(x, rows), default=lambda x: x)

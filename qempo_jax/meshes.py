@@ -16,7 +16,9 @@ AXES = ("data", "fsdp", "tensor")
 SEQUENCE = "sequence"  # a fourth axis, over which the tokens of a row are split
 
 
-def make_mesh(shape: Sequence[int] = (-1, 1, 1), *, dcn: Sequence[int] = (), devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+  shape: Sequence[int] = (-1, 1, 1), *, dcn: Sequence[int] = (), devices: Sequence[Any] | None = None
+) -> Mesh:
   """Devices as a mesh over (data, fsdp, tensor) or (data, fsdp, tensor, sequence).
 
   Slices are pods, or parts of them, that a data centre's network (DCN) joins, slower than the links within each. Along
@@ -37,7 +39,9 @@ def make_mesh(shape: Sequence[int] = (-1, 1, 1), *, dcn: Sequence[int] = (), dev
   names = (*AXES, SEQUENCE)[: len(shape)]
   sizes = _sizes(tuple(shape), len(devices))
   slices = (*dcn, *(1,) * (len(sizes) - len(dcn)))
-  in_one = _slices(devices) <= 1 or devices[0].platform != "tpu"  # the makers of other meshes do not ask where chips lie
+  in_one = (
+    _slices(devices) <= 1 or devices[0].platform != "tpu"
+  )  # the makers of other meshes do not ask where chips lie
   if math.prod(slices) == 1 and in_one:
     return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
   return Mesh(_over_slices(sizes, slices, devices), names, axis_types=(AxisType.Auto,) * len(sizes))
@@ -48,8 +52,8 @@ def _sizes(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
   sizes = tuple(count // known if size == -1 else size for size in shape)
   if len(shape) not in (3, 4) or min(sizes) < 1 or math.prod(sizes) != count:
     raise InputError(
-        f"compute.mesh={shape} does not arrange {count} devices; their product over {AXES}, and {SEQUENCE!r} where there"
-        f" is a fourth, must be {count}"
+      f"compute.mesh={shape} does not arrange {count} devices; their product over {AXES}, and {SEQUENCE!r} where there"
+      f" is a fourth, must be {count}"
     )
   return sizes
 
@@ -61,11 +65,13 @@ def _over_slices(sizes: tuple[int, ...], slices: tuple[int, ...], devices: Seque
   unit = "processes" if by_process else "slices"
   if len(slices) != len(sizes) or math.prod(slices) != count:
     raise InputError(
-        f"compute.dcn_mesh={slices} does not arrange {count} {unit} of devices; its product must be {count}, with one"
-        f" number for each axis of compute.mesh={sizes}"
+      f"compute.dcn_mesh={slices} does not arrange {count} {unit} of devices; its product must be {count}, with one"
+      f" number for each axis of compute.mesh={sizes}"
     )
   if any(size % part for size, part in zip(sizes, slices, strict=True)):
-    raise InputError(f"compute.mesh={sizes} counts the devices of all slices, so compute.dcn_mesh={slices} must divide it")
+    raise InputError(
+      f"compute.mesh={sizes} counts the devices of all slices, so compute.dcn_mesh={slices} must divide it"
+    )
   within = tuple(size // part for size, part in zip(sizes, slices, strict=True))
   try:
     return mesh_utils.create_hybrid_device_mesh(within, slices, devices, process_is_granule=by_process)

@@ -57,7 +57,7 @@ class Example(NamedTuple):
     """The same pair with the labels exchanged."""
     flip = lambda array: array[jnp.array([1, 0])]
     return self._replace(
-        token_log_probs=flip(self.token_log_probs), mask=flip(self.mask), ref_log_probs=flip(self.ref_log_probs)
+      token_log_probs=flip(self.token_log_probs), mask=flip(self.mask), ref_log_probs=flip(self.ref_log_probs)
     )
 
 
@@ -213,9 +213,7 @@ def _simpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
 
 
 def _normalised_spl(e: Example, w: Weights, s: LossSettings) -> jax.Array:
-  return losses.length_normalised_preference_loss(
-      *_sums(e), *e.lengths[:2], alpha=w.alpha, beta=w.beta
-  )
+  return losses.length_normalised_preference_loss(*_sums(e), *e.lengths[:2], alpha=w.alpha, beta=w.beta)
 
 
 def _normalised_ipo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
@@ -225,13 +223,13 @@ def _normalised_ipo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
 def _kto(e: Example, w: Weights, s: LossSettings) -> jax.Array:
   """Half of the chosen response's loss and half of the rejected one's."""
   one = lambda index, desirable: losses.kto_loss(
-      e.log_probs[index],
-      e.ref_log_probs[index],
-      jnp.asarray(desirable),
-      e.reference_kl,
-      beta=w.beta,
-      desirable_weight=s.desirable_weight,
-      undesirable_weight=s.undesirable_weight,
+    e.log_probs[index],
+    e.ref_log_probs[index],
+    jnp.asarray(desirable),
+    e.reference_kl,
+    beta=w.beta,
+    desirable_weight=s.desirable_weight,
+    undesirable_weight=s.undesirable_weight,
   )
   return (one(0, True) + one(1, False)) / 2
 
@@ -241,18 +239,18 @@ def _nll(e: Example, w: Weights, s: LossSettings) -> jax.Array:
 
 
 LOSSES: dict[str, OfflineLoss] = {
-    "spl": OfflineLoss(_spl, _BOTH),
-    "qempo_kl": OfflineLoss(_spl, _BOTH),
-    "qempo": OfflineLoss(_qempo, _ENTROPY, needs_reference=False),
-    "dpo": OfflineLoss(_dpo, _REFERENCE),
-    "smoothed_dpo": OfflineLoss(_smoothed_dpo, _REFERENCE, smooths=True),
-    "robust_dpo": OfflineLoss(_robust_dpo, _REFERENCE, smooths=True),
-    "h_dpo": OfflineLoss(_h_dpo, _BOTH),
-    "ipo": OfflineLoss(_ipo, _REFERENCE),
-    "cpo": OfflineLoss(_cpo, _ENTROPY, needs_reference=False),
-    "simpo": OfflineLoss(_simpo, _ENTROPY, needs_reference=False, normalised=True),
-    "length_normalised_spl": OfflineLoss(_normalised_spl, _BOTH, normalised=True),
-    "length_normalised_ipo": OfflineLoss(_normalised_ipo, _REFERENCE, normalised=True),
-    "kto": OfflineLoss(_kto, _REFERENCE, responses=3, smooths=True),
-    "nll": OfflineLoss(_nll, _ENTROPY, needs_reference=False, responses=1, smooths=True, per_token=True),
+  "spl": OfflineLoss(_spl, _BOTH),
+  "qempo_kl": OfflineLoss(_spl, _BOTH),
+  "qempo": OfflineLoss(_qempo, _ENTROPY, needs_reference=False),
+  "dpo": OfflineLoss(_dpo, _REFERENCE),
+  "smoothed_dpo": OfflineLoss(_smoothed_dpo, _REFERENCE, smooths=True),
+  "robust_dpo": OfflineLoss(_robust_dpo, _REFERENCE, smooths=True),
+  "h_dpo": OfflineLoss(_h_dpo, _BOTH),
+  "ipo": OfflineLoss(_ipo, _REFERENCE),
+  "cpo": OfflineLoss(_cpo, _ENTROPY, needs_reference=False),
+  "simpo": OfflineLoss(_simpo, _ENTROPY, needs_reference=False, normalised=True),
+  "length_normalised_spl": OfflineLoss(_normalised_spl, _BOTH, normalised=True),
+  "length_normalised_ipo": OfflineLoss(_normalised_ipo, _REFERENCE, normalised=True),
+  "kto": OfflineLoss(_kto, _REFERENCE, responses=3, smooths=True),
+  "nll": OfflineLoss(_nll, _ENTROPY, needs_reference=False, responses=1, smooths=True, per_token=True),
 }

@@ -26,11 +26,11 @@ def row_layout(prompt: int, response: int, *, bucket: int, prompts: int, respons
 
 
 def pack_groups(
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[Sequence[int]]],
-    *,
-    bucket: int,
-    prompts_per_row: int = 1,
+  prompts: Sequence[Sequence[int]],
+  responses: Sequence[Sequence[Sequence[int]]],
+  *,
+  bucket: int,
+  prompts_per_row: int = 1,
 ) -> PackedGroups:
   """Packs prompts and their responses; NumPy, on the host.
 

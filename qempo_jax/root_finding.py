@@ -66,13 +66,9 @@ def increasing_root(
       evaluations=jnp.zeros((), jnp.int32),
     )
     advance = lambda state: _advance(function, state, low, high, tolerance)
-    return jax.lax.while_loop(
-      lambda state: ~state.done & (state.evaluations < max_steps), advance, state
-    ).best
+    return jax.lax.while_loop(lambda state: ~state.done & (state.evaluations < max_steps), advance, state).best
 
-  return jax.lax.custom_root(
-    projected, start, search, lambda tangent, value: value / tangent(jnp.ones_like(value))
-  )
+  return jax.lax.custom_root(projected, start, search, lambda tangent, value: value / tangent(jnp.ones_like(value)))
 
 
 def _advance(
@@ -109,6 +105,4 @@ def _advance(
   collapsed = inner_high - inner_low <= epsilon * jnp.abs(inner_low)
   best = jnp.where(found, point, jnp.where(last, following, jnp.where(better, point, search.best)))
   residual = jnp.where(better, jnp.abs(value), search.residual)
-  return _Search(
-    following, low, high, step, best, residual, found | last | collapsed, search.evaluations + 1
-  )
+  return _Search(following, low, high, step, best, residual, found | last | collapsed, search.evaluations + 1)

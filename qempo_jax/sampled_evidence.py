@@ -115,7 +115,13 @@ def bootstrap(
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _bootstrap(rewards: jax.Array, ref_log_probs: jax.Array, rngs: jax.Array, *, solve: Callable[[jax.Array, jax.Array], SampledSolution]) -> Draws:
+def _bootstrap(
+  rewards: jax.Array,
+  ref_log_probs: jax.Array,
+  rngs: jax.Array,
+  *,
+  solve: Callable[[jax.Array, jax.Array], SampledSolution],
+) -> Draws:
   prompts, samples = rewards.shape
 
   def draw(rng: jax.Array) -> Draws:

@@ -12,15 +12,15 @@ from qempo_jax.types import PackedGroups
 
 
 def score_groups(
-    params,
-    config: ModelConfig,
-    packed: PackedGroups,
-    *,
-    group_size: int,
-    max_length: int,
-    temperature: float,
-    chunk_size: int,
-    remat: bool = True,
+  params,
+  config: ModelConfig,
+  packed: PackedGroups,
+  *,
+  group_size: int,
+  max_length: int,
+  temperature: float,
+  chunk_size: int,
+  remat: bool = True,
 ) -> TokenStats:
   """Scores every response of every group, computing each prompt once.
 
@@ -43,16 +43,16 @@ def score_groups(
 
   def stats_of(unembedding, hidden_BxSxD, target_BxS):
     flat = token_stats(
-        hidden_BxSxD.reshape(-1, hidden_BxSxD.shape[-1]),
-        unembedding,
-        target_BxS.reshape(-1),
-        temperature=temperature,
-        chunk_size=chunk_size,
-        compute_dtype=config.compute_dtype,
-        logit_softcap=config.logit_softcap,
-        num_tokens=config.num_tokens,
-        forbidden=config.forbidden,
-        implementation=config.token_stats,
+      hidden_BxSxD.reshape(-1, hidden_BxSxD.shape[-1]),
+      unembedding,
+      target_BxS.reshape(-1),
+      temperature=temperature,
+      chunk_size=chunk_size,
+      compute_dtype=config.compute_dtype,
+      logit_softcap=config.logit_softcap,
+      num_tokens=config.num_tokens,
+      forbidden=config.forbidden,
+      implementation=config.token_stats,
     )
     return jax.tree.map(lambda x: x.reshape(target_BxS.shape), flat)
 

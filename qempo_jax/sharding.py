@@ -20,24 +20,24 @@ HOST = "pinned_host"  # memory of the hosts that their devices read
 # Path of a leaf (joined by "/") -> its axes. The first rule that matches anywhere in the path holds, so the
 # optimizer's moments follow their parameters.
 PARAM_RULES = (
-    (r"(un)?embedding$", P("tensor", "fsdp")),
-    (r"layers/(query|key|value)$", P(None, "fsdp", "tensor", None)),
-    (r"layers/output$", P(None, "tensor", None, "fsdp")),
-    (r"layers/(gate|up)$", P(None, "fsdp", "tensor")),
-    (r"layers/down$", P(None, "tensor", "fsdp")),
-    # Adapters: the side that meets the residual stream, and the rank, which is never split.
-    (r"layers/(query|key|value|gate|up)/a$", P(None, "fsdp", None)),
-    (r"layers/(query|key|value|gate|up)/b$", P(None, None, "tensor")),
-    (r"layers/(output|down)/a$", P(None, "tensor", None)),
-    (r"layers/(output|down)/b$", P(None, None, "fsdp")),
-    (r"layers/(query|key|value|gate|up)_bias$", P(None, "tensor")),
-    (r"layers/(output|down)_bias$", P()),
-    (r"norm$", P()),
+  (r"(un)?embedding$", P("tensor", "fsdp")),
+  (r"layers/(query|key|value)$", P(None, "fsdp", "tensor", None)),
+  (r"layers/output$", P(None, "tensor", None, "fsdp")),
+  (r"layers/(gate|up)$", P(None, "fsdp", "tensor")),
+  (r"layers/down$", P(None, "tensor", "fsdp")),
+  # Adapters: the side that meets the residual stream, and the rank, which is never split.
+  (r"layers/(query|key|value|gate|up)/a$", P(None, "fsdp", None)),
+  (r"layers/(query|key|value|gate|up)/b$", P(None, None, "tensor")),
+  (r"layers/(output|down)/a$", P(None, "tensor", None)),
+  (r"layers/(output|down)/b$", P(None, None, "fsdp")),
+  (r"layers/(query|key|value|gate|up)_bias$", P(None, "tensor")),
+  (r"layers/(output|down)_bias$", P()),
+  (r"norm$", P()),
 )
 STATE_RULES = PARAM_RULES + (
-    (r"^(step|rng)$", P()),
-    (r"^(dual_params|dual_opt_state|averages)/", P()),
-    (r"(^|/)count$", P()),
+  (r"^(step|rng)$", P()),
+  (r"^(dual_params|dual_opt_state|averages)/", P()),
+  (r"(^|/)count$", P()),
 )
 
 
@@ -197,11 +197,11 @@ def over_rows(function, matrix, *rows):
     return function(gather(part) if spec[1] and mesh.shape["fsdp"] > 1 else part, *rows)
 
   found = jax.shard_map(
-      local,
-      in_specs=(P(None, spec[1]), *(own for _ in rows)),
-      out_specs=own,
-      axis_names={*ROWS, SEQUENCE} if parts > 1 else set(ROWS),
-      check_vma=False,
+    local,
+    in_specs=(P(None, spec[1]), *(own for _ in rows)),
+    out_specs=own,
+    axis_names={*ROWS, SEQUENCE} if parts > 1 else set(ROWS),
+    check_vma=False,
   )(matrix, *(map(even, rows) if parts > 1 else rows))
   return jax.tree.map(lambda x: x[:, :tokens], found) if parts > 1 else found
 
@@ -220,9 +220,9 @@ def each_for_its_rows(function, whole, rows):
   shards = row_shards()
   if shards == 1 or any(array.shape[0] % shards for array in jax.tree.leaves(rows)):
     return function(whole, rows)
-  return jax.shard_map(
-      function, in_specs=(P(), P(ROWS)), out_specs=P(ROWS), axis_names=set(ROWS), check_vma=False
-  )(whole, rows)
+  return jax.shard_map(function, in_specs=(P(), P(ROWS)), out_specs=P(ROWS), axis_names=set(ROWS), check_vma=False)(
+    whole, rows
+  )
 
 
 def most_over_rows(count):
@@ -255,7 +255,7 @@ def offloaded(tree):
   kinds = [memory.kind for memory in device.addressable_memories()]
   if HOST not in kinds:
     raise InputError(
-        f"compute.reference_memory=host needs {HOST} memory, and this {device.platform} has {', '.join(kinds)}: set it to device"
+      f"compute.reference_memory=host needs {HOST} memory, and this {device.platform} has {', '.join(kinds)}: set it to device"
     )
   return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind(HOST), tree))
 
@@ -264,7 +264,9 @@ def fetched(tree, where=None):
   """The same in the devices' own memory, also within jit, where `where` gives the shardings; there already: as it is."""
   where = jax.tree.map(lambda leaf: leaf.sharding, tree) if where is None else where
   bring = lambda leaf, sharding: jax.device_put(leaf, sharding.with_memory_kind("device"))
-  return jax.tree.map(lambda leaf, sharding: bring(leaf, sharding) if sharding.memory_kind == HOST else leaf, tree, where)
+  return jax.tree.map(
+    lambda leaf, sharding: bring(leaf, sharding) if sharding.memory_kind == HOST else leaf, tree, where
+  )
 
 
 def to_host(tree):

@@ -52,18 +52,18 @@ def from_logits(logits: jax.Array, targets: jax.Array) -> TokenStats:
 
 
 def token_stats(
-    hidden: jax.Array,
-    unembedding: jax.Array,
-    targets: jax.Array,
-    *,
-    temperature: chex.Numeric,
-    chunk_size: int,
-    compute_dtype: Any = jnp.float32,
-    logit_softcap: float | None = None,
-    num_tokens: int | None = None,
-    forbidden: tuple[int, ...] = (),
-    max_logits: int = MAX_LOGITS,
-    implementation: str = "auto",
+  hidden: jax.Array,
+  unembedding: jax.Array,
+  targets: jax.Array,
+  *,
+  temperature: chex.Numeric,
+  chunk_size: int,
+  compute_dtype: Any = jnp.float32,
+  logit_softcap: float | None = None,
+  num_tokens: int | None = None,
+  forbidden: tuple[int, ...] = (),
+  max_logits: int = MAX_LOGITS,
+  implementation: str = "auto",
 ) -> TokenStats:
   """Log-probability and entropy of next-token distributions, a block of the logits at a time.
 
@@ -111,7 +111,7 @@ def token_stats(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _token_stats(
-    head: Head, hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, temperature: jax.Array
+  head: Head, hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, temperature: jax.Array
 ) -> TokenStats:
   return _forward(head, hidden, unembedding, targets, temperature)[0]
 

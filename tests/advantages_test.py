@@ -21,18 +21,14 @@ def _group(seed, size=6):
 @pytest.mark.parametrize(("lam", "mu", "h"), [(2.0, 0.5, 1.0), (3.0, 0.0, 1.0), (10.0, 1.0, 0.0)])
 def test_lagrangian_rewards_are_shaped_rewards_on_a_bounded_scale(x64, lam, mu, h):
   group = _group(1)
-  lagrangian = advantages.lagrangian_rewards(
-    *group, quality_multiplier=lam, kl_multiplier=mu, entropy_weight=h
-  )
+  lagrangian = advantages.lagrangian_rewards(*group, quality_multiplier=lam, kl_multiplier=mu, entropy_weight=h)
   shaped = advantages.shaped_rewards(*group, alpha=(h + mu) / lam, beta=mu / lam)
   np.testing.assert_allclose(lagrangian, shaped * lam / (h + lam + mu), rtol=1e-12)
 
 
 def test_lagrangian_without_quality_multiplier_is_pure_entropy():
   group = _group(2)
-  only = advantages.lagrangian_rewards(
-    *group, quality_multiplier=0.0, kl_multiplier=0.0, entropy_weight=1.0
-  )
+  only = advantages.lagrangian_rewards(*group, quality_multiplier=0.0, kl_multiplier=0.0, entropy_weight=1.0)
   np.testing.assert_allclose(only, -group[1], rtol=1e-6)
 
 
@@ -52,9 +48,7 @@ def test_the_group_mean_shrinks_leave_one_out(x64):
 def test_a_member_alone():
   assert advantages.leave_one_out(jnp.array([2.0]))[0] == 2
   assert advantages.group_mean(jnp.array([2.0]))[0] == 0
-  np.testing.assert_array_equal(
-    advantages.leave_one_out(jnp.array([2.0, 7.0]), jnp.array([1, 0])), [2, 0]
-  )
+  np.testing.assert_array_equal(advantages.leave_one_out(jnp.array([2.0, 7.0]), jnp.array([1, 0])), [2, 0])
 
 
 def test_a_group_without_reward_spread_keeps_its_entropy_gradient():

@@ -23,13 +23,13 @@ from tests.loops import offline_toy
 from tests.loops import toy
 
 SMOLLM2 = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "head_dim": 64,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "num_hidden_layers": 30,
-    "vocab_size": 49152,
+  "hidden_size": 576,
+  "intermediate_size": 1536,
+  "head_dim": 64,
+  "num_attention_heads": 9,
+  "num_key_value_heads": 3,
+  "num_hidden_layers": 30,
+  "vocab_size": 49152,
 }
 ECHO = """
 import sys, types
@@ -82,7 +82,12 @@ def test_scopes_come_from_the_programs_text():
     %copy.4 = f32[2] copy(%a)
     %while.5 = (f32[2]) while(%a), metadata={op_name="jit(f)/linear/while"}
   """
-  expected = {"dot.1": "attention, forward", "fusion.2": "norm, backward", "dot.3": "linear, again", "copy.4": "others, forward"}
+  expected = {
+    "dot.1": "attention, forward",
+    "fusion.2": "norm, backward",
+    "dot.3": "linear, again",
+    "copy.4": "others, forward",
+  }
   assert time_by_scope.scopes_of(text) == expected
 
 
@@ -139,7 +144,9 @@ def _worker(tmp_path, monkeypatch, last):
   folder.mkdir(exist_ok=True)
   (folder / "echo.py").write_text(ECHO, encoding="utf-8")
   monkeypatch.setattr(workers, "MODULES", "experiments_echo")
-  return workers.Worker("echo", sys.executable, "echo", {"last": last}, tmp_path / "log", {"PYTHONPATH": f"{workers.ROOT}:{tmp_path}"})
+  return workers.Worker(
+    "echo", sys.executable, "echo", {"last": last}, tmp_path / "log", {"PYTHONPATH": f"{workers.ROOT}:{tmp_path}"}
+  )
 
 
 def test_workers_step_in_turn_and_only_figures_reach_us(tmp_path, monkeypatch):
@@ -166,9 +173,9 @@ def test_sides_that_differ_stop_the_benchmark():
 
 def _entry():
   steps = lambda seconds, peak: {
-      "ready": {"seconds": 1.0, "resident_bytes": 10**8},
-      "warm_up": [{"check": 0.6, "peak_bytes": peak}],
-      "steps": [{"seconds": s, "peak_bytes": peak, "check": 0.5} for s in seconds],
+    "ready": {"seconds": 1.0, "resident_bytes": 10**8},
+    "warm_up": [{"check": 0.6, "peak_bytes": peak}],
+    "steps": [{"seconds": s, "peak_bytes": peak, "check": 0.5} for s in seconds],
   }
   sides = {"ours": steps((2.0, 2.0), 10**9), "TRL": steps((6.0, 7.0), 4 * 10**9)}
   match = {"ours": "ours", "other": "TRL", "sides": sides, "goal": 2.5, "memory_goal": 0.5}
@@ -177,7 +184,14 @@ def _entry():
   shape = {"pairs": 4, "prompt": 128, "response": 128}
   operations = arithmetic.operations("offline", shape, SMOLLM2)
   rates = {"forward": operations["forward"] / 0.5, "trained": operations["trained"] / 0.5}
-  entry = {"kind": "offline", "shape": shape, "matches": [match], "floor": {"float32": rates}, "model": SMOLLM2, "floor_goal": None}
+  entry = {
+    "kind": "offline",
+    "shape": shape,
+    "matches": [match],
+    "floor": {"float32": rates},
+    "model": SMOLLM2,
+    "floor_goal": None,
+  }
   return header | entry
 
 
@@ -214,7 +228,16 @@ def test_every_case_has_a_rehearsal_and_sides_that_exist():
 def test_rehearsal_of_everything_that_needs_no_peer(tmp_path, monkeypatch):
   monkeypatch.delenv("XLA_FLAGS", raising=False)  # the sides' processes have the machine's own devices
   files = [f"--{name}={tmp_path / name}" for name in ("results", "tables")]
-  run.main(["--tiny", "--rounds=1", "--without=trl,tunix", f"--workdir={tmp_path}", f"--figure={tmp_path / 'plot.png'}", *files])
+  run.main(
+    [
+      "--tiny",
+      "--rounds=1",
+      "--without=trl,tunix",
+      f"--workdir={tmp_path}",
+      f"--figure={tmp_path / 'plot.png'}",
+      *files,
+    ]
+  )
   found = json.loads((tmp_path / "results").read_text())
   alone = {case.name for case in cases.ALL for match in case.matches if match.other.environment == "ours"}
   assert set(found) == {*alone, "scaling"} >= {"token_stats", "prefix"} and (tmp_path / "plot.png").exists()

@@ -137,7 +137,9 @@ def test_checkpoint_is_a_flag_of_programs_that_take_one(config_file, tmp_path, c
     cli.run(main, description="", example="", argv=argv + more)
   assert got == [None, "best", "last", 40]
   for wrong in ("newest", "-1", "1.5", "", "1e3"):
-    line = failure(lambda *more: cli.run(main, description="", example="", argv=[*argv, *more]), capsys, f"--checkpoint={wrong}")
+    line = failure(
+      lambda *more: cli.run(main, description="", example="", argv=[*argv, *more]), capsys, f"--checkpoint={wrong}"
+    )
     assert f"--checkpoint: {wrong!r} is not best, last or the number of a step" in line
 
 
@@ -222,9 +224,7 @@ def test_exit_codes_of_a_real_process(config_file):
   command = [sys.executable, "-c", program, f"--config={config_file}", "--workdir=w"]
 
   def run(argument):
-    return subprocess.run(
-      [*command, argument], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([*command, argument], cwd=ROOT, capture_output=True, text=True, check=False)
 
   wrong = run("--config.flor=1")
   assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

@@ -47,7 +47,9 @@ def test_every_cell_runs(name, tmp_path, monkeypatch):
   monkeypatch.setenv("MPLBACKEND", "agg")
   monkeypatch.delenv("XLA_FLAGS", raising=False)  # the tests' eight devices would hold eight copies of a model
   monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # this checkout's `experiments`, not a clone of them
-  client = NotebookClient(_read(name), timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+  client = NotebookClient(
+    _read(name), timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+  )
   client.execute()
   errors = [out for cell in client.nb.cells for out in cell.get("outputs", ()) if out.output_type == "error"]
   assert not errors

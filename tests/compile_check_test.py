@@ -166,7 +166,9 @@ def test_a_small_slice_is_really_compiled_for(monkeypatch, name):
   config.compute.mesh, config.compute.bucket, config.compute.dtype = (1, 4, 1), 128, "bfloat16"
   config.data.prompts_per_step, config.data.max_prompt_length = 4, 64
   config.sampling.max_response_length, config.sampling.group_size = 33, 2
-  only = lambda config, devices, programs=compile_programs.programs: [p for p in programs(config, devices) if p.name == name]
+  only = lambda config, devices, programs=compile_programs.programs: [
+    p for p in programs(config, devices) if p.name == name
+  ]
   monkeypatch.setattr(compile_programs, "programs", only)
   (report,) = compile_check.check(config, "v5e:2x2")
   assert report.fits and report.seconds > 0 and 0 < report.utilisation <= 1

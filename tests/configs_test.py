@@ -55,7 +55,10 @@ def test_every_key_of_base_is_explained():
   commented = [line for line in keys if "#" in line]
   plain = {line.split("=")[0].strip() for line in keys if "#" not in line}
   allowed = {"config.seed", "config.data.prompts_per_step", "config.checkpoint.keep"}
-  allowed |= {f"config.optimizer.{name}" for name in ("learning_rate", "warmup_steps", "b1", "b2", "weight_decay", "max_grad_norm")}
+  allowed |= {
+    f"config.optimizer.{name}"
+    for name in ("learning_rate", "warmup_steps", "b1", "b2", "weight_decay", "max_grad_norm")
+  }
   allowed |= {"config.evaluation.samples_per_prompt", "config.evaluation.prompts_per_batch"}
   assert commented and plain <= allowed
 
@@ -63,24 +66,22 @@ def test_every_key_of_base_is_explained():
 def test_the_demos_methods_differ_only_where_the_method_does():
   demo = cli.load_config(CONFIGS / "demo.py")
   differing = {
-      key
-      for key in _keys(base.get_config())
-      if len({str(_value(demo[method], key)) for method in demo.methods}) > 1
+    key for key in _keys(base.get_config()) if len({str(_value(demo[method], key)) for method in demo.methods}) > 1
   }
   assert differing <= {
-      "method",
-      "constraints.quality.bound",
-      "constraints.quality.margin",
-      "constraints.kl.bound",
-      "constraints.quality.start",
-      "constraints.quality.gain",
-      "constraints.kl.start",
-      "constraints.kl.gain",
-      "sampling.group_size",
-      "replay.size",
-      "replay.weight",
-      "replay.key",
-      "optimizer.learning_rate",  # GRPO's is the one at which its reward is nearest
+    "method",
+    "constraints.quality.bound",
+    "constraints.quality.margin",
+    "constraints.kl.bound",
+    "constraints.quality.start",
+    "constraints.quality.gain",
+    "constraints.kl.start",
+    "constraints.kl.gain",
+    "sampling.group_size",
+    "replay.size",
+    "replay.weight",
+    "replay.key",
+    "optimizer.learning_rate",  # GRPO's is the one at which its reward is nearest
   }
   fresh = {method: demo[method].sampling.group_size for method in demo.methods}
   assert all(size <= fresh["grpo"] for size in fresh.values())  # none asks the reward more often than the baseline

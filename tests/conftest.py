@@ -12,7 +12,8 @@ os.environ.setdefault(
   "XLA_FLAGS",
   "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
   " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-  + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
+  + " --xla_cpu_use_fusion_emitters=false"
+  * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 # A device that waits in a collective keeps a thread: with fewer threads than waiters none would get on.
 os.environ.setdefault("PJRT_NPROC", "16")
@@ -110,7 +111,9 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(f"{seconds[name]:7.1f} {name}")
   terminalreporter.write_line(f"{sum(seconds.values()):7.1f} in {len(seconds)} tests")
   for name in too_slow:
-    terminalreporter.write_line(f"{name} took {seconds[name]:.0f} CPU seconds: make it faster, or mark it slow", red=True)
+    terminalreporter.write_line(
+      f"{name} took {seconds[name]:.0f} CPU seconds: make it faster, or mark it slow", red=True
+    )
 
 
 @pytest.hookimpl(trylast=True)

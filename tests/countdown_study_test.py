@@ -18,15 +18,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def _run(method, rate, seed, answers):
   puzzle = {"samples": 64, "entropy": 2.0, "log_prob": -3.0, "ref_log_prob": -4.0, "num_tokens": 5.0, "truncated": 0.0}
-  puzzles = [puzzle | {"split": split, "set_name": "countdown 6", "answers": answers} for split in ("validation", "heldout")]
+  puzzles = [
+    puzzle | {"split": split, "set_name": "countdown 6", "answers": answers} for split in ("validation", "heldout")
+  ]
   return {"method": method, "point": [["optimizer.learning_rate", rate]], "seed": seed, "puzzles": puzzles}
 
 
 def test_figures_by_hand_and_the_more_diverse_point_is_chosen():
   runs = [
-      _run("grpo", 2e-5, 0, {"1+5": 32}),
-      _run("grpo", 4e-5, 0, {"1+5": 16, "2*3": 16}),
-      _run("qempo", 2e-5, 0, {}),
+    _run("grpo", 2e-5, 0, {"1+5": 32}),
+    _run("grpo", 4e-5, 0, {"1+5": 16, "2*3": 16}),
+    _run("qempo", 2e-5, 0, {}),
   ]
   of = {(point.method, point.label): point for point in countdown_tables.points(runs, "heldout")}
   one, two, none = of.values()
@@ -46,7 +48,15 @@ def test_a_run_is_collected_as_counts(tmp_path, monkeypatch):
   (tmp_path / "config.json").write_text(config.to_json_best_effort())
   result = {"method": "grpo", "point": [["optimizer.learning_rate", 2e-5]], "seed": 0, "seconds": 1.0}
   (folder / "result.json").write_text(json.dumps(result))
-  row = {"split": "heldout", "set_name": "countdown 6", "entropy": 1.0, "log_prob": -1.0, "ref_log_prob": -2.0, "num_tokens": 4, "truncated": False}
+  row = {
+    "split": "heldout",
+    "set_name": "countdown 6",
+    "entropy": 1.0,
+    "log_prob": -1.0,
+    "ref_log_prob": -2.0,
+    "num_tokens": 4,
+    "truncated": False,
+  }
   rows = [row | {"answer": answer} for answer in ("1+5", None, "1+5", "2*3")]
   (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (run,) = collect.collect([tmp_path])
@@ -54,7 +64,9 @@ def test_a_run_is_collected_as_counts(tmp_path, monkeypatch):
   (puzzle,) = run["puzzles"]
   assert puzzle["answers"] == {"1+5": 2, "2*3": 1} and puzzle["samples"] == 4 and not run["curves"]
   names, figures = frontier.sampled_figures([row | {"prompt": ({"content": "6"},), "reward": 1.0} for row in rows])
-  assert names == ["heldout: 6"] and float(figures["pass@1"].squeeze()) == pytest.approx(0.75) and figures["distinct@4"] == 2
+  assert (
+    names == ["heldout: 6"] and float(figures["pass@1"].squeeze()) == pytest.approx(0.75) and figures["distinct@4"] == 2
+  )
   np.testing.assert_allclose(figures["effective_answers"], np.exp(np.log(3) - 2 / 3 * np.log(2)))
 
 

@@ -27,13 +27,15 @@ def _start(workdir, processes, *, mode="plain"):
   running = []
   for index in range(processes):
     env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": str(processes),
-        "JAX_PROCESS_ID": str(index),
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
+      "JAX_COORDINATOR_ADDRESS": address,
+      "JAX_NUM_PROCESSES": str(processes),
+      "JAX_PROCESS_ID": str(index),
     }
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)  # one process alone would find its programs there, and wait for the others
+    env.pop(
+      "JAX_COMPILATION_CACHE_DIR", None
+    )  # one process alone would find its programs there, and wait for the others
     own = mode if index == processes - 1 else "slow" if mode == "notice" else "plain"
     command = [sys.executable, "-m", "tests.distributed_test", str(workdir), own]
     with open(_log(workdir, processes, index), "w", encoding="utf-8") as log:

@@ -23,9 +23,9 @@ WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PACKAGE = ROOT / "qempo_jax"
 EXAMPLES = [
-    ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if ">>> " in path.read_text(encoding="utf-8")
+  ".".join(path.relative_to(ROOT).with_suffix("").parts)
+  for path in sorted(PACKAGE.rglob("*.py"))
+  if ">>> " in path.read_text(encoding="utf-8")
 ]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -44,7 +44,9 @@ def test_examples_in_docstrings_run(name):
 
 
 def test_examples_in_docstrings_are_found():
-  assert {"qempo_jax.family", "qempo_jax.exact", "qempo_jax.losses.preference", "qempo_jax.losses.translate"} <= set(EXAMPLES)
+  assert {"qempo_jax.family", "qempo_jax.exact", "qempo_jax.losses.preference", "qempo_jax.losses.translate"} <= set(
+    EXAMPLES
+  )
 
 
 def test_no_python_hides_in_an_unmarked_block():

@@ -12,5 +12,7 @@ def checked(state):
   with warnings.catch_warnings():
     warnings.filterwarnings("error", message=".*donated.*")
     yield
-  alive = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if not leaf.is_deleted()]
+  alive = [
+    jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if not leaf.is_deleted()
+  ]
   assert not alive, f"not donated: {alive}"

@@ -25,9 +25,7 @@ def step(controller, dual_params, state, **violations):
 @functools.partial(jax.jit, static_argnames="controller")
 def update(controller, dual_params, state, violations):
   constraints = {name: duals.Constraint(value, 0.0) for name, value in violations.items()}
-  gradients = jax.grad(lambda params: duals.lagrangian_terms(params, constraints).dual_loss)(
-    dual_params
-  )
+  gradients = jax.grad(lambda params: duals.lagrangian_terms(params, constraints).dual_loss)(dual_params)
   updates, state = controller.update(gradients, state, dual_params)
   return optax.apply_updates(dual_params, updates), state
 
@@ -61,9 +59,7 @@ def test_parametrisations_hold_their_initial_value(parametrisation, value):
 
 
 def test_parametrisation_by_name():
-  dual_params = duals.init_dual_params(
-    {"a": 1.0, "b": 2.0}, parametrisation={"a": "linear", "b": "log"}
-  )
+  dual_params = duals.init_dual_params({"a": 1.0, "b": 2.0}, parametrisation={"a": "linear", "b": "log"})
   assert set(dual_params["a"]) == {"multiplier"} and set(dual_params["b"]) == {"log_multiplier"}
 
 
@@ -114,25 +110,17 @@ def test_stop_gradient_splits_the_two_halves(parametrisation):
 
   value = terms(dual_params, 2.0)
   np.testing.assert_allclose(value, [2 * 1 + 3 * 13, -(2 * 1 + 3 * 13)], rtol=1e-6)
-  penalty = jax.grad(lambda params, policy: terms(params, policy).penalty, argnums=(0, 1))(
-    dual_params, 2.0
-  )
-  dual_loss = jax.grad(lambda params, policy: terms(params, policy).dual_loss, argnums=(0, 1))(
-    dual_params, 2.0
-  )
+  penalty = jax.grad(lambda params, policy: terms(params, policy).penalty, argnums=(0, 1))(dual_params, 2.0)
+  dual_loss = jax.grad(lambda params, policy: terms(params, policy).dual_loss, argnums=(0, 1))(dual_params, 2.0)
   assert all(gradient == 0 for gradient in jax.tree.leaves(penalty[0]))
   np.testing.assert_allclose(penalty[1], 2 * -4 + 3 * 7, rtol=1e-6)
   assert dual_loss[1] == 0
   leaf = LEAVES[parametrisation]
-  np.testing.assert_allclose(
-    [dual_loss[0]["quality"][leaf], dual_loss[0]["kl"][leaf]], [-1, -13], rtol=1e-6
-  )
+  np.testing.assert_allclose([dual_loss[0]["quality"][leaf], dual_loss[0]["kl"][leaf]], [-1, -13], rtol=1e-6)
 
 
 def test_an_unenforced_constraint_keeps_its_multiplier():
-  dual_params = duals.init_dual_params(
-    {"quality": 2.0, "kl": 3.0, "length": 0.7}, parametrisation="softplus"
-  )
+  dual_params = duals.init_dual_params({"quality": 2.0, "kl": 3.0, "length": 0.7}, parametrisation="softplus")
   controller = duals.pi_controller(proportional_gain=1.0, integral_gain=0.5, smoothing=0.5)
   state, before = controller.init(dual_params), duals.multipliers(dual_params)
   for _ in range(3):
@@ -227,12 +215,7 @@ def test_cap_and_anti_windup(parametrisation):
   np.testing.assert_allclose(path[10:50], 4.0, rtol=1e-5)
   assert path[-1] < 1.7  # held: the integral has not wound up to the cap
   integral = state[0].integral["c"][LEAVES[parametrisation]]
-  assert (
-    integral
-    <= duals.init_dual_params({"c": 4.0}, parametrisation=parametrisation)["c"][
-      LEAVES[parametrisation]
-    ]
-  )
+  assert integral <= duals.init_dual_params({"c": 4.0}, parametrisation=parametrisation)["c"][LEAVES[parametrisation]]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -254,13 +237,9 @@ def test_one_bad_measurement_leaves_the_other_constraint_alone():
 
 
 def test_state_is_a_pytree_that_resumes_exactly():
-  controller = duals.pi_controller(
-    proportional_gain=2.0, integral_gain=0.1, smoothing=0.9, delay=1, cap=5.0
-  )
+  controller = duals.pi_controller(proportional_gain=2.0, integral_gain=0.1, smoothing=0.9, delay=1, cap=5.0)
   violations = [0.3, -0.2, 0.7, 0.1, -0.4, 0.2]
-  dual_params = duals.init_dual_params(
-    {"c": 0.2, "d": 1.0}, parametrisation={"c": "linear", "d": "log"}
-  )
+  dual_params = duals.init_dual_params({"c": 0.2, "d": 1.0}, parametrisation={"c": "linear", "d": "log"})
   state = controller.init(dual_params)
   straight = (dual_params, state)
   for violation in violations:
@@ -269,9 +248,7 @@ def test_state_is_a_pytree_that_resumes_exactly():
   for violation in violations[:3]:
     resumed = step(controller, *resumed, c=violation, d=-violation)
   leaves, structure = jax.tree.flatten(resumed)
-  resumed = jax.tree.unflatten(
-    structure, [jnp.asarray(np.array(leaf)) for leaf in leaves]
-  )  # as a checkpoint does
+  resumed = jax.tree.unflatten(structure, [jnp.asarray(np.array(leaf)) for leaf in leaves])  # as a checkpoint does
   for violation in violations[3:]:
     resumed = step(controller, *resumed, c=violation, d=-violation)
   jax.tree.map(np.testing.assert_array_equal, resumed, straight)
@@ -376,7 +353,10 @@ def both_measured_then(dual_params, dual_state, kl, *, controller, left_out):
   """A step that measures both constraints, then three of quality, with KL left out or of value `kl`."""
   path = [dual_params]
   for t in range(4):
-    constraints = {"quality": duals.at_least(0.5, 0.9), "kl": duals.at_most(2.5, 1.0) if t == 0 else duals.at_most(kl, 1.0)}
+    constraints = {
+      "quality": duals.at_least(0.5, 0.9),
+      "kl": duals.at_most(2.5, 1.0) if t == 0 else duals.at_most(kl, 1.0),
+    }
     if t and left_out:
       del constraints["kl"]
     dual_params, dual_state, _ = duals.dual_step(dual_params, dual_state, constraints, CONTROLLERS[controller])

@@ -22,9 +22,9 @@ POLICIES = {
   "mlp": EnumerablePolicy.mlp(vocab_size=3, max_length=3, width=4),
 }
 RIGHT = "grad KL(pi, q)"
-TERMS = {
-  f"{k} of the {what}": (k, what) for what in ("sequence", "tokens, summed") for k in ("k1", "k2", "k3")
-} | {"exact KL of the next tokens, summed": ("exact", "tokens, summed")}
+TERMS = {f"{k} of the {what}": (k, what) for what in ("sequence", "tokens, summed") for k in ("k1", "k2", "k3")} | {
+  "exact KL of the next tokens, summed": ("exact", "tokens, summed")
+}
 _sg = jax.lax.stop_gradient
 
 
@@ -115,10 +115,7 @@ def test_every_cell_is_the_gradient_it_says(x64, name):
   params, ref_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
   known = gradients(named_gradients(policy, ref_params), params)
   every = gradients(
-    {
-      (term, place): placed(policy, estimate(policy, ref_params, term), place)
-      for term, place, _ in cells()
-    },
+    {(term, place): placed(policy, estimate(policy, ref_params, term), place) for term, place, _ in cells()},
     params,
   )
   size = np.linalg.norm(known[RIGHT])
@@ -168,14 +165,11 @@ def test_entropy_is_the_table_at_q_one(x64):
 
 @pytest.mark.slow
 def test_the_studys_variance_of_leave_one_out_extends_to_larger_groups(x64):
-  problem = random_problem(
-    jax.random.key(0), vocab_size=3, max_length=2, num_prompts=1, num_points=1
-  )
+  problem = random_problem(jax.random.key(0), vocab_size=3, max_length=2, num_prompts=1, num_points=1)
   names = ("leave-one-out", "Rao-Blackwell, leave-one-out")
   losses = [estimator_surrogates.ascended(estimator_surrogates.ENTROPY[name]) for name in names]
   of_two, of_three, of_four = (
-    group_moments(losses, problem, group_size=n, behaviour="policy")(problem.params[0]).variance
-    for n in (2, 3, 4)
+    group_moments(losses, problem, group_size=n, behaviour="policy")(problem.params[0]).variance for n in (2, 3, 4)
   )
   for two, three, four in zip(of_two, of_three, of_four, strict=True):
     predicted = estimator_variance.leave_one_out_variance(float(two), float(three), 4)
@@ -183,13 +177,9 @@ def test_the_studys_variance_of_leave_one_out_extends_to_larger_groups(x64):
 
 
 def test_every_unbiased_estimator_of_the_study_is_unbiased(x64):
-  problem = random_problem(
-    jax.random.key(1), vocab_size=3, max_length=2, num_prompts=1, num_points=1
-  )
+  problem = random_problem(jax.random.key(1), vocab_size=3, max_length=2, num_prompts=1, num_points=1)
   params, ref = problem.params[0], problem.ref_log_probs
-  exact = gradients(
-    {"entropy": problem.policy.entropy, "KL": lambda p: problem.policy.kl(p, ref)}, params
-  )
+  exact = gradients({"entropy": problem.policy.entropy, "KL": lambda p: problem.policy.kl(p, ref)}, params)
   for target, surrogates in estimator_surrogates.TARGETS.items():
     wanted = exact[target]
     losses = list(map(estimator_surrogates.ascended, surrogates.values()))

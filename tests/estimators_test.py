@@ -48,13 +48,9 @@ def _rows(policy, params, estimator, *token_arrays, **hyper):
 
 def _entropy_surrogates(policy):
   return {
-    "rao_blackwell": lambda p: _rows(
-      policy, p, estimators.sequence_entropy_surrogate, policy.token_entropies(p)
-    ),
+    "rao_blackwell": lambda p: _rows(policy, p, estimators.sequence_entropy_surrogate, policy.token_entropies(p)),
     "score": lambda p: _rows(policy, p, estimators.score_function_entropy_surrogate, baseline=0.0),
-    "baseline": lambda p: _rows(
-      policy, p, estimators.score_function_entropy_surrogate, baseline=-2.0
-    ),
+    "baseline": lambda p: _rows(policy, p, estimators.score_function_entropy_surrogate, baseline=-2.0),
     "to_go": lambda p: _rows(policy, p, estimators.reward_to_go_entropy_surrogate),
     "one_number": lambda p: _rows(
       policy, p, estimators.sequence_entropy_surrogate, policy.token_entropies(p), baseline=0.6
@@ -72,9 +68,7 @@ def _slope(policy):
 
 def _assert_unbiased(policy, params, surrogates, exact):
   means = _mean(policy, surrogates)
-  np.testing.assert_allclose(
-    jax.jit(means)(params), [jax.jit(exact)(params)] * len(surrogates), rtol=1e-10
-  )
+  np.testing.assert_allclose(jax.jit(means)(params), [jax.jit(exact)(params)] * len(surrogates), rtol=1e-10)
   for gradient in _gradients(means, params):
     np.testing.assert_allclose(gradient, _exact_gradient(exact, params), atol=1e-6)
 
@@ -97,9 +91,7 @@ def test_kl_surrogates_are_unbiased_in_value_and_gradient(x64, name):
     lambda p: _rows(policy, p, score, ref, baseline=0.0),
     lambda p: _rows(policy, p, score, ref, baseline=0.7),
     *(
-      lambda p, b=b: _rows(
-        policy, p, estimators.sequence_kl_surrogate, policy.token_kls(p, ref), baseline=b
-      )
+      lambda p, b=b: _rows(policy, p, estimators.sequence_kl_surrogate, policy.token_kls(p, ref), baseline=b)
       for b in (0.6, _slope(policy))
     ),
   ]
@@ -192,12 +184,8 @@ def test_a_baseline_changes_the_gradient_alone_and_must_fit():
 def test_token_only_entropy_is_right_in_value_and_biased_in_gradient(x64):
   policy = POLICIES["table"]
   params, mask = policy.init(jax.random.key(0)), jnp.asarray(policy.space.mask)
-  surrogate = lambda p: jax.vmap(estimators.token_only_entropy_surrogate)(
-    policy.token_entropies(p), mask
-  )
-  np.testing.assert_allclose(
-    policy.expected(params, surrogate(params)), policy.entropy(params), rtol=1e-10
-  )
+  surrogate = lambda p: jax.vmap(estimators.token_only_entropy_surrogate)(policy.token_entropies(p), mask)
+  np.testing.assert_allclose(policy.expected(params, surrogate(params)), policy.entropy(params), rtol=1e-10)
   bias = _mean_gradient(policy, params, surrogate) - _exact_gradient(policy.entropy, params)
   assert np.linalg.norm(bias) > 0.1
 
@@ -205,25 +193,17 @@ def test_token_only_entropy_is_right_in_value_and_biased_in_gradient(x64):
 @pytest.mark.parametrize("leaves", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_branch_where_the_token_bonus_pulls_to_a_half_and_entropy_to_the_optimum(x64, leaves):
   # Token 1 ends in the one leaf "1 EOS"; token 2 leads to M equiprobable leaves.
-  space = space_of_sequences(
-    [(1, 0), *((2, 3 + m, 0) for m in range(leaves))], vocab_size=3 + leaves
-  )
+  space = space_of_sequences([(1, 0), *((2, 3 + m, 0) for m in range(leaves))], vocab_size=3 + leaves)
 
   def token_log_probs(logit):
-    first = jnp.where(
-      space.tokens[:, 0] == 1, jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)
-    )
+    first = jnp.where(space.tokens[:, 0] == 1, jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit))
     second = jnp.where(space.tokens[:, 0] == 1, 0.0, -jnp.log(leaves))
     return jnp.stack([first, second, jnp.zeros_like(first)], axis=1)
 
   policy = EnumerablePolicy(space, lambda key: jnp.zeros(()), token_log_probs)
   mask, logit = jnp.asarray(space.mask), lambda p: jnp.log(p / (1 - p))
-  token_only = lambda x: jax.vmap(estimators.token_only_entropy_surrogate)(
-    policy.token_entropies(x), mask
-  )
-  rao_blackwell = lambda x: _rows(
-    policy, x, estimators.sequence_entropy_surrogate, policy.token_entropies(x)
-  )
+  token_only = lambda x: jax.vmap(estimators.token_only_entropy_surrogate)(policy.token_entropies(x), mask)
+  rao_blackwell = lambda x: _rows(policy, x, estimators.sequence_entropy_surrogate, policy.token_entropies(x))
   best = logit(leaves / (leaves + 1))
   np.testing.assert_allclose(_mean_gradient(policy, logit(0.5), token_only), 0, atol=1e-12)
   assert _mean_gradient(policy, best, token_only) < -1e-2  # away from the optimum
@@ -303,9 +283,7 @@ def test_padding_masks_and_half_precision():
 
 
 def test_entropy_report_adds_up_over_shards():
-  entropies = jnp.array(
-    [[1.0, 2.0, 3.0], [4.0, 5.0, jnp.nan], [6.0, jnp.nan, jnp.nan], [jnp.nan] * 3]
-  )
+  entropies = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, jnp.nan], [6.0, jnp.nan, jnp.nan], [jnp.nan] * 3])
   mask = jnp.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
   truncated = jnp.array([True, False, False, True])
   whole = estimators.entropy_report(entropies, mask, truncated)
@@ -315,13 +293,8 @@ def test_entropy_report_adds_up_over_shards():
   assert mean(whole.length) == pytest.approx(2)
   assert mean(whole.truncated) == pytest.approx(1 / 3)
   assert mean(whole.entropy_of_complete) == pytest.approx(7.5)
-  halves = [
-    estimators.entropy_report(entropies[i], mask[i], truncated[i])
-    for i in (slice(0, 2), slice(2, 4))
-  ]
-  np.testing.assert_allclose(
-    jax.tree.leaves(jax.tree.map(jnp.add, *halves)), jax.tree.leaves(whole)
-  )
+  halves = [estimators.entropy_report(entropies[i], mask[i], truncated[i]) for i in (slice(0, 2), slice(2, 4))]
+  np.testing.assert_allclose(jax.tree.leaves(jax.tree.map(jnp.add, *halves)), jax.tree.leaves(whole))
 
 
 def test_table_and_mlp_share_a_space():

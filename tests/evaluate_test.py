@@ -87,14 +87,20 @@ def test_files_of_bare_completions_are_scored_without_a_model(config, run, tmp_p
   for name, completions in texts.items():
     rows = [{"prompt": prompt, "completion": text} for prompt in toy.PROMPTS for text in completions]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  found = run("--config.evaluation.sample=False", "--config.evaluation.floor_kind=reference minus", "--config.evaluation.floor=0.5")
+  found = run(
+    "--config.evaluation.sample=False",
+    "--config.evaluation.floor_kind=reference minus",
+    "--config.evaluation.floor=0.5",
+  )
   mine, base = (found["methods"][name]["splits"]["prompts"] for name in ("mine", "base"))
   expected = sum(toy.value(p, [int(t) for t in c.split()]) for p in toy.PROMPTS for c in texts["mine"]) / 6
   assert mine["reward"]["mean"] == pytest.approx(expected)
   assert mine["entropy"]["mean"] is None and mine["coverage"]["mean"] is None
   assert mine["certificates"][0]["constraint"] == "reward over reference"
   assert found["floors"]["prompts"] == pytest.approx(base["reward"]["mean"] - 0.5)
-  distinct = {name: figures["diversity"]["all_outputs"]["distinct_2"]["mean"] for name, figures in (("m", mine), ("b", base))}
+  distinct = {
+    name: figures["diversity"]["all_outputs"]["distinct_2"]["mean"] for name, figures in (("m", mine), ("b", base))
+  }
   assert distinct["m"] == 1 > distinct["b"]
   assert any("lengths are words" in note for note in found["run"]["notes"])
   page = (tmp_path / "run" / "report" / "index.html").read_text()
@@ -128,7 +134,9 @@ def test_rows_of_two_programs_are_completed(tmp_path):
   _samples(tmp_path, rows)
   _samples(tmp_path, [{"prompt": "24", "completion": "4*6", "reward": 1.0, "set_name": "countdown 24"}], "other")
   found, notes = sample_files.read(tmp_path, lambda: None)
-  assert [(row["split"], row["seed"], row["sample"], row["task"]) for row in found[:2]] == [("prompts", 0, n, "") for n in (0, 1)]
+  assert [(row["split"], row["seed"], row["sample"], row["task"]) for row in found[:2]] == [
+    ("prompts", 0, n, "") for n in (0, 1)
+  ]
   assert found[2]["answer"] and any("differ in id" in note for note in notes)
 
 
@@ -168,7 +176,9 @@ def test_mt_bench_prompts_are_read_and_the_temperature_pinned(config, tmp_path, 
 
 def test_prompts_are_the_splits_where_the_source_has_them(config, tmp_path, capsys):
   rows = evaluate.evaluation_samples.prompt_rows(config)
-  assert len(rows) == 16 and "those that are trained on" in capsys.readouterr().out  # a file, and splits of another task
+  assert (
+    len(rows) == 16 and "those that are trained on" in capsys.readouterr().out
+  )  # a file, and splits of another task
   config.evaluation.max_prompts = 3
   assert len(evaluate.evaluation_samples.prompt_rows(config)) == 3
   (tmp_path / "held.jsonl").write_text('{"prompt": "p"}\n{"prompt": "q"}\n')
@@ -188,7 +198,9 @@ def test_an_axis_without_its_tool_is_left_out_with_the_reason(config, monkeypatc
   monkeypatch.setattr(evaluation_results.sentence_encoder, "load", fail)
   config.evaluation.axes, config.evaluation.parser = ("semantic", "syntactic"), "absent_model"
   embed, parse, left_out = evaluation_results.tools(config.evaluation)
-  assert embed is None and parse is None and left_out["semantic"] == "no network" and "absent_model" in left_out["syntactic"]
+  assert (
+    embed is None and parse is None and left_out["semantic"] == "no network" and "absent_model" in left_out["syntactic"]
+  )
   config.evaluation.axes = ("musical",)
   with pytest.raises(InputError, match="musical"):
     evaluation_results.tools(config.evaluation)

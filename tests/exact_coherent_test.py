@@ -62,9 +62,14 @@ def test_more_length_adds_garbage_to_qempo_and_none_here(x64):
   """Trap 3: the bad set grows a thousandfold at the same reference mass."""
   multiplier = {}
   for bad in (95, 95_000):
-    rewards, ref = np.array([1.0, 0.0]), np.log([0.3, 0.7])  # five good strings and the bad ones, each kind in one place
+    rewards, ref = (
+      np.array([1.0, 0.0]),
+      np.log([0.3, 0.7]),
+    )  # five good strings and the bad ones, each kind in one place
     size = np.log([5.0, bad])
-    solve = lambda log_base, rewards=rewards: float(exact.solve_base_measure(rewards, log_base, min_reward=0.9).quality_multiplier)
+    solve = lambda log_base, rewards=rewards: float(
+      exact.solve_base_measure(rewards, log_base, min_reward=0.9).quality_multiplier
+    )
     multiplier[bad] = solve(size), solve(np.array([size[0], ref[1]]))
   np.testing.assert_allclose(multiplier[95_000][0] - multiplier[95][0], np.log(1000), rtol=1e-6)
   assert multiplier[95_000][1] == multiplier[95][1]

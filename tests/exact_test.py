@@ -38,13 +38,9 @@ def kl(log_probs, ref):
 def test_qempo_with_a_binary_reward(x64, floor, expected):
   good = np.arange(Y) < 2
   solution = exact.solve_qempo(good.astype(float), min_reward=floor)
-  np.testing.assert_allclose(
-    np.exp(solution.log_probs), np.where(good, expected / 2, (1 - expected) / 3), atol=1e-13
-  )
+  np.testing.assert_allclose(np.exp(solution.log_probs), np.where(good, expected / 2, (1 - expected) / 3), atol=1e-13)
   np.testing.assert_allclose(solution.expected_reward, expected, atol=1e-13)
-  np.testing.assert_allclose(
-    solution.entropy, -np.exp(solution.log_probs) @ solution.log_probs, atol=1e-13
-  )
+  np.testing.assert_allclose(solution.entropy, -np.exp(solution.log_probs) @ solution.log_probs, atol=1e-13)
   assert solution.kl_multiplier == 0
   assert (solution.quality_multiplier == 0) == (floor < 0.4)
 
@@ -56,14 +52,10 @@ def test_qempo_kl_with_a_binary_reward(x64, position):
   solution = exact.solve_qempo_kl(good.astype(float), ref, min_reward=floor, kl_position=position)
   power = solution.kl_multiplier / (1 + solution.kl_multiplier)
   tempered = np.exp(power * ref)
-  closed = np.where(
-    good, floor * tempered / tempered[good].sum(), (1 - floor) * tempered / tempered[~good].sum()
-  )
+  closed = np.where(good, floor * tempered / tempered[good].sum(), (1 - floor) * tempered / tempered[~good].sum())
   np.testing.assert_allclose(np.exp(solution.log_probs), closed, atol=1e-12)
   ends = exact.feasible_range(good.astype(float), ref, min_reward=floor)
-  np.testing.assert_allclose(
-    solution.kl, (1 - position) * ends.min_kl + position * ends.qempo_kl, atol=1e-12
-  )
+  np.testing.assert_allclose(solution.kl, (1 - position) * ends.min_kl + position * ends.qempo_kl, atol=1e-12)
 
 
 @quick
@@ -116,9 +108,7 @@ def test_at_its_smallest_budget_qempo_kl_is_rlhf(x64):
   limit = exact.solve_qempo_kl(rewards, ref, min_reward=floor, max_kl=rlhf.kl)
   np.testing.assert_allclose(limit.log_probs, rlhf.log_probs, atol=1e-6)
   assert limit.kl_multiplier > 1e6 and limit.quality_multiplier > 1e6
-  near = [
-    exact.solve_qempo_kl(rewards, ref, min_reward=floor, kl_position=10.0**-k) for k in (4, 6, 8)
-  ]
+  near = [exact.solve_qempo_kl(rewards, ref, min_reward=floor, kl_position=10.0**-k) for k in (4, 6, 8)]
   distance = [np.abs(solution.log_probs - rlhf.log_probs).max() for solution in near]
   np.testing.assert_allclose(np.array(distance[:-1]) / distance[1:], 10, rtol=0.1)
   growth = np.array([solution.kl_multiplier for solution in near])
@@ -146,22 +136,14 @@ def test_against_scipy_on_the_dual(x64, seed):
     return special.log_softmax((x[0] * rewards + x[1] * ref) / (1 + x[1]))
 
   def dual(x):
-    return (
-      (1 + x[1]) * special.logsumexp((x[0] * rewards + x[1] * ref) / (1 + x[1]))
-      - x[0] * floor
-      + x[1] * budget
-    )
+    return (1 + x[1]) * special.logsumexp((x[0] * rewards + x[1] * ref) / (1 + x[1])) - x[0] * floor + x[1] * budget
 
   def gradient(x):
     log_probs = log_policy(x)
     return np.array([np.exp(log_probs) @ rewards - floor, budget - kl(log_probs, ref)])
 
-  np.testing.assert_allclose(
-    optimize.approx_fprime([2.0, 1.0], dual), gradient([2.0, 1.0]), atol=1e-5
-  )
-  start = optimize.minimize(
-    dual, [1.0, 1.0], jac=gradient, bounds=[(0, None)] * 2, method="L-BFGS-B"
-  ).x
+  np.testing.assert_allclose(optimize.approx_fprime([2.0, 1.0], dual), gradient([2.0, 1.0]), atol=1e-5)
+  start = optimize.minimize(dual, [1.0, 1.0], jac=gradient, bounds=[(0, None)] * 2, method="L-BFGS-B").x
   root = optimize.root(gradient, start, tol=1e-13).x
   assert (root > 0).all() and np.abs(gradient(root)).max() < 1e-11
   solution = exact.solve_qempo_kl(rewards, ref, min_reward=floor, max_kl=budget)
@@ -198,9 +180,7 @@ def test_against_scipy_on_the_primal(x64, seed, program):
     method="SLSQP",
     options={"ftol": 1e-13, "maxiter": 500},
   )
-  np.testing.assert_allclose(
-    primal.fun, solution.kl if program == "rlhf" else -solution.entropy, atol=1e-8
-  )
+  np.testing.assert_allclose(primal.fun, solution.kl if program == "rlhf" else -solution.entropy, atol=1e-8)
   np.testing.assert_allclose(primal.x, np.exp(solution.log_probs), atol=1e-5)
 
 
@@ -244,9 +224,7 @@ def test_at_the_highest_reward_only_the_best_responses_remain(x64):
   np.testing.assert_allclose(np.exp(rlhf.log_probs), [0.25, 0, 0.75, 0, 0], atol=1e-15)
   between = exact.solve_qempo_kl(rewards, ref, min_reward=2.0, kl_position=0.5)
   power = between.kl_multiplier / (1 + between.kl_multiplier)
-  np.testing.assert_allclose(
-    np.exp(between.log_probs)[best], special.softmax(power * ref[best]), atol=1e-12
-  )
+  np.testing.assert_allclose(np.exp(between.log_probs)[best], special.softmax(power * ref[best]), atol=1e-12)
   assert qempo.quality_multiplier == rlhf.quality_multiplier == between.quality_multiplier == np.inf
   for solution in (qempo, rlhf, between):
     assert not any(np.isnan(leaf).any() for leaf in solution)
@@ -303,22 +281,12 @@ def test_one_global_pair_meets_the_constraints_in_expectation(x64):
   ends = exact.feasible_range(rewards, ref, min_reward=floor)
   budget = float(ends.kl_budget_at(0.3))
   shared = exact.solve_qempo_kl(rewards, ref, min_reward=floor, max_kl=budget)
-  assert (
-    shared.log_probs.shape == (3, Y)
-    and shared.entropy.shape == (3,)
-    and shared.quality_multiplier.shape == ()
-  )
-  np.testing.assert_allclose(
-    [shared.expected_reward.mean(), shared.kl.mean()], [floor, budget], atol=1e-11
-  )
-  target = family.multiplier_target_log_probs(
-    rewards, ref, quality=shared.quality_multiplier, kl=shared.kl_multiplier
-  )
+  assert shared.log_probs.shape == (3, Y) and shared.entropy.shape == (3,) and shared.quality_multiplier.shape == ()
+  np.testing.assert_allclose([shared.expected_reward.mean(), shared.kl.mean()], [floor, budget], atol=1e-11)
+  target = family.multiplier_target_log_probs(rewards, ref, quality=shared.quality_multiplier, kl=shared.kl_multiplier)
   np.testing.assert_allclose(shared.log_probs, target, atol=1e-10)
   # Any policies that meet the constraints prompt by prompt meet the global ones at their means: less entropy.
-  per_prompt = exact.solve_qempo_kl(
-    rewards, ref, min_reward=floors, kl_position=0.3, per_prompt=True
-  )
+  per_prompt = exact.solve_qempo_kl(rewards, ref, min_reward=floors, kl_position=0.3, per_prompt=True)
   looser = exact.solve_qempo_kl(rewards, ref, min_reward=floor, max_kl=per_prompt.kl.mean())
   assert looser.entropy.mean() > per_prompt.entropy.mean() + 1e-3
 
@@ -326,9 +294,7 @@ def test_one_global_pair_meets_the_constraints_in_expectation(x64):
 def test_a_batch_of_copies_is_one_prompt(x64):
   rewards, ref, floor = problem(11)
   one = exact.solve_qempo_kl(rewards, ref, min_reward=floor, kl_position=0.5)
-  copies = exact.solve_qempo_kl(
-    np.tile(rewards, (3, 1)), np.tile(ref, (3, 1)), min_reward=floor, kl_position=0.5
-  )
+  copies = exact.solve_qempo_kl(np.tile(rewards, (3, 1)), np.tile(ref, (3, 1)), min_reward=floor, kl_position=0.5)
   np.testing.assert_allclose(copies.log_probs, np.tile(one.log_probs, (3, 1)), atol=1e-11)
   np.testing.assert_allclose(copies.kl_multiplier, one.kl_multiplier, rtol=1e-9)
 
@@ -345,15 +311,11 @@ def test_symmetries(seed, shift, scale):
     plain = solve(rewards, ref, floor)
     moved = solve(scale * rewards + shift, ref, scale * floor + shift)
     np.testing.assert_allclose(np.exp(moved.log_probs), np.exp(plain.log_probs), atol=1e-8)
-    np.testing.assert_allclose(
-      moved.quality_multiplier * scale, plain.quality_multiplier, rtol=1e-6, atol=1e-9
-    )
+    np.testing.assert_allclose(moved.quality_multiplier * scale, plain.quality_multiplier, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(moved.kl_multiplier, plain.kl_multiplier, rtol=1e-6, atol=1e-9)
     order = np.array([3, 1, 4, 0, 2])
     permuted = solve(rewards[order], ref[order], floor)
-    np.testing.assert_allclose(
-      np.exp(permuted.log_probs), np.exp(plain.log_probs)[order], atol=1e-10
-    )
+    np.testing.assert_allclose(np.exp(permuted.log_probs), np.exp(plain.log_probs)[order], atol=1e-10)
 
 
 # Precision, size and transformations.
@@ -424,13 +386,9 @@ def test_dual_core_gives_limits_where_nothing_is_feasible():
 def test_feasible_range(x64):
   rewards, ref = np.array([1, 0.5, 0]), np.log([0.05, 0.25, 0.70])
   ends = exact.feasible_range(rewards, ref, min_reward=0.6)
-  np.testing.assert_allclose(
-    [ends.lowest_reward, ends.reference_reward, ends.highest_reward], [0, 0.175, 1]
-  )
+  np.testing.assert_allclose([ends.lowest_reward, ends.reference_reward, ends.highest_reward], [0, 0.175, 1])
   np.testing.assert_allclose(ends.min_kl, exact.solve_rlhf(rewards, ref, min_reward=0.6).kl)
-  np.testing.assert_allclose(
-    ends.qempo_kl, exact.solve_qempo(rewards, min_reward=0.6, ref_log_probs=ref).kl
-  )
+  np.testing.assert_allclose(ends.qempo_kl, exact.solve_qempo(rewards, min_reward=0.6, ref_log_probs=ref).kl)
   free = exact.feasible_range(rewards, ref)
   np.testing.assert_allclose([free.min_kl, free.qempo_kl], [0, -np.log(3) - ref.mean()], atol=1e-12)
   np.testing.assert_allclose(free.kl_budget_at(0.25), 0.25 * free.qempo_kl, atol=1e-12)
@@ -459,9 +417,7 @@ REF = np.log([[0.05, 0.25, 0.70], [0.05, 0.25, 0.70]])
       r"max_kl 0.1 is below 0.768859 nats.*reward 0.6 or more; .*between 0.768859 \(RLHF\) and 0.778011 \(QEMPO",
     ),
     (
-      lambda: exact.solve_qempo_kl(
-        TWO, REF, min_reward=0.6, max_kl=np.array([0.77, 0.1]), per_prompt=True
-      ),
+      lambda: exact.solve_qempo_kl(TWO, REF, min_reward=0.6, max_kl=np.array([0.77, 0.1]), per_prompt=True),
       r"max_kl 0.1 .*for prompt 1;",
     ),
     (lambda: exact.solve_qempo_kl(TWO[0], REF[0], min_reward=0.6, max_kl=np.nan), "max_kl nan"),
@@ -501,9 +457,7 @@ def test_bad_inputs_are_explained(solve, words):
 
 
 @quick
-@hypothesis.given(
-  seed=seeds, tolerance=strategies.floats(0.01, 0.99), good=strategies.integers(1, Y - 1)
-)
+@hypothesis.given(seed=seeds, tolerance=strategies.floats(0.01, 0.99), good=strategies.integers(1, Y - 1))
 def test_alignment_decomposition(seed, tolerance, good):
   with jax.enable_x64(True):
     log_probs, acceptable = problem(seed)[1], np.arange(Y) < good
@@ -513,15 +467,11 @@ def test_alignment_decomposition(seed, tolerance, good):
     np.testing.assert_allclose(parts.diversity_term, np.exp(log_probs) @ log_probs, atol=1e-12)
     np.testing.assert_allclose(parts.diversity_term + parts.quality_term, parts.kl, atol=1e-12)
     intercept = -np.log(tolerance / (Y - good))
-    np.testing.assert_allclose(
-      parts.quality_term, intercept + parts.quality_slope * parts.quality, atol=1e-12
-    )
+    np.testing.assert_allclose(parts.quality_term, intercept + parts.quality_slope * parts.quality, atol=1e-12)
     np.testing.assert_allclose(parts.quality, np.exp(log_probs)[acceptable].sum(), atol=1e-12)
     assert parts.quality_helps == (tolerance < (Y - good) / Y)
 
 
 def test_the_ideal_policy_is_at_distance_zero(x64):
   ideal = np.log([0.45, 0.45, 0.05, 0.05])
-  assert (
-    abs(exact.alignment_decomposition(ideal, [True, True, False, False], tolerance=0.1).kl) < 1e-15
-  )
+  assert abs(exact.alignment_decomposition(ideal, [True, True, False, False], tolerance=0.1).kl) < 1e-15

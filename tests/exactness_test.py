@@ -49,9 +49,7 @@ def test_a_part_of_the_matrix_ends_at_the_optimum(tier, kind, method):
 
 @pytest.mark.slow
 def test_the_criterion_rejects_a_biased_gradient():
-  rows = exactness.rows(
-    "expected", "table", "qempo_kl", "control: token-only entropy bonus", exactness.SEEDS[:2]
-  )
+  rows = exactness.rows("expected", "table", "qempo_kl", "control: token-only entropy bonus", exactness.SEEDS[:2])
   assert len(_failures(rows)) == 2
 
 

@@ -39,7 +39,7 @@ def program(tmp_path, monkeypatch):
 
   def run(*arguments):
     cli.run(
-        export.main, description="", example="", argv=[f"--config={config}", f"--workdir={tmp_path / 'run'}", *arguments]
+      export.main, description="", example="", argv=[f"--config={config}", f"--workdir={tmp_path / 'run'}", *arguments]
     )
 
   return run
@@ -115,16 +115,18 @@ def test_the_checkpoint_that_was_asked_for_goes_out(program, tmp_path, capsys):
   bounded, free = config.copy_and_resolve_references(), config
   bounded.constraints.quality.bound = 0.5
   for asked, of_run, step, why in (
-      (None, bounded, 2, "the best: highest entropy within the bounds"),
-      (None, free, 3, "the last (no constraint has a bound)"),
-      ("best", free, 2, "the best: highest entropy within the bounds"),
-      ("last", bounded, 3, "the last"),
-      (1, bounded, 1, "as asked"),
+    (None, bounded, 2, "the best: highest entropy within the bounds"),
+    (None, free, 3, "the last (no constraint has a bound)"),
+    ("best", free, 2, "the best: highest entropy within the bounds"),
+    ("last", bounded, 3, "the last"),
+    (1, bounded, 1, "as asked"),
   ):
     notes = []
     params, what = runs.trained_params(of_run, tmp_path / "run", policy, asked, note=notes.append)
     np.testing.assert_allclose(params["embedding"], np.asarray(policy.params["embedding"]) + step, rtol=1e-6)
-    assert notes == [f"Checkpoint: step {step}, {why}; those there are 1, 2, 3"] and what == f"the policy after step {step}"
+    assert (
+      notes == [f"Checkpoint: step {step}, {why}; those there are 1, 2, 3"] and what == f"the policy after step {step}"
+    )
   program("--config.constraints.quality.bound=0.5", "--checkpoint=1")
   found = conversion.load(tmp_path / "run" / "export")[1]
   np.testing.assert_allclose(found["embedding"], np.asarray(policy.params["embedding"]) + 1, rtol=1e-6)
@@ -159,13 +161,13 @@ def test_adapters_go_out_merged(program, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("--config.export.dtype=float8", "config.export.dtype='float8' is not one of float32"),
-        ("--config.export.max_shard_gb=0.0", "max_shard_gb=0.0 must be positive"),
-        ("--config.export.target={here}", "is not empty"),
-        ("--config.seed=5", "holds the run of another config (seed is 0 there and 5 here)"),
-    ],
+  ("argument", "message"),
+  [
+    ("--config.export.dtype=float8", "config.export.dtype='float8' is not one of float32"),
+    ("--config.export.max_shard_gb=0.0", "max_shard_gb=0.0 must be positive"),
+    ("--config.export.target={here}", "is not empty"),
+    ("--config.seed=5", "holds the run of another config (seed is 0 there and 5 here)"),
+  ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(program, tmp_path, capsys, argument, message):
   workdirs.open_workdir(tmp_path / "run", _config())

@@ -24,12 +24,8 @@ def entropy(log_probs):
 def test_conversions_are_inverse_to_each_other(quality, kl):
   with jax.enable_x64(True):
     alpha, beta = family.weights_from_multipliers(quality, kl)
-    np.testing.assert_allclose(
-      [alpha, beta], [(1 + kl) / quality, kl / quality], rtol=1e-14, atol=1e-300
-    )
-    np.testing.assert_allclose(
-      family.multipliers_from_weights(alpha, beta), [quality, kl], rtol=1e-10, atol=1e-12
-    )
+    np.testing.assert_allclose([alpha, beta], [(1 + kl) / quality, kl / quality], rtol=1e-14, atol=1e-300)
+    np.testing.assert_allclose(family.multipliers_from_weights(alpha, beta), [quality, kl], rtol=1e-10, atol=1e-12)
 
 
 def test_conversions_at_the_edges():
@@ -66,9 +62,7 @@ def test_target_is_the_stationary_point_of_the_objective(rewards, logits, alpha,
 
 
 @quick
-@hypothesis.given(
-  rewards=vectors, logits=vectors, alpha=weights, beta=weights, constant=strategies.floats(-9, 9)
-)
+@hypothesis.given(rewards=vectors, logits=vectors, alpha=weights, beta=weights, constant=strategies.floats(-9, 9))
 def test_target_symmetries(rewards, logits, alpha, beta, constant):
   with jax.enable_x64(True):
     ref = jax.nn.log_softmax(jnp.asarray(logits))
@@ -90,9 +84,7 @@ def test_multiplier_form_is_the_weight_form_at_translated_weights(x64):
   by_weights = family.target_log_probs(rewards, ref, alpha=translated.alpha, beta=translated.beta)
   by_multipliers = family.multiplier_target_log_probs(rewards, ref, quality=quality, kl=kl)
   np.testing.assert_allclose(by_multipliers, by_weights, atol=1e-12)
-  one = family.target_log_probs(
-    rewards[2], ref[2], alpha=translated.alpha[2], beta=translated.beta[2]
-  )
+  one = family.target_log_probs(rewards[2], ref[2], alpha=translated.alpha[2], beta=translated.beta[2])
   np.testing.assert_allclose(by_weights[2], one, atol=1e-14)
   no_floor = family.multiplier_target_log_probs(rewards[0], ref[0], quality=0.0, kl=0.0)
   np.testing.assert_allclose(no_floor, -np.log(30), atol=1e-12)
@@ -116,9 +108,9 @@ def test_responses_outside_the_set(beta):
   inner = family.target_log_probs(rewards[:2], ref[:2], alpha=0.5, beta=beta)
   np.testing.assert_allclose(target[:2], inner, rtol=1e-6)
   assert (target[2:] == -jnp.inf).all()
-  gradients = jax.grad(
-    lambda r, q, a, b: family.target_log_probs(r, q, alpha=a, beta=b)[0], argnums=(0, 1, 2, 3)
-  )(rewards, ref, 0.5, beta)
+  gradients = jax.grad(lambda r, q, a, b: family.target_log_probs(r, q, alpha=a, beta=b)[0], argnums=(0, 1, 2, 3))(
+    rewards, ref, 0.5, beta
+  )
   assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 

@@ -73,9 +73,7 @@ def exact_ref():
 
 @pytest.mark.slow
 def test_fixed_multipliers_are_foretold_at_their_own_weights(run):
-  results, _ = run(
-    constraints__quality=base.get_config().constraints.quality, constraints__kl__bound=None
-  )
+  results, _ = run(constraints__quality=base.get_config().constraints.quality, constraints__kl__bound=None)
   (row,) = results["forecasts"]
   rewards, ref = exact_ref()
   with jax.enable_x64(True):  # lambda = 10, mu = 1
@@ -126,7 +124,12 @@ def test_rare_good_answers_are_refused_without_a_number(run):
 
 @pytest.mark.slow
 def test_a_budget_too_wide_for_the_samples_is_refused_with_how_many_it_takes(run):
-  results, text = run(feasibility__samples_per_prompt=32, evaluation__samples_per_prompt=4, constraints__quality__bound=0.6, constraints__kl__bound=2.5)
+  results, text = run(
+    feasibility__samples_per_prompt=32,
+    evaluation__samples_per_prompt=4,
+    constraints__quality__bound=0.6,
+    constraints__kl__bound=2.5,
+  )
   row = next(row for row in results["forecasts"] if row["configured"])
   size = row["effective_sample_size"]["harmonic_mean"]
   assert size < 20 and row["status"] == "refused"

@@ -12,7 +12,15 @@ PACKAGE = ROOT / "qempo_jax"
 # What the mathematics may use besides the standard library and itself.
 CORE = {"chex", "flax", "jax", "numpy", "optax"}
 PURE = (
-  "losses", "duals", "family", "exact", "advantages", "estimators", "token_stats", "linear", "sampled_duals",
+  "losses",
+  "duals",
+  "family",
+  "exact",
+  "advantages",
+  "estimators",
+  "token_stats",
+  "linear",
+  "sampled_duals",
   "sampled_evidence",
 )
 NOT_PURE = ("models", "data", "sampling", "rewards", "evaluation")

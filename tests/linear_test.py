@@ -55,17 +55,19 @@ def test_a_bfloat16_policy_scores_near_the_float32_one_and_climbs_the_same_way()
 
   def score(params, dtype):
     stats = scoring.score_groups(
-        params,
-        dataclasses.replace(config, compute_dtype=dtype),
-        packed,
-        group_size=3,
-        max_length=4,
-        temperature=1.0,
-        chunk_size=4,
+      params,
+      dataclasses.replace(config, compute_dtype=dtype),
+      packed,
+      group_size=3,
+      max_length=4,
+      temperature=1.0,
+      chunk_size=4,
     )
     return jnp.sum(stats.log_prob * jnp.array([1.0, -0.5, 2.0])[:, None]), stats
 
-  gradients, stats = zip(*(jax.jit(jax.grad(score, has_aux=True), static_argnums=1)(params, dtype) for dtype in ("float32", "bfloat16")))
+  gradients, stats = zip(
+    *(jax.jit(jax.grad(score, has_aux=True), static_argnums=1)(params, dtype) for dtype in ("float32", "bfloat16"))
+  )
   difference = np.abs(stats[0].log_prob - stats[1].log_prob)
   assert 0 < difference.max() < 0.05
   full, low = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(g)]) for g in gradients)

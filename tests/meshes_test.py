@@ -22,7 +22,7 @@ class _Chip(SimpleNamespace):
 def _pod(slices, each, platform="fake"):
   """Fake chips, out of order, that know the slice they are in."""
   make = lambda i: _Chip(
-      id=i, slice_index=i // each, process_index=0, device_kind="fake", platform=platform, client=None
+    id=i, slice_index=i // each, process_index=0, device_kind="fake", platform=platform, client=None
   )
   return [make(int(i)) for i in np.random.default_rng(0).permutation(slices * each)]
 
@@ -55,15 +55,15 @@ def test_processes_are_slices_where_devices_know_of_none():
 
 
 @pytest.mark.parametrize(
-    ("shape", "dcn", "message"),
-    [
-        ((8, 1, 4), (2, 1, 1), r"dcn_mesh=\(2, 1, 1\) does not arrange 4 slices of devices; its product must be 4"),
-        ((8, 1, 4), (1, 4, 1), "must divide it"),
-        ((8, 1, 4), (1, 1, 1, 4), "one number for each axis"),
-        ((8, 1, 2), (4, 1, 1), "product over .* must be 32"),
-        ((8, 4), (4, 1), "product over .* must be 32"),
-        ((-1, 64, 1), (4, 1, 1), "product over .* must be 32"),
-    ],
+  ("shape", "dcn", "message"),
+  [
+    ((8, 1, 4), (2, 1, 1), r"dcn_mesh=\(2, 1, 1\) does not arrange 4 slices of devices; its product must be 4"),
+    ((8, 1, 4), (1, 4, 1), "must divide it"),
+    ((8, 1, 4), (1, 1, 1, 4), "one number for each axis"),
+    ((8, 1, 2), (4, 1, 1), "product over .* must be 32"),
+    ((8, 4), (4, 1), "product over .* must be 32"),
+    ((-1, 64, 1), (4, 1, 1), "product over .* must be 32"),
+  ],
 )
 def test_what_cannot_be_arranged_is_said(shape, dcn, message):
   with pytest.raises(InputError, match=message):

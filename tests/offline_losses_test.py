@@ -15,9 +15,7 @@ from qempo_jax.offline_losses import Example
 from qempo_jax.offline_losses import LossSettings
 from qempo_jax.testing import reference
 
-SETTINGS = LossSettings(
-    label_smoothing=0.0, margin=0.3, desirable_weight=1.1, undesirable_weight=0.7, nll_weight=0.0
-)
+SETTINGS = LossSettings(label_smoothing=0.0, margin=0.3, desirable_weight=1.1, undesirable_weight=0.7, nll_weight=0.0)
 WEIGHTS = Weights(jnp.asarray(0.7), jnp.asarray(0.3))
 
 
@@ -26,7 +24,9 @@ def _example(responses, seed=0):
   lengths = rng.integers(1, 6, responses)
   mask = np.arange(6) < lengths[:, None]
   log_probs = np.where(mask, -rng.exponential(1.0, (responses, 6)), np.nan)  # padding may hold anything
-  return Example(jnp.asarray(log_probs), jnp.asarray(mask), jnp.asarray(-rng.exponential(4.0, responses)), jnp.asarray(0.4))
+  return Example(
+    jnp.asarray(log_probs), jnp.asarray(mask), jnp.asarray(-rng.exponential(4.0, responses)), jnp.asarray(0.4)
+  )
 
 
 def _expected(name, e):
@@ -37,21 +37,23 @@ def _expected(name, e):
   if name in ("spl", "qempo_kl"):
     return reference.preference_loss(*pair, alpha=a, beta=b)
   if name == "kto":
-    kto = lambda i, good: losses.kto_loss(pi[i], q[i], jnp.asarray(good), 0.4, beta=b, desirable_weight=1.1, undesirable_weight=0.7)
+    kto = lambda i, good: losses.kto_loss(
+      pi[i], q[i], jnp.asarray(good), 0.4, beta=b, desirable_weight=1.1, undesirable_weight=0.7
+    )
     return (kto(0, True) + kto(1, False)) / 2
   if name == "nll":
     return -pi[0]
   return {
-      "qempo": lambda: reference.qempo_loss(*pi, alpha=a),
-      "dpo": lambda: reference.dpo_loss(*pair, beta=b),
-      "smoothed_dpo": lambda: reference.smoothed_dpo_loss(*pair, beta=b, label_smoothing=0.0),
-      "robust_dpo": lambda: reference.robust_dpo_loss(*pair, beta=b, label_smoothing=0.0),
-      "h_dpo": lambda: reference.h_dpo_loss(*pair, entropy_ratio=a / b, beta=b),
-      "ipo": lambda: reference.ipo_loss(*pair, tau=b),
-      "cpo": lambda: reference.cpo_loss(*pi, beta=a, nll_weight=0.0),
-      "simpo": lambda: reference.simpo_loss(*pi, *n, beta=a, margin=0.3),
-      "length_normalised_spl": lambda: reference.preference_loss(*(np.array(pair) / [*n, *n]), alpha=a, beta=b),
-      "length_normalised_ipo": lambda: reference.ipo_loss(*(np.array(pair) / [*n, *n]), tau=b),
+    "qempo": lambda: reference.qempo_loss(*pi, alpha=a),
+    "dpo": lambda: reference.dpo_loss(*pair, beta=b),
+    "smoothed_dpo": lambda: reference.smoothed_dpo_loss(*pair, beta=b, label_smoothing=0.0),
+    "robust_dpo": lambda: reference.robust_dpo_loss(*pair, beta=b, label_smoothing=0.0),
+    "h_dpo": lambda: reference.h_dpo_loss(*pair, entropy_ratio=a / b, beta=b),
+    "ipo": lambda: reference.ipo_loss(*pair, tau=b),
+    "cpo": lambda: reference.cpo_loss(*pi, beta=a, nll_weight=0.0),
+    "simpo": lambda: reference.simpo_loss(*pi, *n, beta=a, margin=0.3),
+    "length_normalised_spl": lambda: reference.preference_loss(*(np.array(pair) / [*n, *n]), alpha=a, beta=b),
+    "length_normalised_ipo": lambda: reference.ipo_loss(*(np.array(pair) / [*n, *n]), tau=b),
   }[name]()
 
 
@@ -84,9 +86,7 @@ def test_qempo_kl_by_weights_is_qempo_kl_by_multipliers(x64):
   example = _example(2)
   weights = offline_losses.weights_from_multipliers("qempo_kl", jnp.asarray(4.0), jnp.asarray(0.5))
   got = offline_losses.example_loss("qempo_kl", example, weights, SETTINGS)
-  want = losses.qempo_kl_loss(
-      *example.log_probs, *example.ref_log_probs, quality_multiplier=4.0, kl_multiplier=0.5
-  )
+  want = losses.qempo_kl_loss(*example.log_probs, *example.ref_log_probs, quality_multiplier=4.0, kl_multiplier=0.5)
   np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
@@ -113,9 +113,11 @@ def test_smoothing_gives_the_margin_a_finite_optimum():
   """At m = log((1 - e) / e) the gradient is zero, and beyond it pulls back."""
   smoothed = SETTINGS.__class__(**{**vars(SETTINGS), "label_smoothing": 0.1})
   mask = jnp.ones((2, 1), bool)
+
   def loss(gap, settings):
     example = Example(jnp.stack([gap, jnp.zeros(())])[:, None], mask, jnp.zeros(2), jnp.zeros(()))
     return offline_losses.example_loss("spl", example, Weights(1.0, 0.0), settings)
+
   slope = lambda gap, settings: float(jax.grad(loss)(jnp.asarray(gap), settings))
   best = float(np.log(9))
   assert slope(best, smoothed) == pytest.approx(0, abs=1e-6)

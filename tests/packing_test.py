@@ -21,7 +21,7 @@ RESPONSES = [[[9, 10], [], [11, 12, 13]], [[14], [15, 16, 17, 18], [9, 10]]]
 def _score(params, prompts, responses, bucket=8, **settings):
   packed = packing.pack_groups(prompts, responses, bucket=bucket, **settings)
   return scored.score_groups(
-      params, CONFIG, packed, group_size=len(responses[0]), max_length=4, temperature=1.0, chunk_size=7
+    params, CONFIG, packed, group_size=len(responses[0]), max_length=4, temperature=1.0, chunk_size=7
   )
 
 

@@ -15,7 +15,9 @@ ROW = {
 
 
 def test_a_run_on_texts_is_collected_with_its_diversity(tmp_path, monkeypatch):
-  monkeypatch.setattr(collect.sentence_encoder, "load", lambda: lambda texts: [[1.0, 0.0] if "cat" in t else [0.0, 1.0] for t in texts])
+  monkeypatch.setattr(
+    collect.sentence_encoder, "load", lambda: lambda texts: [[1.0, 0.0] if "cat" in t else [0.0, 1.0] for t in texts]
+  )
   tree = collect.syntactic.Tree(("NOUN",), (0,))
   monkeypatch.setattr(collect.syntactic, "parse_with_spacy", lambda texts: [tree] * len(texts))
   folder = tmp_path / "runs" / "dpo-0-seed0"
@@ -29,7 +31,11 @@ def test_a_run_on_texts_is_collected_with_its_diversity(tmp_path, monkeypatch):
   (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (run,) = collect.collect([tmp_path])
   first, second = run["prompts"]
-  assert first["semantic_distance"] == 0.5 and first["syntactic_distance"] == pytest.approx(0, abs=1e-9) and first["judge"] == -0.5
+  assert (
+    first["semantic_distance"] == 0.5
+    and first["syntactic_distance"] == pytest.approx(0, abs=1e-9)
+    and first["judge"] == -0.5
+  )
   assert (second["prompt"], second["samples"], second["judge"], second["truncated"]) == ("user: q", 2, 1.5, 1)
   assert second["distinct_2"] == 0  # nothing was said
   assert run["changed"]["offline.loss"] == "dpo"
@@ -38,15 +44,23 @@ def test_a_run_on_texts_is_collected_with_its_diversity(tmp_path, monkeypatch):
 def test_tables_by_hand():
   def run(method, seed, judge):
     prompts = [
-        {"split": split, "prompt": f"p{number}", "log_prob": -1.0, "ref_log_prob": -3.0}
-        | {name: 1.0 for name in pairs_tables.COLUMNS if name != "kl"}
-        | {"judge": judge + number}
-        for split in pairs_tables.SPLITS
-        for number in range(8)
+      {"split": split, "prompt": f"p{number}", "log_prob": -1.0, "ref_log_prob": -3.0}
+      | {name: 1.0 for name in pairs_tables.COLUMNS if name != "kl"}
+      | {"judge": judge + number}
+      for split in pairs_tables.SPLITS
+      for number in range(8)
     ]
-    return {"method": method, "point": [["optimizer.learning_rate", 1e-5]], "seed": seed, "prompts": prompts, "changed": {"objective.min_reward": 0.5}}
+    return {
+      "method": method,
+      "point": [["optimizer.learning_rate", 1e-5]],
+      "seed": seed,
+      "prompts": prompts,
+      "changed": {"objective.min_reward": 0.5},
+    }
 
-  runs = [run("dpo", seed, 0.0) for seed in (0, 1)] + [run("qempo", seed, 1.0) for seed in (0, 1)] + [run("base", 0, 0.0)]
+  runs = (
+    [run("dpo", seed, 0.0) for seed in (0, 1)] + [run("qempo", seed, 1.0) for seed in (0, 1)] + [run("base", 0, 0.0)]
+  )
   lines = pairs_tables.tables(runs)
   of_qempo = [line.split(" | ") for line in lines if line.startswith("| QEMPO |")]
   assert len(of_qempo) == 4  # two files, each with figures and with differences

@@ -32,7 +32,9 @@ from tests.loops import toy
 ROOT = pathlib.Path(__file__).parents[1]
 _policy = functools.cache(toy.policy)
 COMMAND = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)
-VERBS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if COMMAND.search(path.read_text(encoding="utf-8")))
+VERBS = sorted(
+  path.stem for path in (ROOT / "experiments").glob("*.py") if COMMAND.search(path.read_text(encoding="utf-8"))
+)
 
 
 @pytest.fixture
@@ -196,19 +198,25 @@ def test_a_dry_run_of_the_sentiment_classifier(tmp_path, capsys):
 def test_a_failure_exits_1_with_its_traceback(tmp_path):
   """Real processes: what `python -m` itself adds."""
   broken = tmp_path / "config.py"
-  broken.write_text("from configs import base\ndef get_config():\n  c = base.get_config()\n  c.data.source = 'jsonl:'\n  return c\n")
+  broken.write_text(
+    "from configs import base\ndef get_config():\n  c = base.get_config()\n  c.data.source = 'jsonl:'\n  return c\n"
+  )
   command = [sys.executable, "-m", "experiments.inspect_data", f"--config={broken}"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
   program = "from experiments import inspect_data, cli; inspect_data.load = None; cli.run(inspect_data.main, description='', example='')"
   done = subprocess.run(
-      [sys.executable, "-c", program, "--config=configs/offline_dpo.py", "--workdir=w"], cwd=ROOT, capture_output=True, text=True, check=False
+    [sys.executable, "-c", program, "--config=configs/offline_dpo.py", "--workdir=w"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert done.returncode == 1 and "Traceback" in done.stderr
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "train_reward_model", "export", "make_pairs", "inspect_data", "evaluate", "feasibility", "demo"]
+  "verb", ["train", "train_reward_model", "export", "make_pairs", "inspect_data", "evaluate", "feasibility", "demo"]
 )
 def test_a_config_of_the_other_kind_is_said_in_a_line(call, tmp_path, verb):
   config = "online_qempo_kl" if verb == "demo" else "demo"
@@ -217,5 +225,7 @@ def test_a_config_of_the_other_kind_is_said_in_a_line(call, tmp_path, verb):
 
 
 def test_a_method_without_a_config_is_named(call, tmp_path):
-  code, _, err = call("demo", f"--config={ROOT / 'configs' / 'demo.py'}", f"--workdir={tmp_path / 'w'}", "--config.methods=foo")
+  code, _, err = call(
+    "demo", f"--config={ROOT / 'configs' / 'demo.py'}", f"--workdir={tmp_path / 'w'}", "--config.methods=foo"
+  )
   assert code == 2 and "names 'foo', which has no config" in err

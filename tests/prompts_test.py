@@ -8,7 +8,7 @@ from qempo_jax.errors import InputError
 
 def test_every_row_once_an_epoch_in_an_order_of_its_own():
   epochs = [
-      [i for step in range(start, start + 7) for i in prompts.batch_indices(step, 3, 21, seed=4)] for start in (0, 7)
+    [i for step in range(start, start + 7) for i in prompts.batch_indices(step, 3, 21, seed=4)] for start in (0, 7)
   ]
   assert all(sorted(epoch) == list(range(21)) for epoch in epochs)
   assert epochs[0] != epochs[1]
@@ -28,14 +28,14 @@ def test_jsonl_rows(tmp_path):
   path = tmp_path / "rows.jsonl"
   path.write_text('{"prompt": "a", "answer": 3}\n\n{"prompt": "b", "answer": 4}\n')
   assert prompts.load_rows(f"jsonl:{path}") == [
-      {"split": "train", "prompt": "a", "answer": 3},
-      {"split": "train", "prompt": "b", "answer": 4},
+    {"split": "train", "prompt": "a", "answer": 3},
+    {"split": "train", "prompt": "b", "answer": 4},
   ]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "line 1 is not JSON"), ('{"prompt": "a"}\n{"text": "b"}', "line 2 has the format"), ("", "holds no rows")],
+  ("text", "message"),
+  [("{", "line 1 is not JSON"), ('{"prompt": "a"}\n{"text": "b"}', "line 2 has the format"), ("", "holds no rows")],
 )
 def test_bad_rows_are_named(tmp_path, text, message):
   path = tmp_path / "rows.jsonl"

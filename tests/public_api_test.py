@@ -41,9 +41,7 @@ def test_every_exported_loss_is_documented():
 def test_losses_and_duals_compose_under_jit():
   @jax.jit
   def step(log_probs, dual_params):
-    terms = qj.duals.lagrangian_terms(
-        dual_params, {"quality": qj.duals.at_least(jnp.asarray(0.7), 0.9)}
-    )
+    terms = qj.duals.lagrangian_terms(dual_params, {"quality": qj.duals.at_least(jnp.asarray(0.7), 0.9)})
     pairs = jax.vmap(lambda chosen, rejected: qj.losses.qempo_loss(chosen, rejected, alpha=0.1))
     return jnp.mean(pairs(log_probs[:, 0], log_probs[:, 1])) + terms.penalty + terms.dual_loss
 

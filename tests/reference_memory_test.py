@@ -40,8 +40,8 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("loss", "policy"),
-    [(None, toy.policy), pytest.param(None, _policy, marks=slow), pytest.param("qempo_kl", _policy, marks=slow)],
+  ("loss", "policy"),
+  [(None, toy.policy), pytest.param(None, _policy, marks=slow), pytest.param("qempo_kl", _policy, marks=slow)],
 )
 def test_a_run_does_not_depend_on_where_its_reference_waits(tmp_path, loss, policy):
   expected, found = (_run(tmp_path / memory, memory, loss, policy()) for memory in ("device", "host"))

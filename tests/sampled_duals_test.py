@@ -71,9 +71,7 @@ def test_samples_in_exact_proportion_give_the_exact_solution(x64, program, seed)
   ref = np.log(counts / 400)
   budget = float(exact.feasible_range(rewards, ref, min_reward=floor).kl_budget_at(0.4))
   chosen = np.stack([np.repeat(np.arange(12), row) for row in counts])
-  sampled = solver(program, floor, budget)(
-    np.take_along_axis(rewards, chosen, 1), np.take_along_axis(ref, chosen, 1)
-  )
+  sampled = solver(program, floor, budget)(np.take_along_axis(rewards, chosen, 1), np.take_along_axis(ref, chosen, 1))
   np.testing.assert_allclose(
     figures(sampled), exact_figures(program, rewards, ref, floor, budget), rtol=1e-8, atol=1e-10
   )
@@ -149,9 +147,7 @@ def test_the_weights_are_those_of_the_closed_form(x64):
   np.testing.assert_allclose(solution.entropy, -(weights * log_policy).sum(1), rtol=1e-9)
   np.testing.assert_allclose(solution.kl, (weights * (log_policy - samples[1])).sum(1), rtol=1e-9)
   np.testing.assert_allclose(solution.effective_sample_size, 1 / (weights**2).sum(1), rtol=1e-9)
-  np.testing.assert_allclose(
-    [solution.expected_reward.mean(), solution.kl.mean()], [floor, budget], atol=1e-10
-  )
+  np.testing.assert_allclose([solution.expected_reward.mean(), solution.kl.mean()], [floor, budget], atol=1e-10)
   fixed = sampled_duals.at_weights(*samples, solution.point)
   np.testing.assert_allclose(figures(fixed), figures(solution), rtol=1e-9)
 
@@ -190,9 +186,7 @@ def test_slack_constraints_have_no_multiplier():
 def test_what_no_reweighting_reaches_raises_with_the_range():
   rewards, ref, floor, _ = population(7)
   samples = draw(np.random.default_rng(0), rewards, ref, 64)
-  best, least = samples[0].max(1).mean(), float(
-    np.mean(sampled_duals.solve_rlhf(*samples, min_reward=floor).kl)
-  )
+  best, least = samples[0].max(1).mean(), float(np.mean(sampled_duals.solve_rlhf(*samples, min_reward=floor).kl))
   with pytest.raises(InfeasibleError, match=f"samples {best:.4g}.*at most {best:.4g}"):
     sampled_duals.solve_qempo(*samples, min_reward=best + 0.1)
   with pytest.raises(InfeasibleError, match=f"max_kl 0.01 is below {least:.3g}"):

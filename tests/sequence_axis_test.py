@@ -23,7 +23,7 @@ def _compiled(shape):
   prompts, groups = [[1] * PROMPT] * 4, [[[2] * RESPONSE] * GROUP] * 4
   packed = packing.pack_groups(prompts, groups, bucket=64)
   score = functools.partial(
-      scoring.score_groups, config=MODEL, group_size=GROUP, max_length=RESPONSE, temperature=1.0, chunk_size=64
+    scoring.score_groups, config=MODEL, group_size=GROUP, max_length=RESPONSE, temperature=1.0, chunk_size=64
   )
   loss = lambda params, packed: jnp.sum(score(params, packed=packed).log_prob)
   place = lambda tree, where: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)

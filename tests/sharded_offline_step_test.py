@@ -39,7 +39,11 @@ def _groups(rng):
   mask = np.arange(4) < np.array([[len(r) for r in group] for group in responses])[:, :, None]
   fresh = np.ones((16, 4), bool)
   groups = GroupBatch(
-      packing.pack_groups(prompts, responses, bucket=16), mask, {"reward": rng.random((16, 4)).astype(np.float32)}, fresh, ~fresh
+    packing.pack_groups(prompts, responses, bucket=16),
+    mask,
+    {"reward": rng.random((16, 4)).astype(np.float32)},
+    fresh,
+    ~fresh,
   )
   tokens = lambda sign: np.where(mask, sign * rng.exponential(1.0, mask.shape), 0).astype(np.float32)
   return groups, TokenStats(tokens(-1), tokens(1))

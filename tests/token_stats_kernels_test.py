@@ -17,7 +17,9 @@ from qempo_jax.kernels import tpu
 from qempo_jax.kernels.head import Head
 
 TOKENS, WIDTH, VOCAB = 20, 24, 200
-COLLECTIVE = re.compile(r"= \(?f32\[([\d,]*)\].* (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\(")
+COLLECTIVE = re.compile(
+  r"= \(?f32\[([\d,]*)\].* (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\("
+)
 
 
 @pytest.fixture
@@ -47,14 +49,14 @@ def weighted(found):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "options"),
-    [
-        ("tpu", {"softcap": 3.0, "num_tokens": 170}),
-        ("gpu", {"softcap": 3.0, "num_tokens": 170}),
-        pytest.param("tpu", {"dtype": "bfloat16", "num_tokens": 151}, marks=pytest.mark.slow),
-        pytest.param("gpu", {"dtype": "bfloat16", "num_tokens": 151}, marks=pytest.mark.slow),
-    ],
-    ids=str,
+  ("kernel", "options"),
+  [
+    ("tpu", {"softcap": 3.0, "num_tokens": 170}),
+    ("gpu", {"softcap": 3.0, "num_tokens": 170}),
+    pytest.param("tpu", {"dtype": "bfloat16", "num_tokens": 151}, marks=pytest.mark.slow),
+    pytest.param("gpu", {"dtype": "bfloat16", "num_tokens": 151}, marks=pytest.mark.slow),
+  ],
+  ids=str,
 )
 def test_kernels_equal_xla(kernel, options, small_tiles):
   arrays = problem(dtype=jnp.dtype(options.get("dtype", "float32")))

@@ -67,14 +67,14 @@ def test_blocks_of_the_vocabulary_change_nothing(problem, block, softcap, num_to
   hidden, unembedding, targets = problem
   hidden, targets = 0.5 * hidden, targets % 41
   ours = lambda hidden, unembedding, temperature: token_stats(
-      hidden,
-      unembedding,
-      targets,
-      temperature=temperature,
-      chunk_size=5,
-      logit_softcap=softcap,
-      num_tokens=num_tokens,
-      max_logits=5 * block,
+    hidden,
+    unembedding,
+    targets,
+    temperature=temperature,
+    chunk_size=5,
+    logit_softcap=softcap,
+    num_tokens=num_tokens,
+    max_logits=5 * block,
   )
   plain = lambda *arrays: _plain(*arrays[:2], targets, arrays[2], softcap, num_tokens)
   arrays = hidden, unembedding, jnp.float32(0.7)
@@ -88,12 +88,14 @@ def test_memory_has_no_term_in_tokens_times_vocabulary():
 
   def temporary(tokens, vocab_size):
     loss = lambda *arrays: _weighted(
-        token_stats(*arrays, jnp.zeros(tokens, jnp.int32), temperature=1.0, chunk_size=128, max_logits=2**18)
+      token_stats(*arrays, jnp.zeros(tokens, jnp.int32), temperature=1.0, chunk_size=128, max_logits=2**18)
     )
     arrays = (jax.ShapeDtypeStruct((size, 8), jnp.float32) for size in (tokens, vocab_size))
     return jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
 
-  small, long, wide, both = (temporary(*shape) for shape in ((512, 49_152), (2048, 49_152), (512, 152_064), (2048, 152_064)))
+  small, long, wide, both = (
+    temporary(*shape) for shape in ((512, 49_152), (2048, 49_152), (512, 152_064), (2048, 152_064))
+  )
   assert abs(both - long - wide + small) < 2**12  # the [T, V] logits alone would be 632 MB here
   assert long - small < 1536 * 4 * (3 * 8 + 12)  # hidden states, and a few numbers a token
   assert wide - small < 102_912 * 4 * 3 * 8  # the unembedding's gradient and its like
@@ -102,7 +104,10 @@ def test_memory_has_no_term_in_tokens_times_vocabulary():
 @pytest.mark.usefixtures("x64")
 def test_float32_gradients_equal_those_of_log_softmax_in_float64():
   keys = jax.random.split(jax.random.key(5), 4)
-  arrays = [jax.random.normal(keys[0], (40, 32), jnp.float64), 0.3 * jax.random.normal(keys[1], (3000, 32), jnp.float64)]
+  arrays = [
+    jax.random.normal(keys[0], (40, 32), jnp.float64),
+    0.3 * jax.random.normal(keys[1], (3000, 32), jnp.float64),
+  ]
   targets, weights = jax.random.randint(keys[2], (40,), 0, 3000), jax.random.normal(keys[3], (40,), jnp.float64)
 
   def exact(hidden, unembedding):
@@ -135,7 +140,7 @@ def test_the_vocabulary_may_be_split_over_devices(problem):
   mesh = sharding.make_mesh((1, 1, 8))
   split = jax.device_put(unembedding, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tensor")))
   loss = lambda hidden, unembedding: _weighted(
-      token_stats(hidden, unembedding, targets % 96, temperature=0.7, chunk_size=8, max_logits=40)
+    token_stats(hidden, unembedding, targets % 96, temperature=0.7, chunk_size=8, max_logits=40)
   )
   expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, unembedding)
   step = jax.jit(sharding.on_mesh(jax.value_and_grad(loss, (0, 1)), mesh)).lower(hidden, split).compile()

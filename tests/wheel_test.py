@@ -71,7 +71,9 @@ def test_the_sdist_builds_the_same_wheel(built, tmp_path):
   (folder,) = tmp_path.iterdir()
   _run(sys.executable, "-c", "from setuptools import build_meta as b; b.build_wheel('dist')", cwd=folder)
   again = next((folder / "dist").glob("*.whl"))
-  assert {name: _bytes(again, name) for name in _names(again)} == {name: _bytes(built[0], name) for name in _names(built[0])}
+  assert {name: _bytes(again, name) for name in _names(again)} == {
+    name: _bytes(built[0], name) for name in _names(built[0])
+  }
 
 
 def _names(wheel):
@@ -107,8 +109,10 @@ def test_tests_pass_against_the_installed_wheel(installed, tmp_path):
   for name in PLAIN:
     shutil.copy(ROOT / "tests" / name, tmp_path)
   (tmp_path / "where_test.py").write_text(
-      f"import qempo_jax\ndef test_where():\n  assert qempo_jax.__file__.startswith({str(installed)!r})\n"
+    f"import qempo_jax\ndef test_where():\n  assert qempo_jax.__file__.startswith({str(installed)!r})\n"
   )
   command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(tmp_path)]
-  out = _run(*command, "-o", "python_files=*_test.py", "--rootdir", str(tmp_path), cwd=tmp_path, env=_environment(installed))
+  out = _run(
+    *command, "-o", "python_files=*_test.py", "--rootdir", str(tmp_path), cwd=tmp_path, env=_environment(installed)
+  )
   assert " passed" in out and "failed" not in out

@@ -19,9 +19,7 @@ from qempo_jax.errors import InputError
 
 
 def make_config(**changes):
-  config = ConfigDict(
-    dict(seed=0, sizes=(1, 2), limit=float("nan"), policy=dict(rate=1e-3, layers=2), extra={})
-  )
+  config = ConfigDict(dict(seed=0, sizes=(1, 2), limit=float("nan"), policy=dict(rate=1e-3, layers=2), extra={}))
   config.dual = ConfigDict(dict(max_kl=placeholder(float)))
   config.update_from_flattened_dict(changes)
   return config
@@ -58,11 +56,7 @@ def test_another_config_is_refused_with_the_first_differing_keys(tmp_path):
   with pytest.raises(InputError) as caught:
     open_workdir(tmp_path, make_config(**changes))
   message = str(caught.value)
-  assert (
-    "holds the run of another config" in message
-    and "--workdir" in message
-    and "and 2 more" in message
-  )
+  assert "holds the run of another config" in message and "--workdir" in message and "and 2 more" in message
   assert sum(f"{key} is" in message for key in changes) == 3
   assert (tmp_path / "config.json").read_bytes() == before
 
@@ -72,9 +66,7 @@ def test_keys_that_only_one_side_has_are_differences(tmp_path):
   config = make_config()
   config.new = "x"
   del config["seed"]
-  with pytest.raises(
-    InputError, match='new is absent there and "x" here.*seed is 0 there and absent here'
-  ):
+  with pytest.raises(InputError, match='new is absent there and "x" here.*seed is 0 there and absent here'):
     open_workdir(tmp_path, config)
 
 

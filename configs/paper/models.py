@@ -26,11 +26,11 @@ class Model(NamedTuple):
 
 
 MODELS = {
-    "qwen2.5-0.5b": Model("Qwen/Qwen2.5-0.5B-Instruct", "v5p:2x2x1", (1, 4, 1)),
-    "qwen2.5-1.5b": Model("Qwen/Qwen2.5-1.5B-Instruct", "v5p:2x2x1", (1, 4, 1)),
-    "qwen2.5-7b": Model("Qwen/Qwen2.5-7B-Instruct", "v5p:2x2x4", (1, 16, 1)),
-    "llama-3.2-1b": Model("meta-llama/Llama-3.2-1B-Instruct", "v5p:2x2x1", (1, 4, 1)),
-    "llama-3.1-8b": Model("meta-llama/Llama-3.1-8B-Instruct", "v5p:2x2x4", (1, 16, 1)),
+  "qwen2.5-0.5b": Model("Qwen/Qwen2.5-0.5B-Instruct", "v5p:2x2x1", (1, 4, 1)),
+  "qwen2.5-1.5b": Model("Qwen/Qwen2.5-1.5B-Instruct", "v5p:2x2x1", (1, 4, 1)),
+  "qwen2.5-7b": Model("Qwen/Qwen2.5-7B-Instruct", "v5p:2x2x4", (1, 16, 1)),
+  "llama-3.2-1b": Model("meta-llama/Llama-3.2-1B-Instruct", "v5p:2x2x1", (1, 4, 1)),
+  "llama-3.1-8b": Model("meta-llama/Llama-3.1-8B-Instruct", "v5p:2x2x4", (1, 16, 1)),
 }
 
 
@@ -56,5 +56,7 @@ def split(argument: str, methods: tuple[str, ...]) -> tuple[str, str]:
   """(model, method) of an argument such as "qwen2.5-7b,qempo_kl"."""
   model, _, method = argument.partition(",")
   if model not in MODELS or method not in methods:
-    raise ValueError(f"{argument!r} is not MODEL,METHOD with a model of {', '.join(MODELS)} and a method of {', '.join(methods)}")
+    raise ValueError(
+      f"{argument!r} is not MODEL,METHOD with a model of {', '.join(MODELS)} and a method of {', '.join(methods)}"
+    )
   return model, method

@@ -1,6 +1,6 @@
 """What samples of the reference foretell of QEMPO-KL on countdown puzzles; see configs/studies/countdown_budget.py.
 
-  python -m experiments.feasibility --config=configs/studies/countdown_forecast.py --workdir=runs/countdown_forecast
+python -m experiments.feasibility --config=configs/studies/countdown_forecast.py --workdir=runs/countdown_forecast
 """
 
 from ml_collections import ConfigDict

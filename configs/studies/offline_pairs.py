@@ -73,7 +73,9 @@ def _shared() -> ConfigDict:
   """Pairs, reward and evaluation, the same for every method."""
   config = base.get_config()
   config.steps = 24
-  config.data.source = "jsonl:$QEMPO_DATA_DIR/preference/[au]*_train.jsonl.gz"  # alpaca_eval_gpt4 and ultrafeedback_sample
+  config.data.source = (
+    "jsonl:$QEMPO_DATA_DIR/preference/[au]*_train.jsonl.gz"  # alpaca_eval_gpt4 and ultrafeedback_sample
+  )
   config.data.max_prompt_length = 128
   config.data.length_window = 16
   config.data.prompts_per_step = 8
@@ -87,8 +89,8 @@ def _shared() -> ConfigDict:
   config.compute.dtype = "bfloat16"
   config.checkpoint.every = -1
   config.evaluation.splits = (
-      "jsonl:$QEMPO_DATA_DIR/prompts/noveltybench_curated.jsonl",
-      "jsonl:$QEMPO_DATA_DIR/mt_bench/question.jsonl",
+    "jsonl:$QEMPO_DATA_DIR/prompts/noveltybench_curated.jsonl",
+    "jsonl:$QEMPO_DATA_DIR/mt_bench/question.jsonl",
   )
   config.evaluation.reward = _REWARD.format("judge")
   config.evaluation.max_prompts = 24  # of each file, the first

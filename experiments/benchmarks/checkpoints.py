@@ -80,23 +80,28 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   typical = {name: statistics.median(values) for name, values in found.items()}
   # Means here: the step right after a save is the slow one, which a median would leave out.
   slower = STEPS_BETWEEN * (statistics.mean(found["step_beside_writing"]) - statistics.mean(found["step"]))
-  print(json.dumps({
-      "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-      "bytes": sum(path.stat().st_size for path in files),
-      "seconds": typical | {"restore": restore, "restore_params": params_only},
-      "stall_of_a_step": {
+  print(
+    json.dumps(
+      {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "bytes": sum(path.stat().st_size for path in files),
+        "seconds": typical | {"restore": restore, "restore_params": params_only},
+        "stall_of_a_step": {
           "call": typical["save_call"] / typical["step"],
           "call_and_slower_steps": (typical["save_call"] + slower) / typical["step"],
+        },
+        "all_seconds": found,
+        "load_average": [load, os.getloadavg()[0]],
+        "cores": os.cpu_count(),
       },
-      "all_seconds": found,
-      "load_average": [load, os.getloadavg()[0]],
-      "cores": os.cpu_count(),
-  }, indent=1))
+      indent=1,
+    )
+  )
 
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Times checkpoints beside training steps.",
-      example="python -m experiments.benchmarks.checkpoints --config=configs/demo.py --workdir=runs/checkpoints",
+    main,
+    description="Times checkpoints beside training steps.",
+    example="python -m experiments.benchmarks.checkpoints --config=configs/demo.py --workdir=runs/checkpoints",
   )

@@ -1,6 +1,6 @@
 """Seconds to compile the programs of a demo's runs, anew and in the largest shapes they may have; no weights are read.
 
-  python -m experiments.benchmarks.compile_seconds --config=configs/demo.py
+python -m experiments.benchmarks.compile_seconds --config=configs/demo.py
 """
 
 import argparse
@@ -26,7 +26,10 @@ def main() -> None:
       lowered = program.jitted.lower(*program.arguments, **program.options)
       traced = time.monotonic()
       lowered.compile()
-      print(f"{name} {program.name}: traced in {traced - started:.1f} s, compiled in {time.monotonic() - traced:.1f} s", flush=True)
+      print(
+        f"{name} {program.name}: traced in {traced - started:.1f} s, compiled in {time.monotonic() - traced:.1f} s",
+        flush=True,
+      )
 
 
 if __name__ == "__main__":

@@ -52,17 +52,21 @@ def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
   count = sum(1 for _ in itertools.islice(ahead, BATCHES))
   prefetched = (time.process_time() - started) / count
   each = (seconds["read"] + seconds["tokenise"]) / len(examples) * size + packing
-  print(f"read {len(examples) / seconds['read']:,.0f} rows/s; tokenise {len(examples) / seconds['tokenise']:,.0f} rows/s")
+  print(
+    f"read {len(examples) / seconds['read']:,.0f} rows/s; tokenise {len(examples) / seconds['tokenise']:,.0f} rows/s"
+  )
   print(f"pack {1 / packing:,.0f} batches/s of {size} pairs; by threads ahead of the step {1 / prefetched:,.0f}")
   print(f"padding {sum(shares) / BATCHES:.1%} with data.length_window={config.data.length_window}")
   print(f"all of it, read and tokenised afresh for each batch: {each * 1e3:.1f} ms a batch")
-  print(f"a step of {STEP_SECONDS} s: the input is {STEP_SECONDS / each:,.0f} times ahead; packing {STEP_SECONDS / packing:,.0f}")
+  print(
+    f"a step of {STEP_SECONDS} s: the input is {STEP_SECONDS / each:,.0f} times ahead; packing {STEP_SECONDS / packing:,.0f}"
+  )
 
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Times the input: reading, tokenising, packing, and batches ahead of the step.",
-      example="python -m experiments.benchmarks.data_pipeline --config=configs/offline_dpo.py --config.offline.pairs=source",
-      needs_workdir=False,
+    main,
+    description="Times the input: reading, tokenising, packing, and batches ahead of the step.",
+    example="python -m experiments.benchmarks.data_pipeline --config=configs/offline_dpo.py --config.offline.pairs=source",
+    needs_workdir=False,
   )

@@ -37,7 +37,12 @@ from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
 
 TINY = ModelConfig(64, 16, 16, 1, 2, 1, 8, 100.0, 1e-5, True)
-PROMPTS = ("Name a fruit.", "Write one sentence about the sea.", "What is 17 times 3?", "Name a country in Africa and its capital.")
+PROMPTS = (
+  "Name a fruit.",
+  "Write one sentence about the sea.",
+  "What is 17 times 3?",
+  "Name a country in Africa and its capital.",
+)
 STOPS = (0, 1)  # of 64 tokens: about 32 tokens a response
 
 
@@ -72,7 +77,7 @@ def speed(*, prompts: int, samples: int, prompt: int, tokens: int, repeats: int,
       here = dataclasses.replace(config, compute_dtype=dtype, kv_cache=cache)
       settings = dict(group_size=samples // prompts, max_length=tokens, temperature=1.0, stop_tokens=())
       run = lambda here=here, settings=settings: jax.block_until_ready(
-          sampler.sample_groups(params, here, batch, jax.random.key(0), **settings)
+        sampler.sample_groups(params, here, batch, jax.random.key(0), **settings)
       )
       compiled[cache] = _seconds(run)
       runs[cache] = run
@@ -87,11 +92,11 @@ def speed(*, prompts: int, samples: int, prompt: int, tokens: int, repeats: int,
     for cache in caches:
       median = statistics.median(times[cache])
       found[f"{dtype}, cache {cache}"] = {
-          "seconds": times[cache],
-          "first_call_seconds": compiled[cache],
-          "tokens_per_second": samples * tokens / median,
-          "floor_seconds": lowest,
-          "share_of_floor": lowest / median,
+        "seconds": times[cache],
+        "first_call_seconds": compiled[cache],
+        "tokens_per_second": samples * tokens / median,
+        "floor_seconds": lowest,
+        "share_of_floor": lowest / median,
       }
       print(dtype, cache, {k: v for k, v in found[f"{dtype}, cache {cache}"].items() if k != "seconds"}, flush=True)
   return found
@@ -106,15 +111,27 @@ def utilisation(*, prompts: int, group: int, tokens: int) -> dict:
   for slots in (total, total // 4, total // 8, total // 16):
     for halvings in (0, 3):
       rollout = sampler.sample_groups(
-          params, TINY, batch, jax.random.key(0), group_size=group, max_length=tokens, temperature=1.0, stop_tokens=STOPS,
-          slots=slots, halvings=halvings,
+        params,
+        TINY,
+        batch,
+        jax.random.key(0),
+        group_size=group,
+        max_length=tokens,
+        temperature=1.0,
+        stop_tokens=STOPS,
+        slots=slots,
+        halvings=halvings,
       )
       expected = np.asarray(rollout.tokens) if expected is None else expected
       np.testing.assert_array_equal(rollout.tokens, expected)
       lengths = np.asarray(rollout.mask).sum(-1)
       found[f"{slots} slots, {halvings} halvings"] = float(rollout.utilisation)
   quantiles = {f"{q:.0%}": float(np.quantile(lengths, q)) for q in (0.1, 0.5, 0.9)}
-  return {"samples": total, "lengths": quantiles | {"mean": float(lengths.mean()), "longest": int(lengths.max())}, "utilisation": found}
+  return {
+    "samples": total,
+    "lengths": quantiles | {"mean": float(lengths.mean()), "longest": int(lengths.max())},
+    "utilisation": found,
+  }
 
 
 def agreement(*, samples: int, tokens: int, dtypes, caches) -> dict:
@@ -134,7 +151,7 @@ def agreement(*, samples: int, tokens: int, dtypes, caches) -> dict:
       here = dataclasses.replace(config, compute_dtype=dtype, kv_cache=cache)
       settings = {"group_size": group, "max_length": tokens, "temperature": 1.0}
       rollout = jax.device_get(
-          sampler.sample_groups(params, here, batch, jax.random.key(0), stop_tokens=stop_tokens, **settings)
+        sampler.sample_groups(params, here, batch, jax.random.key(0), stop_tokens=stop_tokens, **settings)
       )
       responses = [[t[m] for t, m in zip(*of_prompt)] for of_prompt in zip(rollout.tokens, rollout.mask)]
       packed = packing.pack_groups(asked, responses, bucket=64)
@@ -143,12 +160,12 @@ def agreement(*, samples: int, tokens: int, dtypes, caches) -> dict:
       ratio = (np.asarray(stats.log_prob) - rollout.log_probs) * rollout.mask
       entropy = (np.asarray(stats.entropy) - rollout.entropies)[rollout.mask]
       found[f"{dtype}, cache {cache}"] = {
-          "tokens": int(rollout.mask.sum()),
-          "token_mean": float(np.abs(ratio[rollout.mask]).mean()),
-          "token_largest": float(np.abs(ratio).max()),
-          "response_largest": float(np.abs(ratio.sum(-1)).max()),
-          "response_bias": float(ratio.sum(-1).mean()),
-          "entropy_largest": float(np.abs(entropy).max()),
+        "tokens": int(rollout.mask.sum()),
+        "token_mean": float(np.abs(ratio[rollout.mask]).mean()),
+        "token_largest": float(np.abs(ratio).max()),
+        "response_largest": float(np.abs(ratio.sum(-1)).max()),
+        "response_bias": float(ratio.sum(-1).mean()),
+        "entropy_largest": float(np.abs(entropy).max()),
       }
       print(dtype, cache, found[f"{dtype}, cache {cache}"], flush=True)
   return found

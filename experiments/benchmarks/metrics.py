@@ -55,7 +55,9 @@ def main() -> None:
   rewards = (rng.random(shape) < 0.8).astype(float)
   global _samples  # what forked processes see without a copy
   _samples = Samples(texts, rewards, np.full(shape, float(options.words)), {"num_draws": options.draws, "seed": 0})
-  print(f"{shape[0]} prompts x {shape[1]} samples x {options.words} words, {options.draws} draws, {os.cpu_count()} cores")
+  print(
+    f"{shape[0]} prompts x {shape[1]} samples x {options.words} words, {options.draws} draws, {os.cpu_count()} cores"
+  )
   print("elapsed       CPU      peak")
   start, cpu = time.perf_counter(), 0.0
   fork = multiprocessing.get_context("fork")

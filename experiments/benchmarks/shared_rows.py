@@ -61,8 +61,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Times offline steps with several pairs a row beside one.",
-      example="python -m experiments.benchmarks.shared_rows --config=configs/offline_dpo.py"
-      " --config.offline.pairs_per_row=4 --workdir=runs/shared_rows",
+    main,
+    description="Times offline steps with several pairs a row beside one.",
+    example="python -m experiments.benchmarks.shared_rows --config=configs/offline_dpo.py"
+    " --config.offline.pairs_per_row=4 --workdir=runs/shared_rows",
   )

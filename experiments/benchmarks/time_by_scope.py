@@ -122,7 +122,9 @@ def _train(policy, config):
 def main() -> None:
   """Measures, prints and writes."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--programs", nargs="+", choices=("sample", "score", "train"), default=("sample", "score", "train"))
+  parser.add_argument(
+    "--programs", nargs="+", choices=("sample", "score", "train"), default=("sample", "score", "train")
+  )
   parser.add_argument("--output")
   args = parser.parse_args()
   config = base.get_config()

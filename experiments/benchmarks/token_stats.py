@@ -30,12 +30,15 @@ def whole_logits(hidden, unembedding, targets) -> token_stats.TokenStats:
 def programs(tokens: int, width: int, vocab_size: int, sizes) -> tuple[dict, tuple]:
   """({(name, part): compiled program}, its arguments); parts are "forward" and "gradient", which includes the former."""
   keys = jax.random.split(jax.random.key(0), 3)
-  hidden, unembedding = jax.random.normal(keys[0], (tokens, width)), 0.05 * jax.random.normal(keys[1], (vocab_size, width))
+  hidden, unembedding = (
+    jax.random.normal(keys[0], (tokens, width)),
+    0.05 * jax.random.normal(keys[1], (vocab_size, width)),
+  )
   targets = jax.random.randint(keys[2], (tokens,), 0, vocab_size)
   ways = {"whole logits": lambda h, w: whole_logits(h, w, targets)}
   for chunk_size, max_logits in sizes:
     ours = lambda h, w, c=chunk_size, m=max_logits: token_stats.token_stats(
-        h, w, targets, temperature=1.0, chunk_size=c, max_logits=m
+      h, w, targets, temperature=1.0, chunk_size=c, max_logits=m
     )
     ways[f"ours, {chunk_size} tokens, {max_logits / 2**20:g} Mi logits"] = ours
   places = jnp.arange(tokens)
@@ -65,14 +68,16 @@ def measure(tokens: int, width: int, vocab_size: int, *, sizes, repeats: int) ->
   rows = []
   for (name, part), program in found.items():
     times, plain = seconds[name, part], seconds["whole logits", part]
-    rows.append({
+    rows.append(
+      {
         "name": name,
         "part": part,
         "median_seconds": statistics.median(times),
         "fastest_seconds": min(times),
         "ratio": statistics.median(a / b for a, b in zip(times, plain)),
         "temporary_mib": program.memory_analysis().temp_size_in_bytes / 2**20,
-    })
+      }
+    )
   return rows
 
 
@@ -91,14 +96,17 @@ def main() -> None:
   print(f"{arguments.tokens} tokens, width {arguments.width}, vocabulary {arguments.vocab}, {os.cpu_count()} cores")
   for row in rows:
     print(
-        f"{row['part']:9} {row['name']:32} median {row['median_seconds']:.3f} s, fastest {row['fastest_seconds']:.3f} s,"
-        f" {row['ratio']:.2f} of whole logits, {row['temporary_mib']:.0f} MiB"
+      f"{row['part']:9} {row['name']:32} median {row['median_seconds']:.3f} s, fastest {row['fastest_seconds']:.3f} s,"
+      f" {row['ratio']:.2f} of whole logits, {row['temporary_mib']:.0f} MiB"
     )
   if arguments.output:
     settings = {name: getattr(arguments, name) for name in ("tokens", "width", "vocab", "repeats")}
     device = jax.devices()[0].device_kind
     arguments.output.write_text(
-        json.dumps({**settings, "device": device, "cores": os.cpu_count(), "jax": jax.__version__, "rows": rows}, indent=1) + "\n"
+      json.dumps(
+        {**settings, "device": device, "cores": os.cpu_count(), "jax": jax.__version__, "rows": rows}, indent=1
+      )
+      + "\n"
     )
 
 

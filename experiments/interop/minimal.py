@@ -124,9 +124,7 @@ def main() -> dict[str, dict[str, dict[str, float]]]:
   floor = FLOOR.bound
   optima = {
     "QEMPO": qj.exact.solve_qempo(rewards, min_reward=floor),
-    "QEMPO-C": qj.exact.solve_qempo_coherent(
-      rewards, REF_LOG_PROBS, min_reward=floor, threshold=1.0
-    ),
+    "QEMPO-C": qj.exact.solve_qempo_coherent(rewards, REF_LOG_PROBS, min_reward=floor, threshold=1.0),
   }
   table, rows = {}, {"reference": figures(REF_LOG_PROBS, 0.0)}
   for name, program in PROGRAMS.items():

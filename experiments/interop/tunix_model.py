@@ -40,7 +40,11 @@ def problem() -> tuple[Model, Model, qj.exact.ExactSolution]:
   model, reference = Model(32, nnx.Rngs(0)), Model(32, nnx.Rngs(0))
   model.head.bias[...] = reference.head.bias[...] = jnp.array([1.5, 0.5, 0.0, -1.0])
   rewards = words.reward(words.WORDS)
-  return model, reference, qj.exact.solve_qempo_kl(rewards, log_probs(reference), min_reward=words.FLOOR, kl_position=0.5)
+  return (
+    model,
+    reference,
+    qj.exact.solve_qempo_kl(rewards, log_probs(reference), min_reward=words.FLOOR, kl_position=0.5),
+  )
 
 
 def constraints(max_kl: float | None) -> dict[str, qj.constraints.Constraint]:
@@ -64,7 +68,7 @@ def summary(rows: list[dict[str, float]], exact: qj.exact.ExactSolution) -> str:
   """One line: the means of a run's last measurements beside the exact values."""
   mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
   return (
-      f"E[r] {mean['dual/quality/value']:.3f} (floor {words.FLOOR})  "
-      f"lambda {mean['dual/quality/multiplier']:.2f} ({exact.quality_multiplier:.2f})  "
-      f"KL {mean['dual/kl/value']:.3f} ({exact.kl:.3f})  mu {mean['dual/kl/multiplier']:.2f} ({exact.kl_multiplier:.2f})"
+    f"E[r] {mean['dual/quality/value']:.3f} (floor {words.FLOOR})  "
+    f"lambda {mean['dual/quality/multiplier']:.2f} ({exact.quality_multiplier:.2f})  "
+    f"KL {mean['dual/kl/value']:.3f} ({exact.kl:.3f})  mu {mean['dual/kl/multiplier']:.2f} ({exact.kl_multiplier:.2f})"
   )

@@ -17,8 +17,12 @@ STEPS, PAIRS = 1200, 512
 def loss_fn(model, train_example, multipliers):
   """The QEMPO-KL loss of Tunix's batch; its own trainer computes the log-probs."""
   e = train_example
-  sums = dpo_trainer.compute_logps(model, e.input_ids, e.positions, e.attention_mask, e.logits_to_keep, e.completion_mask)
-  one = lambda *x: qj.losses.qempo_kl_loss(*x, quality_multiplier=multipliers["quality"], kl_multiplier=multipliers["kl"])
+  sums = dpo_trainer.compute_logps(
+    model, e.input_ids, e.positions, e.attention_mask, e.logits_to_keep, e.completion_mask
+  )
+  one = lambda *x: qj.losses.qempo_kl_loss(
+    *x, quality_multiplier=multipliers["quality"], kl_multiplier=multipliers["kl"]
+  )
   return jnp.mean(jax.vmap(one)(*sums, e.ref_chosen_logps, e.ref_rejected_logps)), {}
 
 

@@ -57,11 +57,11 @@ def cluster(model, reference, optimizer, steps) -> rl_cluster.RLCluster:
   mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
   roles = rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT
   config = rl_cluster.ClusterConfig(
-      role_to_mesh=dict.fromkeys(roles, mesh),
-      rollout_engine=Rollout,
-      training_config=rl_cluster.RLTrainingConfig(actor_optimizer=optimizer, eval_every_n_steps=10**9, max_steps=steps),
-      rollout_config=base_rollout.RolloutConfig(
-          max_tokens_to_generate=words.LENGTH, max_prompt_length=1, temperature=1.0, seed=jax.random.key(0)
-      ),
+    role_to_mesh=dict.fromkeys(roles, mesh),
+    rollout_engine=Rollout,
+    training_config=rl_cluster.RLTrainingConfig(actor_optimizer=optimizer, eval_every_n_steps=10**9, max_steps=steps),
+    rollout_config=base_rollout.RolloutConfig(
+      max_tokens_to_generate=words.LENGTH, max_prompt_length=1, temperature=1.0, seed=jax.random.key(0)
+    ),
   )
   return rl_cluster.RLCluster(actor=model, reference=reference, tokenizer=Letters(), cluster_config=config)

@@ -25,7 +25,9 @@ def as_group(words) -> constraints.Group:
   """One group of words [G, 3] that the current policy drew, without a reference."""
   ones = jnp.ones(words.shape[0])
   rewards = {"reward": reward(words)}
-  return constraints.Group(rewards, 0 * ones, jnp.ones(words.shape, bool), fresh=ones > 0, replayed=ones < 0, weight=ones)
+  return constraints.Group(
+    rewards, 0 * ones, jnp.ones(words.shape, bool), fresh=ones > 0, replayed=ones < 0, weight=ones
+  )
 
 
 def optimum() -> exact.ExactSolution:
@@ -57,6 +59,6 @@ def summary(history: list[dict], *, last: int) -> str:
   best = optimum()
   mean = {name: np.mean([row[name] for row in history[-last:]]) for name in history[-1]}
   return (
-      f"E[r] {mean['reward']:.3f} (floor {FLOOR})  entropy {mean['entropy']:.3f} ({best.entropy:.3f})  "
-      f"lambda {mean['multiplier']:.3f} ({best.quality_multiplier:.3f})"
+    f"E[r] {mean['reward']:.3f} (floor {FLOOR})  entropy {mean['entropy']:.3f} ({best.entropy:.3f})  "
+    f"lambda {mean['multiplier']:.3f} ({best.quality_multiplier:.3f})"
   )

@@ -70,15 +70,17 @@ def make_problem(settings) -> Problem:
   """
   prompts = np.array(list(itertools.product(range(1, settings.vocab_size), repeat=2)))[: settings.num_prompts]
   if len(prompts) < settings.num_prompts:
-    raise InputError(f"enumerable.num_prompts={settings.num_prompts} exceeds the {len(prompts)} pairs there are: lower it")
+    raise InputError(
+      f"enumerable.num_prompts={settings.num_prompts} exceeds the {len(prompts)} pairs there are: lower it"
+    )
 
   def answer(prompt):
     return EnumerablePolicy.transformer(
-        settings.vocab_size,
-        settings.max_length,
-        prompt=prompt,
-        width=settings.width,
-        init_stddev=settings.init_stddev,
+      settings.vocab_size,
+      settings.max_length,
+      prompt=prompt,
+      width=settings.width,
+      init_stddev=settings.init_stddev,
     )
 
   one = answer(prompts[0])
@@ -94,15 +96,17 @@ def make_problem(settings) -> Problem:
 
 # Keys in which runs that are trained side by side may differ; of `method`, only numbers among its settings.
 FREE = (
-    "seed",
-    "sampling.temperature",  # of what is measured; training draws from the enumeration
-    *(f"constraints.{name}.{key}" for name in ("quality", "kl") for key in ("bound", "margin", "start")),
+  "seed",
+  "sampling.temperature",  # of what is measured; training draws from the enumeration
+  *(f"constraints.{name}.{key}" for name in ("quality", "kl") for key in ("bound", "margin", "start")),
 )
 
 
 def same_method(configs: Sequence) -> bool:
   """Whether the methods of these configs differ only in numbers among their settings."""
-  return len({(path, tuple(numbers), tuple(sorted(rest.items()))) for path, numbers, rest in map(_parsed, configs)}) == 1
+  return (
+    len({(path, tuple(numbers), tuple(sorted(rest.items()))) for path, numbers, rest in map(_parsed, configs)}) == 1
+  )
 
 
 def train(configs: Sequence, problem: Problem):
@@ -126,11 +130,13 @@ def train(configs: Sequence, problem: Problem):
   def run(state, numbers):
     of_method, bounds = numbers
     constraints = {
-        name: dataclasses.replace(constraint, bound=bounds.get(name)) for name, constraint in objective.constraints.items()
+      name: dataclasses.replace(constraint, bound=bounds.get(name))
+      for name, constraint in objective.constraints.items()
     }
     own = dataclasses.replace(objective, method=make(**of_method, **_parsed(configs[0])[2]), constraints=constraints)
     step = lambda state, index: (
-        _step(state, index, problem, reference, own, optimizers, configs[0].sampling.group_size, features), None
+      _step(state, index, problem, reference, own, optimizers, configs[0].sampling.group_size, features),
+      None,
     )
     return jax.lax.scan(step, state, jnp.arange(configs[0].steps))[0]
 
@@ -154,13 +160,13 @@ def figures(problem: Problem, log_probs, draws: Sequence[int]) -> dict[str, np.n
   inside = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=-1)
   reference = np.asarray(problem.log_probs(problem.params), np.float64)
   found = {
-      "reward": np.sum(p * problem.rewards, axis=-1),
-      "entropy": -np.sum(p * np.where(p > 0, log_p, 0.0), axis=-1),
-      "kl": np.sum(p * (np.where(p > 0, log_p, 0.0) - reference), axis=-1),
-      "length": p @ problem.space.lengths,
-      "truncation": p @ problem.space.truncated,
-      "good": mass,
-      "effective_answers": np.exp(inside),
+    "reward": np.sum(p * problem.rewards, axis=-1),
+    "entropy": -np.sum(p * np.where(p > 0, log_p, 0.0), axis=-1),
+    "kl": np.sum(p * (np.where(p > 0, log_p, 0.0) - reference), axis=-1),
+    "length": p @ problem.space.lengths,
+    "truncation": p @ problem.space.truncated,
+    "good": mass,
+    "effective_answers": np.exp(inside),
   }
   for k in draws:
     found[f"pass@{k}"] = 1 - (1 - mass) ** k
@@ -180,12 +186,12 @@ def _step(state, index, problem, ref_log_probs, objective, optimizers, group_siz
   fresh = jnp.ones(chosen.shape, bool)
   square = lambda of_all: jnp.asarray(of_all)[chosen[:, :, None], chosen[:, None, :]]
   batch = online_step.GroupBatch(
-      packed=None,
-      mask=jnp.asarray(problem.space.mask)[chosen],
-      rewards={"reward": jnp.asarray(problem.rewards)[row, chosen]},
-      fresh=fresh,
-      replayed=~fresh,
-      features={name: square(of_all) for name, of_all in features.items()},
+    packed=None,
+    mask=jnp.asarray(problem.space.mask)[chosen],
+    rewards={"reward": jnp.asarray(problem.rewards)[row, chosen]},
+    fresh=fresh,
+    replayed=~fresh,
+    features={name: square(of_all) for name, of_all in features.items()},
   )
 
   def score(params, batch):
@@ -195,7 +201,7 @@ def _step(state, index, problem, ref_log_probs, objective, optimizers, group_siz
     return TokenStats(log_probs[row, chosen], jax.vmap(given.token_entropies)(log_probs)[row, chosen])
 
   return online_step.policy_and_duals(
-      state, batch, ref_log_probs[row, chosen], score=score, objective=objective, optimizers=optimizers
+    state, batch, ref_log_probs[row, chosen], score=score, objective=objective, optimizers=optimizers
   )[0]
 
 

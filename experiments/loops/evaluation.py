@@ -18,7 +18,9 @@ from qempo_jax.rewards import answers
 class Evaluator:
   """Samples policies on the same rows with the same random numbers, and scores them under the reference."""
 
-  def __init__(self, config, policy: builders.Policy, rows: Sequence[Row], reward: Callable, judge: Callable | None = None):
+  def __init__(
+    self, config, policy: builders.Policy, rows: Sequence[Row], reward: Callable, judge: Callable | None = None
+  ):
     """Prepares for these rows.
 
     Args:
@@ -62,13 +64,13 @@ class Evaluator:
     """Log-probability of every response under the reference: [P, G] nats."""
     packed = packing.pack_groups(samples.prompts, samples.responses, bucket=self._config.compute.bucket)
     stats = self._score(
-        self._policy.params,
-        self._policy.config,
-        packed,
-        group_size=len(samples.responses[0]),
-        max_length=self._config.sampling.max_response_length,
-        temperature=self._config.sampling.temperature,
-        chunk_size=self._config.compute.chunk_size,
+      self._policy.params,
+      self._policy.config,
+      packed,
+      group_size=len(samples.responses[0]),
+      max_length=self._config.sampling.max_response_length,
+      temperature=self._config.sampling.temperature,
+      chunk_size=self._config.compute.chunk_size,
     )
     return np.asarray(stats.log_prob.sum(-1))
 
@@ -82,18 +84,18 @@ def _rows_of(samples, index, scores, ref_log_probs, labels):
     at = (index, sample)
     set_name = row.get("set_name", "")
     yield labels | {
-        "split": row["split"],
-        "set_name": set_name,
-        "prompt": _text(row["prompt"]),
-        "sample": sample,
-        "completion": text,
-        "answer": answers.parse_answer(text, set_name) if set_name else None,
-        **{name: float(found[at]) for name, found in scores.items()},
-        "log_prob": float(rollout.log_probs[at].sum()),
-        "ref_log_prob": float(ref_log_probs[at]),
-        "entropy": float(rollout.entropies[at].sum()),
-        "num_tokens": int(rollout.mask[at].sum()),
-        "truncated": bool(rollout.truncated[at]),
+      "split": row["split"],
+      "set_name": set_name,
+      "prompt": _text(row["prompt"]),
+      "sample": sample,
+      "completion": text,
+      "answer": answers.parse_answer(text, set_name) if set_name else None,
+      **{name: float(found[at]) for name, found in scores.items()},
+      "log_prob": float(rollout.log_probs[at].sum()),
+      "ref_log_prob": float(ref_log_probs[at]),
+      "entropy": float(rollout.entropies[at].sum()),
+      "num_tokens": int(rollout.mask[at].sum()),
+      "truncated": bool(rollout.truncated[at]),
     }
 
 

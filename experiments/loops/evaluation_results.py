@@ -32,20 +32,20 @@ def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
   max_kl = constrained.bound(config, "kl")
   budget = {} if max_kl is None else {constrained.label(config): max_kl}
   found = summary.summarise(
-      rows,
-      floor=floor,
-      floor_kind=kind,
-      acceptable=e.acceptable,
-      max_kl=budget,
-      reward_range=tuple(e.reward_range) or None,
-      baseline=e.baseline,
-      cluster=tuple(e.cluster),
-      metrics=diversity_metrics.metrics([row["completion"] for row in rows], embed=embed, parse=parse),
-      matched=e.matched,
-      look=e.look,
-      planned_looks=e.planned_looks or None,
-      run=dict(run) | {"left_out": left_out, "words": words.DEFINITION, "same answer": normal_form.DEFINITION},
-      num_draws=e.num_draws,
+    rows,
+    floor=floor,
+    floor_kind=kind,
+    acceptable=e.acceptable,
+    max_kl=budget,
+    reward_range=tuple(e.reward_range) or None,
+    baseline=e.baseline,
+    cluster=tuple(e.cluster),
+    metrics=diversity_metrics.metrics([row["completion"] for row in rows], embed=embed, parse=parse),
+    matched=e.matched,
+    look=e.look,
+    planned_looks=e.planned_looks or None,
+    run=dict(run) | {"left_out": left_out, "words": words.DEFINITION, "same answer": normal_form.DEFINITION},
+    num_draws=e.num_draws,
   )
   found["protocols"] = {"guo2024": summary.plain(corpus_figures(rows, embed, parse, e.num_draws, tuple(e.cluster)))}
   if e.judgements:
@@ -105,16 +105,16 @@ def corpus_figures(rows: Sequence[Mapping], embed, parse, num_draws: int, cluste
       except InputError:  # too short for an n-gram or a pair: no such figure
         continue
       found[split][axis] = {
-          name: {"mean": f.value, "low": f.interval.low, "high": f.interval.high, "sample_size": f.sample_size}
-          for name, f in figures.items()
+        name: {"mean": f.value, "low": f.interval.low, "high": f.interval.high, "sample_size": f.sample_size}
+        for name, f in figures.items()
       }
   return found
 
 
 def _sentences(texts: Mapping[str, list[list[str]]], parse) -> dict[str, list[list]]:
   split = {
-      name: [[sentence for text in samples for sentence in protocol.sentences(text)] for samples in prompts]
-      for name, prompts in texts.items()
+    name: [[sentence for text in samples for sentence in protocol.sentences(text)] for samples in prompts]
+    for name, prompts in texts.items()
   }
   if parse is None:
     return split

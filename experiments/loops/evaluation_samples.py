@@ -38,11 +38,15 @@ def prompt_rows(config) -> list[prompts.Row]:
     return builders.training_rows(config)[: e.max_prompts or None]
   source = os.path.expandvars(e.prompts)
   if "$" in source:
-    raise InputError(f"evaluation.prompts={e.prompts} names an environment variable that is not set; set it, or give the path")
+    raise InputError(
+      f"evaluation.prompts={e.prompts} names an environment variable that is not set; set it, or give the path"
+    )
   path = pathlib.Path(source.partition(":")[2])
   stem = path.name.removesuffix(".gz").partition(".")[0]
   name = path.parent.name if stem == "question" else stem
-  rows = prompts.load_rows(source, on_bad_row=config.data.on_bad_row, max_bad_share=config.data.max_bad_share, note=print)
+  rows = prompts.load_rows(
+    source, on_bad_row=config.data.on_bad_row, max_bad_share=config.data.max_bad_share, note=print
+  )
   return [row | {"split": name} for row in rows[: e.max_prompts or None]]
 
 
@@ -55,7 +59,9 @@ def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | 
     print(f"{evaluate.dropped} of {len(rows)} prompts are longer than {config.data.max_prompt_length} tokens and left out:"
           " see evaluation.max_prompt_length")  # fmt: skip
   prefix = f"{rows[0]['split']}-" if config.evaluation.prompts else ""
-  write_once(config, workdir, f"{prefix}base", "the reference", lambda: evaluate(policy.params, method="base", seed=config.seed))
+  write_once(
+    config, workdir, f"{prefix}base", "the reference", lambda: evaluate(policy.params, method="base", seed=config.seed)
+  )
   if params is not policy.params:
     method, seed = constrained.label(config), config.seed
     name = prefix + demo.run_name(constrained.file_name(method), seed)
@@ -71,8 +77,12 @@ def write_once(config, workdir: pathlib.Path, name: str, what: str, make) -> Non
   made = {"policy": what} | {key: config.evaluation[key] for key in keys}
   path = workdir / "samples" / f"{name}.jsonl"
   beside = path.with_suffix(".json")
-  if path.exists() and beside.exists() and json.loads(beside.read_text(encoding="utf-8")) != json.loads(json.dumps(made)):
-    raise InputError(f"{path} holds samples made in another way (see {beside}): remove both, or choose another --workdir.")
+  if (
+    path.exists() and beside.exists() and json.loads(beside.read_text(encoding="utf-8")) != json.loads(json.dumps(made))
+  ):
+    raise InputError(
+      f"{path} holds samples made in another way (see {beside}): remove both, or choose another --workdir."
+    )
   if not path.exists():
     workdirs.write_atomically(beside, json.dumps(made, indent=1) + "\n")
   demo.run_once(workdir, name, make)

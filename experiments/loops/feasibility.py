@@ -49,15 +49,15 @@ def check(config, policy: builders.Policy) -> str:
   check_floor(config, found)
   rewards = found.rewards
   return (
-      f"Reference policy: reward {rewards.mean():.3f} on average, {rewards.max(axis=1).mean():.3f} for the best of"
-      f" {rewards.shape[1]} (from {rewards.size} samples of {batch} prompts);"
-      f" entropy {found.entropies.mean():.1f} nats a response;"
-      f" the floor aimed at is {aim and round(aim, 6)}"
+    f"Reference policy: reward {rewards.mean():.3f} on average, {rewards.max(axis=1).mean():.3f} for the best of"
+    f" {rewards.shape[1]} (from {rewards.size} samples of {batch} prompts);"
+    f" entropy {found.entropies.mean():.1f} nats a response;"
+    f" the floor aimed at is {aim and round(aim, 6)}"
   )
 
 
 def measure(
-    config, policy: builders.Policy, *, num_prompts: int | None, batch: int, group_size: int, rounds: int
+  config, policy: builders.Policy, *, num_prompts: int | None, batch: int, group_size: int, rounds: int
 ) -> Measured:
   """Samples the reference on training prompts and scores the responses.
 

@@ -52,23 +52,34 @@ def programs(config) -> list[Program]:
   weight, settings = constrained.method(config).entropy_weight, constrained.settings(config)
   quality, kl = settings["quality"].start, settings["kl"].start
   if others := [name for name in settings if name not in constrained.ALWAYS]:
-    raise InputError(f"constraint {others[0]!r} is not foretold; leave it out here (its bound none and its multiplier 0)")
+    raise InputError(
+      f"constraint {others[0]!r} is not foretold; leave it out here (its bound none and its multiplier 0)"
+    )
   if floor is None:
     if budget is not None:
-      raise InputError("constraints.kl.bound without constraints.quality.bound is not foretold; set a floor, or no budget either")
+      raise InputError(
+        "constraints.kl.bound without constraints.quality.bound is not foretold; set a floor, or no budget either"
+      )
     if weight + kl <= 0:
-      raise InputError("neither entropy nor KL has a weight, so no optimum is set; choose a method with one, or raise constraints.kl.start")
+      raise InputError(
+        "neither entropy nor KL has a weight, so no optimum is set; choose a method with one, or raise constraints.kl.start"
+      )
     point = PathPoint(quality / (weight + kl), weight / (weight + kl))
     return [Program("as configured", functools.partial(sampled_duals.at_weights, point=point), math.inf, True)]
   if weight not in (0, 1):
-    raise InputError(f"an entropy weight of {weight} is not foretold; use a method with 0 (RLHF) or 1 (QEMPO, QEMPO-KL)")
+    raise InputError(
+      f"an entropy weight of {weight} is not foretold; use a method with 0 (RLHF) or 1 (QEMPO, QEMPO-KL)"
+    )
   if budget is None and kl and weight:
     raise InputError(
       f"a floor with mu fixed at constraints.kl.start={kl} is not foretold; set constraints.kl.bound, or constraints.kl.start=0"
     )
   rlhf = functools.partial(sampled_duals.solve_rlhf, min_reward=floor)
   qempo = functools.partial(sampled_duals.solve_qempo, min_reward=floor)
-  found = [Program("RLHF", rlhf, math.inf, weight == 0), Program("QEMPO", qempo, math.inf, weight == 1 and budget is None)]
+  found = [
+    Program("RLHF", rlhf, math.inf, weight == 0),
+    Program("QEMPO", qempo, math.inf, weight == 1 and budget is None),
+  ]
   if budget is not None:
     qempo_kl = functools.partial(sampled_duals.solve_qempo_kl, min_reward=floor, max_kl=budget)
     found.insert(1, Program("QEMPO-KL", qempo_kl, budget, weight == 1))

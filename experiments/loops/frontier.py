@@ -75,7 +75,9 @@ def check(config, checkpoint: str | int | None = None) -> None:
   for run, of_run in zip(runs, configs, strict=True):
     builders.objective(of_run)
     if checkpoint not in (None, "last") and of_run.steps and not _keeps_checkpoints(config, of_run):
-      raise InputError(f"{run.name} keeps no checkpoints, so --checkpoint={checkpoint} names none: only its last state is there")
+      raise InputError(
+        f"{run.name} keeps no checkpoints, so --checkpoint={checkpoint} names none: only its last state is there"
+      )
   if config.runner == "online":
     _check_shared(runs, configs, lambda key: key.startswith("model.") or key in builders.LOADED)
     return
@@ -95,7 +97,7 @@ def _check_shared(runs, configs, shared: Callable[[str], bool]) -> None:
     for key, own in found.items():
       if own != flat[0].get(key, own):
         raise InputError(
-            f"{run.name} has {key} = {own!r} and {runs[0].name} {flat[0][key]!r}: runs of one sweep share it; make two sweeps"
+          f"{run.name} has {key} = {own!r} and {runs[0].name} {flat[0][key]!r}: runs of one sweep share it; make two sweeps"
         )
 
 
@@ -110,7 +112,9 @@ def config_of(config, run: Run):
     try:
       of_run.update_from_flattened_dict({key: value})
     except TypeError as error:
-      raise InputError(f"points.{run.method} sets {key} = {value!r}, which is of another type there: {error}") from error
+      raise InputError(
+        f"points.{run.method} sets {key} = {value!r}, which is of another type there: {error}"
+      ) from error
   return of_run
 
 
@@ -175,9 +179,9 @@ def exact_curves(problem: enumerable.Problem) -> dict[str, list[dict[str, float]
     for floor in np.linspace(lowest + 1e-3, 0.99, CURVE_POINTS):
       budget = exact.feasible_range(rewards, reference, min_reward=floor).kl_budget_at(0.5)
       solutions = {
-          "QEMPO, exact": exact.solve_qempo(rewards, min_reward=floor, ref_log_probs=reference),
-          "QEMPO-KL, exact": exact.solve_qempo_kl(rewards, reference, min_reward=floor, max_kl=float(budget)),
-          "RLHF, exact": exact.solve_rlhf(rewards, reference, min_reward=floor),
+        "QEMPO, exact": exact.solve_qempo(rewards, min_reward=floor, ref_log_probs=reference),
+        "QEMPO-KL, exact": exact.solve_qempo_kl(rewards, reference, min_reward=floor, max_kl=float(budget)),
+        "RLHF, exact": exact.solve_rlhf(rewards, reference, min_reward=floor),
       }
       for name, solution in solutions.items():
         figures = enumerable.figures(problem, solution.log_probs, DRAWS)
@@ -230,24 +234,26 @@ def sampled_figures(rows: list[dict], embed: Callable | None = None) -> tuple[li
   of = lambda get: np.array([[get(row) for row in group] for group in by_prompt.values()], float)
   groups = list(by_prompt.values())
   figures = {
-      "reward": of(lambda row: row["reward"]),
-      "entropy": of(lambda row: row["entropy"]),
-      "kl": of(lambda row: row["log_prob"] - row["ref_log_prob"]),
-      "length": of(lambda row: row["num_tokens"]),
-      "truncation": of(lambda row: row["truncated"]),
+    "reward": of(lambda row: row["reward"]),
+    "entropy": of(lambda row: row["entropy"]),
+    "kl": of(lambda row: row["log_prob"] - row["ref_log_prob"]),
+    "length": of(lambda row: row["num_tokens"]),
+    "truncation": of(lambda row: row["truncated"]),
   }
   if "judge" in rows[0]:
     figures["judge"] = of(lambda row: row["judge"])
   if not rows[0]["set_name"]:
-    return list(by_prompt), figures | text_figures.figures([[row["completion"] for row in group] for group in groups], embed)
+    return list(by_prompt), figures | text_figures.figures(
+      [[row["completion"] for row in group] for group in groups], embed
+    )
   given = [[row["answer"] for row in group] for group in groups]
   sizes = [answers.set_size(group[0]["set_name"]) for group in groups]
   statistics = [functional.answer_statistics(of, set_size=size) for of, size in zip(given, sizes)]
   counts = np.array([(one.num_samples, one.num_acceptable) for one in statistics]).T
   figures |= {
-      "good": of(lambda row: row["answer"] is not None),
-      "effective_answers": np.array([[one.effective_answers] for one in statistics]),
-      "coverage": np.array([[one.coverage] for one in statistics]),
+    "good": of(lambda row: row["answer"] is not None),
+    "effective_answers": np.array([[one.effective_answers] for one in statistics]),
+    "coverage": np.array([[one.coverage] for one in statistics]),
   }
   for k in (k for k in SAMPLED_DRAWS if k <= counts[0].min()):
     figures[f"pass@{k}"] = solutions.pass_at_k(*counts, k=k)[:, None]
@@ -266,13 +272,13 @@ RUNNERS = {"enumerable": run_enumerable, "online": run_online}
 def _write(workdir, run: Run, prompts, figures, seconds, more: dict[str, str] | None = None) -> None:
   values = {name: [[float(f"{x:.6g}") for x in row] for row in np.asarray(table)] for name, table in figures.items()}
   result = {
-      "method": run.method,
-      "point": [list(pair) for pair in run.point],
-      "seed": run.seed,
-      "seconds": round(seconds, 2),
-      "prompts": prompts,
-      "figures": values,
-      **(more or {}),
+    "method": run.method,
+    "point": [list(pair) for pair in run.point],
+    "seed": run.seed,
+    "seconds": round(seconds, 2),
+    "prompts": prompts,
+    "figures": values,
+    **(more or {}),
   }
   path = _result(workdir, run)
   path.parent.mkdir(parents=True, exist_ok=True)

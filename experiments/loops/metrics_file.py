@@ -31,7 +31,9 @@ def read(path: pathlib.Path, note: Callable[[str], None] = print) -> list[dict[s
   except FileNotFoundError:
     return []
   except OSError as error:
-    raise InputError(f"{path} could not be read ({error.strerror}); nothing was changed: mend the cause, then try again") from error
+    raise InputError(
+      f"{path} could not be read ({error.strerror}); nothing was changed: mend the cause, then try again"
+    ) from error
   rows, damaged = [], []
   for number, text in enumerate(lines, start=1):
     row = _row(text)

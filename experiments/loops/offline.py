@@ -123,13 +123,13 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
       metrics = {name: float(value) for name, value in jax.device_get(measured | metrics).items()}
       seconds = time.monotonic() - started
       metrics |= truncation | {
-          "step": index + 1,
-          "floor": aim,
-          "seconds": seconds,
-          "sampling_seconds": sampled - started,
-          "compilations": compiled.take(),
-          "tokens_per_second": int(batch.mask.sum()) / seconds,
-          "padding": pair_tokens.padding_share(batch.packed),
+        "step": index + 1,
+        "floor": aim,
+        "seconds": seconds,
+        "sampling_seconds": sampled - started,
+        "compilations": compiled.take(),
+        "tokens_per_second": int(batch.mask.sum()) / seconds,
+        "padding": pair_tokens.padding_share(batch.packed),
       }
       metrics |= saver.count(metrics)
       log.write(metrics)
@@ -139,8 +139,8 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
       if not warned and metrics.get("chosen_change", 0.0) < -config.offline.chosen_fall:
         warned = True
         display.note(
-            f"step {index + 1}: the chosen responses' log-prob fell by {-metrics['chosen_change']:.1f} nats from the"
-            " reference; set offline.nll_weight, or lower the learning rate"
+          f"step {index + 1}: the chosen responses' log-prob fell by {-metrics['chosen_change']:.1f} nats from the"
+          " reference; set offline.nll_weight, or lower the learning rate"
         )
       saver.after_step(state, log)
   return state
@@ -173,34 +173,34 @@ def compile_step(config, policy: builders.Policy, objective, optimizers, shardin
   It takes (state, batch, the reference's parameters where adapters are trained beside them, else None).
   """
   step = functools.partial(
-      offline_step.offline_step,
-      objective=objective,
-      optimizer=optimizers.policy,
-      as_policy=builders.as_policy(config),
-      micro_batches=builders.micro_batches(config, config.offline.pairs_per_step, policy.mesh),
-      **_scoring(config, policy),
+    offline_step.offline_step,
+    objective=objective,
+    optimizer=optimizers.policy,
+    as_policy=builders.as_policy(config),
+    micro_batches=builders.micro_batches(config, config.offline.pairs_per_step, policy.mesh),
+    **_scoring(config, policy),
   )
   frozen = jax.tree.map(lambda leaf: leaf.sharding, policy.params) if builders.lora_config(config) else None
   return jax.jit(
-      sharding.on_mesh(step, policy.mesh),
-      in_shardings=(shardings, runs.split(policy.mesh, config.offline.pairs_per_step), frozen),
-      out_shardings=(shardings, sharding.replicated(policy.mesh)),
-      donate_argnums=0,
+    sharding.on_mesh(step, policy.mesh),
+    in_shardings=(shardings, runs.split(policy.mesh, config.offline.pairs_per_step), frozen),
+    out_shardings=(shardings, sharding.replicated(policy.mesh)),
+    donate_argnums=0,
   )
 
 
 def compile_dual_step(config, policy: builders.Policy, objective, optimizers, shardings):
   """The jitted dual step, likewise; the policy passes through it."""
   step = functools.partial(
-      offline_step.dual_step, objective=objective, optimizer=optimizers.dual, **_scoring(config, policy)
+    offline_step.dual_step, objective=objective, optimizer=optimizers.dual, **_scoring(config, policy)
   )
   reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
   split = runs.split(policy.mesh, config.data.prompts_per_step)
   return jax.jit(
-      sharding.on_mesh(runs.reading_reference(step, reference), policy.mesh),
-      in_shardings=(shardings, reference, split, split),
-      out_shardings=(shardings, sharding.replicated(policy.mesh)),
-      donate_argnums=0,
+    sharding.on_mesh(runs.reading_reference(step, reference), policy.mesh),
+    in_shardings=(shardings, reference, split, split),
+    out_shardings=(shardings, sharding.replicated(policy.mesh)),
+    donate_argnums=0,
   )
 
 
@@ -214,7 +214,7 @@ def _check(metrics, config) -> None:
   bound = config.alarms.max_entropy_per_token
   if metrics.get("entropy_per_token", 0.0) > bound:
     raise InputError(
-        f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
-        f" alarms.max_entropy_per_token={bound}; lower offline.alpha, raise constraints.quality.start or its gains,"
-        " or set constraints.kl.bound"
+      f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
+      f" alarms.max_entropy_per_token={bound}; lower offline.alpha, raise constraints.quality.start or its gains,"
+      " or set constraints.kl.bound"
     )

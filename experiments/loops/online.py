@@ -84,16 +84,16 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
       metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
       seconds = time.monotonic() - started
       metrics |= {
-          "step": index + 1,
-          "floor": aim,
-          "truncation": float(np.mean(samples.rollout.truncated)),
-          "sampling/utilisation": float(samples.rollout.utilisation),
-          "unscored": float(np.mean(np.isnan(rewards["reward"]))),
-          "found": replay.buffer.total,
-          "seconds": seconds,
-          "sampling_seconds": sampled - started,
-          "compilations": compiled.take(),
-          "tokens_per_second": int(samples.rollout.mask.sum()) / seconds,
+        "step": index + 1,
+        "floor": aim,
+        "truncation": float(np.mean(samples.rollout.truncated)),
+        "sampling/utilisation": float(samples.rollout.utilisation),
+        "unscored": float(np.mean(np.isnan(rewards["reward"]))),
+        "found": replay.buffer.total,
+        "seconds": seconds,
+        "sampling_seconds": sampled - started,
+        "compilations": compiled.take(),
+        "tokens_per_second": int(samples.rollout.mask.sum()) / seconds,
       }
       metrics |= saver.count(metrics)
       metrics |= {f"reward_counts/{kind}": count for kind, count in counts.items()}
@@ -109,22 +109,22 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
 def compile_step(config, policy: builders.Policy, optimizers, shardings):
   """The one jitted step of a run: state placed by its shardings and donated."""
   step = functools.partial(
-      online_step.online_step,
-      config=policy.config,
-      objective=builders.objective(config),
-      optimizers=optimizers,
-      temperature=config.sampling.temperature,
-      chunk_size=config.compute.chunk_size,
-      as_policy=builders.as_policy(config),
-      micro_batches=builders.micro_batches(config, config.data.prompts_per_step, policy.mesh),
+    online_step.online_step,
+    config=policy.config,
+    objective=builders.objective(config),
+    optimizers=optimizers,
+    temperature=config.sampling.temperature,
+    chunk_size=config.compute.chunk_size,
+    as_policy=builders.as_policy(config),
+    micro_batches=builders.micro_batches(config, config.data.prompts_per_step, policy.mesh),
   )
   reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
   prompts_split = runs.split(policy.mesh, config.data.prompts_per_step)
   return jax.jit(
-      sharding.on_mesh(runs.reading_reference(step, reference), policy.mesh),
-      in_shardings=(shardings, reference, prompts_split),
-      out_shardings=(shardings, sharding.replicated(policy.mesh)),
-      donate_argnums=0,
+    sharding.on_mesh(runs.reading_reference(step, reference), policy.mesh),
+    in_shardings=(shardings, reference, prompts_split),
+    out_shardings=(shardings, sharding.replicated(policy.mesh)),
+    donate_argnums=0,
   )
 
 
@@ -141,8 +141,8 @@ class Replay:
     r = self._config.replay
     if r.size and r.key and (lacking := [row for row in rows if r.key not in row]):
       raise InputError(
-          f"replay.key={r.key!r} is no column of {len(lacking)} prompts, the first with {', '.join(lacking[0])}; set it to"
-          " prompt, to an empty text for the whole row, or replay.size to 0"
+        f"replay.key={r.key!r} is no column of {len(lacking)} prompts, the first with {', '.join(lacking[0])}; set it to"
+        " prompt, to an empty text for the whole row, or replay.size to 0"
       )
 
   def _key(self, row):
@@ -198,8 +198,8 @@ def _not_acting(metrics, config) -> str | None:
   if not nats > 2:
     return None
   return (
-      f"step {metrics['step']}: entropy is not acting yet: the quality multiplier {metrics['dual/quality/multiplier']:.1f} times the"
-      f" missing reward is {nats:.1f} nats, above 2; start it lower, train longer, or lower the floor"
+    f"step {metrics['step']}: entropy is not acting yet: the quality multiplier {metrics['dual/quality/multiplier']:.1f} times the"
+    f" missing reward is {nats:.1f} nats, above 2; start it lower, train longer, or lower the floor"
   )
 
 
@@ -208,6 +208,6 @@ def _check(metrics, config) -> None:
   bound = config.alarms.max_entropy_per_token
   if metrics["entropy_per_token"] > bound:
     raise InputError(
-        f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
-        f" alarms.max_entropy_per_token={bound}; raise constraints.quality.start or its gains, or set constraints.kl.bound"
+      f"step {metrics['step']}: entropy per token is {metrics['entropy_per_token']:.2f} nats, above"
+      f" alarms.max_entropy_per_token={bound}; raise constraints.quality.start or its gains, or set constraints.kl.bound"
     )

@@ -44,22 +44,22 @@ def load(config, policy: builders.Policy, workdir: pathlib.Path | None) -> list[
     rows = builders.training_rows(config)
     return preferences.open_list_preferences(rows, per_prompt=config.offline.pairs_per_prompt, seed=config.seed)
   return preferences.load_preferences(
-      config.data.source,
-      rejected=offline_losses.LOSSES[config.offline.loss].responses > 1,
-      on_bad_row=config.data.on_bad_row,
-      max_bad_share=config.data.max_bad_share,
-      note=print,
-      tokenizer=policy.tokenizer,
+    config.data.source,
+    rejected=offline_losses.LOSSES[config.offline.loss].responses > 1,
+    on_bad_row=config.data.on_bad_row,
+    max_bad_share=config.data.max_bad_share,
+    note=print,
+    tokenizer=policy.tokenizer,
   )
 
 
 def encode(config, policy: builders.Policy, found) -> pair_tokens.PairTokens:
   """The pairs as token ids, with as many responses each as the loss reads."""
   return pair_tokens.encode_pairs(
-      policy.tokenizer,
-      found,
-      responses=offline_losses.LOSSES[config.offline.loss].responses,
-      **packed_pairs.limits(config),
+    policy.tokenizer,
+    found,
+    responses=offline_losses.LOSSES[config.offline.loss].responses,
+    **packed_pairs.limits(config),
   )
 
 
@@ -96,10 +96,10 @@ class Batches:
       raise InputError("offline.reference_cache is for one process: its file is one machine's; set it to False")
     model = reference_cache.model_hash(policy.params, policy.config)
     keys = reference_cache.example_keys(
-        pairs,
-        model=model,
-        tokenizer=reference_cache.tokenizer_hash(policy.tokenizer),
-        settings={"temperature": config.sampling.temperature},
+      pairs,
+      model=model,
+      tokenizer=reference_cache.tokenizer_hash(policy.tokenizer),
+      settings={"temperature": config.sampling.temperature},
     )
     path = demo_model.cache_dir() / "reference" / f"{model[:32]}-{found.shape[1]}.npz"
     compute = lambda places: self._score(policy, [visited[place] for place in places])
@@ -111,10 +111,10 @@ class Batches:
     """[n, G] nats of some examples, computed beside others of their length."""
     config = self._config
     score = functools.partial(
-        offline_step.score,
-        config=policy.config,
-        temperature=config.sampling.temperature,
-        chunk_size=config.compute.chunk_size,
+      offline_step.score,
+      config=policy.config,
+      temperature=config.sampling.temperature,
+      chunk_size=config.compute.chunk_size,
     )
     score = jax.jit(sharding.on_mesh(score, policy.mesh))
     size, found = config.offline.pairs_per_step, {}
@@ -149,8 +149,8 @@ def _sampled(config, policy, rows, path) -> list[preferences.Preference]:
         found += preferences.answers_against_samples(*group, per_prompt=config.offline.pairs_per_prompt, seed=seed)
   if not found:
     raise InputError(
-        "the samples of every prompt are all alike in reward, so they make no pairs; raise sampling.group_size, or"
-        " use offline.pairs=source"
+      "the samples of every prompt are all alike in reward, so they make no pairs; raise sampling.group_size, or"
+      " use offline.pairs=source"
     )
   lines = (json.dumps(preferences.to_json(pair)) + "\n" for pair in found)
   workdirs.write_atomically(path, "".join(lines))

@@ -131,9 +131,9 @@ class Scorer:
     self._batches, self._parts, self._frozen = batches, parts, frozen
     self._size = config.reward_model.pairs_per_step
     self._score = jax.jit(
-        sharding.on_mesh(functools.partial(reward_step.pair_scores, config=model.config), model.mesh),
-        in_shardings=(trained_shardings, _placed(frozen), runs.split(model.mesh, self._size)),
-        out_shardings=sharding.replicated(model.mesh),
+      sharding.on_mesh(functools.partial(reward_step.pair_scores, config=model.config), model.mesh),
+      in_shardings=(trained_shardings, _placed(frozen), runs.split(model.mesh, self._size)),
+      out_shardings=sharding.replicated(model.mesh),
     )
 
   def __call__(self, trained, part: str) -> np.ndarray:
@@ -150,16 +150,16 @@ class Scorer:
 def compile_step(config, model: builders.Policy, optimizers, shardings, frozen):
   """The jitted step: the state placed by its shardings and donated."""
   step = functools.partial(
-      reward_step.reward_step,
-      config=model.config,
-      optimizer=optimizers.policy,
-      centring_weight=config.reward_model.centring_weight,
+    reward_step.reward_step,
+    config=model.config,
+    optimizer=optimizers.policy,
+    centring_weight=config.reward_model.centring_weight,
   )
   return jax.jit(
-      sharding.on_mesh(step, model.mesh),
-      in_shardings=(shardings, _placed(frozen), runs.split(model.mesh, config.reward_model.pairs_per_step)),
-      out_shardings=(shardings, sharding.replicated(model.mesh)),
-      donate_argnums=0,
+    sharding.on_mesh(step, model.mesh),
+    in_shardings=(shardings, _placed(frozen), runs.split(model.mesh, config.reward_model.pairs_per_step)),
+    out_shardings=(shardings, sharding.replicated(model.mesh)),
+    donate_argnums=0,
   )
 
 

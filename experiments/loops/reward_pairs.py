@@ -68,7 +68,7 @@ class Batches:
     take = lambda values: [values[index] for index in indices]
     bucket = self._config.compute.bucket
     return reward_step.pack_pairs(
-        take(found.prompts), take(found.responses), take(found.margins), bucket=bucket, rows=rows
+      take(found.prompts), take(found.responses), take(found.margins), bucket=bucket, rows=rows
     )
 
   def _fill(self, model, frozen, workdir, total, note) -> None:
@@ -113,6 +113,6 @@ def _reserve(path: pathlib.Path, size: int) -> None:
   except OSError as error:
     path.unlink(missing_ok=True)
     raise InputError(
-        f"{path} takes {size / 1e9:.2f} GB, and there is no room ({error.strerror}); free space there, or set"
-        " reward_model.cache to False"
+      f"{path} takes {size / 1e9:.2f} GB, and there is no room ({error.strerror}); free space there, or set"
+      " reward_model.cache to False"
     ) from error

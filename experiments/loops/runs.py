@@ -47,7 +47,9 @@ def checkpoints(config, workdir: pathlib.Path, *, read_only: bool = False, note=
   return Checkpoints(folder, keep=c.keep, asynchronous=c.asynchronous, read_only=read_only, note=note)
 
 
-def trained_params(config, workdir: pathlib.Path, policy: builders.Policy, checkpoint: str | int | None = None, note=print):
+def trained_params(
+  config, workdir: pathlib.Path, policy: builders.Policy, checkpoint: str | int | None = None, note=print
+):
   """The parameters of one of the workdir's checkpoints, or of the model itself where it has none, and what they are.
 
   Args:
@@ -72,7 +74,9 @@ def trained_params(config, workdir: pathlib.Path, policy: builders.Policy, check
     saved.close()
   if not found:
     if checkpoint is not None:
-      raise InputError(f"there is no checkpoint in {workdir}, so --checkpoint={checkpoint} names none: leave it out, or train first")
+      raise InputError(
+        f"there is no checkpoint in {workdir}, so --checkpoint={checkpoint} names none: leave it out, or train first"
+      )
     return policy.params, f"the model {config.model.source} (no checkpoint in {workdir})"
   params, step = found
   note(f"Checkpoint: step {step}, {why}; those there are {', '.join(map(str, saved.steps()))}")
@@ -97,10 +101,14 @@ def _choose(config, saved: Checkpoints, checkpoint: str | int | None) -> tuple[i
   best = saved.best_step()
   if best is not None:
     met = saved.quality(best)["shortfall"] <= 0
-    return best, "the best: " + ("highest entropy within the bounds" if met else "none is within the bounds, it is closest")
+    return best, "the best: " + (
+      "highest entropy within the bounds" if met else "none is within the bounds, it is closest"
+    )
   if checkpoint:
     listed = ", ".join(map(str, steps))
-    raise InputError(f"no checkpoint in {saved.folder} was measured, so none is best: --checkpoint=last, or a step of {listed}")
+    raise InputError(
+      f"no checkpoint in {saved.folder} was measured, so none is best: --checkpoint=last, or a step of {listed}"
+    )
   return None, "the last (none was measured)"
 
 
@@ -135,8 +143,8 @@ class MetricsLog:
         file.write(metrics_file.line(metrics))
     except OSError as error:
       raise InputError(
-          f"{self._path} cannot be written ({error.strerror}); the last checkpoint stands: free space there, then start"
-          " the same command again"
+        f"{self._path} cannot be written ({error.strerror}); the last checkpoint stands: free space there, then start"
+        " the same command again"
       ) from error
     for name, value in metrics.items():
       if value is not None:

@@ -49,7 +49,9 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
       _score(unscored, reward())
       notes.append(f"{path.name}: {len(unscored)} rewards computed now")
     if any("num_tokens" not in row for row in found):
-      notes.append(f"{path.name}: lengths are words, for it has no num_tokens; without `truncated` nothing counts as cut")
+      notes.append(
+        f"{path.name}: lengths are words, for it has no num_tokens; without `truncated` nothing counts as cut"
+      )
     method = path.name.removesuffix(".jsonl")
     files[path.name] = [{"method": method, "seed": 0, "split": "prompts", "set_name": ""} | row for row in found]
   rows = [row for found in files.values() for row in found]
@@ -75,7 +77,9 @@ def _row(line: str, where: str) -> dict:
   except json.JSONDecodeError as error:
     raise InputError(f"{where} is not JSON ({error}): give one object a line.") from error
   except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
-    raise InputError(f"{where} is not JSON that can be read ({type(error).__name__}): give one object a line.") from error
+    raise InputError(
+      f"{where} is not JSON that can be read ({type(error).__name__}): give one object a line."
+    ) from error
   if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
     raise InputError(f'{where} needs "prompt" and "completion", each a text.')
   row = {key: value for key, value in row.items() if value is not None or key in _MAY_BE_NULL}
@@ -97,7 +101,9 @@ def _score(rows: list[dict], function: Callable) -> None:
 def _name_tasks(rows: list[dict]) -> int:
   """Gives rows whose prompt stands in several tasks their `task`; returns how many such prompts there are."""
   keys = [(row["split"], row["prompt"]) for row in rows]
-  names = columns.tell_apart(keys, [str(row["task"]) if "task" in row else columns.task(_reference(row)) for row in rows])
+  names = columns.tell_apart(
+    keys, [str(row["task"]) if "task" in row else columns.task(_reference(row)) for row in rows]
+  )
   for row, name in zip(rows, names, strict=True):
     row["task"] = name
   return len({key for key, name in zip(keys, names, strict=True) if name})
@@ -115,7 +121,9 @@ def _unread(name: str, rows: list[dict]) -> str:
     for column in row.keys() - _KNOWN:
       if isinstance(row[column], float | bool):
         continue  # a score
-      values.setdefault((row["split"], row["prompt"], row["task"], column), set()).add(columns.whole_row({"": row[column]}))
+      values.setdefault((row["split"], row["prompt"], row["task"], column), set()).add(
+        columns.whole_row({"": row[column]})
+      )
   found = sorted({column for (*_, column), different in values.items() if len(different) > 1})
   if not found:
     return ""

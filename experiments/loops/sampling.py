@@ -55,13 +55,15 @@ class GroupSampler:
     self._mesh = layout.sampling_mesh(policy.mesh, tuple(config.sampling.mesh))
     self._arrangements = {}
     limit = config.data.max_prompt_length
-    encoded = {row["prompt"]: _encoded(policy.tokenizer, row["prompt"], place) for place, row in enumerate(rows, start=1)}
+    encoded = {
+      row["prompt"]: _encoded(policy.tokenizer, row["prompt"], place) for place, row in enumerate(rows, start=1)
+    }
     self._encoded = {prompt: ids for prompt, ids in encoded.items() if len(ids) <= limit}
     self.rows = [row for row in rows if row["prompt"] in self._encoded]
     self.dropped = len(rows) - len(self.rows)
     if not self.rows:
       raise InputError(
-          f"every prompt is longer than data.max_prompt_length={limit} tokens; raise it, or shorten the prompts"
+        f"every prompt is longer than data.max_prompt_length={limit} tokens; raise it, or shorten the prompts"
       )
     self._width = packing.round_up(max(map(len, self._encoded.values())), 16)
 
@@ -70,25 +72,23 @@ class GroupSampler:
     prompts = [self.encode(row) for row in rows]
     batch = sharding.place(self._pad(prompts), runs.split(self._mesh, len(prompts)))
     rollout = sharding.on_mesh(sampler.sample_groups, self._mesh)(
-        self._arranged(params),
-        self._policy.config,
-        batch,
-        rng,
-        group_size=group_size,
-        max_length=self._settings.max_response_length,
-        temperature=self._settings.temperature,
-        stop_tokens=self._policy.stop_tokens,
-        prompt_ids=np.arange(first, first + len(prompts)),
-        slots=self._settings.slots,
-        halvings=self._settings.halvings,
+      self._arranged(params),
+      self._policy.config,
+      batch,
+      rng,
+      group_size=group_size,
+      max_length=self._settings.max_response_length,
+      temperature=self._settings.temperature,
+      stop_tokens=self._policy.stop_tokens,
+      prompt_ids=np.arange(first, first + len(prompts)),
+      slots=self._settings.slots,
+      halvings=self._settings.halvings,
     )
     return self.of_rollout(rows, sharding.to_host(rollout))
 
   def of_rollout(self, rows: Sequence[Row], rollout: Rollout) -> Samples:
     """The samples of these rows as text and ids, from the sampler's arrays."""
-    responses = [
-        [tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)
-    ]
+    responses = [[tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)]
     decode = lambda ids: self._policy.tokenizer.decode(ids, skip_special_tokens=True)
     texts = [[decode(ids) for ids in group] for group in responses]
     return Samples(rows, [self.encode(row) for row in rows], responses, texts, rollout)

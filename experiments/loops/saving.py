@@ -28,14 +28,14 @@ class Saver:
   """A run's checkpoints; a context manager that waits, at the end, until all is on disk."""
 
   def __init__(
-      self,
-      config,
-      workdir: pathlib.Path,
-      policy: builders.Policy,
-      note: Callable[[str], None],
-      *,
-      same: dict[str, str],
-      order: orders.Order | None = None,
+    self,
+    config,
+    workdir: pathlib.Path,
+    policy: builders.Policy,
+    note: Callable[[str], None],
+    *,
+    same: dict[str, str],
+    order: orders.Order | None = None,
   ):
     """Opens the checkpoints; nothing is written yet.
 
@@ -93,9 +93,13 @@ class Saver:
     else:
       folder = pathlib.Path(c.folder or self._workdir / "checkpoints")
       if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
-        raise InputError(f"{folder} holds a run, and checkpoint.every={c.every} reads none: set it to 0, or use another workdir")
+        raise InputError(
+          f"{folder} holds a run, and checkpoint.every={c.every} reads none: set it to 0, or use another workdir"
+        )
     old = len(metrics_file.read(self._workdir / metrics_file.NAME, self._note)) if distributed.is_writer() else 0
-    self._note("starting at step 1" + (f": no checkpoint here, {old} old rows of {metrics_file.NAME} replaced" if old else ""))
+    self._note(
+      "starting at step 1" + (f": no checkpoint here, {old} old rows of {metrics_file.NAME} replaced" if old else "")
+    )
 
   def _resume(self, step: int) -> None:
     """Says where the run goes on, and which of its rows are gone."""
@@ -124,8 +128,8 @@ class Saver:
     """How many updates of the run were skipped so far, this one included, as a metric."""
     skipped = bool(metrics["skipped"])
     self._skipped = {
-        "in_row": self._skipped["in_row"] + 1 if skipped else 0,
-        "total": self._skipped["total"] + skipped,
+      "in_row": self._skipped["in_row"] + 1 if skipped else 0,
+      "total": self._skipped["total"] + skipped,
     }
     return {"skipped_total": self._skipped["total"]}
 
@@ -141,8 +145,8 @@ class Saver:
     most = self._config.faults.max_skipped_in_row
     if self._skipped["in_row"] > most:
       raise InputError(
-          f"step {step}: the loss is not finite, or its gradient, {self._skipped['in_row']} times in a row (faults."
-          f"max_skipped_in_row={most}); those updates were skipped: lower optimizer.learning_rate, then start anew"
+        f"step {step}: the loss is not finite, or its gradient, {self._skipped['in_row']} times in a row (faults."
+        f"max_skipped_in_row={most}); those updates were skipped: lower optimizer.learning_rate, then start anew"
       )
     stop = self._notice.came(step)
     due = step == self._config.steps or (c.every > 0 and step % c.every == 0)

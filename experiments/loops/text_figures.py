@@ -22,8 +22,8 @@ def figures(groups: Sequence[Sequence[str]], embed: Callable | None = None) -> d
   embed = embed or sentence_encoder.load()
   corpora = [lexical.encode(group) for group in groups]
   found = {
-      "distinct_2": [lexical.distinct_n(corpus, n=2) for corpus in corpora],
-      "self_bleu": [lexical.self_bleu(corpus) for corpus in corpora],
-      "semantic_distance": [semantic.mean_pairwise_distance(embed(group)) for group in groups],
+    "distinct_2": [lexical.distinct_n(corpus, n=2) for corpus in corpora],
+    "self_bleu": [lexical.self_bleu(corpus) for corpus in corpora],
+    "semantic_distance": [semantic.mean_pairwise_distance(embed(group)) for group in groups],
   }
   return {name: np.array(values)[:, None] for name, values in found.items()}

@@ -28,9 +28,9 @@ class WandbLog:
     """Starts a run of the project, named after the method and the seed."""
     self._log = log
     self._run = _package().init(
-        project=config.logging.wandb,
-        name=f"{constrained.label(config)}-seed{config.seed}",
-        config=json.loads(config.to_json_best_effort()),
+      project=config.logging.wandb,
+      name=f"{constrained.label(config)}-seed{config.seed}",
+      config=json.loads(config.to_json_best_effort()),
     )
 
   def write(self, metrics) -> None:
@@ -52,6 +52,6 @@ def _package():
     return importlib.import_module("wandb")
   except ImportError as error:
     raise InputError(
-        "config.logging.wandb names a project, but the package wandb is not installed: pip install wandb, or leave it"
-        ' empty ("") for metrics.jsonl and TensorBoard alone'
+      "config.logging.wandb names a project, but the package wandb is not installed: pip install wandb, or leave it"
+      ' empty ("") for metrics.jsonl and TensorBoard alone'
     ) from error

@@ -26,21 +26,21 @@ SAMPLES, FLOOR, NOMINAL = 32, 0.8, 0.05
 # Standard deviations of set, wording and cell effects, and the keys whose families are new under the claim.
 BOTH, NEW_WORDINGS = ("set_name", "wording"), ("wording",)
 FLOORS = (
-    (0.0, 0.0, 1.0, BOTH),
-    (0.5, 0.3, 0.3, BOTH),
-    (0.7, 0.7, 0.3, BOTH),
-    (1.0, 0.0, 0.3, BOTH),
-    (0.5, 1.0, 0.5, NEW_WORDINGS),
-    (0.5, 1.5, 0.3, NEW_WORDINGS),
+  (0.0, 0.0, 1.0, BOTH),
+  (0.5, 0.3, 0.3, BOTH),
+  (0.7, 0.7, 0.3, BOTH),
+  (1.0, 0.0, 0.3, BOTH),
+  (0.5, 1.0, 0.5, NEW_WORDINGS),
+  (0.5, 1.5, 0.3, NEW_WORDINGS),
 )
 LARGER = ((0.7, 0.7, 0.3, BOTH), (1.0, 0.0, 0.3, BOTH), (0.5, 1.5, 0.3, NEW_WORDINGS))  # large enough for a MET
 DIFFERENCES = (  # the last entry is what a prompt varies by itself
-    (0.0, 0.0, 1.0, BOTH),
-    (0.5, 0.0, 1.0, BOTH),
-    (1.0, 0.0, 1.0, BOTH),
-    (1.0, 0.0, 0.5, BOTH),
-    (0.7, 0.7, 0.5, BOTH),
-    (0.0, 1.0, 0.5, NEW_WORDINGS),
+  (0.0, 0.0, 1.0, BOTH),
+  (0.5, 0.0, 1.0, BOTH),
+  (1.0, 0.0, 1.0, BOTH),
+  (1.0, 0.0, 0.5, BOTH),
+  (0.7, 0.7, 0.5, BOTH),
+  (0.0, 1.0, 0.5, NEW_WORDINGS),
 )
 
 
@@ -50,7 +50,9 @@ def families_of(keys, shape) -> clusters.Clusters:
   return clusters.of({key: columns[key] for key in keys})
 
 
-def effects(rng: np.random.Generator, deviations, count: int, shape, fixed_sets: np.ndarray | None = None) -> np.ndarray:
+def effects(
+  rng: np.random.Generator, deviations, count: int, shape, fixed_sets: np.ndarray | None = None
+) -> np.ndarray:
   """[count, sets, wordings] sums of set, wording and cell effects; the sets' own where they are fixed."""
   a, b, c = deviations
   of_sets = a * rng.normal(size=(count, shape[0], 1)) if fixed_sets is None else fixed_sets[None, :, None]
@@ -126,9 +128,9 @@ def main() -> None:
   flags = parser.parse_args()
   rows = json.loads(PATH.read_text(encoding="utf-8"))["rows"] if PATH.is_file() else []
   studies = {
-      "false MET": (FLOORS, false_met),
-      "false MET, larger": (LARGER, functools.partial(false_met, shape=LARGE)),
-      "false findings": (DIFFERENCES, false_findings),
+    "false MET": (FLOORS, false_met),
+    "false MET, larger": (LARGER, functools.partial(false_met, shape=LARGE)),
+    "false findings": (DIFFERENCES, false_findings),
   }
   for study, (designs, simulate) in studies.items():
     for index, design in enumerate(designs):

@@ -36,43 +36,45 @@ def collect(folders: list[pathlib.Path]) -> list[dict]:
     for path in sorted((folder / "runs").glob("*/result.json")):
       result = json.loads(path.read_text(encoding="utf-8"))
       own, rows = config[result["method"]], _lines(path.parent / "samples.jsonl")
-      found.append({
+      found.append(
+        {
           **{key: result[key] for key in ("method", "point", "seed", "seconds")},
           "changed": _changed(own, json.loads(base.get_config().to_json_best_effort())),
           "curves": _curves(path.parent / metrics_file.NAME),
           **({"puzzles": _puzzles(rows)} if rows[0]["set_name"] else {"prompts": _prompts(rows)}),
-      })
+        }
+      )
   return found
 
 
 def _puzzles(rows: list[dict]) -> list[dict]:
   """By puzzle: its split and target, how often each right answer was given, and the means of what samples have."""
   return [
-      {
-          "split": split,
-          "set_name": set_name,
-          "samples": len(group),
-          "answers": dict(functional.answer_counts([row["answer"] for row in group])),
-          **_means(group, MEANS),
-      }
-      for (split, set_name), group in _grouped(rows, "set_name").items()
+    {
+      "split": split,
+      "set_name": set_name,
+      "samples": len(group),
+      "answers": dict(functional.answer_counts([row["answer"] for row in group])),
+      **_means(group, MEANS),
+    }
+    for (split, set_name), group in _grouped(rows, "set_name").items()
   ]
 
 
 def _prompts(rows: list[dict]) -> list[dict]:
   """By prompt: its split and first words, the means of what samples have, and the diversity of their texts."""
   metrics = diversity_metrics.metrics(
-      [row["completion"] for row in rows], embed=sentence_encoder.load(), parse=syntactic.parse_with_spacy
+    [row["completion"] for row in rows], embed=sentence_encoder.load(), parse=syntactic.parse_with_spacy
   )
   return [
-      {
-          "split": split,
-          "prompt": prompt[:60],
-          "samples": len(group),
-          **_means(group, MEANS + SCORES),
-          **{name: _diversity(metrics[name], [row["completion"] for row in group]) for name in METRICS},
-      }
-      for (split, prompt), group in _grouped(rows, "prompt").items()
+    {
+      "split": split,
+      "prompt": prompt[:60],
+      "samples": len(group),
+      **_means(group, MEANS + SCORES),
+      **{name: _diversity(metrics[name], [row["completion"] for row in group]) for name in METRICS},
+    }
+    for (split, prompt), group in _grouped(rows, "prompt").items()
   ]
 
 

@@ -34,12 +34,12 @@ TASKS = ("offline_ultrafeedback", "online_gsm8k", "online_math")
 METHOD = "qempo_kl"
 # Beyond each model's own slice: the smallest model on the smallest slice.
 FURTHER = (
-    ("offline_ultrafeedback", "qwen2.5-0.5b", "v5e:2x2"),
-    ("online_gsm8k", "qwen2.5-0.5b", "v5e:2x2"),
+  ("offline_ultrafeedback", "qwen2.5-0.5b", "v5e:2x2"),
+  ("online_gsm8k", "qwen2.5-0.5b", "v5e:2x2"),
 )
 HEAD = (
-    "| config | slice | program | GiB of a chip | parameters, optimizer, reference, temporary | links, GiB | TFLOP"
-    " | at least, s | MFU at most |\n|---|---|---|---|---|---|---|---|---|"
+  "| config | slice | program | GiB of a chip | parameters, optimizer, reference, temporary | links, GiB | TFLOP"
+  " | at least, s | MFU at most |\n|---|---|---|---|---|---|---|---|---|"
 )
 GIB = 2**30
 
@@ -79,13 +79,13 @@ def _cells(program: dict[str, Any]) -> str:
   gib = lambda name: f"{program[name] / GIB:.2f}"
   fits = "" if program["fits"] else ": does not fit"
   cells = [
-      program["name"],
-      f"{gib('total')} of {program['capacity'] / GIB:.0f}{fits}",
-      ", ".join(gib(name) for name in ("params", "optimizer", "reference", "temporary")),
-      f"{sum(size for _, size in program['collectives'].values()) / GIB:.2f}",
-      f"{program['flops'] / 1e12:.1f}",
-      f"{program['seconds']:.2f}",
-      f"{program['utilisation']:.0%}",
+    program["name"],
+    f"{gib('total')} of {program['capacity'] / GIB:.0f}{fits}",
+    ", ".join(gib(name) for name in ("params", "optimizer", "reference", "temporary")),
+    f"{sum(size for _, size in program['collectives'].values()) / GIB:.2f}",
+    f"{program['flops'] / 1e12:.1f}",
+    f"{program['seconds']:.2f}",
+    f"{program['utilisation']:.0%}",
   ]
   return " | ".join(cells)
 

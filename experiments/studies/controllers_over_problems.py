@@ -49,9 +49,7 @@ def simulate(
   tolerance = jnp.where(noise > 0, TOLERANCES[0.2], TOLERANCES[0.0])
 
   def one(gains, rewards, floor, key):
-    controller = duals.pi_controller(
-      proportional_gain=gains[0], integral_gain=gains[1], smoothing=smoothing
-    )
+    controller = duals.pi_controller(proportional_gain=gains[0], integral_gain=gains[1], smoothing=smoothing)
 
     def loss(logits, dual_params, error):
       log_probs = jax.nn.log_softmax(logits)
@@ -84,9 +82,7 @@ def simulate(
   keys = jax.random.split(jax.random.key(0), noise_seeds)
   over_noise = jax.vmap(one, (None, None, None, 0))
   over_problems = jax.vmap(over_noise, (None, 0, 0, None))
-  return jax.vmap(over_problems, (0, None, None, None))(
-    gains, problems.rewards, problems.min_reward, keys
-  )
+  return jax.vmap(over_problems, (0, None, None, None))(gains, problems.rewards, problems.min_reward, keys)
 
 
 def outcomes(problems: Problem, grid: list[tuple[float, float, float]], noise: float) -> list[dict]:
@@ -94,9 +90,7 @@ def outcomes(problems: Problem, grid: list[tuple[float, float, float]], noise: f
   found = {}
   for smoothing in sorted({s for _, _, s in grid}):
     gains = [(k_p, k_i) for k_p, k_i, s in grid if s == smoothing]
-    parts = simulate(
-      problems, jnp.array(gains), noise, smoothing=smoothing, noise_seeds=NOISE_SEEDS if noise else 1
-    )
+    parts = simulate(problems, jnp.array(gains), noise, smoothing=smoothing, noise_seeds=NOISE_SEEDS if noise else 1)
     overshoot, settled = (np.asarray(x, float).mean(axis=-1) for x in parts)
     for i, (k_p, k_i) in enumerate(gains):
       found[k_p, k_i, smoothing] = {"overshoot": overshoot[i], "settled": settled[i]}

@@ -125,7 +125,11 @@ def make_puzzles(tokenizer, stop: int) -> Puzzles:
   strings = np.zeros((len(rows), LENGTH), np.int32)
   for row, (ids, *_) in enumerate(rows):
     strings[row, : len(ids)] = ids
-  lengths, puzzle, solution = np.array([len(r[0]) for r in rows]), np.array([r[1] for r in rows]), np.array([r[2] for r in rows])
+  lengths, puzzle, solution = (
+    np.array([len(r[0]) for r in rows]),
+    np.array([r[1] for r in rows]),
+    np.array([r[2] for r in rows]),
+  )
   coded = np.asarray(code(jnp.asarray(strings), jnp.arange(LENGTH) < lengths[:, None]))
   codes = np.full((len(targets), max(np.bincount(puzzle))), np.iinfo(np.int32).max, np.int32)
   for number in range(len(targets)):
@@ -162,7 +166,9 @@ def train(point: Point, seed: int, config, reference, stop: int, puzzles: Puzzle
     bounds["coherence"] = constraints.coherence_budget(None, 1.0)
   starts = {"quality": 1.0, "kl": 0.0} | dict(method.multipliers)
   starts |= {} if point.start is None else {"quality": point.start}
-  dual_params = duals.init_dual_params(starts, parametrisation={name: "linear" for name in starts} | {"quality": point.parametrisation})
+  dual_params = duals.init_dual_params(
+    starts, parametrisation={name: "linear" for name in starts} | {"quality": point.parametrisation}
+  )
   gain = 0.05 if point.parametrisation == "linear" else 0.03
   tools = online_step.Optimizers(
     optimizers.adamw(
@@ -173,7 +179,11 @@ def train(point: Point, seed: int, config, reference, stop: int, puzzles: Puzzle
   )  # fmt: skip
   objective = online_step.OnlineObjective(method, bounds, replay_weight=0.0, averaging=0.9)
   state = train_state.create(
-    jax.tree.map(jnp.copy, reference), dual_params, jax.random.key(seed), optimizer=tools.policy, dual_optimizer=tools.dual
+    jax.tree.map(jnp.copy, reference),
+    dual_params,
+    jax.random.key(seed),
+    optimizer=tools.policy,
+    dual_optimizer=tools.dual,
   )
   chosen = jnp.asarray(puzzles.splits["train"])
   flat = lambda x: x.reshape(-1, *x.shape[2:])
@@ -201,7 +211,12 @@ def train(point: Point, seed: int, config, reference, stop: int, puzzles: Puzzle
     everything = jnp.ones((PROMPTS, GROUP), bool)
     batch = online_step.GroupBatch(None, rollout.mask, {"reward": right.astype(jnp.float32)}, everything, ~everything)
     state, metrics = online_step.policy_and_duals(
-      state, batch, jnp.sum(score(reference, None).log_prob, axis=-1), score=score, objective=objective, optimizers=tools
+      state,
+      batch,
+      jnp.sum(score(reference, None).log_prob, axis=-1),
+      score=score,
+      objective=objective,
+      optimizers=tools,
     )
     kept = ("reward", "entropy", "kl", "length", "dual/quality/multiplier")
     return state, {name: metrics[name] for name in kept}
@@ -234,7 +249,10 @@ def evaluator(config, puzzles: Puzzles):
       "distinct": per_puzzle(-np.expm1(64 * np.log1p(-np.minimum(mass, 1 - 1e-12)))),
       "effective": np.exp(per_puzzle(-share * np.log(np.maximum(share, 1e-300)))),
     }
-    return {name: {split: [float(f"{values[i]:.6g}") for i in own] for split, own in puzzles.splits.items()} for name, values in figures.items()}
+    return {
+      name: {split: [float(f"{values[i]:.6g}") for i in own] for split, own in puzzles.splits.items()}
+      for name, values in figures.items()
+    }
 
   return evaluate
 

@@ -82,7 +82,7 @@ def train(seed: int = 0):
   def step(params, state, packed):
     def loss_fn(params):
       stats = scoring.score_groups(
-          params, CONFIG, packed, group_size=PER_TARGET, max_length=MAX_LENGTH, temperature=1.0, chunk_size=4096
+        params, CONFIG, packed, group_size=PER_TARGET, max_length=MAX_LENGTH, temperature=1.0, chunk_size=4096
       )
       return -jnp.sum(stats.log_prob) / (len(TARGETS) * PER_TARGET)
 

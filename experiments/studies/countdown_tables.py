@@ -29,12 +29,12 @@ BASELINES = ("grpo", "dpo")  # the one that a study has is what the others are c
 def points(runs: list[dict], split: str) -> list[frontier.Point]:
   """The operating points on one split's puzzles, seeds side by side, METHODS' order."""
   rows = [
-      {
-          **{key: run[key] for key in ("method", "point", "seed")},
-          "prompts": [puzzle["set_name"] for puzzle in run["puzzles"] if puzzle["split"] == split],
-          "figures": _figures([puzzle for puzzle in run["puzzles"] if puzzle["split"] == split]),
-      }
-      for run in sorted(runs, key=lambda run: (METHODS.index(run["method"]), run["point"], run["seed"]))
+    {
+      **{key: run[key] for key in ("method", "point", "seed")},
+      "prompts": [puzzle["set_name"] for puzzle in run["puzzles"] if puzzle["split"] == split],
+      "figures": _figures([puzzle for puzzle in run["puzzles"] if puzzle["split"] == split]),
+    }
+    for run in sorted(runs, key=lambda run: (METHODS.index(run["method"]), run["point"], run["seed"]))
   ]
   return frontier.points(rows)
 
@@ -90,7 +90,10 @@ def _differences(found: list[frontier.Point], split: str) -> list[str]:
   baseline = next((point for point in found if point.method in BASELINES), None)
   if baseline is None:
     return []
-  lines = [f"| {split}, less {cells.label(baseline.method)}'s | reward | pass@64 | different right answers of 64 | entropy (nats) |", "|---" * 5 + "|"]
+  lines = [
+    f"| {split}, less {cells.label(baseline.method)}'s | reward | pass@64 | different right answers of 64 | entropy (nats) |",
+    "|---" * 5 + "|",
+  ]
   for point in found:
     if point.method in ("base", baseline.method):
       continue

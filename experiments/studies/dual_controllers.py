@@ -30,17 +30,13 @@ TOLERANCE = {0.0: 0.05, NOISE: 0.1}  # settled: within this of the floor, for go
 GAINS = {"proportional_gain": 5.0, "integral_gain": 0.03, "smoothing": 0.8}
 
 
-def velocity_pi(
-  *, proportional_gain: float, integral_gain: float, smoothing: float
-) -> optax.GradientTransformation:
+def velocity_pi(*, proportional_gain: float, integral_gain: float, smoothing: float) -> optax.GradientTransformation:
   """The PI controller in velocity form, m <- clip(m + k_i e + k_p (change of the average of e)), first average 0."""
 
   def update(gradients, state, dual_params=None):
     del dual_params
     count, average, last = state
-    average = jax.tree.map(
-      lambda mean, g: smoothing * mean - (1 - smoothing) * g, average, gradients
-    )
+    average = jax.tree.map(lambda mean, g: smoothing * mean - (1 - smoothing) * g, average, gradients)
     error = jax.tree.map(lambda mean: mean / (1 - smoothing ** (count + 1)), average)
     change = lambda g, new, old: -integral_gain * g + proportional_gain * (new - old)
     return jax.tree.map(change, gradients, error, last), (count + 1, average, error)
@@ -60,9 +56,7 @@ CONTROLLERS = {
 
 
 @functools.partial(jax.jit, static_argnames="controller")
-def simulate(
-  controller: optax.GradientTransformation, noise: float, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def simulate(controller: optax.GradientTransformation, noise: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the true expected reward and the multiplier before each of STEPS single-loop updates."""
   rewards = jnp.asarray(REWARDS)
 
@@ -77,9 +71,7 @@ def simulate(
 
   def step(carry, error):
     logits, dual_params, state = carry
-    gradients, mean_reward = jax.grad(loss, argnums=(0, 1), has_aux=True)(
-      logits, dual_params, error
-    )
+    gradients, mean_reward = jax.grad(loss, argnums=(0, 1), has_aux=True)(logits, dual_params, error)
     updates, state = controller.update(gradients[1], state, dual_params)
     following = logits - STEP_SIZE * gradients[0], optax.apply_updates(dual_params, updates), state
     return following, (mean_reward, duals.multipliers(dual_params)["quality"])
@@ -92,21 +84,14 @@ def simulate(
 def overshoot_and_settling(mean_rewards: np.ndarray, tolerance: float) -> tuple[float, int]:
   """Returns the largest excess over the floor, and the first step from which it stays within the tolerance."""
   outside = np.nonzero(np.abs(mean_rewards - MIN_REWARD) > tolerance)[0]
-  return max(0.0, float(mean_rewards.max() - MIN_REWARD)), int(
-    outside[-1]
-  ) + 1 if outside.size else 0
+  return max(0.0, float(mean_rewards.max() - MIN_REWARD)), int(outside[-1]) + 1 if outside.size else 0
 
 
 def measure(name: str, noise: float) -> dict:
   """Returns the curves and the figures of one controller, averaged over seeds where there is noise."""
-  runs = [
-    simulate(CONTROLLERS[name], noise, jax.random.key(seed))
-    for seed in range(SEEDS if noise else 1)
-  ]
+  runs = [simulate(CONTROLLERS[name], noise, jax.random.key(seed)) for seed in range(SEEDS if noise else 1)]
   rewards, multipliers = (np.stack([np.asarray(run[part]) for run in runs]) for part in (0, 1))
-  overshoot, settled = np.mean(
-    [overshoot_and_settling(run, TOLERANCE[noise]) for run in rewards], axis=0
-  )
+  overshoot, settled = np.mean([overshoot_and_settling(run, TOLERANCE[noise]) for run in rewards], axis=0)
   return {
     "controller": name,
     "noise_sd": noise,
@@ -127,9 +112,7 @@ def draw(results: list[dict], exact_multiplier: float, path: pathlib.Path) -> No
   import matplotlib.pyplot as plt
 
   steps = np.arange(0, STEPS, EVERY)
-  figure, axes = plt.subplots(
-    2, 2, figsize=(10, 6), sharex=True, sharey="row", layout="constrained"
-  )
+  figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, sharey="row", layout="constrained")
   for column, noise in enumerate(TOLERANCE):
     for result in (result for result in results if result["noise_sd"] == noise):
       label = f"{result['controller']}: overshoot {result['overshoot']:.2f}, settled {result['settled_at_step']:.0f}"
@@ -137,9 +120,7 @@ def draw(results: list[dict], exact_multiplier: float, path: pathlib.Path) -> No
       axes[1, column].plot(steps, result["multiplier"], linewidth=1)
     axes[0, column].axhline(MIN_REWARD, color="black", linewidth=0.5)
     axes[1, column].axhline(exact_multiplier, color="black", linewidth=0.5)
-    axes[0, column].set_title(
-      f"reward noise sd {noise:g}; settled: within {TOLERANCE[noise]:g} of the floor"
-    )
+    axes[0, column].set_title(f"reward noise sd {noise:g}; settled: within {TOLERANCE[noise]:g} of the floor")
     axes[0, column].legend(fontsize=8)
     axes[1, column].set_xlabel("step")
   axes[0, 0].set_ylabel("expected reward (floor: black)")
@@ -155,9 +136,7 @@ def main() -> None:
   exact_multiplier = float(exact.solve_qempo(REWARDS, min_reward=MIN_REWARD).quality_multiplier)
   results = [measure(name, noise) for noise in TOLERANCE for name in CONTROLLERS]
   for result in results:
-    print(
-      *(f"{key} {value}" for key, value in result.items() if not isinstance(value, list)), sep=", "
-    )
+    print(*(f"{key} {value}" for key, value in result.items() if not isinstance(value, list)), sep=", ")
   settings = {
     "min_reward": MIN_REWARD,
     "step_size": STEP_SIZE,

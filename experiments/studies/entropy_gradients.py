@@ -44,9 +44,9 @@ def run(gradient: str, floor: float, group_size: int, problem: enumerable.Proble
     log_p = np.asarray(problem.log_probs(jax.tree.map(lambda leaf, index=index: leaf[index], params)), np.float64)
     p = np.exp(log_p)
     figures = {
-        "kl_to_optimum": np.sum(p * (log_p - best), axis=-1).mean(),
-        "reward": np.sum(p * rewards, axis=-1).mean(),
-        "entropy": -np.sum(p * log_p, axis=-1).mean(),
+      "kl_to_optimum": np.sum(p * (log_p - best), axis=-1).mean(),
+      "reward": np.sum(p * rewards, axis=-1).mean(),
+      "entropy": -np.sum(p * log_p, axis=-1).mean(),
     }
     found.append({name: float(f"{value:.6g}") for name, value in figures.items()})
   return found
@@ -83,7 +83,9 @@ def main() -> None:
   ]  # fmt: skip
   # The dropped gradient is no longer made here: its rows stay as they were measured.
   rows += [row for row in json.loads(OUT.read_text(encoding="utf-8"))["rows"] if row["gradient"] == DROPPED]
-  OUT.write_text(json.dumps({"cpu_seconds": round(time.process_time() - started, 1), "rows": rows}) + "\n", encoding="utf-8")
+  OUT.write_text(
+    json.dumps({"cpu_seconds": round(time.process_time() - started, 1), "rows": rows}) + "\n", encoding="utf-8"
+  )
   print(*table(rows), sep="\n")
 
 

@@ -24,9 +24,7 @@ ENTROPY: dict[str, Surrogate] = {
   "leave-one-out": lambda s, k: estimators.score_function_entropy_surrogate(
     s.token_log_probs[k], s.mask[k], baseline=_others(s.log_probs, k)
   ),
-  "reward-to-go": lambda s, k: estimators.reward_to_go_entropy_surrogate(
-    s.token_log_probs[k], s.mask[k]
-  ),
+  "reward-to-go": lambda s, k: estimators.reward_to_go_entropy_surrogate(s.token_log_probs[k], s.mask[k]),
   "Rao-Blackwell": lambda s, k: estimators.sequence_entropy_surrogate(
     s.token_log_probs[k], s.token_entropies[k], s.mask[k]
   ),
@@ -42,9 +40,7 @@ ENTROPY: dict[str, Surrogate] = {
     s.mask[k],
     baseline=estimators.leave_one_out_to_go(s.token_entropies, s.mask)[k],
   ),
-  "token-only": lambda s, k: estimators.token_only_entropy_surrogate(
-    s.token_entropies[k], s.mask[k]
-  ),
+  "token-only": lambda s, k: estimators.token_only_entropy_surrogate(s.token_entropies[k], s.mask[k]),
 }
 KL: dict[str, Surrogate] = {
   "score function": lambda s, k: estimators.score_function_kl_surrogate(
@@ -56,9 +52,7 @@ KL: dict[str, Surrogate] = {
     s.mask[k],
     baseline=_others(s.log_probs - s.ref_log_probs, k),
   ),
-  "Rao-Blackwell": lambda s, k: estimators.sequence_kl_surrogate(
-    s.token_log_probs[k], s.token_kls[k], s.mask[k]
-  ),
+  "Rao-Blackwell": lambda s, k: estimators.sequence_kl_surrogate(s.token_log_probs[k], s.token_kls[k], s.mask[k]),
   "Rao-Blackwell, one number": lambda s, k: estimators.sequence_kl_surrogate(
     s.token_log_probs[k],
     s.token_kls[k],

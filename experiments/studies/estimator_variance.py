@@ -35,6 +35,7 @@ VOCAB_SIZE, MAX_LENGTH = 3, 4
 GROUP = 8  # of the table: the leave-one-out baseline, and the size of the batch
 LARGER_GROUPS = (2, 8, 32)
 
+
 def leave_one_out_variance(of_two: float, of_three: float, group: int) -> float:
   """Variance of the leave-one-out estimate in a group of G from those in groups of 2 and of 3.
 
@@ -70,9 +71,7 @@ def measure(problem: Problem) -> list[dict]:
   losses = {(t, name): ascended(f) for t, fs in TARGETS.items() for name, f in fs.items()}
   alone = group_moments(list(losses.values()), problem, group_size=1, behaviour="policy")
   paired = {key: loss for key, loss in losses.items() if key[1] in GROUPED}
-  of_two, of_three = (
-    group_moments(list(paired.values()), problem, group_size=n, behaviour="policy") for n in (2, 3)
-  )
+  of_two, of_three = (group_moments(list(paired.values()), problem, group_size=n, behaviour="policy") for n in (2, 3))
   ref = problem.ref_log_probs
   exact = {
     "entropy": jax.jit(lambda p: flat_gradient(problem.policy.entropy, p)),
@@ -109,8 +108,7 @@ def summarise(rows: list[dict], target: str) -> dict:
   """Medians and ranges over policies; how often each estimator is the quietest of the unbiased ones."""
   names = TARGETS[target]
   relative = {
-    n: np.array([at_group(r[target][n]) / at_group(r[target]["score function"]) for r in rows])
-    for n in names
+    n: np.array([at_group(r[target][n]) / at_group(r[target]["score function"]) for r in rows]) for n in names
   }
   unbiased = [n for n in names if n not in BIASED]
   quietest = np.argmin([[at_group(r[target][n]) for n in unbiased] for r in rows], axis=1)
@@ -131,8 +129,7 @@ def summarise(rows: list[dict], target: str) -> dict:
   for n in GROUPED:
     found = [r[target][n]["variance"] for r in rows]
     summary[n]["relative_variance_median_by_group"] = {
-      str(g): float(np.median([v[str(g)] / x for v, x in zip(found, raw, strict=True)]))
-      for g in LARGER_GROUPS
+      str(g): float(np.median([v[str(g)] / x for v, x in zip(found, raw, strict=True)])) for g in LARGER_GROUPS
     }
   return summary
 
@@ -169,9 +166,7 @@ def draw(rows: dict[str, list[dict]], path: pathlib.Path) -> None:
     names = [n for n in TARGETS[target] if n != "score function"][::-1]
     for place, name in enumerate(names):
       for offset, size in enumerate(LOGIT_SIZES):
-        x = [
-          at_group(r[target][name]) / at_group(r[target]["score function"]) for r in rows[size]
-        ]
+        x = [at_group(r[target][name]) / at_group(r[target]["score function"]) for r in rows[size]]
         y = np.full(len(x), place + 0.22 * (1 - offset))
         axis.plot(x, y, MARKERS[size], color=COLOURS[size], markersize=5, alpha=0.35, mew=0)
         axis.plot([np.median(x)] * 2, y[:2] + [-0.1, 0.1], color=COLOURS[size], linewidth=3)
@@ -201,8 +196,7 @@ def main() -> None:
     }
   everything = [r for group in rows.values() for r in group]
   results = {
-    target: {"all": summarise(everything, target)}
-    | {name: summarise(group, target) for name, group in rows.items()}
+    target: {"all": summarise(everything, target)} | {name: summarise(group, target) for name, group in rows.items()}
     for target in TARGETS
   }
   settings = {

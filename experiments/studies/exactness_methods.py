@@ -185,9 +185,7 @@ def _prefer(first_reward: Array, second_reward: Array, labels: str) -> Array:
   return jax.nn.sigmoid(difference) if labels == "bradley_terry" else jnp.heaviside(difference, 0.5)
 
 
-def _mean_over_pairs(
-  method: Method, responses: Samples, weights: Array, multipliers: dict[str, Array]
-) -> Array:
+def _mean_over_pairs(method: Method, responses: Samples, weights: Array, multipliers: dict[str, Array]) -> Array:
   """Sum of the loss over all N^2 pairs (chosen, rejected), each with its weight, [N, N]."""
 
   def one(*two: Samples) -> Array:

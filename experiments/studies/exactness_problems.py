@@ -82,13 +82,9 @@ def table_policy() -> PromptedPolicy:
 
 def transformer_policy() -> PromptedPolicy:
   """One tiny decoder, two layers of width 16, for both prompts."""
-  answer = lambda prompt: EnumerablePolicy.transformer(
-    VOCAB_SIZE, MAX_LENGTH, prompt=prompt, init_stddev=0.2
-  )
+  answer = lambda prompt: EnumerablePolicy.transformer(VOCAB_SIZE, MAX_LENGTH, prompt=prompt, init_stddev=0.2)
   one = answer(PROMPTS[0])
-  token_log_probs = lambda params: jax.vmap(lambda p: answer(p).token_log_probs(params))(
-    jnp.asarray(PROMPTS)
-  )
+  token_log_probs = lambda params: jax.vmap(lambda p: answer(p).token_log_probs(params))(jnp.asarray(PROMPTS))
   return PromptedPolicy(one.space, one.init, token_log_probs)
 
 

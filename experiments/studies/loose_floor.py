@@ -21,11 +21,11 @@ VOCAB_SIZE, GOOD_LENGTH = 5, 3
 CAPS, FLOORS, SEEDS = (3, 4, 5, 6, 7), (0.5, 0.9, 0.99), (0, 1, 2)
 SHARPNESS = 2.0  # of the reference's logits, so that it is far from uniform
 COLUMNS = {
-    "entropy": "entropy (nats)",
-    "length": "length",
-    "truncation": "truncated",
-    "effective_answers": "effective good answers",
-    "bad_under_reference": "bad text",
+  "entropy": "entropy (nats)",
+  "length": "length",
+  "truncation": "truncated",
+  "effective_answers": "effective good answers",
+  "bad_under_reference": "bad text",
 }
 END_LOGIT = 2.0  # added to the ending token's: the reference stops by itself
 
@@ -42,22 +42,22 @@ def solve(cap: int, floor: float, seed: int) -> dict[str, dict[str, float]]:
     rewards = good.astype(np.float64)
     budget = float(exact.feasible_range(rewards, reference, min_reward=floor).kl_budget_at(0.5))
     solutions = {
-        "RLHF": exact.solve_rlhf(rewards, reference, min_reward=floor),
-        "QEMPO-KL": exact.solve_qempo_kl(rewards, reference, min_reward=floor, max_kl=budget),
-        "QEMPO": exact.solve_qempo(rewards, min_reward=floor, ref_log_probs=reference),
+      "RLHF": exact.solve_rlhf(rewards, reference, min_reward=floor),
+      "QEMPO-KL": exact.solve_qempo_kl(rewards, reference, min_reward=floor, max_kl=budget),
+      "QEMPO": exact.solve_qempo(rewards, min_reward=floor, ref_log_probs=reference),
     }
   found = {}
   for name, solution in solutions.items():
     p = np.exp(np.asarray(solution.log_probs))
     inside = p[good] / p[good].sum()
     found[name] = {
-        "reward": float(p @ rewards),
-        "entropy": float(solution.entropy),
-        "length": float(p @ space.lengths),
-        "truncation": float(p @ space.truncated),
-        "effective_answers": float(np.exp(-np.sum(inside * np.log(np.maximum(inside, 1e-300))))),
-        "bad_under_reference": float(np.sum(np.where(good, 0, p) * np.asarray(reference)) / max(1e-12, p[~good].sum())),
-        "kl": float(solution.kl),
+      "reward": float(p @ rewards),
+      "entropy": float(solution.entropy),
+      "length": float(p @ space.lengths),
+      "truncation": float(p @ space.truncated),
+      "effective_answers": float(np.exp(-np.sum(inside * np.log(np.maximum(inside, 1e-300))))),
+      "bad_under_reference": float(np.sum(np.where(good, 0, p) * np.asarray(reference)) / max(1e-12, p[~good].sum())),
+      "kl": float(solution.kl),
     }
   return found
 
@@ -70,7 +70,9 @@ def main() -> None:
       for cap in CAPS for floor in FLOORS for seed in SEEDS
   ]  # fmt: skip
   out = pathlib.Path(__file__).parents[2] / "docs" / "results" / "loose_floor.json"
-  out.write_text(json.dumps({"cpu_seconds": round(time.process_time() - started, 1), "rows": rows}) + "\n", encoding="utf-8")
+  out.write_text(
+    json.dumps({"cpu_seconds": round(time.process_time() - started, 1), "rows": rows}) + "\n", encoding="utf-8"
+  )
   for floor in FLOORS:
     print(f"Floor {floor}", *table(rows, floor=floor, caps=CAPS), "", sep="\n")
 
@@ -81,7 +83,10 @@ def table(rows, *, floor: float, caps=(3, 5, 7)) -> list[str]:
   for cap in caps:
     for program in ("RLHF", "QEMPO-KL", "QEMPO"):
       of = [row["figures"][program] for row in rows if (row["cap"], row["floor"]) == (cap, floor)]
-      cells = [f"{np.mean([f[n] for f in of]):.2f} ({min(f[n] for f in of):.2f} to {max(f[n] for f in of):.2f})" for n in COLUMNS]
+      cells = [
+        f"{np.mean([f[n] for f in of]):.2f} ({min(f[n] for f in of):.2f} to {max(f[n] for f in of):.2f})"
+        for n in COLUMNS
+      ]
       lines.append(f"| {cap} | {program} | {' | '.join(cells)} |")
   return lines
 

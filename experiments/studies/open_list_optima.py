@@ -53,12 +53,12 @@ def optima_of(row, policy, config, prompt) -> dict:
   tempered = lambda power: np.where(reachable, power * np.where(reachable, log_q, 0.0), -np.inf)
   optima = {"RLHF": log_q} | {f"QEMPO-KL, mu = {mu:g}": tempered(mu / (1 + mu)) for mu in KL_MULTIPLIERS}
   return {
-      "prompt": row["prompt"],
-      "set_name": row["set_name"],
-      "split": row["split"],
-      "samples": size,
-      "reference_mass": float(np.exp(log_q).sum()),
-      "effective_answers": {name: effective(logits, answers, size) for name, logits in optima.items()},
+    "prompt": row["prompt"],
+    "set_name": row["set_name"],
+    "split": row["split"],
+    "samples": size,
+    "reference_mass": float(np.exp(log_q).sum()),
+    "effective_answers": {name: effective(logits, answers, size) for name, logits in optima.items()},
   }
 
 
@@ -82,13 +82,13 @@ def reference_log_probs(strings, prompt, policy, config):
     group = [ids[index] for index in chosen] + [()] * (64 - len(chosen))
     packed = packing.pack_groups([prompt], [group], bucket=256)
     stats = _SCORE(
-        policy.params,
-        policy.config,
-        packed,
-        group_size=64,
-        max_length=longest,
-        temperature=config.sampling.temperature,
-        chunk_size=config.compute.chunk_size,
+      policy.params,
+      policy.config,
+      packed,
+      group_size=64,
+      max_length=longest,
+      temperature=config.sampling.temperature,
+      chunk_size=config.compute.chunk_size,
     )
     log_q[chosen] = np.asarray(stats.log_prob.sum(-1))[0, : len(chosen)]
   return log_q
@@ -112,7 +112,7 @@ def _entropy(probs):
 
 if __name__ == "__main__":
   cli.run(
-      main,
-      description="Effective answers of the programs' own optima on the open-list prompts.",
-      example="python -m experiments.studies.open_list_optima --config=configs/demo.py --workdir=runs/open_list_optima",
+    main,
+    description="Effective answers of the programs' own optima on the open-list prompts.",
+    example="python -m experiments.studies.open_list_optima --config=configs/demo.py --workdir=runs/open_list_optima",
   )

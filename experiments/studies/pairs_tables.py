@@ -39,7 +39,10 @@ def points(runs: list[dict], split: str) -> list[frontier.Point]:
 
 def tables(runs: list[dict]) -> list[str]:
   """Lines of Markdown: every method on each split, then its differences from the baseline."""
-  lines, floor = [], next(run["changed"]["objective.min_reward"] for run in runs if "objective.min_reward" in run["changed"])
+  lines, floor = (
+    [],
+    next(run["changed"]["objective.min_reward"] for run in runs if "objective.min_reward" in run["changed"]),
+  )
   for split, name in SPLITS.items():
     found = points(runs, split)
     head = f"{name}, {len(found[0].prompts)} prompts"
@@ -57,13 +60,18 @@ def tables(runs: list[dict]) -> list[str]:
 def _differences(found: list[frontier.Point], name: str) -> list[str]:
   trained = {cells.label(point.method): point for point in found if point.method != "base"}
   base = frontier_page.LABELS[BASELINE]
-  lines = [f"| {name}, less {base}'s | {' | '.join(COLUMNS[column] for column in COMPARED)} |", "|---" * (1 + len(COMPARED)) + "|"]
+  lines = [
+    f"| {name}, less {base}'s | {' | '.join(COLUMNS[column] for column in COMPARED)} |",
+    "|---" * (1 + len(COMPARED)) + "|",
+  ]
   compared = {
-      column: comparisons.compare_with(base, {label: point.figures[column] for label, point in trained.items()})
-      for column in COMPARED
+    column: comparisons.compare_with(base, {label: point.figures[column] for label, point in trained.items()})
+    for column in COMPARED
   }
   for label in trained:
     if label != base:
       shown = [compared[column][label] for column in COMPARED]
-      lines.append(f"| {label} | {' | '.join(f'{cells.interval(c.difference)}, p {c.adjusted_p_value:.3f}' for c in shown)} |")
+      lines.append(
+        f"| {label} | {' | '.join(f'{cells.interval(c.difference)}, p {c.adjusted_p_value:.3f}' for c in shown)} |"
+      )
   return lines

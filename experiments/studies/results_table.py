@@ -1,6 +1,6 @@
 """A report's results.json as the rows of a Markdown table, for README and RESULTS.
 
-  python -m experiments.studies.results_table docs/results/open_list_study.json
+python -m experiments.studies.results_table docs/results/open_list_study.json
 """
 
 import json
@@ -29,11 +29,11 @@ def comparisons(results) -> list[str]:
       if method != "base":
         seeds = ", ".join(f"{value:.2f}" for value in pair["effective_answers_ratio"].get("by_seed") or ())
         cells = [
-            f"{SPLIT_LABELS[split]} ({pair['num_prompts']})",
-            f"{METHOD_LABELS.get(method, method)} / {METHOD_LABELS.get(pair['baseline'], pair['baseline'])}",
-            _interval(pair["effective_answers_ratio"]),
-            seeds,
-            _interval(pair["reward_difference"]),
+          f"{SPLIT_LABELS[split]} ({pair['num_prompts']})",
+          f"{METHOD_LABELS.get(method, method)} / {METHOD_LABELS.get(pair['baseline'], pair['baseline'])}",
+          _interval(pair["effective_answers_ratio"]),
+          seeds,
+          _interval(pair["reward_difference"]),
         ]
         found.append(f"| {' | '.join(cells)} |")
   return found
@@ -42,14 +42,14 @@ def comparisons(results) -> list[str]:
 def _row(split, method, figures) -> str:
   certificate = figures["certificates"][0]
   cells = [
-      split,
-      method,
-      _interval(figures["reward"]),
-      _interval(figures["effective_answers"]),
-      *(f"{figures[name]['mean']:.2f}" for name in ("entropy", "kl")),
-      f"{figures['length']['mean']:.1f}",
-      f"{figures['truncation']['mean']:.0%}",
-      f"{certificate['verdict']} ({certificate['one_sided_bound']:.3f})",
+    split,
+    method,
+    _interval(figures["reward"]),
+    _interval(figures["effective_answers"]),
+    *(f"{figures[name]['mean']:.2f}" for name in ("entropy", "kl")),
+    f"{figures['length']['mean']:.1f}",
+    f"{figures['truncation']['mean']:.0%}",
+    f"{certificate['verdict']} ({certificate['one_sided_bound']:.3f})",
   ]
   return f"| {' | '.join(cells)} |".replace("| -0.00 |", "| 0.00 |")
 

@@ -49,9 +49,7 @@ def window_of_budgets() -> dict:
     "qempo_kl": float(ends.qempo_kl),
     "rlhf_entropy": float(rlhf.entropy),
     "qempo_entropy": float(qempo.entropy),
-    "distance_from_rlhf_at_min_kl": float(
-      jnp.abs(jnp.exp(curve[0].log_probs) - jnp.exp(rlhf.log_probs)).sum()
-    ),
+    "distance_from_rlhf_at_min_kl": float(jnp.abs(jnp.exp(curve[0].log_probs) - jnp.exp(rlhf.log_probs)).sum()),
     "budget": [float(x.kl) for x in curve],
     "entropy": [float(x.entropy) for x in curve],
     "slack": slack.tolist(),

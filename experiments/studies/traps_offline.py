@@ -20,9 +20,7 @@ CONTROLLER = {"proportional_gain": 0.5, "integral_gain": 0.2, "smoothing": 0.8}
 def expected_pair_loss(logits, rewards, ref, multiplier, decisiveness):
   """The QEMPO-KL pair loss, averaged over all pairs from the reference and both labels."""
   log_probs = jax.nn.log_softmax(logits)
-  loss = functools.partial(
-    losses.qempo_kl_loss, quality_multiplier=multiplier, kl_multiplier=KL_MULTIPLIER
-  )
+  loss = functools.partial(losses.qempo_kl_loss, quality_multiplier=multiplier, kl_multiplier=KL_MULTIPLIER)
   of_losers = jax.vmap(loss, (None, 0, None, 0))
   table = jax.vmap(of_losers, (0, None, 0, None))(log_probs, log_probs, ref, ref)
   drawn = jnp.exp(ref)[:, None] * jnp.exp(ref)
@@ -80,9 +78,7 @@ def offline_floor(rewards: jax.Array, ref: jax.Array) -> dict:
     reward, _ = train_all(rewards, ref, jax.tree.map(lambda *x: jnp.stack(x), *stored), c, key)
     curves[str(c)] = reward[:, -1].tolist()
   errors = [
-    abs(found - closed_form(m, c))
-    for c in DECISIVENESS
-    for m, found in zip(multipliers, curves[str(c)], strict=True)
+    abs(found - closed_form(m, c)) for c in DECISIVENESS for m, found in zip(multipliers, curves[str(c)], strict=True)
   ]
   low, high = 0.1, 20.0  # the multiplier that would meet the floor if annotators had decisiveness 1
   for _ in range(60):

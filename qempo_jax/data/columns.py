@@ -1,9 +1,9 @@
 """Columns beside prompt and responses that change what a row means: each is read, or refused by name.
 
-  system, system_prompt                                   the conversation's first message
-  question, query, problem, instruction (with input)      the prompt, where there is no other
-  label, kto_tag                                          whether a completion is worth imitating
-  tools, images, chat_template_kwargs, ...                refused: they are not built here
+system, system_prompt                                   the conversation's first message
+question, query, problem, instruction (with input)      the prompt, where there is no other
+label, kto_tag                                          whether a completion is worth imitating
+tools, images, chat_template_kwargs, ...                refused: they are not built here
 """
 
 from collections.abc import Mapping
@@ -85,7 +85,9 @@ def refuse_unread(prompt: Prompt, entry: Entry) -> None:
     value = entry.get(name)
     if examples.is_empty(value) or (isinstance(value, str) and value.strip() in whole):
       continue
-    raise RowError(f'has a "{name}" that its prompt does not hold; put it into the prompt, or give the column another name')
+    raise RowError(
+      f'has a "{name}" that its prompt does not hold; put it into the prompt, or give the column another name'
+    )
 
 
 def refuse_bad(entry: Entry) -> None:

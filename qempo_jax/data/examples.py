@@ -127,7 +127,9 @@ def _keys(message) -> tuple[str, str] | None:
 def _refuse_further(fields, known, where) -> None:
   for field, value in fields.items():
     if field not in known and not is_empty(value):
-      raise RowError(f'has a "{where}" with the field {str(field)[:40]!r}, which is not built here; remove it or the row')
+      raise RowError(
+        f'has a "{where}" with the field {str(field)[:40]!r}, which is not built here; remove it or the row'
+      )
 
 
 def _joined(content, where) -> Any:

@@ -201,7 +201,9 @@ def _remote(pattern):
     found = [file for file in found if file.exists()]
   except Exception as error:  # Whatever the cloud's client raises, or that it is not installed.
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    raise InputError(f"data file {pattern} cannot be read ({reason}); copy it here, or give this machine access") from error
+    raise InputError(
+      f"data file {pattern} cannot be read ({reason}); copy it here, or give this machine access"
+    ) from error
   if not found:
     raise InputError(f"data file {pattern} cannot be read (there is no such file)")
   return found

@@ -87,31 +87,34 @@ def family(name: str) -> str:
 
 # Name: (whether a row has this format, its reader, which gives prompt, chosen and rejected); the first match counts.
 FORMATS: dict[str, tuple[Callable[[Entry], bool], Callable[[Entry], tuple]]] = {
-    ULTRAFEEDBACK: (lambda e: readers.strings(e, "prompt") and readers.whole(e), readers.ultrafeedback),
-    "HH transcripts": (
-        lambda e: "prompt" not in e and readers.is_transcript(e.get("chosen")) and readers.is_transcript(e.get("rejected")),
-        readers.transcripts,
-    ),
-    "preference, explicit prompt in a conversation": (readers.is_continued, readers.continued),
-    "preference, explicit prompt as a question": (readers.is_asked, readers.asked),
-    "preference, implicit prompt, conversational": (
-        lambda e: "prompt" not in e and readers.talk(e, "chosen", "rejected"),
-        readers.implicit_messages,
-    ),
-    "preference, implicit prompt, standard": (
-        lambda e: "prompt" not in e and readers.strings(e, "chosen", "rejected"),
-        readers.implicit_text,
-    ),
-    "preference, explicit prompt, conversational": (lambda e: readers.talk(e, "prompt") and "chosen" in e, readers.explicit),
-    "preference, explicit prompt, standard": (lambda e: "prompt" in e and "chosen" in e, readers.explicit),
-    "completion": (lambda e: "prompt" in e and "completion" in e, readers.completion),
-    "prompt": (lambda e: "prompt" in e, lambda e: (examples.prompt(e["prompt"]), None, None)),
-    "conversation": (lambda e: readers.talk_of(e) is not None, readers.conversation),
-    "MATH": (lambda e: readers.strings(e, "problem", "solution"), readers.math),
-    "GSM8K": (lambda e: readers.strings(e, "question", "answer"), readers.gsm8k),
-    "instruction": (readers.is_instruction, readers.instruction),
-    "questions in turns": (lambda e: isinstance(e.get("turns"), list), readers.questions),
-    "text": (lambda e: readers.strings(e, "text"), readers.text),
+  ULTRAFEEDBACK: (lambda e: readers.strings(e, "prompt") and readers.whole(e), readers.ultrafeedback),
+  "HH transcripts": (
+    lambda e: "prompt" not in e and readers.is_transcript(e.get("chosen")) and readers.is_transcript(e.get("rejected")),
+    readers.transcripts,
+  ),
+  "preference, explicit prompt in a conversation": (readers.is_continued, readers.continued),
+  "preference, explicit prompt as a question": (readers.is_asked, readers.asked),
+  "preference, implicit prompt, conversational": (
+    lambda e: "prompt" not in e and readers.talk(e, "chosen", "rejected"),
+    readers.implicit_messages,
+  ),
+  "preference, implicit prompt, standard": (
+    lambda e: "prompt" not in e and readers.strings(e, "chosen", "rejected"),
+    readers.implicit_text,
+  ),
+  "preference, explicit prompt, conversational": (
+    lambda e: readers.talk(e, "prompt") and "chosen" in e,
+    readers.explicit,
+  ),
+  "preference, explicit prompt, standard": (lambda e: "prompt" in e and "chosen" in e, readers.explicit),
+  "completion": (lambda e: "prompt" in e and "completion" in e, readers.completion),
+  "prompt": (lambda e: "prompt" in e, lambda e: (examples.prompt(e["prompt"]), None, None)),
+  "conversation": (lambda e: readers.talk_of(e) is not None, readers.conversation),
+  "MATH": (lambda e: readers.strings(e, "problem", "solution"), readers.math),
+  "GSM8K": (lambda e: readers.strings(e, "question", "answer"), readers.gsm8k),
+  "instruction": (readers.is_instruction, readers.instruction),
+  "questions in turns": (lambda e: isinstance(e.get("turns"), list), readers.questions),
+  "text": (lambda e: readers.strings(e, "text"), readers.text),
 }
 # Formats of one response, which a label may call bad.
 _UNPAIRED = ("completion", "conversation", "instruction")

@@ -62,19 +62,19 @@ class Summary(NamedTuple):
   def lines(self) -> list[str]:
     """The summary for the user."""
     found = [
-        f"{self.examples:,} examples; prompt {self.prompt_tokens[0]:.1f} tokens, at most {self.prompt_tokens[1]:,};"
-        f" response {self.response_tokens[0]:.1f}, at most {self.response_tokens[1]:,}",
-        "BOS tokens in a prompt: " + ", ".join(f"{number} in {count:,}" for number, count in sorted(self.bos.items())),
+      f"{self.examples:,} examples; prompt {self.prompt_tokens[0]:.1f} tokens, at most {self.prompt_tokens[1]:,};"
+      f" response {self.response_tokens[0]:.1f}, at most {self.response_tokens[1]:,}",
+      "BOS tokens in a prompt: " + ", ".join(f"{number} in {count:,}" for number, count in sorted(self.bos.items())),
     ]
     for count, what in (
-        (self.long_prompts, "prompts longer than data.max_prompt_length, dropped"),
-        (self.long_responses, "examples with a response longer than sampling.max_response_length, dropped"),
-        (self.early_ends, "examples with the ending token inside a response, dropped"),
-        (self.endings, "responses without exactly one ending token at their end"),
-        (self.seams, "responses whose first token would merge with the prompt's last (prefix violations)"),
-        (self.alike, "pairs whose chosen and rejected response have the same tokens"),
-        (self.tied, "pairs whose scores are equal (ties)"),
-        (self.reversed, "pairs whose rejected response has the higher score (reversed)"),
+      (self.long_prompts, "prompts longer than data.max_prompt_length, dropped"),
+      (self.long_responses, "examples with a response longer than sampling.max_response_length, dropped"),
+      (self.early_ends, "examples with the ending token inside a response, dropped"),
+      (self.endings, "responses without exactly one ending token at their end"),
+      (self.seams, "responses whose first token would merge with the prompt's last (prefix violations)"),
+      (self.alike, "pairs whose chosen and rejected response have the same tokens"),
+      (self.tied, "pairs whose scores are equal (ties)"),
+      (self.reversed, "pairs whose rejected response has the higher score (reversed)"),
     ):
       found.append(f"{count:,} {what}")
     if any(number > 1 for number in self.bos):
@@ -111,7 +111,7 @@ def faults(tokens: dict[str, list[Token]], *, max_prompt_length: int, max_respon
 
 
 def summarise(
-    tokenizer: Any, examples: Sequence[Preference], *, max_prompt_length: int, max_response_length: int
+  tokenizer: Any, examples: Sequence[Preference], *, max_prompt_length: int, max_response_length: int
 ) -> Summary:
   """Encodes every example and counts."""
   encoder, stops = pair_tokens.Encoder(tokenizer), set(tokenization.stop_token_ids(tokenizer))
@@ -152,7 +152,9 @@ def _prompt(tokenizer, prompt, ids) -> list[Token]:
     return [_token(tokenizer, id_, "prompt", False) for id_ in ids]
   messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
   templated = bool(tokenizer.chat_template)
-  text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True) if templated else prompt
+  text = (
+    tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True) if templated else prompt
+  )
   encoded = tokenizer(text, add_special_tokens=not templated, return_offsets_mapping=True)
   spans, start = [], 0
   for message in messages:
@@ -171,4 +173,6 @@ def _prompt(tokenizer, prompt, ids) -> list[Token]:
 
 def _token(tokenizer, id_, part, trained) -> Token:
   piece = tokenizer.decode([id_])
-  return Token(int(id_), piece.encode("unicode_escape").decode("ascii") if not piece.isprintable() else piece, part, trained)
+  return Token(
+    int(id_), piece.encode("unicode_escape").decode("ascii") if not piece.isprintable() else piece, part, trained
+  )

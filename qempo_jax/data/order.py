@@ -23,7 +23,7 @@ class Order:
   """
 
   def __init__(
-      self, num_rows: int, *, batch_size: int, seed: int, lengths: Sequence[int] | None = None, window: int = 0
+    self, num_rows: int, *, batch_size: int, seed: int, lengths: Sequence[int] | None = None, window: int = 0
   ):
     """Describes an order.
 

@@ -50,13 +50,13 @@ class PairTokens(NamedTuple):
 
 
 def encode_pairs(
-    tokenizer: Any,
-    preferences: Sequence[Preference],
-    *,
-    responses: int,
-    max_prompt_length: int,
-    max_response_length: int,
-    cut: bool = False,
+  tokenizer: Any,
+  preferences: Sequence[Preference],
+  *,
+  responses: int,
+  max_prompt_length: int,
+  max_response_length: int,
+  cut: bool = False,
 ) -> PairTokens:
   """Encodes pairs; those with a prompt or a response that is too long are dropped and counted.
 
@@ -84,7 +84,9 @@ def encode_pairs(
       ended += 1
       continue
     if cut:
-      group = tuple((*ids[: max_response_length - 1], ids[-1]) if len(ids) > max_response_length else ids for ids in group)
+      group = tuple(
+        (*ids[: max_response_length - 1], ids[-1]) if len(ids) > max_response_length else ids for ids in group
+      )
     alike = cut and len(set(group)) < len(group)
     if not alike and len(prompt) <= max_prompt_length and max(map(len, group)) <= max_response_length:
       rows.append(row)
@@ -92,8 +94,8 @@ def encode_pairs(
       groups.append(group)
   if not rows:
     raise InputError(
-        f"no pair is left: every pair is too long{f', but for {ended} that end early' * bool(ended)}: raise data.max_prompt_length={max_prompt_length} or"
-        f" sampling.max_response_length={max_response_length} (tokens, the ending token included)"
+      f"no pair is left: every pair is too long{f', but for {ended} that end early' * bool(ended)}: raise data.max_prompt_length={max_prompt_length} or"
+      f" sampling.max_response_length={max_response_length} (tokens, the ending token included)"
     )
   if responses == 3:
     groups = [(*group, groups[other][0]) for group, other in zip(groups, _next_other(rows))]
@@ -118,7 +120,7 @@ def dealt(lengths: Sequence[int], indices: Sequence[int], per_row: int) -> list[
 
 
 def pack_pairs(
-    pairs: PairTokens, indices: Sequence[int], *, bucket: int, max_length: int, per_row: int = 1
+  pairs: PairTokens, indices: Sequence[int], *, bucket: int, max_length: int, per_row: int = 1
 ) -> tuple[PackedGroups, np.ndarray]:
   """Packs some examples, `per_row` a row and each prompt once; returns the rows and the mask [P, G, T] of response tokens."""
   groups = [pairs.responses[index] for index in indices]

@@ -19,13 +19,13 @@ from qempo_jax.rewards import open_list
 
 
 def load_preferences(
-    source: str,
-    *,
-    rejected: bool,
-    on_bad_row: str = "error",
-    max_bad_share: float = 0.01,
-    note: Callable[[str], None] | None = None,
-    tokenizer: Any = None,
+  source: str,
+  *,
+  rejected: bool,
+  on_bad_row: str = "error",
+  max_bad_share: float = 0.01,
+  note: Callable[[str], None] | None = None,
+  tokenizer: Any = None,
 ) -> list[Preference]:
   """Reads pairs, in any of the shapes of `formats`.
 
@@ -48,9 +48,7 @@ def load_preferences(
     InputError: the source can't be read, or a row does not fit; names it.
   """
   needs = formats.PAIR if rejected else formats.COMPLETION
-  loaded = sources.load(
-      source, needs=needs, on_bad_row=on_bad_row, max_bad_share=max_bad_share, tokenizer=tokenizer
-  )
+  loaded = sources.load(source, needs=needs, on_bad_row=on_bad_row, max_bad_share=max_bad_share, tokenizer=tokenizer)
   if loaded.bad and note:
     note(loaded.line())
   return loaded.examples
@@ -86,7 +84,7 @@ def open_list_preferences(rows: Sequence[Row], *, per_prompt: int, seed: int) ->
 
 
 def sampled_preferences(
-    row: Row, responses: Sequence[Sequence[int]], rewards: Sequence[float], *, most: int
+  row: Row, responses: Sequence[Sequence[int]], rewards: Sequence[float], *, most: int
 ) -> list[Preference]:
   """Pairs made of one prompt's scored samples: the best with the worst, the second best with the second worst, ...
 
@@ -102,14 +100,14 @@ def sampled_preferences(
   order = np.argsort(-np.asarray(rewards), kind="stable")
   ids = [tuple(int(token) for token in response) for response in responses]
   return [
-      Preference(row, ids[best], ids[worst])
-      for best, worst in list(zip(order, order[::-1]))[: min(most, len(ids) // 2)]
-      if rewards[best] > rewards[worst]
+    Preference(row, ids[best], ids[worst])
+    for best, worst in list(zip(order, order[::-1]))[: min(most, len(ids) // 2)]
+    if rewards[best] > rewards[worst]
   ]
 
 
 def answers_against_samples(
-    row: Row, responses: Sequence[Sequence[int]], rewards: Sequence[float], *, per_prompt: int, seed: Sequence[int]
+  row: Row, responses: Sequence[Sequence[int]], rewards: Sequence[float], *, per_prompt: int, seed: Sequence[int]
 ) -> list[Preference]:
   """Pairs of an acceptable item, drawn uniformly from the row's answer set, with a bad sample of one prompt.
 

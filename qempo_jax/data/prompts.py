@@ -34,14 +34,14 @@ def countdown_rows(split: str) -> list[Row]:
 
 
 def load_rows(
-    source: str,
-    *,
-    sets: Sequence[str] = (),
-    wordings: Sequence[int] = (),
-    on_bad_row: str = "error",
-    max_bad_share: float = 0.01,
-    note: Callable[[str], None] | None = None,
-    tokenizer: Any = None,
+  source: str,
+  *,
+  sets: Sequence[str] = (),
+  wordings: Sequence[int] = (),
+  on_bad_row: str = "error",
+  max_bad_share: float = 0.01,
+  note: Callable[[str], None] | None = None,
+  tokenizer: Any = None,
 ) -> list[Row]:
   """The training rows of a source: "open_list", "countdown", or one of those in `sources`.
 
@@ -65,7 +65,7 @@ def load_rows(
   if source == "countdown":
     return countdown_rows("train")
   loaded = sources.load(
-      source, needs=formats.PROMPT, on_bad_row=on_bad_row, max_bad_share=max_bad_share, tokenizer=tokenizer
+    source, needs=formats.PROMPT, on_bad_row=on_bad_row, max_bad_share=max_bad_share, tokenizer=tokenizer
   )
   if loaded.bad and note:
     note(loaded.line())

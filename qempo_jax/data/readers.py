@@ -25,9 +25,9 @@ def explicit(entry):
   chosen = entry["chosen"] if "chosen" in entry else None
   rejected = entry.get("rejected")
   return (
-      examples.prompt(entry["prompt"]),
-      None if chosen is None else examples.response(chosen, "chosen"),
-      None if rejected is None else examples.response(rejected, "rejected"),
+    examples.prompt(entry["prompt"]),
+    None if chosen is None else examples.response(chosen, "chosen"),
+    None if rejected is None else examples.response(rejected, "rejected"),
   )
 
 
@@ -75,7 +75,7 @@ def turns(transcript: str, name: str) -> tuple[Message, ...]:
   if before.strip():
     raise RowError(f'has a "{name}" with text before its first turn')
   found = [
-      Message(role=_SPEAKERS[speaker], content=content.strip()) for speaker, content in zip(parts[::2], parts[1::2])
+    Message(role=_SPEAKERS[speaker], content=content.strip()) for speaker, content in zip(parts[::2], parts[1::2])
   ]
   if any(not message["content"] for message in found):
     raise RowError(f'has a "{name}" with an empty turn')
@@ -146,7 +146,9 @@ def instruction(entry):
 
 def is_instruction(entry):
   """Whether a question stands in a column, and its answer in another."""
-  return "prompt" not in entry and any(strings(entry, name) for name in _OUTPUTS) and columns.question(entry) is not None
+  return (
+    "prompt" not in entry and any(strings(entry, name) for name in _OUTPUTS) and columns.question(entry) is not None
+  )
 
 
 def conversation(entry):

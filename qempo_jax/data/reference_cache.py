@@ -53,7 +53,7 @@ def example_keys(pairs: PairTokens, *, model: str, tokenizer: str, settings: dic
 
 
 def get_or_compute(
-    path: pathlib.Path, keys: np.ndarray, compute: Callable[[Sequence[int]], np.ndarray]
+  path: pathlib.Path, keys: np.ndarray, compute: Callable[[Sequence[int]], np.ndarray]
 ) -> tuple[np.ndarray, int]:
   """The log-probs of examples: those in the file, and those that must be computed, which the file then holds too.
 

@@ -73,7 +73,9 @@ def open_folder(folder: str | os.PathLike[str], split: str) -> RowStore:
   """
   library, path = tfds(), pathlib.Path(folder).expanduser()
   if not (path / "dataset_info.json").is_file():
-    raise InputError(f"{path} holds no dataset_info.json; name the folder of a prepared TFDS data set, with its version")
+    raise InputError(
+      f"{path} holds no dataset_info.json; name the folder of a prepared TFDS data set, with its version"
+    )
   with reading(str(path)):
     builder = library.builder_from_directory(str(path))
     return from_builder(builder, split, str(path))
@@ -134,7 +136,7 @@ def _write_tfds(library, rows, folder):
   text = library.features.Text
   features = library.features.FeaturesDict({"json": text(), "place": text(), "error": text()})
   identity = dataset_info.DatasetIdentity(
-      name="rows", version=library.core.Version(VERSION), data_dir=str(folder), module_name=__name__
+    name="rows", version=library.core.Version(VERSION), data_dir=str(folder), module_name=__name__
   )
   info = dataset_info.DatasetInfo(builder=identity, features=features)
   writer = SequentialWriter(info, max_examples_per_shard=_ROWS_A_SHARD, file_format="array_record")

@@ -64,13 +64,13 @@ class Loaded(NamedTuple):
 
 
 def load(
-    source: str,
-    *,
-    needs: str,
-    on_bad_row: str = "error",
-    max_bad_share: float = 0.01,
-    store_above: int = STORE_ABOVE,
-    tokenizer: Any = None,
+  source: str,
+  *,
+  needs: str,
+  on_bad_row: str = "error",
+  max_bad_share: float = 0.01,
+  store_above: int = STORE_ABOVE,
+  tokenizer: Any = None,
 ) -> Loaded:
   """Reads every row of a source.
 
@@ -114,7 +114,7 @@ def load(
   if len(bad) > max_bad_share * len(raw) or not examples:
     shown = "; ".join(f"{place} {reason}" for place, reason in bad[:3])
     raise InputError(
-        f"{len(bad):,} of {len(raw):,} rows of {source} do not fit, more than data.max_bad_share={max_bad_share}: {shown}"
+      f"{len(bad):,} of {len(raw):,} rows of {source} do not fit, more than data.max_bad_share={max_bad_share}: {shown}"
     )
   return Loaded(examples, len(raw), counts, bad)
 
@@ -134,7 +134,9 @@ def open_rows(source: str, *, store_above: int = STORE_ABOVE) -> Sequence[RawRow
   if not rest or kind not in _OPENERS:
     raise InputError(f"data.source={source!r} is not known; use open_list, countdown, {KINDS}")
   if variable := _VARIABLE.search(rest):
-    raise InputError(f"{source!r} names the environment variable {variable[0]}, which is not set; set it, or give the path")
+    raise InputError(
+      f"{source!r} names the environment variable {variable[0]}, which is not set; set it, or give the path"
+    )
   return _OPENERS[kind](rest, store_above)
 
 
@@ -190,8 +192,8 @@ def _hub(rest, store_above):
   except Exception as error:  # The hub's client raises errors of its own, of httpx and of the system.
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     raise InputError(
-        f"hf:{name} cannot be reached ({reason}); check the name and the network, or copy its files here and use"
-        " parquet:PATH or jsonl:PATH"
+      f"hf:{name} cannot be reached ({reason}); check the name and the network, or copy its files here and use"
+      " parquet:PATH or jsonl:PATH"
     ) from error
   return _from_files(paths, kind, store_above)
 

@@ -70,9 +70,7 @@ def read_settings(folder: pathlib.Path, name: str) -> dict[str, Any]:
   return values
 
 
-def stop_token_ids(
-  tokenizer: PreTrainedTokenizerBase, settings: Iterable[Mapping[str, Any]] = ()
-) -> tuple[int, ...]:
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, settings: Iterable[Mapping[str, Any]] = ()) -> tuple[int, ...]:
   """Ids that end a response, ascending: the one definition for sampler, encoder, export and verification.
 
   The union of the tokenizer's EOS, the known end-of-turn tokens, the ids that the model's settings list, and the token

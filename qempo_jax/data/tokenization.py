@@ -47,22 +47,16 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBas
   if path.suffix == ".gguf":
     return gguf_tokenizer(path)
   if path.is_file():
-    raise InputError(
-      f"{path} is a file, not a model: name its folder, a .gguf file or a Hugging Face id."
-    )
+    raise InputError(f"{path} is a file, not a model: name its folder, a .gguf file or a Hugging Face id.")
   if path.is_dir():
     if not any((path / file).is_file() for file in TOKENIZER_FILES):
       raise InputError(
         f"No tokenizer in the folder {path}: copy the model's tokenizer.json and tokenizer_config.json into it."
       )
-    tokenizer = _from_transformers(
-      str(path), f"Can't read the tokenizer in the folder {path}", "copy its files again"
-    )
+    tokenizer = _from_transformers(str(path), f"Can't read the tokenizer in the folder {path}", "copy its files again")
     return _with_stops(tokenizer, lambda file: special_tokens.read_settings(path, file))
   if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-    raise InputError(
-      f"No such model folder: {path}; check the path, or give a Hugging Face id such as org/name."
-    )
+    raise InputError(f"No such model folder: {path}; check the path, or give a Hugging Face id such as org/name.")
   tokenizer = _from_transformers(
     name,
     f"{name!r} is neither a local folder nor a Hugging Face model whose tokenizer can be loaded",
@@ -112,9 +106,7 @@ def gguf_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
   return tokenizer
 
 
-def encode_chat(
-  tokenizer: PreTrainedTokenizerBase, messages_or_prompt: Sequence[Message] | str
-) -> list[int]:
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages_or_prompt: Sequence[Message] | str) -> list[int]:
   """Encodes a conversation up to and including the header of the assistant's next turn.
 
   The chat template is applied once, and what it leaves out (such as a BOS) is not added again. A model without
@@ -134,20 +126,14 @@ def encode_chat(
   if not tokenizer.chat_template:
     if is_prompt:
       return _without_eos(tokenizer, messages_or_prompt)
-    raise InputError(
-      "The tokenizer has no chat template: give plain prompts, or use an instruction-tuned model."
-    )
-  messages = (
-    [{"role": "user", "content": messages_or_prompt}] if is_prompt else list(messages_or_prompt)
-  )
+    raise InputError("The tokenizer has no chat template: give plain prompts, or use an instruction-tuned model.")
+  messages = [{"role": "user", "content": messages_or_prompt}] if is_prompt else list(messages_or_prompt)
   import jinja2
 
   try:
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
   except jinja2.TemplateError as error:
-    raise InputError(
-      f"The chat template refuses the messages ({error}): check their roles and contents."
-    ) from error
+    raise InputError(f"The chat template refuses the messages ({error}): check their roles and contents.") from error
   return list(tokenizer.encode(text, add_special_tokens=False))
 
 
@@ -203,18 +189,12 @@ def _gguf_fields(path: pathlib.Path) -> dict[str, Any]:
     raise InputError(f"No such model file: {path}; check the path.")
   try:
     reader = gguf.GGUFReader(path)
-    wanted = {
-      k: f
-      for k, f in reader.fields.items()
-      if k.startswith("tokenizer.") or k.endswith(".context_length")
-    }
+    wanted = {k: f for k, f in reader.fields.items() if k.startswith("tokenizer.") or k.endswith(".context_length")}
     fields = {key: field.contents() for key, field in wanted.items()}
   except Exception as error:  # A damaged file surfaces as whatever NumPy or the decoder trips over.
     raise InputError(f"Can't read {path} as a GGUF file ({error}): download it again.") from error
   if missing := {"tokenizer.ggml.tokens", "tokenizer.ggml.merges"} - fields.keys():
-    raise InputError(
-      f"No BPE tokenizer in {path} (no {min(missing)}): use a folder with a tokenizer.json instead."
-    )
+    raise InputError(f"No BPE tokenizer in {path} (no {min(missing)}): use a folder with a tokenizer.json instead.")
   kind = (fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre"))
   if kind[0] != "gpt2" or kind[1] not in ("smollm", "gpt-2"):
     raise InputError(
@@ -235,12 +215,8 @@ def _byte_level_bpe(fields: Mapping[str, Any], bos_token: str | None) -> Any:
 
   tokens = fields["tokenizer.ggml.tokens"]
   merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-  tokenizer = Tokenizer(
-    models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
-  )
-  splits = [
-    pre_tokenizers.ByteLevel(add_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix")))
-  ]
+  tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+  splits = [pre_tokenizers.ByteLevel(add_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix")))]
   if fields["tokenizer.ggml.pre"] == "smollm":
     splits.insert(0, pre_tokenizers.Digits(individual_digits=True))
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
@@ -248,12 +224,8 @@ def _byte_level_bpe(fields: Mapping[str, Any], bos_token: str | None) -> Any:
   for kind, is_special in ((_CONTROL, True), (_USER_DEFINED, False)):
     types = fields.get("tokenizer.ggml.token_type", ())
     added = [token for token, token_type in zip(tokens, types, strict=False) if token_type == kind]
-    tokenizer.add_tokens(
-      [AddedToken(token, special=is_special, normalized=False) for token in added]
-    )
+    tokenizer.add_tokens([AddedToken(token, special=is_special, normalized=False) for token in added])
   if fields.get("tokenizer.ggml.add_bos_token") and bos_token is not None:
     bos = (bos_token, tokenizer.token_to_id(bos_token))
-    tokenizer.post_processor = processors.TemplateProcessing(
-      single=f"{bos[0]} $0", special_tokens=[bos]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $0", special_tokens=[bos])
   return tokenizer

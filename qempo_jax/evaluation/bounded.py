@@ -50,7 +50,9 @@ def lower_bound(
   """
   means = _means(values)
   if np.min(values) < lowest:
-    raise InputError(f"A value of {np.min(values):g} is below the least possible value, {lowest:g}: give its true range.")
+    raise InputError(
+      f"A value of {np.min(values):g} is below the least possible value, {lowest:g}: give its true range."
+    )
   if clusters is None:
     clusters = families.of({"prompt": range(len(means))})
   families.checked(clusters, len(means))
@@ -61,14 +63,18 @@ def lower_bound(
     return exact
   size = tails.draws_for(error, num_draws)
   rng = np.random.default_rng(seed)
-  draws = _one_way(top, bottom, lowest, size, rng) if len(clusters.keys) == 1 else _two_way(top, bottom, lowest, size, rng)
+  draws = (
+    _one_way(top, bottom, lowest, size, rng) if len(clusters.keys) == 1 else _two_way(top, bottom, lowest, size, rng)
+  )
   return tails.low_quantile(draws, error)
 
 
 def upper_bound(values: np.ndarray, *, highest: float, **settings) -> float:
   """One-sided upper bound of the mean over prompts of a figure never above `highest`; see `lower_bound`."""
   if np.max(values) > highest:
-    raise InputError(f"A value of {np.max(values):g} is above the greatest possible value, {highest:g}: give its true range.")
+    raise InputError(
+      f"A value of {np.max(values):g} is above the greatest possible value, {highest:g}: give its true range."
+    )
   return -lower_bound(-np.asarray(values, float), lowest=-highest, **settings)
 
 
@@ -88,7 +94,11 @@ def _exact(top, bottom, lowest, error):
   count, best = int(better.sum()), means.max()
   if np.any(bottom != bottom[0, 0]) or (count and np.ptp(means[better]) > 0):
     return None
-  return float(lowest + (best - lowest) * special.betaincinv(count, len(means) + 1 - count, error)) if count else float(lowest)
+  return (
+    float(lowest + (best - lowest) * special.betaincinv(count, len(means) + 1 - count, error))
+    if count
+    else float(lowest)
+  )
 
 
 def _one_way(top, bottom, lowest, num_draws, rng):

@@ -74,7 +74,9 @@ def of(columns: Mapping[str, Sequence], *, claim: str | None = None) -> Clusters
   labels = []
   for column in columns.values():
     number: dict = {}
-    labels.append([number.setdefault(label.item() if isinstance(label, np.generic) else label, len(number)) for label in column])
+    labels.append(
+      [number.setdefault(label.item() if isinstance(label, np.generic) else label, len(number)) for label in column]
+    )
   text = claim or " and ".join(f"new {noun(key)}" for key in columns)
   return Clusters(tuple(columns), np.array(labels, int), text)
 
@@ -95,10 +97,14 @@ def of_rows(rows: Sequence[Mapping], keys: Sequence[str], split: str) -> Cluster
   """
   own = [answers.families(row["set_name"], row["prompt"]) for row in rows]
   if keys:
-    columns = {key: [row.get(key, (of_task or {}).get(key)) for row, of_task in zip(rows, own, strict=True)] for key in keys}
+    columns = {
+      key: [row.get(key, (of_task or {}).get(key)) for row, of_task in zip(rows, own, strict=True)] for key in keys
+    }
     for key, column in columns.items():
       if None in column:
-        raise InputError(f"Rows of {split} lack the column {key!r} of evaluation.cluster: add it to every row, or name another.")
+        raise InputError(
+          f"Rows of {split} lack the column {key!r} of evaluation.cluster: add it to every row, or name another."
+        )
     return of(columns)
   tasks = {answers.clusters(split, row["set_name"]) for row in rows}
   if None in own or len(tasks) != 1:

@@ -63,9 +63,7 @@ def compare_with(
     if len(arrays[name]) != len(arrays[baseline]):
       raise InputError(f"{name!r} has {len(arrays[name])} prompts, {baseline!r} {len(arrays[baseline])}: use the same.")
   settings = {"num_draws": num_draws, "seed": seed, "clusters": clusters}
-  p_values = np.array([
-    p_value(_by_prompt(arrays[name]) - _by_prompt(arrays[baseline]), **settings) for name in others
-  ])
+  p_values = np.array([p_value(_by_prompt(arrays[name]) - _by_prompt(arrays[baseline]), **settings) for name in others])
   adjusted = holm(p_values)
   found = {}
   paired = intervals.PairedDraws(arrays[baseline], **settings)

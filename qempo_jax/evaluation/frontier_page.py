@@ -169,9 +169,11 @@ def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str
     f'<div class="verdict"><p>{escape(headline(found, config))}</p></div>',
     page.figure("frontier", png, "Quality against diversity of every method's operating points"),
     "<h2>At matched quality</h2>",
-    f'<p class="soft">{escape(name)} less {escape(baseline)}\'s; each method\'s most diverse point within'
+    f"<p class=\"soft\">{escape(name)} less {escape(baseline)}'s; each method's most diverse point within"
     f" {config['tolerance']:g} of the level. Points are picked on the figures compared.</p>",
-    page_style.table(["Method", "Level", "Difference", "p (Holm)", "Verdict", "Quality left", "Point", "Baseline's"], match_rows),
+    page_style.table(
+      ["Method", "Level", "Difference", "p (Holm)", "Verdict", "Quality left", "Point", "Baseline's"], match_rows
+    ),
     "<h2>Hypervolume</h2>",
     f'<p class="soft">Area above the reference point ({reference}) of reward and {escape(name.lower())}; more operating'
     " points can only enlarge it.</p>",

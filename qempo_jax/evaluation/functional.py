@@ -80,9 +80,7 @@ def answer_counts(answers: Sequence[str | None]) -> Counter[str]:
   return Counter(dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))))
 
 
-def distinct_k(
-  outputs: Sequence[str | None], *, k: int, equivalence: Callable[[Sequence[str]], np.ndarray]
-) -> float:
+def distinct_k(outputs: Sequence[str | None], *, k: int, equivalence: Callable[[Sequence[str]], np.ndarray]) -> float:
   """The expected number of different acceptable outputs among k samples drawn without replacement.
 
     distinct_k = sum over classes c of 1 - C(n - n_c, k) / C(n, k),   n_c samples of class c among all n.

@@ -91,7 +91,9 @@ def read(path: str | os.PathLike) -> Judgements:
         raise InputError(f"{where}: needs prompt, ours, other, ours_first and preference as JSON ({error}).") from error
       if not isinstance(order, bool) or order in pairs.setdefault(key, {}):
         raise InputError(f"{where}: ours_first is true or false, and each order of a pair stands once.")
-      pairs[key][order] = _checked(words.get(preference, preference) if isinstance(preference, str) else preference, where)
+      pairs[key][order] = _checked(
+        words.get(preference, preference) if isinstance(preference, str) else preference, where
+      )
   for key, orders in pairs.items():
     if len(orders) < 2:
       raise InputError(f"{path}: the pair of prompt {key[0][:60]!r} was judged in one order only: judge the other too.")

@@ -92,7 +92,9 @@ def main_split(results: Mapping) -> str:
 def _floor_in_words(certificate):
   if certificate["constraint"] == "reward":
     return f"the reward floor {certificate['bound']:.3g}"
-  return f"the reference's reward less {-certificate['bound']:.3g}" if certificate["bound"] else "the reference's reward"
+  return (
+    f"the reference's reward less {-certificate['bound']:.3g}" if certificate["bound"] else "the reference's reward"
+  )
 
 
 def _verdict(results):
@@ -167,7 +169,9 @@ def _certificates(results):
   for method, entry in results["methods"].items():
     for split, figures in entry["splits"].items():
       where = f"{METHOD_LABELS.get(method, method)}, {SPLIT_LABELS.get(split, split)}"
-      items += [f"<li><b>{page_style.escape(where)}:</b> {page_style.escape(c['words'])}</li>" for c in figures["certificates"]]
+      items += [
+        f"<li><b>{page_style.escape(where)}:</b> {page_style.escape(c['words'])}</li>" for c in figures["certificates"]
+      ]
   return '<ul class="warnings">' + "".join(items) + "</ul>"
 
 
@@ -194,7 +198,9 @@ def _run(results):
     shown = config if isinstance(config, str) else json.dumps(config, indent=2, default=str)
     parts.append(f"<details><summary>Config</summary><pre>{page_style.escape(shown)}</pre></details>")
   draws = results["bootstrap"]
-  parts.append(f'<p class="soft">Bootstrap: {draws["num_draws"]} draws, seed {draws["seed"]}; intervals {_units(results)}.</p>')
+  parts.append(
+    f'<p class="soft">Bootstrap: {draws["num_draws"]} draws, seed {draws["seed"]}; intervals {_units(results)}.</p>'
+  )
   return "".join(parts)
 
 

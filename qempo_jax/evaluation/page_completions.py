@@ -63,7 +63,11 @@ def answer_diff(answers: Mapping) -> str:
     return ""
   lines = []
   for methods, names in sorted(groups.items(), key=lambda item: (-len(item[0]), item[0])):
-    who = "All" if len(methods) == len(given) else ("Only " if len(methods) == 1 else "") + " and ".join(map(_label, methods))
+    who = (
+      "All"
+      if len(methods) == len(given)
+      else ("Only " if len(methods) == 1 else "") + " and ".join(map(_label, methods))
+    )
     keys = "".join(f'<span class="key">{page_style.escape(shorten(name, 60))}</span>' for name in names[:_ANSWERS])
     rest = f" and {len(names) - _ANSWERS} more" if len(names) > _ANSWERS else ""
     lines.append(f"<li><b>{who}</b> ({len(names)}): <bdi>{keys}</bdi>{rest}</li>")

@@ -27,7 +27,13 @@ def section(results: Mapping, main: str) -> str:
   for split in results["comparisons"]:
     of_split = {name: entry["splits"][split] for name, entry in results["methods"].items() if split in entry["splits"]}
     title = SPLIT_LABELS.get(split, split)
-    tables = [_metrics(of_split), _solutions(of_split), *_lost(of_split), *_gains(of_split), *_protocols(results.get("protocols", {}), split)]
+    tables = [
+      _metrics(of_split),
+      _solutions(of_split),
+      *_lost(of_split),
+      *_gains(of_split),
+      *_protocols(results.get("protocols", {}), split),
+    ]
     shown = " open" if split == main else ""
     heading = f"<summary><b>{page_style.escape(title[:1].upper() + title[1:])}</b></summary>"
     parts.append(f"<details{shown}>{heading}{''.join(tables)}</details>")
@@ -84,7 +90,8 @@ def _lost(of_split: Mapping) -> Iterable[str]:
     return
   names = {"total": "all outputs", "wrong_answers": "with wrong answers", "right_answers": "among right answers"}
   cells = [
-    [f"{page_style.number(v[key], 2)} <small>{page_style.ends(v[key], 2)}</small>" for v in lost.values()] for key in names
+    [f"{page_style.number(v[key], 2)} <small>{page_style.ends(v[key], 2)}</small>" for v in lost.values()]
+    for key in names
   ]
   header = ["Different outputs lost against the reference, a prompt", *map(_label, lost)]
   yield page_style.html_table(header, [name.capitalize() for name in names.values()], cells)

@@ -160,7 +160,9 @@ def diversity(
     owners = np.repeat(np.arange(len(prompts)), [len(items) for items in prompts])
     if axis == "lexical":
       value = _lexical(corpora[name], size, seed)
-      interval = corpus_intervals.lexical_interval(corpora[name], owners, value, size=size, level=level, clusters=clusters)
+      interval = corpus_intervals.lexical_interval(
+        corpora[name], owners, value, size=size, level=level, clusters=clusters
+      )
     else:
       positions = draw(pooled[name], size=size, seed=seed)
       chosen = [pooled[name][position] for position in positions]

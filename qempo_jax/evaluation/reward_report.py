@@ -29,19 +29,19 @@ def pair_report(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray, *,
   interval = cluster_interval(right, prompts, seed=seed)
   quantiles = np.quantile(margins, [0.05, 0.25, 0.5, 0.75, 0.95])
   return {
-      "pairs": len(margins),
-      "prompts": len(np.unique(prompts)),
-      "accuracy": interval.mean,
-      "accuracy_interval": [interval.low, interval.high],
-      "accuracy_wilson": list(wilson(float(right.sum()), len(right))[1:]),
-      "log_loss": float(np.mean(np.logaddexp(0, -margins))),
-      "margin": {
-          "mean": float(margins.mean()),
-          "std": float(margins.std()),
-          "quantiles_5_25_50_75_95": [float(value) for value in quantiles],
-      },
-      "calibration": calibration(margins),
-      "length": length_bias(scores, lengths, right, prompts, seed=seed),
+    "pairs": len(margins),
+    "prompts": len(np.unique(prompts)),
+    "accuracy": interval.mean,
+    "accuracy_interval": [interval.low, interval.high],
+    "accuracy_wilson": list(wilson(float(right.sum()), len(right))[1:]),
+    "log_loss": float(np.mean(np.logaddexp(0, -margins))),
+    "margin": {
+      "mean": float(margins.mean()),
+      "std": float(margins.std()),
+      "quantiles_5_25_50_75_95": [float(value) for value in quantiles],
+    },
+    "calibration": calibration(margins),
+    "length": length_bias(scores, lengths, right, prompts, seed=seed),
   }
 
 
@@ -83,9 +83,9 @@ def calibration(margins: np.ndarray, *, bins: int = 10) -> dict[str, Any]:
   parts = np.array_split(np.argsort(stated, kind="stable"), min(bins, len(margins)))
   rows = [(float(stated[part].mean()), float(right[part].mean()), len(part)) for part in parts]
   return {
-      "expected_accuracy": float(stated.mean()),
-      "error": sum(abs(said - was) * count for said, was, count in rows) / len(margins),
-      "bins": [{"stated": said, "right": was, "pairs": count} for said, was, count in rows],
+    "expected_accuracy": float(stated.mean()),
+    "error": sum(abs(said - was) * count for said, was, count in rows) / len(margins),
+    "bins": [{"stated": said, "right": was, "pairs": count} for said, was, count in rows],
   }
 
 
@@ -106,11 +106,11 @@ def length_bias(scores, lengths, right, prompts, *, seed: int) -> dict[str, Any]
     return {"pairs": int(chosen.sum()), "accuracy": interval.mean, "interval": [interval.low, interval.high]}
 
   return {
-      "longer_is_chosen": float(np.mean(np.where(gap == 0, 0.5, gap > 0))),
-      "score_correlation": _correlation(scores.ravel(), lengths.ravel()),
-      "margin_correlation": _correlation(scores[:, 0] - scores[:, 1], gap),
-      "accuracy_chosen_shorter": part(gap < 0),
-      "accuracy_chosen_longer": part(gap > 0),
+    "longer_is_chosen": float(np.mean(np.where(gap == 0, 0.5, gap > 0))),
+    "score_correlation": _correlation(scores.ravel(), lengths.ravel()),
+    "margin_correlation": _correlation(scores[:, 0] - scores[:, 1], gap),
+    "accuracy_chosen_shorter": part(gap < 0),
+    "accuracy_chosen_longer": part(gap > 0),
   }
 
 

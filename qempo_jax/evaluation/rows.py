@@ -93,7 +93,10 @@ def arrange(
   groups = defaultdict(lambda: defaultdict(list))
   for row in rows:
     groups[row["method"], row["split"]][task_name(row), row["seed"]].append(row)
-  return {key: _arrange_one(key, cells, num_samples[key[1]], acceptable[key[1]], tuple(cluster)) for key, cells in groups.items()}
+  return {
+    key: _arrange_one(key, cells, num_samples[key[1]], acceptable[key[1]], tuple(cluster))
+    for key, cells in groups.items()
+  }
 
 
 def samples_per_prompt(rows: Iterable[Mapping]) -> dict[str, int]:

@@ -121,9 +121,7 @@ def _stacked(tensors):
       tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
     ),
     "norm": tuple(jnp.asarray(tensors[f"embeddings.LayerNorm.{kind}"]) for kind in ("weight", "bias")),
-    "layers": {
-      short: tuple(of_layers(name, kind) for kind in ("weight", "bias")) for short, name in names.items()
-    },
+    "layers": {short: tuple(of_layers(name, kind) for kind in ("weight", "bias")) for short, name in names.items()},
   }
 
 

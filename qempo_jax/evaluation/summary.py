@@ -108,7 +108,13 @@ def summarise(
       settings = summary_figures.Settings(level, num_draws, seed, samples.clusters)
       results["bootstrap"]["clusters"][split] = _of_families(samples.clusters)
       summary = _means(samples, figures[method], settings)
-      bounds = {"level": level, "seed": seed, "look": look, "planned_looks": planned_looks, "clusters": samples.clusters}
+      bounds = {
+        "level": level,
+        "seed": seed,
+        "look": look,
+        "planned_looks": planned_looks,
+        "clusters": samples.clusters,
+      }
       found = [_floor_certificate(method, here, figures, floor, floor_kind, reward_range, bounds)]
       budget = (max_kl or {}).get(method)
       if budget is not None and np.all(np.isfinite(figures[method]["kl"])):
@@ -144,7 +150,9 @@ def absolute_floors(rows: Sequence[Mapping], *, floor: float, kind: quality_floo
   for split in dict.fromkeys(row["split"] for row in rows):
     reference = [row["reward"] for row in rows if (row["method"], row["split"]) == (REFERENCE, split)]
     if kind != "absolute" and not reference:
-      raise InputError(f"The floor {kind!r} needs samples of the reference, method {REFERENCE!r}, on {split}: add them.")
+      raise InputError(
+        f"The floor {kind!r} needs samples of the reference, method {REFERENCE!r}, on {split}: add them."
+      )
     if kind == "reference minus":
       found[split] = float(np.mean(reference)) - floor
     else:

@@ -49,7 +49,9 @@ def diversity_lost(method: str, reference: str, here: Here, figures: Figures, se
   """
   if method == reference or reference not in here or not set(here[method].prompts) & set(here[reference].prompts):
     return {}
-  sides = {name: shared_figures(here, figures, name, (reference, method)) for name in ("distinct_answers", "distinct_wrong")}
+  sides = {
+    name: shared_figures(here, figures, name, (reference, method)) for name in ("distinct_answers", "distinct_wrong")
+  }
   (right, ours_right), (wrong, ours_wrong) = ([side.mean(axis=1) for side in sides[name]] for name in sides)
   settings = shared_settings(here, (reference, method), settings)
   pairs = {
@@ -107,9 +109,7 @@ def _add_p_values(compared, baseline, here, figures, settings) -> None:
       if np.all(np.isfinite(differences)):
         tested.append(method)
         of = shared_settings(here, (method, baseline), settings)
-        p_values.append(
-          comparisons.p_value(differences, num_draws=of.num_draws, seed=of.seed, clusters=of.clusters)
-        )
+        p_values.append(comparisons.p_value(differences, num_draws=of.num_draws, seed=of.seed, clusters=of.clusters))
     for method, adjusted in zip(tested, comparisons.holm(np.array(p_values)), strict=True):
       compared[method].setdefault("p_values_holm", {})[name] = float(adjusted)
 

@@ -67,13 +67,16 @@ def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np
 
 def _distinct_wrong(samples: SplitSamples) -> np.ndarray:
   """[prompts, seeds] different normal forms of the outputs that are not acceptable."""
-  return np.array([
+  return np.array(
     [
-      len({equivalence.normal_form(text) for text, answer in zip(texts, answers, strict=True) if answer is None})
-      for texts, answers in zip(of_prompt, answers_of_prompt, strict=True)
-    ]
-    for of_prompt, answers_of_prompt in zip(samples.completions, samples.answers, strict=True)
-  ], float)
+      [
+        len({equivalence.normal_form(text) for text, answer in zip(texts, answers, strict=True) if answer is None})
+        for texts, answers in zip(of_prompt, answers_of_prompt, strict=True)
+      ]
+      for of_prompt, answers_of_prompt in zip(samples.completions, samples.answers, strict=True)
+    ],
+    float,
+  )
 
 
 def for_bootstrap(name: str, values: np.ndarray) -> np.ndarray:
@@ -107,7 +110,9 @@ def solution_figures(samples: SplitSamples, *, acceptable: float, settings: Sett
       texts, right = samples.completions[at[0]][at[1]], correct[at]
       names = samples.answers[at[0]][at[1]]
       # A form that is right in one sample and wrong in another is two answers.
-      ballots = [(name or equivalence.normal_form(text), bool(ok)) for name, text, ok in zip(names, texts, right, strict=True)]
+      ballots = [
+        (name or equivalence.normal_form(text), bool(ok)) for name, text, ok in zip(names, texts, right, strict=True)
+      ]
       votes[at] = solutions.majority_at_k(ballots, right, k=k, seed=settings.seed)
       kept = [ballot if ballot[1] else None for ballot in ballots]
       kinds[at] = functional.distinct_k(kept, k=k, equivalence=equivalence.exact)

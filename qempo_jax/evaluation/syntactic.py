@@ -52,7 +52,9 @@ def read_conllu(path: str | os.PathLike) -> list[Tree]:
     if "-" in fields[0] or "." in fields[0]:
       continue
     if fields[0] != str(len(upos) + 1) or not fields[6].isdigit():
-      raise InputError(f"{path}, line {number}: word {fields[0]!r} with head {fields[6]!r} is out of order or no number.")
+      raise InputError(
+        f"{path}, line {number}: word {fields[0]!r} with head {fields[6]!r} is out of order or no number."
+      )
     upos.append(fields[3])
     head.append(int(fields[6]))
   return trees

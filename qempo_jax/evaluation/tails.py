@@ -24,7 +24,7 @@ def draws_for(error: float, num_draws: int) -> int:
 def rank(error: float, num_draws: int) -> int:
   """The greatest k with P(U_(k) > error) <= 1e-4, U_(k) the k-th smallest of `num_draws` uniform draws.
 
-    P(U_(k) > error) = P(Binomial(num_draws, error) < k).
+  P(U_(k) > error) = P(Binomial(num_draws, error) < k).
   """
   from scipy import special
 

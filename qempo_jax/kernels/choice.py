@@ -61,7 +61,7 @@ def kernel_sums(head: Head, hidden_TxD, unembedding_VxD, targets_T, temperature)
   along = P("tensor") if parts > 1 else P()
   if axes := sharding.split_axes():
     part = jax.shard_map(
-        part, in_specs=(along, P(), along, P(), P()), out_specs=along, axis_names=axes, check_vma=False
+      part, in_specs=(along, P(), along, P(), P()), out_specs=along, axis_names=axes, check_vma=False
     )
   firsts = jnp.arange(parts, dtype=jnp.int32) * size
   return online_softmax.merge(part(firsts, hidden_TxD, unembedding_VxD, targets_T, temperature))

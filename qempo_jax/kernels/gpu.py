@@ -32,18 +32,18 @@ def sums(head: Head, hidden_TxD, rows_VxD, targets_T, limit, temperature) -> onl
   shares = pl.cdiv(blocks, each)
   of = jax.ShapeDtypeStruct((shares, length + padding, 1), jnp.float32)
   found = pl.pallas_call(
-      functools.partial(_kernel, head=head, each=each),
-      grid=(tiles, shares),
-      out_shape=online_softmax.Sums(of, of, of, of),
-      compiler_params=triton.CompilerParams(num_warps=8, num_stages=3 if rows_VxD.dtype.itemsize == 2 else 2),
-      interpret=head.interpret,
-      name="token_sums",
+    functools.partial(_kernel, head=head, each=each),
+    grid=(tiles, shares),
+    out_shape=online_softmax.Sums(of, of, of, of),
+    compiler_params=triton.CompilerParams(num_warps=8, num_stages=3 if rows_VxD.dtype.itemsize == 2 else 2),
+    interpret=head.interpret,
+    name="token_sums",
   )(
-      jnp.minimum(limit, vocab_size).astype(jnp.int32).reshape(1, 1),
-      jnp.asarray(temperature, jnp.float32).reshape(1, 1),
-      jnp.pad(hidden_TxD.astype(head.dtype), ((0, padding), (0, 0))),
-      rows_VxD,
-      jnp.pad(targets_T, (0, padding))[:, None],
+    jnp.minimum(limit, vocab_size).astype(jnp.int32).reshape(1, 1),
+    jnp.asarray(temperature, jnp.float32).reshape(1, 1),
+    jnp.pad(hidden_TxD.astype(head.dtype), ((0, padding), (0, 0))),
+    rows_VxD,
+    jnp.pad(targets_T, (0, padding))[:, None],
   )
   return jax.tree.map(lambda x: x[:, :length], found)
 

@@ -41,28 +41,28 @@ def sums(head: Head, hidden_TxD, rows_VxD, targets_T, limit, temperature) -> onl
   scalar = pl.BlockSpec((1, 1), lambda i, j: (0, 0))
   per_token = pl.BlockSpec((tokens, 1), lambda i, j: (i, 0))
   found = pl.pallas_call(
-      functools.partial(_kernel, head=head, columns=columns),
-      grid=(pl.cdiv(length, tokens), pl.cdiv(vocab_size, columns)),
-      in_specs=[
-          scalar,
-          scalar,
-          pl.BlockSpec((tokens, width), lambda i, j: (i, 0)),
-          pl.BlockSpec((columns, width), lambda i, j: (j, 0)),
-          per_token,
-      ],
-      out_specs=online_softmax.Sums(*[per_token] * 4),
-      out_shape=online_softmax.Sums(*[jax.ShapeDtypeStruct((length, 1), jnp.float32)] * 4),
-      compiler_params=pltpu.CompilerParams(
-          dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM * 4 // 3
-      ),
-      interpret=head.interpret,
-      name="token_sums",
+    functools.partial(_kernel, head=head, columns=columns),
+    grid=(pl.cdiv(length, tokens), pl.cdiv(vocab_size, columns)),
+    in_specs=[
+      scalar,
+      scalar,
+      pl.BlockSpec((tokens, width), lambda i, j: (i, 0)),
+      pl.BlockSpec((columns, width), lambda i, j: (j, 0)),
+      per_token,
+    ],
+    out_specs=online_softmax.Sums(*[per_token] * 4),
+    out_shape=online_softmax.Sums(*[jax.ShapeDtypeStruct((length, 1), jnp.float32)] * 4),
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM * 4 // 3
+    ),
+    interpret=head.interpret,
+    name="token_sums",
   )(
-      jnp.asarray(limit, jnp.int32).reshape(1, 1),
-      jnp.asarray(temperature, jnp.float32).reshape(1, 1),
-      hidden_TxD.astype(head.dtype),
-      rows_VxD,
-      targets_T[:, None],
+    jnp.asarray(limit, jnp.int32).reshape(1, 1),
+    jnp.asarray(temperature, jnp.float32).reshape(1, 1),
+    hidden_TxD.astype(head.dtype),
+    rows_VxD,
+    targets_T[:, None],
   )
   return jax.tree.map(lambda x: x[None], found)
 
@@ -90,10 +90,10 @@ def _kernel(limit_ref, temperature_ref, hidden_ref, rows_ref, targets_ref, *sums
     _write(refs, online_softmax.nothing(hidden_ref.shape[0]))
 
   product = jax.lax.dot_general(
-      hidden_ref[...],
-      rows_ref[...].astype(head.dtype),
-      (((1,), (1,)), ((), ())),
-      preferred_element_type=jnp.float32,
+    hidden_ref[...],
+    rows_ref[...].astype(head.dtype),
+    (((1,), (1,)), ((), ())),
+    preferred_element_type=jnp.float32,
   )
   column = index * columns + jax.lax.broadcasted_iota(jnp.int32, product.shape, 1)
   counted = column < limit_ref[...]  # nor do rows beyond the last, which hold anything

@@ -93,9 +93,7 @@ def grpo_loss(
   Raises:
     AssertionError: shapes do not fit.
   """
-  loss = ppo_clip_loss(
-    token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high
-  )
+  loss = ppo_clip_loss(token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high)
   return loss / jnp.maximum(masked_sum(jnp.ones_like(token_log_probs), mask), 1)
 
 
@@ -130,9 +128,7 @@ def dr_grpo_loss(
   Raises:
     AssertionError: shapes do not fit.
   """
-  loss = ppo_clip_loss(
-    token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high
-  )
+  loss = ppo_clip_loss(token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high)
   return loss / max_tokens
 
 

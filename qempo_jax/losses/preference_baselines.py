@@ -158,6 +158,4 @@ def cpo_loss(
   Raises:
     AssertionError: an input is not a scalar.
   """
-  return qempo_loss(chosen_log_prob, rejected_log_prob, alpha=beta) + nll_anchor(
-    chosen_log_prob, weight=nll_weight
-  )
+  return qempo_loss(chosen_log_prob, rejected_log_prob, alpha=beta) + nll_anchor(chosen_log_prob, weight=nll_weight)

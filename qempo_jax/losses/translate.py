@@ -60,9 +60,7 @@ def translate(source: str, target: str, **hyper_parameters: float) -> Translatio
       raise InputError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
   names = METHODS[source].names
   if set(names) != set(hyper_parameters):
-    raise InputError(
-      f"{source} takes {', '.join(names)}; given: {', '.join(hyper_parameters) or 'nothing'}"
-    )
+    raise InputError(f"{source} takes {', '.join(names)}; given: {', '.join(hyper_parameters) or 'nothing'}")
   alpha, beta = METHODS[source].to_weights(**hyper_parameters)
   values = METHODS[target].from_weights(alpha, beta)
   if values is None:
@@ -95,9 +93,7 @@ def _cpo_weights(beta: float, nll_weight: float) -> tuple[float, float]:
 
 def _qempo_kl_weights(quality_multiplier: float, kl_multiplier: float) -> tuple[float, float]:
   if quality_multiplier <= 0:
-    raise InputError(
-      "quality_multiplier must be positive: at 0 the reward plays no part and alpha is infinite"
-    )
+    raise InputError("quality_multiplier must be positive: at 0 the reward plays no part and alpha is infinite")
   return (1 + kl_multiplier) / quality_multiplier, kl_multiplier / quality_multiplier
 
 
@@ -105,9 +101,7 @@ def _no_reference(beta: float) -> bool:
   return math.isclose(beta, 0.0, abs_tol=1e-12)
 
 
-_WEIGHTS = _Method(
-  ("alpha", "beta"), lambda alpha, beta: (alpha, beta), lambda a, b: (a, b), "nothing"
-)
+_WEIGHTS = _Method(("alpha", "beta"), lambda alpha, beta: (alpha, beta), lambda a, b: (a, b), "nothing")
 _KL_PENALTY = _Method(
   ("beta",),
   lambda beta: (beta, beta),

@@ -70,9 +70,7 @@ def group_loss(
   return (masked_mean(losses, group.fresh) + replay_weight * balance) / spread + method.extra(stats, group)
 
 
-def lagrangian_terms(
-  stats: TokenStats, group: Group, prices: Prices, constraints: Mapping[str, Constraint]
-) -> Terms:
+def lagrangian_terms(stats: TokenStats, group: Group, prices: Prices, constraints: Mapping[str, Constraint]) -> Terms:
   """The parts of the Lagrangian's shaped reward; a response without a value takes the mean of its group's there."""
   entropy_weight, multipliers = prices
   missing = sorted(set(constraints) - set(multipliers))

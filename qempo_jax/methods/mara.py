@@ -52,7 +52,11 @@ def anchored_rewards(group: Group, terms: method.Terms, *, good_reward: float) -
   """`mara_rewards` with the run's own KL weight; the rewards themselves where no reward has a price."""
   weight = jnp.where(terms.reward_weight > 0, terms.reward_weight, 1.0)
   return mara_rewards(
-    terms.rewards, group.ref_log_probs, group.fresh, min_reward=good_reward, beta=terms.multipliers.get("kl", 0.0) / weight
+    terms.rewards,
+    group.ref_log_probs,
+    group.fresh,
+    min_reward=good_reward,
+    beta=terms.multipliers.get("kl", 0.0) / weight,
   )
 
 

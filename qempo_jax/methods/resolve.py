@@ -43,7 +43,9 @@ def resolve(text: str) -> Method:
   path, arguments, keywords = call_text.parse(text, "method")
   known = table()
   if "." not in path and path not in known:
-    raise InputError(f"there is no method {path!r}: give one of {', '.join(sorted(known))}, or a dotted path to your own")
+    raise InputError(
+      f"there is no method {path!r}: give one of {', '.join(sorted(known))}, or a dotted path to your own"
+    )
   function = known.get(path) or call_text.load(path, "method")
   if isinstance(function, Method):
     return dataclasses.replace(function, name=text)

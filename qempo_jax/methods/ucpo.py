@@ -59,7 +59,9 @@ def ucpo_advantages(
   return jax.lax.stop_gradient(jnp.where(correct, n * weights * masked_mean(a, correct), a))
 
 
-def shared_out(advantages: jax.Array, group: Group, terms: method.Terms, *, tau: float, good_reward: float, reward: str):
+def shared_out(
+  advantages: jax.Array, group: Group, terms: method.Terms, *, tau: float, good_reward: float, reward: str
+):
   """`ucpo_advantages` less the advantages themselves."""
   correct = group.rewards[reward] >= good_reward
   new = ucpo_advantages(advantages, terms.log_probs, correct, group.fresh, tau=tau)

@@ -63,8 +63,8 @@ def chosen(config, length: int, width: int, platform: str, obstacle: str | None 
     InputError: the named one cannot compute this.
   """
   obstacles = {
-      "cudnn": _cudnn_obstacle(config, length, width, platform),
-      "splash": _splash_obstacle(length, platform, obstacle),
+    "cudnn": _cudnn_obstacle(config, length, width, platform),
+    "splash": _splash_obstacle(length, platform, obstacle),
   }
   if config.attention == "auto":
     preferred = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
@@ -78,12 +78,12 @@ def cudnn(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
   """By cuDNN through `jax.nn.dot_product_attention`, operands rounded to the compute dtype; see `attention`."""
   low = lambda x: x.astype(config.compute_dtype)
   attended = jax.nn.dot_product_attention(
-      low(q_BxLxHxK),
-      low(k_BxLxJxK),
-      low(v_BxLxJxK),
-      mask=mask_BxLxL[:, None],
-      scale=config.attention_scale,
-      implementation="cudnn",
+    low(q_BxLxHxK),
+    low(k_BxLxJxK),
+    low(v_BxLxJxK),
+    mask=mask_BxLxL[:, None],
+    scale=config.attention_scale,
+    implementation="cudnn",
   )
   return attended.astype(v_BxLxJxK.dtype)
 
@@ -118,9 +118,17 @@ def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, axis, interp
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
   sizes = dict.fromkeys(
-      ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq",
-       "block_kv_dq"),
-      SPLASH_BLOCK,
+    (
+      "block_q",
+      "block_kv",
+      "block_kv_compute",
+      "block_q_dkv",
+      "block_kv_dkv",
+      "block_kv_dkv_compute",
+      "block_q_dq",
+      "block_kv_dq",
+    ),
+    SPLASH_BLOCK,
   )
   # A query without keys sees itself: the kernel divides by its sum of weights.
   lonely_BxLx1 = ~jnp.any(mask_BxLxL, axis=-1, keepdims=True)
@@ -131,12 +139,12 @@ def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, axis, interp
 
   def row(q_LxJxRxK, k_LxJxK, v_LxJxK, mask_LxL):
     kernel = kernels.make_splash_mha(
-        mask_LxL[None],
-        block_sizes=kernels.BlockSizes(**sizes),
-        attn_logits_soft_cap=config.attention_softcap,
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
+      mask_LxL[None],
+      block_sizes=kernels.BlockSizes(**sizes),
+      attn_logits_soft_cap=config.attention_softcap,
+      head_shards=1,
+      q_seq_shards=1,
+      interpret=interpret,
     )
     # The kernel asks a Python question about its masks, whose answer jit has turned into an array.
     for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):

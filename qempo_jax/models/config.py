@@ -10,13 +10,13 @@ ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 KV_CACHES = ("auto", "float32", "bfloat16", "int8")
 REMATS = ("none", "full", "dots", "dots_no_batch")
 _CHOICES = {
-    "activation": ("silu", "gelu_tanh"),
-    "norm_placement": ("pre", "post", "both"),
-    "qk_norm": ("none", "head", "width"),
-    "attention": ATTENTIONS,
-    "kv_cache": KV_CACHES,
-    "remat": REMATS,
-    "token_stats": TOKEN_STATS,
+  "activation": ("silu", "gelu_tanh"),
+  "norm_placement": ("pre", "post", "both"),
+  "qk_norm": ("none", "head", "width"),
+  "attention": ATTENTIONS,
+  "kv_cache": KV_CACHES,
+  "remat": REMATS,
+  "token_stats": TOKEN_STATS,
 }
 
 
@@ -118,20 +118,20 @@ class ModelConfig:
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
       raise InputError(
-          f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
-          "check the checkpoint's config.json"
+        f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
+        "check the checkpoint's config.json"
       )
     if self.windows and len(self.windows) != self.num_layers:
       raise InputError(
-          f"windows names {len(self.windows)} blocks, but there are num_layers={self.num_layers}; "
-          "check layer_types in the checkpoint's config.json"
+        f"windows names {len(self.windows)} blocks, but there are num_layers={self.num_layers}; "
+        "check layer_types in the checkpoint's config.json"
       )
     for name, choices in _CHOICES.items():
       if getattr(self, name) not in choices:
         raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
     if self.num_tokens is not None and not 0 < self.num_tokens <= self.vocab_size:
       raise InputError(
-          f"num_tokens={self.num_tokens} does not fit vocab_size={self.vocab_size}; is this the model's own tokenizer?"
+        f"num_tokens={self.num_tokens} does not fit vocab_size={self.vocab_size}; is this the model's own tokenizer?"
       )
     if outside := [id_ for id_ in self.forbidden if not 0 <= id_ < self.vocab_size]:
       raise InputError(f"forbidden names token {outside[0]}, which is none of vocab_size={self.vocab_size}")

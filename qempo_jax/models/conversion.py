@@ -15,7 +15,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def load(
-    source: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, dtype=np.float32
+  source: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, dtype=np.float32
 ) -> tuple[ModelConfig, dict]:
   """Loads a checkpoint, tensor by tensor.
 
@@ -55,6 +55,6 @@ def _download(name: str) -> pathlib.Path:
     return pathlib.Path(folder)
   except Exception as error:  # every kind of network and hub error
     raise InputError(
-        f"{name!r} is neither a local model folder nor a model that can be fetched"
-        f" ({type(error).__name__}); check the name, or give a folder"
+      f"{name!r} is neither a local model folder nor a model that can be fetched"
+      f" ({type(error).__name__}); check the name, or give a folder"
     ) from error

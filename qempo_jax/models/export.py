@@ -22,14 +22,14 @@ _KEPT = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
 def export_model(
-    target: str | pathlib.Path,
-    params,
-    config: ModelConfig,
-    *,
-    tokenizer=None,
-    source: str | pathlib.Path | None = None,
-    dtype: str = "float32",
-    max_shard_bytes: int = 5 * 10**9,
+  target: str | pathlib.Path,
+  params,
+  config: ModelConfig,
+  *,
+  tokenizer=None,
+  source: str | pathlib.Path | None = None,
+  dtype: str = "float32",
+  max_shard_bytes: int = 5 * 10**9,
 ) -> pathlib.Path:
   """Writes a model with its configuration, generation settings, tokenizer and chat template.
 
@@ -144,11 +144,11 @@ def token_ids(tokenizer) -> dict[str, int]:
 def _description(config, origin, tokenizer, dtype) -> dict[str, Any]:
   longest = getattr(tokenizer, "model_max_length", None)
   written = hugging_face_out.to_hugging_face(
-      config,
-      source=_settings(origin)[1] or None,
-      dtype=dtype,
-      max_length=longest if isinstance(longest, int) and longest < 10**9 else None,
-      tokens=token_ids(tokenizer) if tokenizer is not None else None,
+    config,
+    source=_settings(origin)[1] or None,
+    dtype=dtype,
+    max_length=longest if isinstance(longest, int) and longest < 10**9 else None,
+    tokens=token_ids(tokenizer) if tokenizer is not None else None,
   )
   return written if tokenizer is None else written | _stops(tokenizer, origin)
 

@@ -60,7 +60,9 @@ def cast(name: str, tensor: np.ndarray, dtype: str | None) -> np.ndarray:
   if dtype is not None and dtype not in DTYPES:
     raise InputError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
   if not np.isfinite(tensor).all():
-    raise InputError(f"tensor {name!r} holds NaN or infinity, so nothing was exported; go back to an earlier checkpoint")
+    raise InputError(
+      f"tensor {name!r} holds NaN or infinity, so nothing was exported; go back to an earlier checkpoint"
+    )
   with np.errstate(over="ignore"):
     stored = np.ascontiguousarray(tensor if dtype is None else tensor.astype(DTYPES[dtype], copy=False))
   if not np.isfinite(stored).all():
@@ -69,11 +71,11 @@ def cast(name: str, tensor: np.ndarray, dtype: str | None) -> np.ndarray:
 
 
 def write_safetensors(
-    folder: pathlib.Path,
-    named_tensors: Iterable[tuple[str, np.ndarray]],
-    *,
-    max_shard_bytes: int,
-    stem: str = "model",
+  folder: pathlib.Path,
+  named_tensors: Iterable[tuple[str, np.ndarray]],
+  *,
+  max_shard_bytes: int,
+  stem: str = "model",
 ) -> list[str]:
   """Writes tensors as `STEM.safetensors`, or as shards with `STEM.safetensors.index.json` where one is too small.
 

@@ -11,20 +11,20 @@ from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.config import RopeScaling
 
 _OUTER = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
+  "model.embed_tokens.weight": "token_embd.weight",
+  "model.norm.weight": "output_norm.weight",
+  "lm_head.weight": "output.weight",
 }
 _LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+  "input_layernorm": "attn_norm",
+  "self_attn.q_proj": "attn_q",
+  "self_attn.k_proj": "attn_k",
+  "self_attn.v_proj": "attn_v",
+  "self_attn.o_proj": "attn_output",
+  "post_attention_layernorm": "ffn_norm",
+  "mlp.gate_proj": "ffn_gate",
+  "mlp.up_proj": "ffn_up",
+  "mlp.down_proj": "ffn_down",
 }
 
 
@@ -69,17 +69,17 @@ def _config(reader) -> ModelConfig:
   sizes = {tensor.name: tensor.shape for tensor in reader.tensors}
   width, num_heads = field("llama.embedding_length"), field("llama.attention.head_count")
   return ModelConfig(
-      vocab_size=int(sizes["token_embd.weight"][1]),
-      hidden_size=width,
-      intermediate_size=field("llama.feed_forward_length"),
-      num_layers=field("llama.block_count"),
-      num_heads=num_heads,
-      num_kv_heads=field("llama.attention.head_count_kv"),
-      head_dim=width // num_heads,
-      rope_theta=float(field("llama.rope.freq_base")),
-      rope_scaling=_rope_scaling(reader),
-      norm_epsilon=float(field("llama.attention.layer_norm_rms_epsilon")),
-      tie_embeddings="output.weight" not in sizes,
+    vocab_size=int(sizes["token_embd.weight"][1]),
+    hidden_size=width,
+    intermediate_size=field("llama.feed_forward_length"),
+    num_layers=field("llama.block_count"),
+    num_heads=num_heads,
+    num_kv_heads=field("llama.attention.head_count_kv"),
+    head_dim=width // num_heads,
+    rope_theta=float(field("llama.rope.freq_base")),
+    rope_scaling=_rope_scaling(reader),
+    norm_epsilon=float(field("llama.attention.layer_norm_rms_epsilon")),
+    tie_embeddings="output.weight" not in sizes,
   )
 
 

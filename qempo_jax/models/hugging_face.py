@@ -30,29 +30,29 @@ class _Family:
 _QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _GEMMA_OPTIONS = {"norm_placement": "both", "norm_offset": 1.0, "scale_embedding": True}
 _GEMMA = {
-    "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "tie_word_embeddings": True,
+  "head_dim": 256,
+  "hidden_activation": "gelu_pytorch_tanh",
+  "query_pre_attn_scalar": 256,
+  "sliding_window": 4096,
+  "tie_word_embeddings": True,
 }
 _FAMILIES = {
-    "llama": _Family(),
-    "mistral": _Family(defaults={"sliding_window": 4096}, windows="all"),
-    "qwen2": _Family({"biases": ("query", "key", "value")}, _QWEN, "late"),
-    "qwen3": _Family({"qk_norm": "head"}, _QWEN | {"head_dim": 128}, "late"),
-    "olmo2": _Family({"norm_placement": "post", "qk_norm": "width"}),
-    "gemma2": _Family(
-        _GEMMA_OPTIONS,
-        _GEMMA | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        "pattern",
-    ),
-    "gemma3_text": _Family(
-        _GEMMA_OPTIONS | {"qk_norm": "head"},
-        _GEMMA | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
-        "pattern",
-        unread=("attn_logit_softcapping",),
-    ),
+  "llama": _Family(),
+  "mistral": _Family(defaults={"sliding_window": 4096}, windows="all"),
+  "qwen2": _Family({"biases": ("query", "key", "value")}, _QWEN, "late"),
+  "qwen3": _Family({"qk_norm": "head"}, _QWEN | {"head_dim": 128}, "late"),
+  "olmo2": _Family({"norm_placement": "post", "qk_norm": "width"}),
+  "gemma2": _Family(
+    _GEMMA_OPTIONS,
+    _GEMMA | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "pattern",
+  ),
+  "gemma3_text": _Family(
+    _GEMMA_OPTIONS | {"qk_norm": "head"},
+    _GEMMA | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    "pattern",
+    unread=("attn_logit_softcapping",),
+  ),
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 # Sizes beyond these are mistakes, and are refused before memory is asked for.
@@ -96,20 +96,20 @@ def _fields(values: Mapping[str, Any], family: _Family) -> dict[str, Any]:
   """Every field of `ModelConfig` but the compute dtype."""
   width, num_heads = _size(values, "hidden_size"), _size(values, "num_attention_heads")
   fields = dict(
-      vocab_size=_size(values, "vocab_size"),
-      hidden_size=width,
-      intermediate_size=_size(values, "intermediate_size"),
-      num_layers=_size(values, "num_hidden_layers"),
-      num_heads=num_heads,
-      num_kv_heads=values.get("num_key_value_heads") or num_heads,
-      head_dim=values.get("head_dim") or width // num_heads,
-      norm_epsilon=float(values["rms_norm_eps"]),
-      tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-      windows=_windows(values, family),
-      biases=_biases(values),
-      activation=_activation(values),
-      attention_softcap=values.get("attn_logit_softcapping"),
-      logit_softcap=values.get("final_logit_softcapping"),
+    vocab_size=_size(values, "vocab_size"),
+    hidden_size=width,
+    intermediate_size=_size(values, "intermediate_size"),
+    num_layers=_size(values, "num_hidden_layers"),
+    num_heads=num_heads,
+    num_kv_heads=values.get("num_key_value_heads") or num_heads,
+    head_dim=values.get("head_dim") or width // num_heads,
+    norm_epsilon=float(values["rms_norm_eps"]),
+    tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+    windows=_windows(values, family),
+    biases=_biases(values),
+    activation=_activation(values),
+    attention_softcap=values.get("attn_logit_softcapping"),
+    logit_softcap=values.get("final_logit_softcapping"),
   )
   if scalar := values.get("query_pre_attn_scalar"):
     fields["query_scale"] = scalar**-0.5
@@ -166,9 +166,9 @@ def _rope(values) -> dict[str, Any]:
   theta = float(full.get("rope_theta") or values.get("rope_theta") or 10000.0)
   local_theta = local.get("rope_theta") or values.get("rope_local_base_freq")
   return {
-      "rope_theta": theta,
-      "local_rope_theta": None if local_theta is None else float(local_theta),
-      "rope_scaling": _scaling(full, values),
+    "rope_theta": theta,
+    "local_rope_theta": None if local_theta is None else float(local_theta),
+    "rope_scaling": _scaling(full, values),
   }
 
 

@@ -9,13 +9,13 @@ from qempo_jax.models import hugging_face
 from qempo_jax.models.config import ModelConfig
 
 _CLASSES = {
-    "llama": "Llama",
-    "mistral": "Mistral",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-    "olmo2": "Olmo2",
-    "gemma2": "Gemma2",
-    "gemma3_text": "Gemma3",
+  "llama": "Llama",
+  "mistral": "Mistral",
+  "qwen2": "Qwen2",
+  "qwen3": "Qwen3",
+  "olmo2": "Olmo2",
+  "gemma2": "Gemma2",
+  "gemma3_text": "Gemma3",
 }
 _ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 # Sequence length that is written where nobody says one; rotary positions go on beyond it.
@@ -23,12 +23,12 @@ _LENGTH = 8192
 
 
 def to_hugging_face(
-    config: ModelConfig,
-    *,
-    source: Mapping[str, Any] | None = None,
-    dtype: str = "float32",
-    max_length: int | None = None,
-    tokens: Mapping[str, Any] | None = None,
+  config: ModelConfig,
+  *,
+  source: Mapping[str, Any] | None = None,
+  dtype: str = "float32",
+  max_length: int | None = None,
+  tokens: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """The `config.json` of a decoder, as transformers 4 and 5 read it.
 
@@ -73,42 +73,42 @@ def _describe(config: ModelConfig, wanted: str | None) -> tuple[str, dict[str, A
     except InputError:
       continue
   raise InputError(
-      f"no Hugging Face architecture of {', '.join(_CLASSES)} computes this decoder ({config}); export the shape "
-      "that it was imported with"
+    f"no Hugging Face architecture of {', '.join(_CLASSES)} computes this decoder ({config}); export the shape "
+    "that it was imported with"
   )
 
 
 def _normal(config: ModelConfig) -> ModelConfig:
   """The same decoder in one wording, without what belongs to a run and not to its checkpoint."""
   return dataclasses.replace(
-      config,
-      compute_dtype="float32",
-      num_tokens=None,
-      forbidden=(),
-      attention="auto",
-      kv_cache="auto",
-      token_stats="auto",
-      remat="full",
-      query_scale=config.attention_scale,
-      windows=config.windows if any(config.windows) else (),
-      biases=tuple(sorted(config.biases)),
+    config,
+    compute_dtype="float32",
+    num_tokens=None,
+    forbidden=(),
+    attention="auto",
+    kv_cache="auto",
+    token_stats="auto",
+    remat="full",
+    query_scale=config.attention_scale,
+    windows=config.windows if any(config.windows) else (),
+    biases=tuple(sorted(config.biases)),
   )
 
 
 def _values(config: ModelConfig, family: str) -> dict[str, Any]:
   gemma = family.startswith("gemma")
   values = {
-      "model_type": family,
-      "vocab_size": config.vocab_size,
-      "hidden_size": config.hidden_size,
-      "intermediate_size": config.intermediate_size,
-      "num_hidden_layers": config.num_layers,
-      "num_attention_heads": config.num_heads,
-      "num_key_value_heads": config.num_kv_heads,
-      "head_dim": config.head_dim,
-      "rms_norm_eps": config.norm_epsilon,
-      "tie_word_embeddings": config.tie_embeddings,
-      "hidden_activation" if gemma else "hidden_act": _ACTIVATIONS[config.activation],
+    "model_type": family,
+    "vocab_size": config.vocab_size,
+    "hidden_size": config.hidden_size,
+    "intermediate_size": config.intermediate_size,
+    "num_hidden_layers": config.num_layers,
+    "num_attention_heads": config.num_heads,
+    "num_key_value_heads": config.num_kv_heads,
+    "head_dim": config.head_dim,
+    "rms_norm_eps": config.norm_epsilon,
+    "tie_word_embeddings": config.tie_embeddings,
+    "hidden_activation" if gemma else "hidden_act": _ACTIVATIONS[config.activation],
   }
   if family != "qwen2" and family != "mistral":
     values["attention_bias"] = "output" in config.biases
@@ -116,9 +116,9 @@ def _values(config: ModelConfig, family: str) -> dict[str, Any]:
     values["mlp_bias"] = "up" in config.biases
   if gemma:
     values |= {
-        "query_pre_attn_scalar": _scalar(config.attention_scale),
-        "attn_logit_softcapping": config.attention_softcap,
-        "final_logit_softcapping": config.logit_softcap,
+      "query_pre_attn_scalar": _scalar(config.attention_scale),
+      "attn_logit_softcapping": config.attention_softcap,
+      "final_logit_softcapping": config.logit_softcap,
     }
   return values | _windows(config, family) | _rope(config, family)
 
@@ -164,8 +164,8 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
   values = {"rope_type": scaling.kind, "factor": scaling.factor}
   if scaling.kind == "llama3":
     values |= {
-        "low_freq_factor": scaling.low_frequency_factor,
-        "high_freq_factor": scaling.high_frequency_factor,
-        "original_max_position_embeddings": scaling.original_length,
+      "low_freq_factor": scaling.low_frequency_factor,
+      "high_freq_factor": scaling.high_frequency_factor,
+      "original_max_position_embeddings": scaling.original_length,
     }
   return values

@@ -73,7 +73,9 @@ class LayerCache:
   @classmethod
   def create(cls, prompt_keys: Stored, prompt_values: Stored, *, group_size: int, ring: int):
     """Empty rings for each slot of rows with these prompts."""
-    return cls(prompt_keys, prompt_values, _rings(prompt_keys, -1, group_size, ring), _rings(prompt_values, 2, group_size, ring))
+    return cls(
+      prompt_keys, prompt_values, _rings(prompt_keys, -1, group_size, ring), _rings(prompt_values, 2, group_size, ring)
+    )
 
   def attend(self, q_RxGxHxK, k_RxGxJxK, v_RxGxJxK, place, sees_prompt_RxGxL, sees_own_RxGxT, config):
     """Stores this token's keys and values, then attends to the prompt and to the slot's own past.
@@ -91,9 +93,9 @@ class LayerCache:
       ([R, G, H, K], the block's cache with this token).
     """
     put = lambda stored, new, axis: jax.tree.map(
-        lambda old, fresh: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(fresh, 1, 2), place, axis % old.ndim),
-        stored,
-        Stored.pack(new, stored.numbers.dtype),
+      lambda old, fresh: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(fresh, 1, 2), place, axis % old.ndim),
+      stored,
+      Stored.pack(new, stored.numbers.dtype),
     )
     keys, values = put(self.keys, k_RxGxJxK, _KEY_PLACES), put(self.values, v_RxGxJxK, _VALUE_PLACES)
     cache = dataclasses.replace(self, keys=keys, values=values)
@@ -153,7 +155,9 @@ class KVCache:
       window: tokens that it sees, itself included; None for all.
     """
     prompt_positions_Rx1xL = (jnp.cumsum(self.prompt_mask_RxL, axis=1) - 1)[:, None]
-    mask_RxGxL = jnp.broadcast_to(self.prompt_mask_RxL[:, None], (*self.lengths_RxG.shape, self.prompt_mask_RxL.shape[1]))
+    mask_RxGxL = jnp.broadcast_to(
+      self.prompt_mask_RxL[:, None], (*self.lengths_RxG.shape, self.prompt_mask_RxL.shape[1])
+    )
     sees_prompt = within_window(mask_RxGxL, self.next_positions_RxG[..., None], prompt_positions_Rx1xL, window)
     age_T = (self.clock - jnp.arange(self.ring)) % self.ring
     sees_own = within_window(age_T <= self.lengths_RxG[..., None], age_T, 0, window)
@@ -169,7 +173,7 @@ class KVCache:
     more = lambda x, axis: jnp.pad(x, [(0, ring - self.ring) if i == axis % x.ndim else (0, 0) for i in range(x.ndim)])
     extend = lambda stored, axis: jax.tree.map(lambda x: more(x, axis), stored)
     grow = lambda layer: dataclasses.replace(
-        layer, keys=extend(layer.keys, _KEY_PLACES), values=extend(layer.values, _VALUE_PLACES)
+      layer, keys=extend(layer.keys, _KEY_PLACES), values=extend(layer.values, _VALUE_PLACES)
     )
     return dataclasses.replace(self, layers=tuple(map(grow, self.layers)))
 
@@ -180,13 +184,15 @@ class KVCache:
     own = lambda x: jnp.swapaxes(x, 1, 2).reshape(-1, 1, *x.shape[1:2], *x.shape[3:])[slots].swapaxes(1, 2)
     shared = lambda x: x[rows]
     picked = [
-        LayerCache(
-            *jax.tree.map(shared, (layer.prompt_keys, layer.prompt_values)), *jax.tree.map(own, (layer.keys, layer.values))
-        )
-        for layer in self.layers
+      LayerCache(
+        *jax.tree.map(shared, (layer.prompt_keys, layer.prompt_values)), *jax.tree.map(own, (layer.keys, layer.values))
+      )
+      for layer in self.layers
     ]
     lengths = self.lengths_RxG.reshape(-1, 1)[slots]
-    return dataclasses.replace(self, layers=tuple(picked), prompt_mask_RxL=shared(self.prompt_mask_RxL), lengths_RxG=lengths)
+    return dataclasses.replace(
+      self, layers=tuple(picked), prompt_mask_RxL=shared(self.prompt_mask_RxL), lengths_RxG=lengths
+    )
 
 
 # The axis of a ring's places, in numbers and in scales.

@@ -133,8 +133,8 @@ def apply(base, adapters):
   """
   frozen = jax.lax.stop_gradient(base)
   adapted = {
-      name: LowRank(frozen["layers"][name], adapter.a, adapter.b, adapter.scale)
-      for name, adapter in adapters["layers"].items()
+    name: LowRank(frozen["layers"][name], adapter.a, adapter.b, adapter.scale)
+    for name, adapter in adapters["layers"].items()
   }
   return frozen | {"layers": frozen["layers"] | adapted}
 

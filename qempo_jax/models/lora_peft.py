@@ -47,21 +47,21 @@ def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: st
   first = next(iter(layers.values()))
   rank = first.a.shape[-1]
   description = {
-      "peft_type": "LORA",
-      "task_type": "CAUSAL_LM",
-      "base_model_name_or_path": base_model,
-      "r": rank,
-      "lora_alpha": first.scale * rank,
-      "lora_dropout": 0.0,
-      "target_modules": sorted(_module(name, 0, config).rpartition(".")[2] for name in layers),
-      "bias": "none",
-      "fan_in_fan_out": False,
-      "inference_mode": True,
-      "init_lora_weights": True,
-      "use_rslora": False,
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base_model,
+    "r": rank,
+    "lora_alpha": first.scale * rank,
+    "lora_dropout": 0.0,
+    "target_modules": sorted(_module(name, 0, config).rpartition(".")[2] for name in layers),
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "use_rslora": False,
   }
   export_tensors.write_safetensors(
-      folder, _tensors(layers, config), max_shard_bytes=_SHARD_BYTES, stem=WEIGHTS_FILE.removesuffix(".safetensors")
+    folder, _tensors(layers, config), max_shard_bytes=_SHARD_BYTES, stem=WEIGHTS_FILE.removesuffix(".safetensors")
   )
   (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -91,8 +91,8 @@ def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
     blocks, inputs, outputs = lora.matrix_shape(name, transformer.param_shapes(config)["layers"][name])
     shapes = {"A": (rank, inputs), "B": (outputs, rank)}
     stacks = {
-        kind: np.stack([_take(tensors, _tensor_name(name, block, kind, config), shape).T for block in range(blocks)])
-        for kind, shape in shapes.items()
+      kind: np.stack([_take(tensors, _tensor_name(name, block, kind, config), shape).T for block in range(blocks)])
+      for kind, shape in shapes.items()
     }
     layers[name] = lora.Adapter(jnp.asarray(stacks["A"]), jnp.asarray(stacks["B"]), scale)
   if tensors or not layers:
@@ -142,7 +142,7 @@ def _description(path: pathlib.Path) -> dict[str, Any]:
     known = value.lower() if isinstance(value, str) else value
     if value and known not in allowed:
       raise InputError(
-          f"{path}: {key}={value!r} is not supported, for it may change what the adapter computes; it must be {allowed[0]!r}"
+        f"{path}: {key}={value!r} is not supported, for it may change what the adapter computes; it must be {allowed[0]!r}"
       )
   for key in ("r", "lora_alpha"):
     if not isinstance(description.get(key), int | float) or description[key] <= 0:

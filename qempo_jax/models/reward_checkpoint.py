@@ -65,14 +65,14 @@ def load(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any], int | None]
 
 
 def export(
-    target: str | pathlib.Path,
-    params: dict[str, Any],
-    config: ModelConfig,
-    *,
-    pad_token_id: int,
-    tokenizer: Any = None,
-    dtype: str = "float32",
-    max_shard_bytes: int = 5 * 10**9,
+  target: str | pathlib.Path,
+  params: dict[str, Any],
+  config: ModelConfig,
+  *,
+  pad_token_id: int,
+  tokenizer: Any = None,
+  dtype: str = "float32",
+  max_shard_bytes: int = 5 * 10**9,
 ) -> pathlib.Path:
   """Writes a folder that `AutoModelForSequenceClassification.from_pretrained` loads.
 
@@ -96,18 +96,18 @@ def export(
     raise InputError(f"{family!r} reward models are not exported; only {', '.join(_CLASSES)} are")
   longest = getattr(tokenizer, "model_max_length", None)
   described = hugging_face_out.to_hugging_face(
-      config,
-      dtype=dtype,
-      max_length=longest if isinstance(longest, int) and longest < 10**9 else None,
-      tokens=model_export.token_ids(tokenizer) if tokenizer is not None else None,
+    config,
+    dtype=dtype,
+    max_length=longest if isinstance(longest, int) and longest < 10**9 else None,
+    tokens=model_export.token_ids(tokenizer) if tokenizer is not None else None,
   )
   described |= {
-      "architectures": [_CLASSES[family] + _CLASSIFIER],
-      "num_labels": 1,
-      "id2label": {"0": "LABEL_0"},
-      "label2id": {"LABEL_0": 0},
-      "pad_token_id": pad_token_id,
-      "problem_type": "regression",
+    "architectures": [_CLASSES[family] + _CLASSIFIER],
+    "num_labels": 1,
+    "id2label": {"0": "LABEL_0"},
+    "label2id": {"LABEL_0": 0},
+    "pad_token_id": pad_token_id,
+    "problem_type": "regression",
   }
   head = export_tensors.host_part(params["score"], None).T
   body = export_tensors.to_hugging_face_names(params, config, dtype=dtype)

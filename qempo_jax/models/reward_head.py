@@ -57,8 +57,8 @@ def split(params: dict[str, Any], config: ModelConfig, trainable: str) -> tuple[
   kind, _, digits = trainable.partition(":")
   if kind != "last" or not digits.isdigit() or not 1 <= int(digits) <= config.num_layers:
     raise InputError(
-        f"reward_model.trainable={trainable!r} is not known; use all, head, or last:N with N from 1 to"
-        f" {config.num_layers} blocks"
+      f"reward_model.trainable={trainable!r} is not known; use all, head, or last:N with N from 1 to"
+      f" {config.num_layers} blocks"
     )
   at = config.num_layers - int(digits)
   part = lambda blocks: jax.tree.map(lambda leaf: leaf[blocks], params["layers"])
@@ -71,7 +71,7 @@ def join(trained: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
   params = frozen | trained
   if "layers" in frozen and "layers" in trained:
     params["layers"] = jax.tree.map(
-        lambda first, last: jnp.concatenate([first, last]), frozen["layers"], trained["layers"]
+      lambda first, last: jnp.concatenate([first, last]), frozen["layers"], trained["layers"]
     )
   return params
 
@@ -124,7 +124,7 @@ def read_scores(params, config: ModelConfig, x_BxLxD, last_BxG):
   hidden = layers.rms_norm(picked, params["final_norm"], config.norm_epsilon, config.norm_offset)
   # One column: in full precision whatever the compute dtype, as a rounded score would tie close texts.
   product = jnp.matmul(
-      hidden.astype(jnp.float32), params["score"].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    hidden.astype(jnp.float32), params["score"].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
   )
   return product[:, :, 0]
 

@@ -15,8 +15,8 @@ from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
 
 WHY_NO_PICKLE = (
-    "pickled weights (.bin, .pt) are never loaded, because opening a pickle runs whatever code it holds; save the "
-    "model as safetensors (transformers' save_pretrained does)"
+  "pickled weights (.bin, .pt) are never loaded, because opening a pickle runs whatever code it holds; save the "
+  "model as safetensors (transformers' save_pretrained does)"
 )
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
@@ -66,8 +66,8 @@ def check(where: dict[str, Stored], config: ModelConfig, folder: pathlib.Path) -
   """
   if config.num_layers > len(where):
     raise InputError(
-        f"{folder}: config.json says {config.num_layers} blocks, but there are {len(where)} tensors; is it this"
-        " checkpoint's own?"
+      f"{folder}: config.json says {config.num_layers} blocks, but there are {len(where)} tensors; is it this"
+      " checkpoint's own?"
     )
   slots = {slot.name: slot for slot in tensor_names.slots(config)}
   if missing := set(slots) - set(where):
@@ -75,15 +75,13 @@ def check(where: dict[str, Stored], config: ModelConfig, folder: pathlib.Path) -
   extra = {name for name in set(where) - set(slots) - {"lm_head.weight"} if not _DERIVED.search(name)}
   if extra:
     raise InputError(
-        f"{folder} holds {tensor_names.listed(extra)}, which the decoder of its config.json does not have;"
-        " is config.json this checkpoint's own?"
+      f"{folder} holds {tensor_names.listed(extra)}, which the decoder of its config.json does not have;"
+      " is config.json this checkpoint's own?"
     )
   for name, slot in slots.items():
     tensor_names.check_shape(slot, where[name].shape)
     if where[name].dtype not in _DTYPES:
-      raise InputError(
-          f"tensor {name!r} is stored as {where[name].dtype}; only {', '.join(_DTYPES)} weights are read"
-      )
+      raise InputError(f"tensor {name!r} is stored as {where[name].dtype}; only {', '.join(_DTYPES)} weights are read")
   if config.tie_embeddings:
     _check_tied(where, folder)
 
@@ -160,6 +158,6 @@ def _check_tied(where: dict[str, Stored], folder: pathlib.Path) -> None:
   name, embedding = "lm_head.weight", "model.embed_tokens.weight"
   if name in where and not np.array_equal(get(where[name], name), get(where[embedding], embedding)):
     raise InputError(
-        f"{folder}: config.json ties the embeddings, but {name!r} differs from {embedding!r};"
-        " set tie_word_embeddings to false"
+      f"{folder}: config.json ties the embeddings, but {name!r} differs from {embedding!r};"
+      " set tie_word_embeddings to false"
     )

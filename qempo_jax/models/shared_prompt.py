@@ -103,16 +103,18 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
   causal = within_window(causal, of_prompt(positions)[:, :, None], of_prompt(positions)[:, None], window)
 
   plain = layers.attention if joined is None else joined
-  prompts = plain(sharding.split_tokens(of_prompt(q_PxRxHxK)), of_prompt(k_PxRxJxK), of_prompt(v_PxRxJxK), causal, config)
+  prompts = plain(
+    sharding.split_tokens(of_prompt(q_PxRxHxK)), of_prompt(k_PxRxJxK), of_prompt(v_PxRxJxK), causal, config
+  )
   arrays = (
-      in_chunks(of_responses(q_PxRxHxK)),
-      of_prompt(k_PxRxJxK),
-      of_prompt(v_PxRxJxK),
-      past(k_PxRxJxK),
-      past(v_PxRxJxK),
-      sees_prompt_PxNxCxL,
-      sees_own_PxNxCxW,
-      config,
+    in_chunks(of_responses(q_PxRxHxK)),
+    of_prompt(k_PxRxJxK),
+    of_prompt(v_PxRxJxK),
+    past(k_PxRxJxK),
+    past(v_PxRxJxK),
+    sees_prompt_PxNxCxL,
+    sees_own_PxNxCxW,
+    config,
   )
   responses = _apart(*arrays) if joined is None else _together(*arrays, joined)
   responses = responses.reshape(responses.shape[0], places + missing, *responses.shape[3:])[:, :places]

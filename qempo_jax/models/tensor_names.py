@@ -15,35 +15,35 @@ from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 
 _OUTER = {
-    "embedding": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "unembedding": "lm_head.weight",
+  "embedding": "model.embed_tokens.weight",
+  "final_norm": "model.norm.weight",
+  "unembedding": "lm_head.weight",
 }
 _MODULES = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-    "query_norm": "self_attn.q_norm",
-    "key_norm": "self_attn.k_norm",
+  "query": "self_attn.q_proj",
+  "key": "self_attn.k_proj",
+  "value": "self_attn.v_proj",
+  "output": "self_attn.o_proj",
+  "gate": "mlp.gate_proj",
+  "up": "mlp.up_proj",
+  "down": "mlp.down_proj",
+  "query_norm": "self_attn.q_norm",
+  "key_norm": "self_attn.k_norm",
 }
 # "post_attention_layernorm" is what stands before the feed-forward layer in Llama, and what stands on the
 # attention's output elsewhere.
 _NORMS = {
-    "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
-    "post": {
-        "attention_post_norm": "post_attention_layernorm",
-        "feed_forward_post_norm": "post_feedforward_layernorm",
-    },
-    "both": {
-        "attention_norm": "input_layernorm",
-        "attention_post_norm": "post_attention_layernorm",
-        "feed_forward_norm": "pre_feedforward_layernorm",
-        "feed_forward_post_norm": "post_feedforward_layernorm",
-    },
+  "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
+  "post": {
+    "attention_post_norm": "post_attention_layernorm",
+    "feed_forward_post_norm": "post_feedforward_layernorm",
+  },
+  "both": {
+    "attention_norm": "input_layernorm",
+    "attention_post_norm": "post_attention_layernorm",
+    "feed_forward_norm": "pre_feedforward_layernorm",
+    "feed_forward_post_norm": "post_feedforward_layernorm",
+  },
 }
 
 

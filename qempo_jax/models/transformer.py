@@ -26,13 +26,13 @@ def param_shapes(config: ModelConfig):
   n, d, f = config.num_layers, config.hidden_size, config.intermediate_size
   h, j, k = config.num_heads, config.num_kv_heads, config.head_dim
   blocks = {
-      "query": (n, d, h, k),
-      "key": (n, d, j, k),
-      "value": (n, d, j, k),
-      "output": (n, h, k, d),
-      "gate": (n, d, f),
-      "up": (n, d, f),
-      "down": (n, f, d),
+    "query": (n, d, h, k),
+    "key": (n, d, j, k),
+    "value": (n, d, j, k),
+    "output": (n, h, k, d),
+    "gate": (n, d, f),
+    "up": (n, d, f),
+    "down": (n, f, d),
   }
   outputs = {"query": h * k, "key": j * k, "value": j * k, "output": d, "gate": f, "up": f, "down": d}
   blocks |= {f"{name}_bias": (n, outputs[name]) for name in config.biases}
@@ -148,9 +148,9 @@ def rematerialised(body, name: str):
 # What each remat policy keeps of a block: nothing, every product, or the products with weights (attention's scores
 # and sums are batched, so recomputed).
 _KEPT = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": None,
+  "dots": jax.checkpoint_policies.dots_saveable,
+  "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -171,9 +171,9 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
   run = _full_block(config, positions_PxL, _masked(config, positions_PxL, mask_PxLxL))
   blocks = (params["layers"], places.block_windows(config))
   x_PxLxD, (keys, values) = jax.lax.scan(
-      lambda x_PxLxD, layer_and_window: run(x_PxLxD, *layer_and_window),
-      _embed(params, config, tokens_PxL),
-      blocks,
+    lambda x_PxLxD, layer_and_window: run(x_PxLxD, *layer_and_window),
+    _embed(params, config, tokens_PxL),
+    blocks,
   )
   length = tokens_PxL.shape[1]
   last_P = length - 1 - jnp.argmax(mask_PxL[:, ::-1], axis=1)
@@ -198,7 +198,9 @@ def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
   """
   made_for, room = len(params["rotations"][0][0]), cache.prompt_mask_RxL.shape[1] + cache.ring
   if made_for < room:
-    raise ValueError(f"for_decoding was given length {made_for}, and the cache has room for {room}: give it at least that")
+    raise ValueError(
+      f"for_decoding was given length {made_for}, and the cache has room for {room}: give it at least that"
+    )
   rotations = jax.tree.map(lambda table: table[cache.next_positions_RxG], params["rotations"])
   windows = [places.UNLIMITED if window is None else window for window in config.windows] or [None] * config.num_layers
   sees = {window: cache.sees(window) for window in windows}

@@ -31,14 +31,14 @@ class Verification(NamedTuple):
 
 
 def verify_export(
-    folder: pathlib.Path,
-    params,
-    config: ModelConfig,
-    *,
-    dtype: str,
-    tolerance: float,
-    seed: int = 0,
-    stop_tokens: tuple[int, ...] = (),
+  folder: pathlib.Path,
+  params,
+  config: ModelConfig,
+  *,
+  dtype: str,
+  tolerance: float,
+  seed: int = 0,
+  stop_tokens: tuple[int, ...] = (),
 ) -> Verification:
   """Loads a folder with PyTorch transformers and compares its logits with ours, in float32.
 
@@ -62,8 +62,8 @@ def verify_export(
   """
   if missing := set(stop_tokens) - _listed_stops(folder):
     raise InputError(
-        f"{folder} would not stop at token {min(missing)}, which ends a response: generation_config.json must list it in"
-        " eos_token_id"
+      f"{folder} would not stop at token {min(missing)}, which ends a response: generation_config.json must list it in"
+      " eos_token_id"
     )
   if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
     return Verification(None, f"{folder} was not verified: {' and '.join(missing)} is not installed here")
@@ -75,12 +75,12 @@ def verify_export(
   difference = float(np.abs(theirs - ours).max())
   if not difference <= tolerance:
     raise InputError(
-        f"{folder} does not compute what was exported: its logits differ by {difference:.2e}, more than {tolerance:.0e};"
-        " don't use it"
+      f"{folder} does not compute what was exported: its logits differ by {difference:.2e}, more than {tolerance:.0e};"
+      " don't use it"
     )
   return Verification(
-      difference,
-      f"verified with PyTorch transformers: logits of {len(ours)} tokens differ by at most {difference:.2e}",
+    difference,
+    f"verified with PyTorch transformers: logits of {len(ours)} tokens differ by at most {difference:.2e}",
   )
 
 
@@ -123,7 +123,7 @@ def _pytorch_logits(folder: pathlib.Path, tokens, valid) -> np.ndarray:
 
   try:
     model, found = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, output_loading_info=True
+      folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, output_loading_info=True
     )
   except Exception as error:  # whatever transformers trips over
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -134,6 +134,6 @@ def _pytorch_logits(folder: pathlib.Path, tokens, valid) -> np.ndarray:
   positions = (mask.cumsum(1) - 1).clamp(min=0)
   with torch.no_grad():
     output = model.eval()(
-        input_ids=torch.tensor(tokens).long(), attention_mask=mask.long(), position_ids=positions, use_cache=False
+      input_ids=torch.tensor(tokens).long(), attention_mask=mask.long(), position_ids=positions, use_cache=False
     )
   return output.logits[mask].float().numpy()

@@ -35,10 +35,10 @@ def load(path: str) -> Callable:
 
 
 def scores(
-    function: Callable,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    columns: Mapping[str, Sequence[Any]],
+  function: Callable,
+  prompts: Sequence[str],
+  completions: Sequence[str],
+  columns: Mapping[str, Sequence[Any]],
 ) -> np.ndarray:
   """The rewards of completions: function(prompts, completions, **columns).
 
@@ -59,10 +59,10 @@ def scores(
 
 
 def scores_or_nan(
-    function: Callable,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    columns: Mapping[str, Sequence[Any]],
+  function: Callable,
+  prompts: Sequence[str],
+  completions: Sequence[str],
+  columns: Mapping[str, Sequence[Any]],
 ) -> np.ndarray:
   """As `scores`, but None is allowed, for a completion that could not be scored, and becomes NaN.
 
@@ -73,10 +73,10 @@ def scores_or_nan(
   scored = [index for index, value in enumerate(values) if value is not None]
   result = np.full(len(values), np.nan, np.float32)
   result[scored] = _as_array(
-      function,
-      [values[index] for index in scored],
-      [completions[index] for index in scored],
-      "every score must be a finite number, or None where there is none",
+    function,
+    [values[index] for index in scored],
+    [completions[index] for index in scored],
+    "every score must be a finite number, or None where there is none",
   )
   return result
 
@@ -106,8 +106,8 @@ def _as_array(function, values, completions, demand) -> np.ndarray:
       finite = False
     if not finite:
       raise InputError(
-          f"reward function {_name(function)} returned {value!r:.80} for completion {index}"
-          f" ({completions[index]!r:.80}); {demand}"
+        f"reward function {_name(function)} returned {value!r:.80} for completion {index}"
+        f" ({completions[index]!r:.80}); {demand}"
       )
   return np.asarray([float(value) for value in values], np.float32)
 

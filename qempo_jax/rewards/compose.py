@@ -83,9 +83,7 @@ class Composition:
     total = self.scores(prompts, completions, columns).total
     return [self.unscored if np.isnan(value) else float(value) for value in total]
 
-  def scores(
-    self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
-  ) -> Scores:
+  def scores(self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> Scores:
     """Calls every reward once.
 
     Args:

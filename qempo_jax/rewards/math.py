@@ -58,9 +58,7 @@ class MathReward:
     self._on_failure = on_failure
     self.counts = collections.Counter()
 
-  def __call__(
-    self, prompts: Sequence[Any], completions: Sequence[Any], **columns
-  ) -> list[float | None]:
+  def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
     r"""Scores each completion.
 
     Args:

@@ -46,7 +46,9 @@ _NO_UNIT = (
   r"(?:pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|mod|choose|factorial|squared|cubed|half|halves|thirds?|fourths?|fifths?|"
   r"sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|hundreds|thousands|millions|billions|point|base)"
 )
-_WORD = re.compile(rf"(?:{_GAP}-|\s+|(?={_UNIT}\b)|(?=[^\x00-\x7f]))\s*(?!(?i:{_NO_UNIT})\b)(?:{_UNIT}\b|[^\W\d_]{{3,}}|(?i:[a-z]{{2}})\b|a\b|[^\W\d_a-zA-Z])")
+_WORD = re.compile(
+  rf"(?:{_GAP}-|\s+|(?={_UNIT}\b)|(?=[^\x00-\x7f]))\s*(?!(?i:{_NO_UNIT})\b)(?:{_UNIT}\b|[^\W\d_]{{3,}}|(?i:[a-z]{{2}})\b|a\b|[^\W\d_a-zA-Z])"
+)
 _ALGEBRA = re.compile(r"\s*[xyz]{2,}\b|\s*[-+*/^=<>]|\s*\\")
 _LINKED = re.compile(
   r"[-+*/^=<>:_]\s*[({$]*\s*[\d.]*\d|\b(?:or|plus|minus|times|divided by|multiplied by|over)\s+(?:\w+\s+)?\d"
@@ -56,7 +58,22 @@ _LINKED = re.compile(
 _COMPOUND = re.compile(r"\W*(\w+)\.?\s+(?:and\s+)?(?:a\s+half\b|\d)", re.IGNORECASE)
 _SAME_UNIT_AGAIN = re.compile(r"\s*([^\W\d_]+)\s*[,;]\s*[-+]?[\d.]+\s*\1\b")
 _EXPLANATION = re.compile(r"[\s,;(]+(?:which|because|since|so|as|i\.e\.)\s", re.IGNORECASE)
-_PREPOSITIONS = {"in", "of", "for", "at", "on", "per", "after", "from", "out", "with", "each", "every", "within", "during"}
+_PREPOSITIONS = {
+  "in",
+  "of",
+  "for",
+  "at",
+  "on",
+  "per",
+  "after",
+  "from",
+  "out",
+  "with",
+  "each",
+  "every",
+  "within",
+  "during",
+}
 
 
 class Quantity(NamedTuple):

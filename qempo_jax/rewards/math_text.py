@@ -17,7 +17,9 @@ _SYMBOLS = {
   "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ", "\u2208": "\\in ", "\u03c0": "\\pi ",
   "\u00b1": "\\pm ", "\u2248": "\\approx ", "\u00b0": "^\\circ ", "\u03b8": "\\theta ", "\u3002": ".",
 }  # fmt: skip
-_SCRIPT = re.compile("(?P<up>[\u00b2\u00b3\u00b9\u2070\u2074-\u207b]+)|(?P<down>[\u2080-\u208b]+)|\u221a(\\d+)?|[^\x00-\x7f]")
+_SCRIPT = re.compile(
+  "(?P<up>[\u00b2\u00b3\u00b9\u2070\u2074-\u207b]+)|(?P<down>[\u2080-\u208b]+)|\u221a(\\d+)?|[^\x00-\x7f]"
+)
 # "Check our answer: 2 + 2 = 4" states no answer.
 _CHECKED = re.compile(r"(?i)\b(?:check|verif|confirm|test|double-check|recheck)\w*\s+(?:\w+\s+)?$")
 _TAG = re.compile(r"<\s*(/?)\s*(answer|think)\s*>", re.IGNORECASE)
@@ -35,8 +37,12 @@ _PHRASE = re.compile(
 _DISPLAY = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s|$)|\n")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?!\s*\{)|[^\x00-\x7f]")
-_HEDGES = r"(?:(?:about|approximately|roughly|exactly|equal to|simply|just|only|therefore|thus|now|indeed|negative|minus)\s+)*"
-_FORMULA = re.compile(rf"{_HEDGES}[\s*_`]*(?:[^\W\d_]\s*(?:[-+=^_*/]|[).,]?$)|[-+.~\u20ac\u00a3\u00a5]*\s*\d|[\\$(\[{{|-])", re.IGNORECASE)
+_HEDGES = (
+  r"(?:(?:about|approximately|roughly|exactly|equal to|simply|just|only|therefore|thus|now|indeed|negative|minus)\s+)*"
+)
+_FORMULA = re.compile(
+  rf"{_HEDGES}[\s*_`]*(?:[^\W\d_]\s*(?:[-+=^_*/]|[).,]?$)|[-+.~\u20ac\u00a3\u00a5]*\s*\d|[\\$(\[{{|-])", re.IGNORECASE
+)
 _ENVIRONMENT = re.compile(
   r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(?!\d[^$\n]*\s[A-Za-z]{2,})([^$\n]+)(?<!\\)\$", re.DOTALL
 )
@@ -130,7 +136,9 @@ def last_number(text: str) -> str | None:
     if _NEGATED.search(text[: last.start()][-60:]):
       return None
     behind = _SENTENCE_END.split(text[formulas[-1].end() :], maxsplit=1)[0]
-    return (f"{', '.join(joined)} {behind}" if re.search(r"\d", "".join(joined) + behind) else ", ".join(joined)).strip()
+    return (
+      f"{', '.join(joined)} {behind}" if re.search(r"\d", "".join(joined) + behind) else ", ".join(joined)
+    ).strip()
   if not runs:
     return None
   run = runs[-1]

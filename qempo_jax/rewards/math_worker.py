@@ -107,7 +107,9 @@ def _numbers_differ(gold, found) -> bool:
   """Whether two numbers differ that math-verify may have rounded to the same: tiny ones, mostly."""
   import sympy
 
-  if any(not isinstance(side, sympy.Expr) or side.free_symbols or side.has(sympy.UnevaluatedExpr) for side in (gold, found)):
+  if any(
+    not isinstance(side, sympy.Expr) or side.free_symbols or side.has(sympy.UnevaluatedExpr) for side in (gold, found)
+  ):
     return False
   gold, found = gold.doit(), found.doit()
   if gold.is_Rational and found.is_Rational:

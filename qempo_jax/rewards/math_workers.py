@@ -43,9 +43,7 @@ class Verdict(NamedTuple):
 class WorkerPool:
   """Judges (reference, completion) pairs in worker processes; processes start at the first call."""
 
-  def __init__(
-    self, *, num_workers: int, timeout: float, memory_mb: int, program: str | os.PathLike = _PROGRAM
-  ):
+  def __init__(self, *, num_workers: int, timeout: float, memory_mb: int, program: str | os.PathLike = _PROGRAM):
     """Keeps the settings; nothing is started yet.
 
     Args:
@@ -55,9 +53,7 @@ class WorkerPool:
       program: what the processes run.
     """
     if num_workers < 1 or timeout <= 0 or memory_mb < 1:
-      raise InputError(
-        f"num_workers={num_workers}, timeout={timeout} and memory_mb={memory_mb} must all be positive"
-      )
+      raise InputError(f"num_workers={num_workers}, timeout={timeout} and memory_mb={memory_mb} must all be positive")
     alarm = max(1, round(timeout * 2 + 1))
     command = [sys.executable, "-P", "-X", "utf8", os.fspath(program), str(memory_mb), str(alarm)]
     self._workers = [_Worker(command, timeout) for _ in range(num_workers)]
@@ -98,10 +94,7 @@ class WorkerPool:
         except BaseException as error:  # belongs to the caller, not to this thread
           problems.append(error)
 
-      threads = [
-        threading.Thread(target=serve, args=(worker,), daemon=True)
-        for worker in self._workers[: len(items)]
-      ]
+      threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in self._workers[: len(items)]]
       for thread in threads:
         thread.start()
       for thread in threads:
@@ -163,8 +156,7 @@ class _Worker:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        | {"PYTHONHASHSEED": "0"},
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"PYTHONHASHSEED": "0"},
       )
       try:
         answer = self._read(_START_SECONDS)

@@ -9,7 +9,9 @@ import re
 import unicodedata
 
 # What reports say about it.
-DEFINITION = "case, Unicode variants, quotes, brackets, stops and articles aside; marks of letters and signs of numbers count"
+DEFINITION = (
+  "case, Unicode variants, quotes, brackets, stops and articles aside; marks of letters and signs of numbers count"
+)
 
 _ARTICLES = re.compile(r"(?<!\S)(?:a|an|the) (?=\S)")
 _SUPERSCRIPT = re.compile("[\xb2\xb3\xb9\u2070-\u207f]+")
@@ -18,7 +20,17 @@ _BULLET = re.compile(r"^[ \t]*(?:[-+*\u2022>]|#+)[ \t]+", re.MULTILINE)
 _EMPHASIS = re.compile(r"\*\*|__|~~|`")
 _BLANK_BEFORE_UNIT = re.compile(r"(?<=[0-9])\s+(?=[%\u2030\xb0])")
 _SAME_SIGN = str.maketrans(
-  {"\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2212": "-", "\u2044": "/", "\u2264": "<=", "\u2265": ">=", "\u2260": "!="}
+  {
+    "\u2010": "-",
+    "\u2011": "-",
+    "\u2012": "-",
+    "\u2013": "-",
+    "\u2212": "-",
+    "\u2044": "/",
+    "\u2264": "<=",
+    "\u2265": ">=",
+    "\u2260": "!=",
+  }
 )
 _TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
 _OPERATORS = frozenset("+-*/^=<>%\xb1\xd7\xf7\u221a\u221e")
@@ -52,7 +64,9 @@ def _is_formula(plain: str) -> bool:
 
 def _formula(plain: str) -> str:
   """Blanks beside signs do not count, nor a stop at the end, quotes, and dollars or brackets around the whole."""
-  found = re.sub(r"[\"'\u2018-\u201f]", "", plain).replace("\xd7", "*").replace("\xf7", "/").strip("*_ ").rstrip(".,;:? ")
+  found = (
+    re.sub(r"[\"'\u2018-\u201f]", "", plain).replace("\xd7", "*").replace("\xf7", "/").strip("*_ ").rstrip(".,;:? ")
+  )
   if len(found) > 2 and found[0] == found[-1] == "$":
     found = found[1:-1]
   if len(found) > 2 and found[0] + found[-1] in ("()", "[]") and not re.search(r"[()\[\],]", found[1:-1]):

@@ -1,9 +1,9 @@
 """From the text in a config to a reward function: a short name or a dotted path, with settings where it takes any.
 
-    open_list                                   a function by its short name
-    my_package.rewards.brevity                  a function of the user's
-    length(target=50, slack=10)                 a reward with settings
-    my_package.rewards.Brevity(limit=3)         likewise, a class or a function that returns one
+open_list                                   a function by its short name
+my_package.rewards.brevity                  a function of the user's
+length(target=50, slack=10)                 a reward with settings
+my_package.rewards.Brevity(limit=3)         likewise, a class or a function that returns one
 """
 
 from collections.abc import Callable

@@ -47,7 +47,7 @@ class Loaded(NamedTuple):
 
 
 def load_model(
-    source: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, compute_dtype: str = "float32"
+  source: str | pathlib.Path, *, mesh: jax.sharding.Mesh | None = None, compute_dtype: str = "float32"
 ) -> Loaded:
   """Loads a reward model, or a language model with a new head.
 
@@ -106,8 +106,8 @@ def load(path: str | pathlib.Path, compute_dtype: str = "float32") -> "RewardMod
   folder = pathlib.Path(path).expanduser()
   if not (reward_checkpoint.is_checkpoint(folder) or reward_checkpoint.is_checkpoint(folder / EXPORT_FOLDER)):
     raise InputError(
-        f"{folder} holds no reward model; give the folder of a sequence classifier, or the workdir of a finished"
-        " experiments.train_reward_model"
+      f"{folder} holds no reward model; give the folder of a sequence classifier, or the workdir of a finished"
+      " experiments.train_reward_model"
     )
   return RewardModel(load_model(folder, compute_dtype=compute_dtype))
 
@@ -130,9 +130,9 @@ class RewardModel:
     rows = sharding.batch_sharding(model.mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, model.params)
     self._score = jax.jit(
-        functools.partial(_score_rows, config=model.config, pad_token_id=model.pad_token_id),
-        in_shardings=(where, rows, rows),
-        out_shardings=sharding.replicated(model.mesh),
+      functools.partial(_score_rows, config=model.config, pad_token_id=model.pad_token_id),
+      in_shardings=(where, rows, rows),
+      out_shardings=sharding.replicated(model.mesh),
     )
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:

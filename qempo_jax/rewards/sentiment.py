@@ -131,8 +131,7 @@ def fit(
     logits = predict(Classifier(weights[:-1], weights[-1]), features)
     error = (0.5 * (1 + np.tanh(0.5 * logits)) - labels) / len(labels)
     gradient = np.append(
-      np.bincount(features.indices, features.values * error[features.rows], minlength=num_features)
-      + l2 * weights[:-1],
+      np.bincount(features.indices, features.values * error[features.rows], minlength=num_features) + l2 * weights[:-1],
       error.sum(),
     )
     first = 0.9 * first + 0.1 * gradient

@@ -18,7 +18,9 @@ DEFINITION = (
   " Lao, Khmer, Myanmar), runs of other signs"
 )
 # Characters for which Python's own classes are enough: Latin, Greek, Cyrillic and usual punctuation, without marks.
-_PLAIN = re.compile("[\0-\xac\xae-\u02ff\u0370-\u0482\u048a-\u052f\u1e00-\u200b\u2010-\u2029\u202f-\u203b\u203d-\u2048\u204a-\u205f\u20a0-\u20bf]*")
+_PLAIN = re.compile(
+  "[\0-\xac\xae-\u02ff\u0370-\u0482\u048a-\u052f\u1e00-\u200b\u2010-\u2029\u202f-\u203b\u203d-\u2048\u204a-\u205f\u20a0-\u20bf]*"
+)
 _PLAIN_TOKEN = re.compile(r"\w+|[^\w\s]+")
 
 # Blanks, and the signs that stand for them in Tibetan, Ethiopic and, invisibly, in Khmer and Thai.

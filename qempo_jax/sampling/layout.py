@@ -42,7 +42,9 @@ def sampling_mesh(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> jax.shardi
   if not shape:
     return mesh
   if len(shape) not in (3, 4) or math.prod(shape) != mesh.size or min(shape) < 1:
-    raise InputError(f"sampling.mesh={shape} does not arrange the {mesh.size} devices of compute.mesh={mesh.devices.shape}")
+    raise InputError(
+      f"sampling.mesh={shape} does not arrange the {mesh.size} devices of compute.mesh={mesh.devices.shape}"
+    )
   names = (*AXES, SEQUENCE)[: len(shape)]
   return jax.sharding.Mesh(mesh.devices.reshape(shape), names, axis_types=(AxisType.Auto,) * len(shape))
 

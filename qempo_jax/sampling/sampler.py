@@ -31,19 +31,19 @@ _STATIC = ("config", "group_size", "max_length", "stop_tokens", "slots", "halvin
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def sample_groups(
-    params,
-    config: ModelConfig,
-    prompts: PromptBatch,
-    rng,
-    *,
-    group_size: int,
-    max_length: int,
-    temperature: float,
-    stop_tokens: tuple[int, ...],
-    prompt_ids=None,
-    slots: int = 0,
-    halvings: int = 0,
-    first_ring: int | None = None,
+  params,
+  config: ModelConfig,
+  prompts: PromptBatch,
+  rng,
+  *,
+  group_size: int,
+  max_length: int,
+  temperature: float,
+  stop_tokens: tuple[int, ...],
+  prompt_ids=None,
+  slots: int = 0,
+  halvings: int = 0,
+  first_ring: int | None = None,
 ) -> Rollout:
   """Samples a group of responses to each prompt from the untruncated distribution.
 
@@ -75,7 +75,13 @@ def sample_groups(
   sample_keys = _sample_keys(rng, prompt_ids, group_size)
   per_device = -(-slots // sharding.row_shards()) if rows % sharding.row_shards() == 0 else slots
   run = functools.partial(
-      _run, config=config, max_length=max_length, stop_tokens=stop_tokens, slots=per_device, halvings=halvings, ring=first_ring
+    _run,
+    config=config,
+    max_length=max_length,
+    stop_tokens=stop_tokens,
+    slots=per_device,
+    halvings=halvings,
+    ring=first_ring,
   )
   length = prompts.tokens.shape[1] + max_length
   decoder = (transformer.for_decoding(params, config, length), jnp.asarray(temperature, jnp.float32))

@@ -50,11 +50,11 @@ class Slots:
     where = (jnp.where(self.busy, self.item, len(self.tokens)), self.cache.lengths_RxG)
     put = lambda array, value: array.at[where].set(value.astype(array.dtype), mode="drop")
     return dataclasses.replace(
-        self,
-        tokens=put(self.tokens, token),
-        log_probs=put(self.log_probs, stats.log_prob),
-        entropies=put(self.entropies, stats.entropy),
-        slot_steps=self.slot_steps + self.busy.size,
+      self,
+      tokens=put(self.tokens, token),
+      log_probs=put(self.log_probs, stats.log_prob),
+      entropies=put(self.entropies, stats.entropy),
+      slot_steps=self.slot_steps + self.busy.size,
     )
 
   def counted(self):
@@ -85,12 +85,16 @@ class Work:
     self._refills = 0 < slots < self._items
     item = jnp.arange(slots)[:, None] if self._refills else jnp.arange(self._items).reshape(-1, self._group_size)
     prompt_R = item[:, 0] // self._group_size
+
     def layer_of(layer):
       prompt = jax.tree.map(lambda x: x[prompt_R] if self._refills else x, (layer.prompt_keys, layer.prompt_values))
       return LayerCache.create(*prompt, group_size=item.shape[1], ring=ring)
 
     cache = KVCache(
-        tuple(map(layer_of, self._layers)), self._mask_PxL[prompt_R], jnp.zeros(item.shape, jnp.int32), jnp.zeros((), jnp.int32)
+      tuple(map(layer_of, self._layers)),
+      self._mask_PxL[prompt_R],
+      jnp.zeros(item.shape, jnp.int32),
+      jnp.zeros((), jnp.int32),
     )
     empty = jnp.zeros((self._items, max_length), jnp.float32)
     zero = jnp.zeros((), jnp.int32)
@@ -110,14 +114,14 @@ class Work:
     moves = takes & (prompt != state.item // self._group_size)
     first = lambda old, new: jnp.where(takes, new, old)
     cache = dataclasses.replace(
-        state.cache,
-        layers=self._moved(state.cache.layers, prompt[:, 0], moves[:, 0]),
-        prompt_mask_RxL=self._mask_PxL[prompt[:, 0]],
-        lengths_RxG=first(state.cache.lengths_RxG, 0),
+      state.cache,
+      layers=self._moved(state.cache.layers, prompt[:, 0], moves[:, 0]),
+      prompt_mask_RxL=self._mask_PxL[prompt[:, 0]],
+      lengths_RxG=first(state.cache.lengths_RxG, 0),
     )
     hidden = jnp.where(takes[..., None], self._hidden_PxD[prompt], state.hidden)
     return state.replace(
-        hidden=hidden, item=item, busy=state.busy | takes, next=state.next + jnp.sum(takes, dtype=jnp.int32), cache=cache
+      hidden=hidden, item=item, busy=state.busy | takes, next=state.next + jnp.sum(takes, dtype=jnp.int32), cache=cache
     )
 
   def _moved(self, layers, prompt_R, moves_R):
@@ -127,15 +131,15 @@ class Work:
     def copy(index, layers):
       row = order[index]
       put = lambda old, all_: jax.lax.dynamic_update_index_in_dim(
-          old, jax.lax.dynamic_index_in_dim(all_, prompt_R[row], keepdims=False), row, 0
+        old, jax.lax.dynamic_index_in_dim(all_, prompt_R[row], keepdims=False), row, 0
       )
       return tuple(
-          dataclasses.replace(
-              layer,
-              prompt_keys=jax.tree.map(put, layer.prompt_keys, of.prompt_keys),
-              prompt_values=jax.tree.map(put, layer.prompt_values, of.prompt_values),
-          )
-          for layer, of in zip(layers, self._layers)
+        dataclasses.replace(
+          layer,
+          prompt_keys=jax.tree.map(put, layer.prompt_keys, of.prompt_keys),
+          prompt_values=jax.tree.map(put, layer.prompt_values, of.prompt_values),
+        )
+        for layer, of in zip(layers, self._layers)
       )
 
     return jax.lax.fori_loop(0, jnp.sum(moves_R), copy, layers)

@@ -79,9 +79,7 @@ def check_loss(
 def default_problem() -> Problem:
   """The problem of `check_loss`: 3 tokens with EOS, at most 3 of them, 3 prompts, 3 random policies."""
   with jax.enable_x64(True):
-    return random_problem(
-      jax.random.key(0), vocab_size=3, max_length=3, num_prompts=3, num_points=3
-    )
+    return random_problem(jax.random.key(0), vocab_size=3, max_length=3, num_prompts=3, num_points=3)
 
 
 def loss_of_score_weights(weights: Callable[[Samples], Array]) -> Callable[[Samples], Array]:
@@ -109,9 +107,7 @@ def _check_groups(loss, problem, alpha, beta, group_size, behaviour, tolerance) 
     return problem.policy.objective(params, rewards, problem.ref_log_probs, alpha=alpha, beta=beta)
 
   def advantage(s):
-    shaped = advantages.shaped_rewards(
-      s.rewards, s.log_probs, s.ref_log_probs, alpha=alpha, beta=beta
-    )
+    shaped = advantages.shaped_rewards(s.rewards, s.log_probs, s.ref_log_probs, alpha=alpha, beta=beta)
     return advantages.leave_one_out(shaped)
 
   token = jnp.zeros((group_size, problem.policy.space.max_length))
@@ -195,9 +191,7 @@ def _check_scalar(loss: Callable[..., Array], example: Samples | Pair) -> None:
   if not isinstance(returned, jax.ShapeDtypeStruct):
     raise InputError(f"the loss returned a {type(returned).__name__}: check_loss takes one scalar; leave the rest out")
   if returned.shape != ():
-    raise InputError(
-      f"the loss returned an array of shape {returned.shape}: return one scalar, such as jnp.mean of it"
-    )
+    raise InputError(f"the loss returned an array of shape {returned.shape}: return one scalar, such as jnp.mean of it")
   if not jnp.issubdtype(returned.dtype, jnp.floating):
     raise InputError(f"the loss returned {returned.dtype}: return one real number, which can be differentiated")
 
@@ -228,9 +222,7 @@ def _fit(found: Array, expected: Array) -> tuple[Array, Array]:
   tiny = jnp.finfo(found.dtype).tiny
   scale = jnp.maximum(found @ expected / jnp.maximum(expected @ expected, tiny), 0.0)
   norm = jnp.linalg.norm(found)
-  return scale, jnp.where(
-    norm > 0, jnp.linalg.norm(found - scale * expected) / jnp.maximum(norm, tiny), 1.0
-  )
+  return scale, jnp.where(norm > 0, jnp.linalg.norm(found - scale * expected) / jnp.maximum(norm, tiny), 1.0)
 
 
 def _relative_gradient(at_optimum: Moments, elsewhere: Moments) -> float:

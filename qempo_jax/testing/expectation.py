@@ -138,9 +138,7 @@ def policy_stats(problem: Problem, params: Params) -> Array:
   """[3, N, T] token log-probs, entropies and KLs from the reference, nats; zero on padding."""
   policy = problem.policy
   ref = policy.token_log_probs(problem.ref_params)
-  return jnp.stack(
-    [policy.token_log_probs(params), policy.token_entropies(params), policy.token_kls(params, ref)]
-  )
+  return jnp.stack([policy.token_log_probs(params), policy.token_entropies(params), policy.token_kls(params, ref)])
 
 
 def fixed_stats(problem: Problem) -> Array:
@@ -155,9 +153,7 @@ def with_garbage(x: Array, mask: np.ndarray) -> Array:
   return jnp.where(mask.reshape(1, *mask.shape, *(1,) * (x.ndim - 3)), x, garbage)
 
 
-def pair_moments(
-  losses: Sequence[Callable[[Pair], Array]], problem: Problem
-) -> Callable[[Params], Moments]:
+def pair_moments(losses: Sequence[Callable[[Pair], Array]], problem: Problem) -> Callable[[Params], Moments]:
   """Moments of minus the gradients of K losses over all pairs from the reference, labelled by Bradley-Terry.
 
   Args:

@@ -20,7 +20,9 @@ NO_GRADIENT = "no gradient: the loss does not depend on the policy's log-probs, 
 FLIPPED = "flipped sign: the loss is maximised where it should be minimised"
 _K1_ENTROPY = "k1 entropy in the loss: log pi of samples, differentiated, has zero expected gradient; or no entropy"
 _K1_KL = "k1 in the loss: log pi - log q of samples, differentiated, has zero expected gradient; or no KL"
-_GROUP_MEAN = "group mean on the reward alone: it weighs (G - 1) / G, and so alpha and beta G / (G - 1) of what is asked"
+_GROUP_MEAN = (
+  "group mean on the reward alone: it weighs (G - 1) / G, and so alpha and beta G / (G - 1) of what is asked"
+)
 _NO_REWARD = "no reward: the expected gradient does not contain that of E[r]"
 
 _STD_SHAPED = "std-normalised shaped reward: prompts are weighted by 1 / std"
@@ -164,7 +166,11 @@ def _of_right_parts(h: float, q: float, flipped: bool, *, alpha: float, beta: fl
     (_K1_ENTROPY,): [(b, b), (0, b)],
     (_K1_KL,): [(a - b, 0), (a, 0)],
     (_K1_ENTROPY, _K1_KL): [(0, 0)],
-    ("forgotten stop_gradient on the shaped reward: its entropy counts twice",): [(2 * a, b), (a + b, b), (2 * a - b, b)],
+    ("forgotten stop_gradient on the shaped reward: its entropy counts twice",): [
+      (2 * a, b),
+      (a + b, b),
+      (2 * a - b, b),
+    ],
     ("flipped sign of the entropy",): [(-a, b), (2 * b - a, b)],
     ("flipped sign of the KL",): [(a - 2 * b, -b), (a, -b)],
     ("flipped sign of the reward",): [(-a, -b)],

@@ -17,9 +17,7 @@ IGNORED, NAN_SPREADS, COUNTS = "ignored", "NaN spreads", "counts"
 NUM_GROUPS = 16
 
 
-def use_of_padding(
-  loss: Callable[[Samples], Array], problem: Problem, *, group_size: int, tolerance: float
-) -> str:
+def use_of_padding(loss: Callable[[Samples], Array], problem: Problem, *, group_size: int, tolerance: float) -> str:
   """Compares the gradient of a loss with zeros, finite garbage and NaN in padding, on groups drawn at random.
 
   Args:

@@ -48,15 +48,13 @@ def _signatures(problem: Problem, alpha: float, beta: float) -> dict[str, np.nda
     return right(chosen, rejected, *pair[2:4])
 
   wrong = {
-    "length-normalised pair loss: log Z no longer cancels": lambda pair: (
-      losses.length_normalised_preference_loss(*pair, alpha=alpha, beta=beta)
+    "length-normalised pair loss: log Z no longer cancels": lambda pair: losses.length_normalised_preference_loss(
+      *pair, alpha=alpha, beta=beta
     ),
     "length-normalised pair loss, policy's log-probs only": per_token_policy,
     "chosen and rejected exchanged": lambda pair: right(*(pair[i] for i in (1, 0, 3, 2))),
     "the reference is left out": lambda pair: losses.preference_loss(*pair[:4], alpha=alpha, beta=0.0),
-    "the reference enters with the wrong sign": lambda pair: losses.preference_loss(
-      *pair[:4], alpha=alpha, beta=-beta
-    ),
+    "the reference enters with the wrong sign": lambda pair: losses.preference_loss(*pair[:4], alpha=alpha, beta=-beta),
     "alpha taken for beta (DPO)": lambda pair: losses.preference_loss(*pair[:4], alpha=alpha, beta=alpha),
     "alpha and beta exchanged": lambda pair: losses.preference_loss(*pair[:4], alpha=beta, beta=alpha),
   }

@@ -43,9 +43,7 @@ class Problem:
     return self.policy.space.table_logits(target)
 
 
-def random_problem(
-  key: Array, *, vocab_size: int, max_length: int, num_prompts: int, num_points: int
-) -> Problem:
+def random_problem(key: Array, *, vocab_size: int, max_length: int, num_prompts: int, num_points: int) -> Problem:
   """A problem with Gaussian logits and rewards, whose spread differs between prompts.
 
   Args:

@@ -35,8 +35,7 @@ def qempo_kl_loss(win, lose, ref_win, ref_lose, *, quality_multiplier, kl_multip
   """-log sigmoid([(1 + mu) (win - lose) - mu (ref_win - ref_lose)] / lambda)."""
   mu = kl_multiplier
   return -log_sigmoid(
-    ((1 + mu) * (np.float64(win) - lose) - mu * (np.float64(ref_win) - ref_lose))
-    / quality_multiplier
+    ((1 + mu) * (np.float64(win) - lose) - mu * (np.float64(ref_win) - ref_lose)) / quality_multiplier
   )
 
 
@@ -47,9 +46,7 @@ def dpo_loss(win, lose, ref_win, ref_lose, *, beta):
 
 def h_dpo_loss(win, lose, ref_win, ref_lose, *, entropy_ratio, beta):
   """-log sigmoid(a beta (win - lose) - beta (ref_win - ref_lose))."""
-  return -log_sigmoid(
-    entropy_ratio * beta * (np.float64(win) - lose) - beta * (np.float64(ref_win) - ref_lose)
-  )
+  return -log_sigmoid(entropy_ratio * beta * (np.float64(win) - lose) - beta * (np.float64(ref_win) - ref_lose))
 
 
 def smoothed_dpo_loss(win, lose, ref_win, ref_lose, *, beta, label_smoothing):
@@ -85,26 +82,19 @@ def simpo_loss(win, lose, len_win, len_lose, *, beta, margin):
   return -log_sigmoid(beta * (np.float64(win) / len_win - lose / len_lose) - margin)
 
 
-def length_normalised_preference_loss(
-  win, lose, ref_win, ref_lose, len_win, len_lose, *, alpha, beta
-):
+def length_normalised_preference_loss(win, lose, ref_win, ref_lose, len_win, len_lose, *, alpha, beta):
   """-log sigmoid(alpha (win / |win| - lose / |lose|) - beta (ref_win / |win| - ref_lose / |lose|))."""
   return -log_sigmoid(
-    alpha * (np.float64(win) / len_win - lose / len_lose)
-    - beta * (np.float64(ref_win) / len_win - ref_lose / len_lose)
+    alpha * (np.float64(win) / len_win - lose / len_lose) - beta * (np.float64(ref_win) / len_win - ref_lose / len_lose)
   )
 
 
 def length_normalised_ipo_loss(win, lose, ref_win, ref_lose, len_win, len_lose, *, tau):
   """((win - ref_win) / |win| - (lose - ref_lose) / |lose| - 1 / (2 tau))^2."""
-  return (
-    (np.float64(win) - ref_win) / len_win - (np.float64(lose) - ref_lose) / len_lose - 1 / (2 * tau)
-  ) ** 2
+  return ((np.float64(win) - ref_win) / len_win - (np.float64(lose) - ref_lose) / len_lose - 1 / (2 * tau)) ** 2
 
 
-def kto_loss(
-  log_prob, ref_log_prob, desirable, reference_kl, *, beta, desirable_weight, undesirable_weight
-):
+def kto_loss(log_prob, ref_log_prob, desirable, reference_kl, *, beta, desirable_weight, undesirable_weight):
   """weight (1 - sigmoid(+-beta (log pi - log q - max(kl, 0))))."""
   gap = np.float64(log_prob) - ref_log_prob - max(reference_kl, 0.0)
   if desirable:
@@ -114,10 +104,7 @@ def kto_loss(
 
 def bradley_terry_loss(r_win, r_lose, margin, *, centring_weight):
   """-log sigmoid(r_win - r_lose - margin) + c (r_win + r_lose)^2."""
-  return (
-    -log_sigmoid(np.float64(r_win) - r_lose - margin)
-    + centring_weight * (np.float64(r_win) + r_lose) ** 2
-  )
+  return -log_sigmoid(np.float64(r_win) - r_lose - margin) + centring_weight * (np.float64(r_win) + r_lose) ** 2
 
 
 def nll_loss(token_log_probs, mask):
@@ -133,9 +120,7 @@ def nll_anchor(win, *, weight):
 def policy_gradient_loss(token_log_probs, advantages, mask):
   """-sum_t mask_t A_t log pi_t."""
   advantages = np.broadcast_to(np.asarray(advantages, np.float64), np.shape(mask))
-  return -sum(
-    a * x for a, x, m in zip(advantages, np.float64(token_log_probs), mask, strict=True) if m
-  )
+  return -sum(a * x for a, x, m in zip(advantages, np.float64(token_log_probs), mask, strict=True) if m)
 
 
 def token_entropy_bonus_loss(token_log_probs, token_entropies, advantages, mask, *, entropy_weight):
@@ -158,35 +143,21 @@ def ppo_clip_loss(token_log_probs, old_token_log_probs, advantages, mask, *, cli
 
 def grpo_loss(token_log_probs, old_token_log_probs, advantages, mask, *, clip_low, clip_high):
   """PPO's sum over the number of tokens."""
-  loss = ppo_clip_loss(
-    token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high
-  )
+  loss = ppo_clip_loss(token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high)
   return loss / max(np.sum(mask), 1)
 
 
-def dr_grpo_loss(
-  token_log_probs, old_token_log_probs, advantages, mask, *, clip_low, clip_high, max_tokens
-):
+def dr_grpo_loss(token_log_probs, old_token_log_probs, advantages, mask, *, clip_low, clip_high, max_tokens):
   """PPO's sum over a constant."""
-  loss = ppo_clip_loss(
-    token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high
-  )
+  loss = ppo_clip_loss(token_log_probs, old_token_log_probs, advantages, mask, clip_low=clip_low, clip_high=clip_high)
   return loss / max_tokens
 
 
-def sequence_clip_loss(
-  token_log_probs, old_token_log_probs, advantage, mask, *, clip_low, clip_high
-):
+def sequence_clip_loss(token_log_probs, old_token_log_probs, advantage, mask, *, clip_low, clip_high):
   """-min(rho A, clip(rho) A) with rho = pi(y) / pi_old(y)."""
   keep = np.asarray(mask, bool)
-  rho = np.exp(
-    np.sum(np.float64(token_log_probs)[keep]) - np.sum(np.float64(old_token_log_probs)[keep])
-  )
-  return (
-    -min(rho * advantage, np.clip(rho, 1 - clip_low, 1 + clip_high) * advantage)
-    if keep.any()
-    else 0.0
-  )
+  rho = np.exp(np.sum(np.float64(token_log_probs)[keep]) - np.sum(np.float64(old_token_log_probs)[keep]))
+  return -min(rho * advantage, np.clip(rho, 1 - clip_low, 1 + clip_high) * advantage) if keep.any() else 0.0
 
 
 def gspo_loss(token_log_probs, old_token_log_probs, advantage, mask, *, clip_low, clip_high):

@@ -21,9 +21,7 @@ def shaped_rewards(rewards, log_probs, ref_log_probs, *, alpha, beta):
   return np.float64(rewards) - alpha * np.float64(log_probs) + beta * np.float64(ref_log_probs)
 
 
-def lagrangian_rewards(
-  rewards, log_probs, ref_log_probs, *, quality_multiplier, kl_multiplier, entropy_weight
-):
+def lagrangian_rewards(rewards, log_probs, ref_log_probs, *, quality_multiplier, kl_multiplier, entropy_weight):
   """[lambda r - (h + mu) log pi + mu log q] / (h + lambda + mu)."""
   lam, mu, h = quality_multiplier, kl_multiplier, entropy_weight
   total = lam * np.float64(rewards) - (h + mu) * np.float64(log_probs) + mu * np.float64(ref_log_probs)

@@ -49,10 +49,11 @@ class CheckReport(NamedTuple):
     if self.finite < 1:
       lines.append(f"loss and gradient: finite with probability {self.finite:.3g} only")
     elif self.gradient_is_right is not None:
-      verdict = "not that of J, nor need it be" if self.ok and not self.gradient_is_right else _yes(self.gradient_is_right)
+      verdict = (
+        "not that of J, nor need it be" if self.ok and not self.gradient_is_right else _yes(self.gradient_is_right)
+      )
       lines.append(
-        f"expected gradient: {verdict} "
-        f"(relative error {self.gradient_error:.1e}, {self.scale:.4g} x grad J)"
+        f"expected gradient: {verdict} (relative error {self.gradient_error:.1e}, {self.scale:.4g} x grad J)"
       )
     if self.finite == 1:
       lines.append(

@@ -66,9 +66,7 @@ class SequenceSpace(NamedTuple):
   def table_logits(self, log_probs: Array) -> Array:
     """[num_prefixes, V] logits of the table policy whose sequences have these [N] log-probs."""
     mass = jnp.where(self.mask, jnp.exp(log_probs)[:, None], 0.0)
-    return jnp.log(
-      jnp.zeros(self.witness.shape[:2], mass.dtype).at[self.prefix, self.tokens].add(mass)
-    )
+    return jnp.log(jnp.zeros(self.witness.shape[:2], mass.dtype).at[self.prefix, self.tokens].add(mass))
 
   def prefix_features(self) -> np.ndarray:
     """[num_prefixes, 1 + T V] a constant and the one-hot tokens of each prefix."""

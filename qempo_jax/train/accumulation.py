@@ -32,6 +32,7 @@ def value_and_grad(loss_fn: Callable, params, batch, *, micro_batches: int):
   Raises:
     InputError: the parts do not divide the rows.
   """
+
   def compute(params, batch):
     found, gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
     return found, sharding.constrain_params(gradient)

@@ -36,13 +36,13 @@ class Checkpoints:
   """
 
   def __init__(
-      self,
-      folder: str | os.PathLike[str],
-      *,
-      keep: int,
-      asynchronous: bool = True,
-      read_only: bool = False,
-      note: Callable[[str], None] = warnings.warn,
+    self,
+    folder: str | os.PathLike[str],
+    *,
+    keep: int,
+    asynchronous: bool = True,
+    read_only: bool = False,
+    note: Callable[[str], None] = warnings.warn,
   ):
     """Opens a folder of checkpoints.
 
@@ -59,11 +59,11 @@ class Checkpoints:
     self._note, self._read_only, self._keep = note, read_only, max(keep, 1)
     self._qualities: dict[int, dict[str, float] | None] = {}
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=self,
-        enable_async_checkpointing=asynchronous,
-        cleanup_tmp_directories=not read_only,
-        create=not read_only,
-        read_only=read_only,
+      preservation_policy=self,
+      enable_async_checkpointing=asynchronous,
+      cleanup_tmp_directories=not read_only,
+      create=not read_only,
+      read_only=read_only,
     )
     # Weights hardly shrink, and what compressing costs a CPU is the step's own time.
     trees = {item: checksums.TreeHandler(use_compression=False) for item in ("params", "rest")}
@@ -72,7 +72,9 @@ class Checkpoints:
     try:
       self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
     except (OSError, ValueError) as error:
-      raise InputError(f"the checkpoints in {self.folder} cannot be opened ({checkpoint_reading.first_line(error)})") from error
+      raise InputError(
+        f"the checkpoints in {self.folder} cannot be opened ({checkpoint_reading.first_line(error)})"
+      ) from error
 
   def steps(self) -> list[int]:
     """Steps that can be restored, ascending; one that is still being written is not among them."""
@@ -96,9 +98,9 @@ class Checkpoints:
     about = {"format": checkpoint_reading.FORMAT, "leaves": shapes, "quality": quality}
     about["bits"] = {"params": checksums.bits(params), "rest": checksums.bits(rest)}
     items = ocp.args.Composite(
-        params=checksums.TreeSave(params),
-        rest=checksums.TreeSave(rest),
-        host=ocp.args.JsonSave(checksums.seal({"about": about, "host": host})),
+      params=checksums.TreeSave(params),
+      rest=checksums.TreeSave(rest),
+      host=ocp.args.JsonSave(checksums.seal({"about": about, "host": host})),
     )
     step = int(state.step)
     self._qualities[step] = quality
@@ -154,8 +156,8 @@ class Checkpoints:
     damaged = sorted(path.name for path in folder.iterdir() if path.name.startswith(ASIDE)) if folder.exists() else []
     if damaged and not self.steps():
       raise InputError(
-          f"{folder} holds {', '.join(damaged)} and no whole checkpoint: to start at step 1, remove what is damaged, or use"
-          " another workdir"
+        f"{folder} holds {', '.join(damaged)} and no whole checkpoint: to start at step 1, remove what is damaged, or use"
+        " another workdir"
       )
 
   def best_step(self) -> int | None:
@@ -212,8 +214,8 @@ class Checkpoints:
       good = [there for there in self.steps() if there != step and self._place(there).exists()]
       stands = f"that of step {good[-1]} stands" if good else "there is no earlier one"
       raise InputError(
-          f"a checkpoint could not be written to {self.folder} ({checkpoint_reading.first_line(error)}); {stands}: free"
-          " space there or make it writable, then start the same command again"
+        f"a checkpoint could not be written to {self.folder} ({checkpoint_reading.first_line(error)}); {stands}: free"
+        " space there or make it writable, then start the same command again"
       ) from error
 
   def _newest(self, targets: dict[str, Any]):
@@ -242,7 +244,9 @@ class Checkpoints:
           place.rename(aside)
         except OSError as reason:
           why = checkpoint_reading.first_line(reason)
-          raise InputError(f"checkpoint {place} is damaged ({error}) and could not be moved aside ({why}): move it") from reason
+          raise InputError(
+            f"checkpoint {place} is damaged ({error}) and could not be moved aside ({why}): move it"
+          ) from reason
       _everyone(f"{ASIDE}{step}")
       self._manager.reload()
     kept = "" if self._read_only else f", now {aside},"

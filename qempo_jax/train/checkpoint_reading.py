@@ -58,8 +58,8 @@ def record(place: epath.Path) -> tuple[dict[str, Any], Any]:
   version = about.get("format") if isinstance(about, dict) else 1 if _tried(place, (place / "state").exists) else None
   if version != FORMAT and (sealed or version in (1, 2)):
     raise InputError(
-        f"checkpoint {place} is of format {version}, and this version reads format {FORMAT} alone: finish that run with the"
-        " version that began it, or use another workdir"
+      f"checkpoint {place} is of format {version}, and this version reads format {FORMAT} alone: finish that run with the"
+      " version that began it, or use another workdir"
     )
   if not sealed:
     raise Damaged(f"{path} lacks its checksum")
@@ -101,8 +101,8 @@ def _tried(place: epath.Path, call: Callable):
 
 def _unreadable(place: epath.Path, error: Exception) -> InputError:
   return InputError(
-      f"checkpoint {place} could not be read ({first_line(error)}); nothing proves it damaged, and nothing was changed:"
-      " mend the cause, then start the same command again"
+    f"checkpoint {place} could not be read ({first_line(error)}); nothing proves it damaged, and nothing was changed:"
+    " mend the cause, then start the same command again"
   )
 
 
@@ -114,8 +114,8 @@ def _check_shapes(place: epath.Path, there: dict[str, str], targets: dict[str, A
   for name in [*here, *there]:
     if here.get(name) != there.get(name):
       raise InputError(
-          f"checkpoint {place} is of another model or optimizer: {name} is {there.get(name, 'absent')} there and"
-          f" {here.get(name, 'absent')} here; use the config that it was made with, or another workdir"
+        f"checkpoint {place} is of another model or optimizer: {name} is {there.get(name, 'absent')} there and"
+        f" {here.get(name, 'absent')} here; use the config that it was made with, or another workdir"
       )
 
 

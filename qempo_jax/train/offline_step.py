@@ -75,17 +75,17 @@ class OfflineObjective:
 
 
 def offline_step(
-    state: TrainState,
-    batch: PairBatch,
-    ref_params=None,
-    *,
-    config: ModelConfig,
-    objective: OfflineObjective,
-    optimizer: optax.GradientTransformation,
-    temperature: float,
-    chunk_size: int,
-    as_policy: Callable = whole_policy,
-    micro_batches: int = 1,
+  state: TrainState,
+  batch: PairBatch,
+  ref_params=None,
+  *,
+  config: ModelConfig,
+  objective: OfflineObjective,
+  optimizer: optax.GradientTransformation,
+  temperature: float,
+  chunk_size: int,
+  as_policy: Callable = whole_policy,
+  micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the policy on pairs; the multipliers stay, and so does it where loss or gradient is not finite.
 
@@ -129,16 +129,16 @@ def offline_step(
 
 
 def dual_step(
-    state: TrainState,
-    ref_params,
-    batch: GroupBatch,
-    stats: TokenStats,
-    *,
-    config: ModelConfig,
-    objective: OfflineObjective,
-    optimizer: optax.GradientTransformation,
-    temperature: float,
-    chunk_size: int,
+  state: TrainState,
+  ref_params,
+  batch: GroupBatch,
+  stats: TokenStats,
+  *,
+  config: ModelConfig,
+  objective: OfflineObjective,
+  optimizer: optax.GradientTransformation,
+  temperature: float,
+  chunk_size: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the multipliers on fresh samples of the policy; the policy stays.
 
@@ -169,13 +169,13 @@ def score(params, batch, *, config: ModelConfig, temperature: float, chunk_size:
   """Log-probs and entropies of a batch's response tokens, each prompt computed once: [P, G, T], nats."""
   _, group_size, max_length = batch.mask.shape
   return scoring.score_groups(
-      params,
-      config,
-      batch.packed,
-      group_size=group_size,
-      max_length=max_length,
-      temperature=temperature,
-      chunk_size=chunk_size,
+    params,
+    config,
+    batch.packed,
+    group_size=group_size,
+    max_length=max_length,
+    temperature=temperature,
+    chunk_size=chunk_size,
   )
 
 
@@ -185,9 +185,7 @@ def current_weights(dual_params: duals.DualParams, objective: OfflineObjective) 
     fixed = Weights(*(jnp.asarray(weight, jnp.float32) for weight in objective.weights))
     return offline_losses.effective_weights(objective.loss, fixed)
   multipliers = duals.multipliers(dual_params)
-  return offline_losses.weights_from_multipliers(
-      objective.loss, multipliers["quality"], multipliers["kl"]
-  )
+  return offline_losses.weights_from_multipliers(objective.loss, multipliers["quality"], multipliers["kl"])
 
 
 def pair_metrics(stats, examples: Example, batch: PairBatch, weights: Weights, objective: OfflineObjective):

@@ -165,7 +165,11 @@ def policy_and_duals(
   if batch.behaviour_log_probs is not None:
     measured |= importance_metrics(stats, batch, objective.max_importance)
   next_state, dual_metrics = dual_step(
-    moved, measured | values, constraints=objective.constraints, controller=optimizers.dual, averaging=objective.averaging
+    moved,
+    measured | values,
+    constraints=objective.constraints,
+    controller=optimizers.dual,
+    averaging=objective.averaging,
   )
   return unless(metrics["skipped"], next_state, moved), measured | dual_metrics | metrics
 

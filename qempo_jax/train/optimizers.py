@@ -10,16 +10,16 @@ import optax
 
 
 def adamw(
-    *,
-    learning_rate: float,
-    warmup_steps: int,
-    total_steps: int,
-    final_fraction: float,
-    b1: float,
-    b2: float,
-    weight_decay: float,
-    max_grad_norm: float,
-    moments_dtype: str = "float32",
+  *,
+  learning_rate: float,
+  warmup_steps: int,
+  total_steps: int,
+  final_fraction: float,
+  b1: float,
+  b2: float,
+  weight_decay: float,
+  max_grad_norm: float,
+  moments_dtype: str = "float32",
 ) -> optax.GradientTransformation:
   """AdamW with clipping by global norm, a linear warm-up and a linear decay.
 
@@ -41,7 +41,7 @@ def adamw(
   decay = optax.linear_schedule(learning_rate, learning_rate * final_fraction, total_steps - warmup_steps)
   schedule = optax.join_schedules([warmup, decay], [warmup_steps])
   decayed = lambda params: jax.tree_util.tree_map_with_path(
-      lambda path, _: not re.search("norm|bias", jax.tree_util.keystr(path[-1:])), params
+    lambda path, _: not re.search("norm|bias", jax.tree_util.keystr(path[-1:])), params
   )
   inner = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed)
   return optax.chain(clip_by_global_norm(max_grad_norm), with_state_dtype(inner, moments_dtype))

@@ -74,13 +74,13 @@ def pair_scores(trained: dict[str, Any], frozen: dict[str, Any], batch: RewardBa
 
 
 def reward_step(
-    state: TrainState,
-    frozen: dict[str, Any],
-    batch: RewardBatch,
-    *,
-    config: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    centring_weight: float,
+  state: TrainState,
+  frozen: dict[str, Any],
+  batch: RewardBatch,
+  *,
+  config: ModelConfig,
+  optimizer: optax.GradientTransformation,
+  centring_weight: float,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the trained part on pairs: the mean over pairs of `losses.reward_model.bradley_terry_loss`.
 
@@ -122,12 +122,12 @@ def pair_metrics(scores, weight) -> dict[str, jax.Array]:
 
 
 def pack_pairs(
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[Sequence[int]]],
-    margins: Sequence[float],
-    *,
-    bucket: int,
-    rows: int,
+  prompts: Sequence[Sequence[int]],
+  responses: Sequence[Sequence[Sequence[int]]],
+  margins: Sequence[float],
+  *,
+  bucket: int,
+  rows: int,
 ) -> RewardBatch:
   """Packs pairs, one a row, and fills up with rows of weight 0; NumPy, on the host.
 

@@ -72,7 +72,7 @@ def whole_policy(trainable, ref_params):
 
 @jax.named_scope("optimizer")
 def move_policy(
-    state: TrainState, gradient: Any, loss: jax.Array, optimizer: optax.GradientTransformation
+  state: TrainState, gradient: Any, loss: jax.Array, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of what is trained; where the loss or its gradient is not finite only the step moves, and so the data.
 
@@ -108,21 +108,21 @@ AVERAGED = ("reward", "kl", "entropy")
 
 
 def create(
-    params,
-    dual_params: DualParams,
-    rng,
-    *,
-    optimizer: optax.GradientTransformation,
-    dual_optimizer: optax.GradientTransformation,
-    averaged: Sequence[str] = AVERAGED,
+  params,
+  dual_params: DualParams,
+  rng,
+  *,
+  optimizer: optax.GradientTransformation,
+  dual_optimizer: optax.GradientTransformation,
+  averaged: Sequence[str] = AVERAGED,
 ) -> TrainState:
   """The state before the first step; it averages the values named `averaged`, and every multiplier as `multiplier/NAME`."""
   return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state=optimizer.init(params),
-      dual_params=dual_params,
-      dual_opt_state=dual_optimizer.init(dual_params),
-      averages=Averages.create((*averaged, *(f"multiplier/{name}" for name in dual_params))),
-      rng=rng,
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    dual_params=dual_params,
+    dual_opt_state=dual_optimizer.init(dual_params),
+    averages=Averages.create((*averaged, *(f"multiplier/{name}" for name in dual_params))),
+    rng=rng,
   )

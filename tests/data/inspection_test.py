@@ -17,8 +17,8 @@ from qempo_jax.data.examples import Preference
 from tests.data import demo_tokenizer
 
 CHAT = (
-    "{% for m in messages %}<u>{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<u>{% endif %}"
+  "{% for m in messages %}<u>{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+  "{% if add_generation_prompt %}<u>{% endif %}"
 )
 LIMITS = {"max_prompt_length": 40, "max_response_length": 20}
 
@@ -56,16 +56,16 @@ def test_the_ending_token_is_trained_even_where_it_is_the_padding(pad):
 
 
 @pytest.mark.parametrize(
-    ("options", "prompt", "number"),
-    [
-        ({"template": CHAT}, "<u>/t h/u i/u <u>/t", 0),
-        ({"template": "<s>" + CHAT, "bos": True}, "<s>/t <u>/t h/u i/u <u>/t", 1),
-        ({"template": "<s>" + CHAT, "bos": True, "adds": "<s> $0"}, "<s>/t <u>/t h/u i/u <u>/t", 1),
-        ({"template": "<s><s>" + CHAT, "bos": True}, "<s>/t <s>/t <u>/t h/u i/u <u>/t", 2),
-        ({"template": None, "bos": True, "adds": "<s> $0"}, "<s>/s h/u i/u", 1),
-        ({"template": None, "bos": True, "adds": "<s> $0 </s>"}, "<s>/s h/u i/u", 1),
-        ({"template": None}, "h/u i/u", 0),
-    ],
+  ("options", "prompt", "number"),
+  [
+    ({"template": CHAT}, "<u>/t h/u i/u <u>/t", 0),
+    ({"template": "<s>" + CHAT, "bos": True}, "<s>/t <u>/t h/u i/u <u>/t", 1),
+    ({"template": "<s>" + CHAT, "bos": True, "adds": "<s> $0"}, "<s>/t <u>/t h/u i/u <u>/t", 1),
+    ({"template": "<s><s>" + CHAT, "bos": True}, "<s>/t <s>/t <u>/t h/u i/u <u>/t", 2),
+    ({"template": None, "bos": True, "adds": "<s> $0"}, "<s>/s h/u i/u", 1),
+    ({"template": None, "bos": True, "adds": "<s> $0 </s>"}, "<s>/s h/u i/u", 1),
+    ({"template": None}, "h/u i/u", 0),
+  ],
 )
 def test_a_bos_is_there_as_often_as_the_template_says(options, prompt, number):
   tokenizer = _tiny(**options)
@@ -79,12 +79,12 @@ def test_a_bos_is_there_as_often_as_the_template_says(options, prompt, number):
 def test_faults_of_every_kind_are_counted():
   tokenizer = _tiny(template=None)
   examples = [
-      PAIR,
-      Preference({"prompt": "x" * 41}, "y", "n"),
-      Preference({"prompt": "hi"}, "y" * 20, "n"),  # the ending token is the 21st
-      Preference({"prompt": "hi!"}, "a", "b"),  # "!" and "a" would be one token
-      Preference({"prompt": "hi"}, "y</s>x", "n"),
-      Preference({"prompt": "hi"}, (5, 6), (7, 1)),  # sampled ids, the first cut before it ended
+    PAIR,
+    Preference({"prompt": "x" * 41}, "y", "n"),
+    Preference({"prompt": "hi"}, "y" * 20, "n"),  # the ending token is the 21st
+    Preference({"prompt": "hi!"}, "a", "b"),  # "!" and "a" would be one token
+    Preference({"prompt": "hi"}, "y</s>x", "n"),
+    Preference({"prompt": "hi"}, (5, 6), (7, 1)),  # sampled ids, the first cut before it ended
   ]
   found = inspection.summarise(tokenizer, examples, **LIMITS)
   assert found[:6] == (6, 1, 1, 1, 1, 2)
@@ -108,8 +108,8 @@ def test_scores_against_the_pair_and_equal_tokens_are_counted():
 def test_smollm2s_conversation_is_taken_apart():
   tokenizer = demo_tokenizer.load()
   talk = tuple(
-      Message(role=role, content=content)
-      for role, content in (("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Name a fruit."))
+    Message(role=role, content=content)
+    for role, content in (("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Name a fruit."))
   )
   found = inspection.explain(tokenizer, Preference({"prompt": talk}, "Fig", "A stone"))
   text = lambda part: "".join(token.piece for token in found["prompt"] if token.part == part)

@@ -91,7 +91,7 @@ def test_a_checkpoint_of_another_order_is_refused():
 
 def test_samples_have_keys_of_their_own_wherever_they_are_drawn():
   keys = lambda step, rows: jax.random.key_data(
-      order.sample_keys(jax.random.key(0), step=step, prompts=np.array(rows), group_size=3)
+    order.sample_keys(jax.random.key(0), step=step, prompts=np.array(rows), group_size=3)
   )
   found = keys(2, [5, 9, 0])
   assert len(np.unique(np.concatenate([found, keys(3, [5, 9, 0])]).reshape(-1, 2), axis=0)) == 18

@@ -53,13 +53,20 @@ def test_the_rows_are_trls_and_read_back(tmp_path):
   cut = [False] * 6 + [True, False]  # the kiwi was cut; the last sample is blank
   rows = make_pairs.rows_of({"prompt": "Name a fruit.", "split": "train"}, TEXTS, REWARDS, cut, select)
   assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows] == [
-      ("plum", "stone"), ("fig", "stone"), ("fig", "rock")
+    ("plum", "stone"),
+    ("fig", "stone"),
+    ("fig", "rock"),
   ]
   path = tmp_path / "pairs.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   found = sources.load(f"jsonl:{path}", needs=formats.PAIR)
   assert found.formats == {"preference, explicit prompt, conversational": 3}
-  assert found.examples[0].row == {"split": "train", "prompt": "Name a fruit.", "score_chosen": 1.0, "score_rejected": 0.0}
+  assert found.examples[0].row == {
+    "split": "train",
+    "prompt": "Name a fruit.",
+    "score_chosen": 1.0,
+    "score_rejected": 0.0,
+  }
 
 
 @pytest.mark.parametrize(("select", "count"), [("best_worst", 3), ("thresholds", 3)])

@@ -51,16 +51,18 @@ TURNS = [_message("system", "S"), _message("user", "q"), _message("assistant", "
 
 def test_strings_messages_ids_and_columns_are_read(tmp_path):
   path = _write(
-      tmp_path / "pairs.jsonl",
-      {"prompt": "p", "chosen": "good\u2028line", "rejected": "bad", "answer": 3},
-      {"prompt": [_message("user", "p")], "chosen": [_message("assistant", "good")], "rejected": [4, 2]},
-      {"prompt": TURNS, "chosen": "x", "rejected": "y"},
+    tmp_path / "pairs.jsonl",
+    {"prompt": "p", "chosen": "good\u2028line", "rejected": "bad", "answer": 3},
+    {"prompt": [_message("user", "p")], "chosen": [_message("assistant", "good")], "rejected": [4, 2]},
+    {"prompt": TURNS, "chosen": "x", "rejected": "y"},
   )
   first, second, third = preferences.jsonl_preferences(path, rejected=True)
   assert first == ({"split": "train", "prompt": "p", "answer": 3}, "good\u2028line", "bad")
   assert second[0]["prompt"] == "p" and second[1:] == ("good", (4, 2))
   assert [dict(message) for message in third.row["prompt"]] == TURNS
-  assert len(preferences.prompt_rows([pair.row for pair in (first, second, third)])) == 3  # the answer belongs to the task
+  assert (
+    len(preferences.prompt_rows([pair.row for pair in (first, second, third)])) == 3
+  )  # the answer belongs to the task
 
 
 def test_compressed_files_and_completions_are_read(tmp_path):
@@ -70,22 +72,25 @@ def test_compressed_files_and_completions_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 1 is not JSON"),
-        ("[1]", "line 1 is not an object"),
-        ('{"chosen": "a", "rejected": "b"}', 'line 1 has no "prompt", and chosen and rejected share no beginning'),
-        ('{"chosen": "a"}', 'line 1 has no "prompt"'),
-        ('{"prompt": "p", "chosen": "a", "rejected": "a"}', "same text as chosen and as rejected"),
-        ('{"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"}', "'prompt' stands twice"),
-        ('{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "half a character"),
-        ('{"prompt": "p", "chosen": "a"}', 'line 1 has no "rejected"'),
-        ('{"prompt": 3, "chosen": "a", "rejected": "b"}', 'has a "prompt" that is a number'),
-        ('{"prompt": [{"role": "assistant", "content": "a"}], "chosen": "a", "rejected": "b"}', "does not end with a user"),
-        ('{"prompt": "p", "chosen": "", "rejected": "b"}', 'has an empty "chosen"'),
-        ('{"prompt": "p", "chosen": "a", "rejected": [{"role": "user", "content": "b"}]}', '"rejected" that is not one assistant'),
-        ("", "holds no rows"),
-    ],
+  ("line", "message"),
+  [
+    ("{", "line 1 is not JSON"),
+    ("[1]", "line 1 is not an object"),
+    ('{"chosen": "a", "rejected": "b"}', 'line 1 has no "prompt", and chosen and rejected share no beginning'),
+    ('{"chosen": "a"}', 'line 1 has no "prompt"'),
+    ('{"prompt": "p", "chosen": "a", "rejected": "a"}', "same text as chosen and as rejected"),
+    ('{"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"}', "'prompt' stands twice"),
+    ('{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "half a character"),
+    ('{"prompt": "p", "chosen": "a"}', 'line 1 has no "rejected"'),
+    ('{"prompt": 3, "chosen": "a", "rejected": "b"}', 'has a "prompt" that is a number'),
+    ('{"prompt": [{"role": "assistant", "content": "a"}], "chosen": "a", "rejected": "b"}', "does not end with a user"),
+    ('{"prompt": "p", "chosen": "", "rejected": "b"}', 'has an empty "chosen"'),
+    (
+      '{"prompt": "p", "chosen": "a", "rejected": [{"role": "user", "content": "b"}]}',
+      '"rejected" that is not one assistant',
+    ),
+    ("", "holds no rows"),
+  ],
 )
 def test_a_bad_row_is_named(tmp_path, line, message):
   path = tmp_path / "pairs.jsonl"
@@ -106,7 +111,7 @@ def test_answer_set_pairs_are_right_and_wrong_for_the_reward():
   rows = prompts.open_list_rows("train")[::8]
   found = preferences.open_list_preferences(rows, per_prompt=20, seed=0)
   score = lambda texts: open_list.open_list_reward(
-      [], texts, set_name=[preference.row["set_name"] for preference in found]
+    [], texts, set_name=[preference.row["set_name"] for preference in found]
   )
   assert len(found) == 20 * len(rows)
   assert set(score([p.chosen for p in found])) == {1.0} and set(score([p.rejected for p in found])) == {0.0}
@@ -124,7 +129,7 @@ def test_sampled_pairs_join_the_best_with_the_worst():
 def test_answers_are_set_against_bad_samples():
   row = prompts.open_list_rows("train")[0]
   pairs = lambda rewards: preferences.answers_against_samples(
-      row, [np.array([i, 9]) for i in range(4)], rewards, per_prompt=30, seed=(0, 1)
+    row, [np.array([i, 9]) for i in range(4)], rewards, per_prompt=30, seed=(0, 1)
   )
   found = pairs([1.0, 0.0, 0.0, 1.0])
   assert len(found) == 30 and {pair.rejected for pair in found} == {(1, 9), (2, 9)}
@@ -140,7 +145,7 @@ def test_a_written_pair_is_read_back(tmp_path):
 
 def _encode(pairs, responses=2, longest=9, **options):
   return pair_tokens.encode_pairs(
-      LetterTokenizer(), pairs, responses=responses, max_prompt_length=20, max_response_length=longest, **options
+    LetterTokenizer(), pairs, responses=responses, max_prompt_length=20, max_response_length=longest, **options
   )
 
 
@@ -157,7 +162,11 @@ def test_responses_follow_their_prompt_and_end():
 
 
 def test_long_responses_are_cut_where_asked_and_keep_their_end():
-  pairs = [_pair("q", "short", "far too long"), _pair("q", "far too late", "far too long"), _pair("a" * 20, "yes", "no")]
+  pairs = [
+    _pair("q", "short", "far too long"),
+    _pair("q", "far too late", "far too long"),
+    _pair("a" * 20, "yes", "no"),
+  ]
   encoded = _encode(pairs, cut=True)
   letters = ["".join(map(chr, ids)) for ids in encoded.responses[0]]
   assert letters == ["short]", "far too ]"] and (encoded.dropped, len(encoded.rows)) == (2, 1)

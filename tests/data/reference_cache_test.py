@@ -58,7 +58,11 @@ def test_each_example_is_scored_once(tmp_path):
 
 def test_keys_hold_everything_a_log_prob_depends_on():
   keys = [
-      _keys((1, 2)), _keys((1,)), _keys((1, 2), model="n"), _keys((1, 2), tokenizer="u"), _keys((1, 2), temperature=0.9)
+    _keys((1, 2)),
+    _keys((1,)),
+    _keys((1, 2), model="n"),
+    _keys((1, 2), tokenizer="u"),
+    _keys((1, 2), temperature=0.9),
   ]
   assert len({key.tobytes() for key in keys}) == 5 and keys[0].shape == (1, 32)
   assert _keys((1, 2)).tobytes() == keys[0].tobytes()
@@ -69,10 +73,10 @@ def test_model_and_tokenizer_hashes_see_every_part():
   one = reference_cache.model_hash(params, "config")
   assert one == reference_cache.model_hash(dict(reversed(params.items())), "config")
   others = [
-      reference_cache.model_hash(params | {"a": params["a"].at[3].add(1e-6)}, "config"),
-      reference_cache.model_hash(params | {"a": params["a"].reshape(2, 2)}, "config"),
-      reference_cache.model_hash(params | {"b": params["b"].astype(jnp.float32)}, "config"),
-      reference_cache.model_hash(params, "other config"),
+    reference_cache.model_hash(params | {"a": params["a"].at[3].add(1e-6)}, "config"),
+    reference_cache.model_hash(params | {"a": params["a"].reshape(2, 2)}, "config"),
+    reference_cache.model_hash(params | {"b": params["b"].astype(jnp.float32)}, "config"),
+    reference_cache.model_hash(params, "other config"),
   ]
   assert len({one, *others}) == 5
   names = [reference_cache.tokenizer_hash(t) for t in (_Tokenizer(), _Tokenizer("b"), _Tokenizer(eos="x"))]
@@ -114,4 +118,7 @@ def test_a_run_scores_the_reference_once_and_a_second_run_reads_it(tmp_path, mon
     values = [np.asarray(batches(step).ref_log_probs) for batches in (plain, first, second)]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
     np.testing.assert_array_equal(values[1], values[2])
-  assert [line.split(":")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == [" 5 computed", " 0 computed"]
+  assert [line.split(":")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+    " 5 computed",
+    " 0 computed",
+  ]

@@ -21,7 +21,11 @@ from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
 from tests.data import demo_tokenizer
 
-TALK = [{"role": "user", "content": "q\u00e9 \x00 \u2028"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
+TALK = [
+  {"role": "user", "content": "q\u00e9 \x00 \u2028"},
+  {"role": "assistant", "content": "a"},
+  {"role": "user", "content": "r"},
+]
 ROWS = [{"prompt": TALK, "chosen": f"yes {i}", "rejected": f"no {i}", "score": i / 2, "tags": []} for i in range(6)]
 
 
@@ -126,8 +130,8 @@ def test_messages_survive_foreign_tfds_sets(tmp_path, monkeypatch):
 def test_a_row_that_the_template_refuses_is_a_bad_row(tmp_path):
   tokenizer = copy.copy(demo_tokenizer.load())
   tokenizer.chat_template = (
-      "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-      "{{ m['content'] }}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ m['content'] }}{% endfor %}"
   )
   rows = [{"prompt": f"p {n}", "chosen": "a", "rejected": "b"} for n in range(5)]
   rows[3]["system"] = "Be kind."
@@ -146,10 +150,10 @@ def test_parquet_values_without_a_python_type_are_columns(tmp_path):
   import pyarrow.parquet
 
   times = {
-      "t": pyarrow.array([1_700_000_000_123_456_789], pyarrow.timestamp("ns")),
-      "d": pyarrow.array([123_456_789], pyarrow.duration("ns")),
-      "far": pyarrow.array([10**15], pyarrow.timestamp("s")),
-      "bag": pyarrow.array([[1_700_000_000_123_456_789]], pyarrow.list_(pyarrow.timestamp("ns"))),
+    "t": pyarrow.array([1_700_000_000_123_456_789], pyarrow.timestamp("ns")),
+    "d": pyarrow.array([123_456_789], pyarrow.duration("ns")),
+    "far": pyarrow.array([10**15], pyarrow.timestamp("s")),
+    "bag": pyarrow.array([[1_700_000_000_123_456_789]], pyarrow.list_(pyarrow.timestamp("ns"))),
   }
   table = pyarrow.table({"prompt": ["p"], **times})
   pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
@@ -164,9 +168,9 @@ def test_parquet_values_without_a_python_type_are_columns(tmp_path):
 def test_no_tensorflow_is_loaded(tmp_path):
   path = _jsonl(tmp_path / "a.jsonl", ROWS)
   program = (
-      "import sys; from qempo_jax.data import sources;"
-      "heavy = {'tensorflow_datasets', 'pyarrow', 'grain', 'huggingface_hub'} & set(sys.modules);"
-      f"rows = sources.open_rows('jsonl:{path}', store_above=0); print(len(rows), heavy, 'tensorflow' in sys.modules)"
+    "import sys; from qempo_jax.data import sources;"
+    "heavy = {'tensorflow_datasets', 'pyarrow', 'grain', 'huggingface_hub'} & set(sys.modules);"
+    f"rows = sources.open_rows('jsonl:{path}', store_above=0); print(len(rows), heavy, 'tensorflow' in sys.modules)"
   )
   environment = os.environ | {"QEMPO_CACHE_DIR": str(tmp_path / "cache")}
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
@@ -180,7 +184,7 @@ def test_hub_files_of_the_split_are_read(tmp_path, monkeypatch):
   listed = ["README.md", "data/training_notes.jsonl", "data/test-0.jsonl", "data/train-0.jsonl"]
   monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, repo_type: listed)
   monkeypatch.setattr(
-      huggingface_hub, "hf_hub_download", lambda name, file, repo_type: str(tmp_path / pathlib.Path(file).name)
+    huggingface_hub, "hf_hub_download", lambda name, file, repo_type: str(tmp_path / pathlib.Path(file).name)
   )
   assert len(_load("hf:org/name").examples) == 6
   with pytest.raises(InputError, match="no parquet or JSON Lines file whose name holds the split 'dev'"):
@@ -282,26 +286,26 @@ def test_malformed_rows_are_each_named_once(tmp_path, rows):
 
 # File under QEMPO_DATA_DIR: (rows, what every row has), as its README says.
 REAL = {
-    "gsm8k/train.jsonl.gz": (7473, formats.COMPLETION),
-    "gsm8k/test.jsonl.gz": (1319, formats.COMPLETION),
-    "math500.jsonl": (500, formats.COMPLETION),
-    "mt_bench/question.jsonl": (80, formats.PROMPT),
-    "preference/alpaca_eval_gpt4_train.jsonl.gz": (10717, formats.PAIR),
-    "preference/alpaca_eval_gpt4_test.jsonl.gz": (1175, formats.PAIR),
-    "preference/hh_harmless_base_test.jsonl.gz": (2299, formats.PAIR),
-    "preference/hh_helpful_base_test.jsonl.gz": (2333, formats.PAIR),
-    "preference/ultrafeedback_sample_train.jsonl.gz": (884, formats.PAIR),
-    "preference/ultrafeedback_sample_test.jsonl.gz": (175, formats.PAIR),
-    "preference/pandalm_human.jsonl.gz": (760, formats.PAIR),
-    "preference/dpo_en_demo.jsonl.gz": (295, formats.PAIR),
-    "prompts/noveltybench_curated.jsonl": (100, formats.PROMPT),
-    "prompts/noveltybench_wildchat.jsonl": (600, formats.PROMPT),
-    "prompts/alpaca_eval.jsonl": (805, formats.PROMPT),
-    "prompts/arena_hard_v2_creative_writing.jsonl": (250, formats.PROMPT),
-    "prompts/vicuna_bench.jsonl": (80, formats.PROMPT),
-    "prompts/self_instruct_user_oriented.jsonl": (252, formats.PROMPT),
-    "sentiment/sentence_polarity.jsonl.gz": (10662, formats.PROMPT),
-    "sentiment/movie_reviews.jsonl.gz": (2000, formats.COMPLETION),
+  "gsm8k/train.jsonl.gz": (7473, formats.COMPLETION),
+  "gsm8k/test.jsonl.gz": (1319, formats.COMPLETION),
+  "math500.jsonl": (500, formats.COMPLETION),
+  "mt_bench/question.jsonl": (80, formats.PROMPT),
+  "preference/alpaca_eval_gpt4_train.jsonl.gz": (10717, formats.PAIR),
+  "preference/alpaca_eval_gpt4_test.jsonl.gz": (1175, formats.PAIR),
+  "preference/hh_harmless_base_test.jsonl.gz": (2299, formats.PAIR),
+  "preference/hh_helpful_base_test.jsonl.gz": (2333, formats.PAIR),
+  "preference/ultrafeedback_sample_train.jsonl.gz": (884, formats.PAIR),
+  "preference/ultrafeedback_sample_test.jsonl.gz": (175, formats.PAIR),
+  "preference/pandalm_human.jsonl.gz": (760, formats.PAIR),
+  "preference/dpo_en_demo.jsonl.gz": (295, formats.PAIR),
+  "prompts/noveltybench_curated.jsonl": (100, formats.PROMPT),
+  "prompts/noveltybench_wildchat.jsonl": (600, formats.PROMPT),
+  "prompts/alpaca_eval.jsonl": (805, formats.PROMPT),
+  "prompts/arena_hard_v2_creative_writing.jsonl": (250, formats.PROMPT),
+  "prompts/vicuna_bench.jsonl": (80, formats.PROMPT),
+  "prompts/self_instruct_user_oriented.jsonl": (252, formats.PROMPT),
+  "sentiment/sentence_polarity.jsonl.gz": (10662, formats.PROMPT),
+  "sentiment/movie_reviews.jsonl.gz": (2000, formats.COMPLETION),
 }
 
 

@@ -43,7 +43,10 @@ def _folder(path, tokenizer, **files):
     ({}, (256, 258)),
     ({"generation_config": {"eos_token_id": [258, 256]}}, (256, 258)),
     ({"generation_config": {"eos_token_id": 65}}, (65, 256, 258)),
-    ({"generation_config": {"temperature": 1.0}, "config": {"model_type": "llama", "eos_token_id": [257, 258]}}, (256, 257, 258)),
+    (
+      {"generation_config": {"temperature": 1.0}, "config": {"model_type": "llama", "eos_token_id": [257, 258]}},
+      (256, 257, 258),
+    ),
     # A default of the model's class, which stands for ordinary text here.
     ({"config": {"model_type": "llama", "eos_token_id": 2}}, (256, 258)),
     ({"generation_config": {"_from_model_config": True, "eos_token_id": 2}}, (256, 258)),
@@ -56,7 +59,12 @@ def test_stop_tokens_are_the_union_of_all_places(tmp_path, files, stops):
 
 @pytest.mark.parametrize(
   ("content", "message"),
-  [('{"eos_token_id": "</s>"}', "eos_token_id='</s>'"), ('{"eos_token_id": [true]}', "eos_token_id"), ("{", "cannot be read"), ("[]", "no JSON object")],
+  [
+    ('{"eos_token_id": "</s>"}', "eos_token_id='</s>'"),
+    ('{"eos_token_id": [true]}', "eos_token_id"),
+    ("{", "cannot be read"),
+    ("[]", "no JSON object"),
+  ],
 )
 def test_settings_that_cannot_be_read_are_one_line(tmp_path, content, message):
   with pytest.raises(InputError, match=message) as caught:
@@ -82,7 +90,9 @@ def test_the_template_names_the_token_that_ends_a_response(template, special, en
 
 
 def test_a_turn_that_ends_with_a_token_of_its_own_counts_though_it_is_not_special():
-  tokenizer = _tokenizer(["<|endoftext|>"], plain=["<turn_over>"], template="{% for m in messages %}{{ m.content }}<turn_over>\n{% endfor %}")
+  tokenizer = _tokenizer(
+    ["<|endoftext|>"], plain=["<turn_over>"], template="{% for m in messages %}{{ m.content }}<turn_over>\n{% endfor %}"
+  )
   assert tokenization.stop_token_ids(tokenizer) == (256, 257)
 
 
@@ -92,13 +102,17 @@ def test_forbidden_are_the_special_tokens_that_do_not_end_a_response():
   assert special_tokens.forbidden_token_ids(tokenizer, allowed=["<extra>"]) == (257,)
   with pytest.raises(InputError, match="sampling.allowed_tokens names '<none>'"):
     special_tokens.forbidden_token_ids(tokenizer, allowed=["<none>"])
-  assert tokenizer.decode([257, 259, 65], skip_special_tokens=True) == tokenizer.decode([65])  # a reward sees none of them
+  assert tokenizer.decode([257, 259, 65], skip_special_tokens=True) == tokenizer.decode(
+    [65]
+  )  # a reward sees none of them
 
 
 def test_ids_are_held_against_the_embedding():
   tokenizer = _tokenizer(plain=["<think>", "</think>"])
   assert special_tokens.num_tokens(tokenizer, 264) == 261 and special_tokens.num_tokens(tokenizer, 261) is None
-  with pytest.raises(InputError, match=r"has 261 tokens and the model's embedding 259 rows, so '<think>' \(id 259\)") as caught:
+  with pytest.raises(
+    InputError, match=r"has 261 tokens and the model's embedding 259 rows, so '<think>' \(id 259\)"
+  ) as caught:
     special_tokens.num_tokens(tokenizer, 259)
   assert "resize" in str(caught.value) and "\n" not in str(caught.value)
   pictures = _tokenizer([*SPECIAL, "<image_soft_token>"])  # Gemma 3's text models have no row for it

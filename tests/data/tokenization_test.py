@@ -111,9 +111,7 @@ def test_the_pre_tokenizer_named_in_the_file_is_used(tiny_gguf, pre, ids):
 def test_bos_is_added_once_when_the_file_asks_for_it(tiny_gguf, add_bos):
   tokenizer = tokenization.load_tokenizer(tiny_gguf(add_bos=add_bos))
   assert tokenizer.encode("ab") == [0] * add_bos + [7]
-  assert tokenization.encode_chat(tokenizer, "ab") == [0] * add_bos + [
-    7
-  ]  # No template: a plain prompt.
+  assert tokenization.encode_chat(tokenizer, "ab") == [0] * add_bos + [7]  # No template: a plain prompt.
   tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
   assert tokenization.encode_chat(tokenizer, "ab") == [0, 7]
 

@@ -13,9 +13,7 @@ def test_collapse_is_few_answers_and_less_than_half_of_the_base_models(effective
   assert alarms._collapsed(figures(effective), figures(base)) is collapsed
 
 
-@pytest.mark.parametrize(
-  ("entropy", "reward", "exploded"), [(9.0, 0.5, True), (7.9, 0.5, False), (9.0, 0.85, False)]
-)
+@pytest.mark.parametrize(("entropy", "reward", "exploded"), [(9.0, 0.5, True), (7.9, 0.5, False), (9.0, 0.85, False)])
 def test_explosion_is_twice_the_entropy_below_the_floor(entropy, reward, exploded):
   figures = {"entropy": {"mean": entropy}, "reward": {"mean": reward}, "certificates": [{"bound": 0.8}]}
   assert alarms._exploded(figures, {"entropy": {"mean": 4.0}}) is exploded

@@ -23,9 +23,18 @@ _FRAME = """<title></title><script>addEventListener("message", event => { docume
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to look at the page")
 @pytest.mark.parametrize("width", [1280, 360])
 def test_frontier_page_fits_and_logs_nothing(tmp_path, width):
-  results = {"runs": frontier_test.make_runs(), "curves": {}, "config": frontier_test.CONFIG, "command": "c", "made_now": {}}
+  results = {
+    "runs": frontier_test.make_runs(),
+    "curves": {},
+    "config": frontier_test.CONFIG,
+    "command": "c",
+    "made_now": {},
+  }
   for run in results["runs"]:
-    run["point"] += [["method", "grpo(beta=0.04, token_entropy_weight=0.003)"], ["constraints.quality.start", 16.0]]  # as long as they come
+    run["point"] += [
+      ["method", "grpo(beta=0.04, token_entropy_weight=0.003)"],
+      ["constraints.quality.start", 16.0],
+    ]  # as long as they come
   index = frontier_page.write(tmp_path / "report", results)
   text = index.read_text().replace("default-src", "script-src 'unsafe-inline'; default-src")
   (tmp_path / "measured.html").write_text(text.replace("</body>", _MEASURE))

@@ -112,7 +112,9 @@ def test_bad_input_is_refused():
   with pytest.raises(ValueError, match=r"\[prompts, samples\]"):
     certificate.certify(np.ones(3), **FLOOR)
   for values in (np.array([[0.5, 1.5]]), -np.array([[0.5, 1.5]])):
-    with pytest.raises(InputError, match=f"reward has the value {values[0, 0] if values[0, 0] < 0 else 1.5:g}, outside"):
+    with pytest.raises(
+      InputError, match=f"reward has the value {values[0, 0] if values[0, 0] < 0 else 1.5:g}, outside"
+    ):
       certificate.certify(values, **FLOOR)
   with pytest.raises(InputError, match="not finite"):
     certificate.certify(np.array([[np.nan]]), constraint="kl", bound=0.5, direction="at most")

@@ -31,7 +31,9 @@ def test_one_key_is_the_analysis_of_family_means():
   assert bounded.lower_bound(inside, lowest=0, clusters=BY_SET, **settings) == pytest.approx(
     bounded.lower_bound(of_means, lowest=0, **settings)
   )
-  assert studentised.upper_bound(values, clusters=BY_SET, **settings) == pytest.approx(studentised.upper_bound(means, **settings))
+  assert studentised.upper_bound(values, clusters=BY_SET, **settings) == pytest.approx(
+    studentised.upper_bound(means, **settings)
+  )
   assert comparisons.p_value(values, clusters=BY_SET) == comparisons.sign_flip_p_value(means)
 
 
@@ -60,7 +62,9 @@ def test_families_of_unequal_sizes_weigh_as_many_prompts_as_they_have():
 
 def test_crossed_bounds_are_below_those_of_either_key():
   values = np.random.default_rng(2).beta(8, 2, 40)
-  found = {name: bounded.lower_bound(values, lowest=0, clusters=key) for name, key in (("set", BY_SET), ("both", CROSSED))}
+  found = {
+    name: bounded.lower_bound(values, lowest=0, clusters=key) for name, key in (("set", BY_SET), ("both", CROSSED))
+  }
   assert found["both"] < found["set"] < bounded.lower_bound(values, lowest=0)
   assert bounded.upper_bound(values, highest=1, clusters=CROSSED) > values.mean()
 

@@ -23,10 +23,19 @@ def make_runs():
     for reward in (0.5, 0.8):
       for seed in (0, 1):
         noise = np.random.default_rng([seed, int(reward * 10)]).normal(scale=0.01, size=(12, 1))
-        names = {"reward": reward, "entropy": 1 + extra, "effective_answers": 2 + extra, "kl": 1, "length": 3, "truncation": 0}
+        names = {
+          "reward": reward,
+          "entropy": 1 + extra,
+          "effective_answers": 2 + extra,
+          "kl": 1,
+          "length": 3,
+          "truncation": 0,
+        }
         figures = {name: (value + noise).tolist() for name, value in names.items()}
         point = [["objective.min_reward", reward]]
-        runs.append({"method": method, "point": point, "seed": seed, "prompts": [f"<{i}>" for i in range(12)], "figures": figures})
+        runs.append(
+          {"method": method, "point": point, "seed": seed, "prompts": [f"<{i}>" for i in range(12)], "figures": figures}
+        )
   return runs
 
 

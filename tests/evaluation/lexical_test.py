@@ -35,9 +35,7 @@ def test_self_bleu_is_that_of_nltk(order):
 
 def test_self_bleu_is_that_of_sacrebleu_where_nothing_is_smoothed():
   texts = [TEXTS[index] for index in GOLDEN["bleu"]["sacrebleu_of"]]
-  np.testing.assert_allclose(
-    lexical.self_bleu_scores(lexical.encode(texts)), GOLDEN["bleu"]["sacrebleu"], rtol=1e-12
-  )
+  np.testing.assert_allclose(lexical.self_bleu_scores(lexical.encode(texts)), GOLDEN["bleu"]["sacrebleu"], rtol=1e-12)
 
 
 def test_self_bleu_at_its_ends():
@@ -48,7 +46,9 @@ def test_self_bleu_at_its_ends():
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_distinct_n_is_the_count_over_nltks_ngrams(n):
-  assert lexical.distinct_n(lexical.encode(TEXTS, tokenize=_nltk), n=n) == pytest.approx(GOLDEN["distinct"][str(n)], abs=1e-15)
+  assert lexical.distinct_n(lexical.encode(TEXTS, tokenize=_nltk), n=n) == pytest.approx(
+    GOLDEN["distinct"][str(n)], abs=1e-15
+  )
 
 
 def test_ngrams_never_cross_texts_and_keep_repeats():

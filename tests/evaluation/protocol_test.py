@@ -83,7 +83,9 @@ def test_the_semantic_axis_draws_sentences_as_the_reference_does():
 
 def test_sparse_and_dense_sums_agree_and_the_syntactic_axis_runs(monkeypatch):
   rng = np.random.default_rng(2)
-  trees = [syntactic.checked_tree(list(rng.choice(list("AB"), 4)), [0, 1, int(rng.integers(1, 3)), 1]) for _ in range(30)]
+  trees = [
+    syntactic.checked_tree(list(rng.choice(list("AB"), 4)), [0, 1, int(rng.integers(1, 3)), 1]) for _ in range(30)
+  ]
   owners = np.arange(30) % 5
   rows, columns, values = syntactic.wl_features(trees)
   dense = np.zeros((30, columns.max() + 1))

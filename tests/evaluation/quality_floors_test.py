@@ -31,9 +31,7 @@ def test_the_three_floors():
   assert (absolute.bound, quantile.bound, minus.bound) == (0.6, np.quantile(reference, 0.1), -0.05)
   assert minus.estimate == pytest.approx(policy.mean() - reference.mean())
   assert minus.num_samples == 1600 and minus.constraint == "reward over reference"
-  worse = quality_floors.certify_floor(
-    reference, kind="reference minus", amount=0.0, reference_rewards=policy, **RANGE
-  )
+  worse = quality_floors.certify_floor(reference, kind="reference minus", amount=0.0, reference_rewards=policy, **RANGE)
   assert worse.verdict != "MET" and worse.estimate < 0
 
 
@@ -94,7 +92,9 @@ def test_words_name_the_look():
 _TAILS = {"normal": lambda rng, n: rng.normal(3, 1, n), "exponential": lambda rng, n: 2 + rng.exponential(1, n)}
 
 
-@pytest.mark.parametrize(("tail", "num_prompts", "most"), [("normal", 8, 0.05), ("normal", 40, 0.06), ("exponential", 40, 0.07)])
+@pytest.mark.parametrize(
+  ("tail", "num_prompts", "most"), [("normal", 8, 0.05), ("normal", 40, 0.06), ("exponential", 40, 0.07)]
+)
 def test_false_met_rate_of_a_studentised_budget(tail, num_prompts, most):
   rng, wrong, percentile = np.random.default_rng(4), 0, 0
   for trial in range(400):

@@ -195,13 +195,19 @@ def test_tasks_declare_their_families_and_the_certificate_says_what_it_speaks_of
 
 
 def test_a_puzzle_is_a_family_and_its_answers_are_known():
-  rows = [_row(set_name=f"countdown {t}", prompt=str(t), sample=i, answer=None, reward=0.0) for t in (24, 25) for i in range(2)]
+  rows = [
+    _row(set_name=f"countdown {t}", prompt=str(t), sample=i, answer=None, reward=0.0)
+    for t in (24, 25)
+    for i in range(2)
+  ]
   results = summary.summarise(rows, floor=0.5, num_draws=50)
   assert results["bootstrap"]["clusters"]["train"]["generalises_to"] == "new puzzles"
 
 
 def test_a_column_of_the_users_makes_the_families():
-  rows = [_row(prompt=f"{t}{p}", topic=t, sample=i, reward=float(t != "c")) for t in "abc" for p in range(4) for i in range(2)]
+  rows = [
+    _row(prompt=f"{t}{p}", topic=t, sample=i, reward=float(t != "c")) for t in "abc" for p in range(4) for i in range(2)
+  ]
   alone = summary.summarise(rows, floor=0.5, num_draws=200)
   families = summary.summarise(rows, floor=0.5, num_draws=200, cluster=("topic",))
   assert families["bootstrap"]["clusters"]["train"] == {
@@ -209,7 +215,10 @@ def test_a_column_of_the_users_makes_the_families():
   }  # fmt: skip
   wide, narrow = (found["methods"]["grpo"]["splits"]["train"]["reward"] for found in (families, alone))
   assert wide["high"] - wide["low"] > 1.5 * (narrow["high"] - narrow["low"])
-  for cluster, named in ((("source",), "lack the column 'source'"), (("sample",), "several values of the cluster column")):
+  for cluster, named in (
+    (("source",), "lack the column 'source'"),
+    (("sample",), "several values of the cluster column"),
+  ):
     with pytest.raises(InputError, match=named):
       summary.summarise(rows, floor=0.5, num_draws=10, cluster=cluster)
 

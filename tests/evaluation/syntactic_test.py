@@ -31,7 +31,11 @@ def test_conllu_ranges_and_empty_nodes_are_left_out_and_the_last_sentence_kept(t
 
 @pytest.mark.parametrize(
   ("text", "message"),
-  [("1\tword", "line 1"), (CONLLU.replace("3\tmar", "4\tmar"), "line 6"), (CONLLU.replace("\t1\tobl", "\t9\tobl"), "head")],
+  [
+    ("1\tword", "line 1"),
+    (CONLLU.replace("3\tmar", "4\tmar"), "line 6"),
+    (CONLLU.replace("\t1\tobl", "\t9\tobl"), "head"),
+  ],
 )
 def test_bad_conllu_names_the_line(tmp_path, text, message):
   (tmp_path / "bad.conllu").write_text(text, encoding="utf-8")
@@ -56,7 +60,10 @@ def test_edges_have_no_direction_and_order_of_words_does_not_matter():
 
 def test_the_mean_is_that_of_the_kernel_also_beyond_one_block(monkeypatch):
   rng = np.random.default_rng(0)
-  trees = [_tree(" ".join(rng.choice(list("ABC"), 6)), [0, *(int(rng.integers(1, i + 1)) for i in range(1, 6))]) for _ in range(20)]
+  trees = [
+    _tree(" ".join(rng.choice(list("ABC"), 6)), [0, *(int(rng.integers(1, i + 1)) for i in range(1, 6))])
+    for _ in range(20)
+  ]
   kernel = syntactic.wl_kernel(trees)
   monkeypatch.setattr(syntactic, "_BLOCK", 7)
   np.testing.assert_allclose(syntactic.wl_kernel(trees), kernel, atol=1e-14)

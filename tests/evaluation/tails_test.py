@@ -26,7 +26,13 @@ def test_the_rank_spends_at_most_the_error_allotted(look):
 def test_a_bound_of_zeros_and_ones_is_clopper_pearson_at_every_look(look):
   values, error = np.repeat([1.0, 0.0], [57, 3]), _allotted(look)
   found = certificate.certify(
-    values[:, None], constraint="reward", bound=0.9, direction="at least", value_range=(0, 1), look=look, planned_looks=None
+    values[:, None],
+    constraint="reward",
+    bound=0.9,
+    direction="at least",
+    value_range=(0, 1),
+    look=look,
+    planned_looks=None,
   )
   assert stats.binom.sf(56, 60, found.one_sided_bound) <= error * (1 + 1e-6)
   assert found.one_sided_bound == pytest.approx(stats.beta.ppf(error, 57, 4), rel=1e-9)

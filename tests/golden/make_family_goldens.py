@@ -110,9 +110,7 @@ CASES = {
 }
 
 
-def random_model(
-  config: transformers.PreTrainedConfig, dtype: torch.dtype, seed: int = 7
-) -> torch.nn.Module:
+def random_model(config: transformers.PreTrainedConfig, dtype: torch.dtype, seed: int = 7) -> torch.nn.Module:
   """A decoder with random parameters of one type: norms around their neutral value, biases around 0."""
   model = transformers.AutoModelForCausalLM.from_config(config)
   generator = torch.Generator().manual_seed(seed)

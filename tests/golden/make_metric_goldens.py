@@ -1,7 +1,7 @@
 """Makes metrics.json: evaluation figures by other people's programs, for fixed texts and numbers.
 
-  pip install nltk sacrebleu scikit-learn scipy && pip install --no-deps vendi-score
-  python tests/golden/make_metric_goldens.py
+pip install nltk sacrebleu scikit-learn scipy && pip install --no-deps vendi-score
+python tests/golden/make_metric_goldens.py
 """
 
 import gzip
@@ -50,9 +50,7 @@ def bleu():
   kept = [0, 1, 3, 4, 9]
   texts = [" ".join(tokens[i]) for i in kept]
   scorer = sacrebleu.BLEU(tokenize="none", smooth_method="none", effective_order=False)
-  sacre = [
-    scorer.sentence_score(texts[i], texts[:i] + texts[i + 1 :]).score / 100 for i in range(len(texts))
-  ]
+  sacre = [scorer.sentence_score(texts[i], texts[:i] + texts[i + 1 :]).score / 100 for i in range(len(texts))]
   return {"texts": TEXTS, "tokens": tokens, "nltk": found, "sacrebleu_of": kept, "sacrebleu": sacre}
 
 

@@ -1,7 +1,7 @@
 """Makes minilm.json: sentence embeddings by PyTorch and transformers, for the JAX encoder to equal.
 
-  pip install torch transformers
-  python tests/golden/make_minilm_golden.py FOLDER     # with config.json, model.safetensors, tokenizer.json
+pip install torch transformers
+python tests/golden/make_minilm_golden.py FOLDER     # with config.json, model.safetensors, tokenizer.json
 """
 
 import json

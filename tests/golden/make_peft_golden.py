@@ -1,6 +1,6 @@
 """Makes tests/golden/peft/: tiny Llama and Qwen 2 bases with adapters that peft wrote, and PyTorch's logits.
 
-  python tests/golden/make_peft_golden.py          # needs torch, transformers and peft; no test does
+python tests/golden/make_peft_golden.py          # needs torch, transformers and peft; no test does
 """
 
 import pathlib
@@ -14,13 +14,19 @@ import transformers
 
 FOLDER = pathlib.Path(__file__).parent / "peft"
 SIZES = dict(
-    vocab_size=24, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True,
+  vocab_size=24,
+  hidden_size=8,
+  intermediate_size=12,
+  num_hidden_layers=2,
+  num_attention_heads=2,
+  num_key_value_heads=1,
+  max_position_embeddings=64,
+  tie_word_embeddings=True,
 )
 TOKENS = [[1, 5, 9, 20, 3, 7], [2, 2, 23, 0, 11, 4]]
 TARGETS = {
-    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "qwen2": ["q_proj", "v_proj", "down_proj"],
+  "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+  "qwen2": ["q_proj", "v_proj", "down_proj"],
 }
 
 
@@ -36,7 +42,7 @@ def make(family: str) -> None:
   model.save_pretrained(folder / "base")
   (folder / "base" / "generation_config.json").unlink(missing_ok=True)
   adapted = peft.get_peft_model(
-      model, peft.LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS[family], task_type="CAUSAL_LM")
+    model, peft.LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS[family], task_type="CAUSAL_LM")
   )
   for name, value in adapted.named_parameters():
     if "lora_" in name:

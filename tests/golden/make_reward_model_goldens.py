@@ -31,7 +31,10 @@ SIZES = {
   "eos_token_id": 2,
   "num_labels": 1,
 }
-CASES = {"llama": ("LlamaConfig", {"tie_word_embeddings": False}), "qwen2": ("Qwen2Config", {"tie_word_embeddings": True})}
+CASES = {
+  "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
+  "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+}
 LENGTHS = (13, 17, 7, 9)
 
 
@@ -65,7 +68,9 @@ def scores(model: torch.nn.Module, rows: list[list[int]], side: str) -> np.ndarr
     place = slice(0, len(row)) if side == "right" else slice(width - len(row), None)
     tokens[index, place], mask[index, place] = torch.tensor(row), 1
   positions = (mask.cumsum(1) - 1).clamp(min=0)
-  return model.eval()(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, 0].numpy()
+  return (
+    model.eval()(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, 0].numpy()
+  )
 
 
 if __name__ == "__main__":

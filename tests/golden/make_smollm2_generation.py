@@ -64,12 +64,8 @@ def main() -> None:
   tokenizer = tokenization.load_tokenizer(path)
   stops = list(tokenization.stop_token_ids(tokenizer))
   with tempfile.TemporaryDirectory() as scratch:
-    folder = export.export_model(
-      pathlib.Path(scratch) / "model", params, config, tokenizer=tokenizer, dtype="float32"
-    )
-    verified = verify_export.verify_export(
-      folder, params, config, dtype="float32", tolerance=1e-3
-    )
+    folder = export.export_model(pathlib.Path(scratch) / "model", params, config, tokenizer=tokenizer, dtype="float32")
+    verified = verify_export.verify_export(folder, params, config, dtype="float32", tolerance=1e-3)
     print(verified.message)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
@@ -82,9 +78,7 @@ def main() -> None:
       tokens, margin = answer(model, ids, stops)
       if margin < LEAST_MARGIN:
         raise AssertionError(f"{prompt!r} leads to a tie within {margin:.1e}; choose another prompt")
-      answers.append(
-        {"prompt": prompt, "prompt_ids": ids, "answer_ids": tokens, "margin": round(margin, 4)}
-      )
+      answers.append({"prompt": prompt, "prompt_ids": ids, "answer_ids": tokens, "margin": round(margin, 4)})
       print(f"{margin:.4f} {theirs.decode(tokens)!r}")
   versions = {"torch": torch.__version__, "transformers": transformers.__version__}
   golden = {"stop_tokens": stops, "versions": versions, "answers": answers}

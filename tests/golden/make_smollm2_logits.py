@@ -77,13 +77,9 @@ def load_model(path: pathlib.Path) -> torch.nn.Module:
     ),
   ]:
     expected = gguf.quants.dequantize(tensors[theirs].data, tensors[theirs].tensor_type)
-    if (
-      heads
-    ):  # Llama files interleave the two halves of each head that rotary embedding rotates together.
+    if heads:  # Llama files interleave the two halves of each head that rotary embedding rotates together.
       rows, width = expected.shape
-      expected = (
-        expected.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
-      )
+      expected = expected.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
     np.testing.assert_array_equal(weights[ours].numpy(), expected, err_msg=theirs)
   return model
 
@@ -108,23 +104,16 @@ def main(path: pathlib.Path) -> None:
   with torch.no_grad():
     logits = np.concatenate([model(torch.tensor([ids])).logits[0].numpy() for ids in sequences])
   specials = np.arange(17)
-  others = np.random.default_rng(0).choice(
-    np.arange(17, logits.shape[1]), NUM_COLUMNS - 17, replace=False
-  )
+  others = np.random.default_rng(0).choice(np.arange(17, logits.shape[1]), NUM_COLUMNS - 17, replace=False)
   columns = np.concatenate([specials, np.sort(others)])
 
   answers, answer_margins = [], []
   messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-  chats = [
-    tokenizer.apply_chat_template(m, add_generation_prompt=True, return_dict=False)
-    for m in messages
-  ]
+  chats = [tokenizer.apply_chat_template(m, add_generation_prompt=True, return_dict=False) for m in messages]
   for ids in chats:
     prompt = torch.tensor([ids])
     mask = torch.ones_like(prompt)
-    output = model.generate(
-      prompt, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
-    )
+    output = model.generate(prompt, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
     answers.append(output[0, len(ids) :].numpy())
     with torch.no_grad():
       answer_margins.append(margins(model(output).logits[0, len(ids) - 1 : -1].numpy()))
@@ -147,9 +136,7 @@ def main(path: pathlib.Path) -> None:
     greedy_margin=np.concatenate(answer_margins),
   )
   print(f"{OUTPUT}: {len(logits)} tokens, {OUTPUT.stat().st_size / 1e6:.1f} MB")
-  print(
-    f"smallest margins: {margins(logits).min():.4f} of logits, {np.concatenate(answer_margins).min():.4f} greedy"
-  )
+  print(f"smallest margins: {margins(logits).min():.4f} of logits, {np.concatenate(answer_margins).min():.4f} greedy")
 
 
 if __name__ == "__main__":

@@ -120,10 +120,7 @@ def main(path: str) -> None:
     "texts": [{"text": text, "ids": encoder.encode(text)} for text in TEXTS],
     "conversations": [{"messages": m, "ids": encoder.encode(render(m))} for m in CONVERSATIONS],
   }
-  lines = [
-    f'"{key}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]"
-    for key, rows in golden.items()
-  ]
+  lines = [f'"{key}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]" for key, rows in golden.items()]
   OUTPUT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
   print(f"{OUTPUT}: {sum(len(row['ids']) for rows in golden.values() for row in rows)} token ids")
 

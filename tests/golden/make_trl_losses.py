@@ -29,9 +29,7 @@ def same(x, *_, **__):
 
 def trainer(**settings):
   """The attributes a trainer's loss reads, and nothing else."""
-  accelerator = SimpleNamespace(
-    device="cpu", gather=same, gather_for_metrics=same, reduce=same, num_processes=1
-  )
+  accelerator = SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same, reduce=same, num_processes=1)
   return SimpleNamespace(
     accelerator=accelerator,
     model=SimpleNamespace(training=False),
@@ -44,30 +42,22 @@ def trainer(**settings):
 
 def tokens_of(length, total, rng):
   """Per-token log-probs of a response, zero after its end: [total]."""
-  return torch.tensor(
-    np.where(np.arange(total) < length, -rng.exponential(1.0, total), 0.0), requires_grad=True
-  )
+  return torch.tensor(np.where(np.arange(total) < length, -rng.exponential(1.0, total), 0.0), requires_grad=True)
 
 
 def model_of(token_log_probs):
   zeros = torch.zeros_like(token_log_probs)
 
   def model(**_):
-    return SimpleNamespace(
-      log_probs=token_log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
-    )
+    return SimpleNamespace(log_probs=token_log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
 
   return model
 
 
 def text(lengths, total):
   """One prompt token, then the responses: ids and masks, [rows, 1 + total]."""
-  mask = torch.stack(
-    [(torch.arange(1 + total) > 0) & (torch.arange(1 + total) <= n) for n in lengths]
-  ).long()
-  return dict(
-    input_ids=torch.ones_like(mask), attention_mask=torch.ones_like(mask), completion_mask=mask
-  )
+  mask = torch.stack([(torch.arange(1 + total) > 0) & (torch.arange(1 + total) <= n) for n in lengths]).long()
+  return dict(input_ids=torch.ones_like(mask), attention_mask=torch.ones_like(mask), completion_mask=mask)
 
 
 def dpo(loss_type, rng, total=6, **settings):
@@ -196,8 +186,7 @@ def cases():
     "cpo_ipo": [cpo("ipo", rng, beta=0.2) for _ in three],
     "simpo_on_means": [cpo("simpo", rng, beta=2.0, simpo_gamma=0.5) for _ in three],
     "kto": [
-      kto(flag, rng, beta=0.2, desirable_weight=1.0, undesirable_weight=1.3)
-      for flag in (True, False, True, False)
+      kto(flag, rng, beta=0.2, desirable_weight=1.0, undesirable_weight=1.3) for flag in (True, False, True, False)
     ],
     "bradley_terry": [reward_model(rng, 0.01) for _ in three],
     "grpo": [grpo("grpo", "token", rng) for _ in three],
@@ -208,10 +197,7 @@ def cases():
 
 def main():
   path = pathlib.Path(__file__).with_name("trl_losses.json")
-  path.write_text(
-    json.dumps({"trl": trl.__version__, "torch": torch.__version__, "losses": cases()}, indent=1)
-    + "\n"
-  )
+  path.write_text(json.dumps({"trl": trl.__version__, "torch": torch.__version__, "losses": cases()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ def _damaged(path, tail, *, middle=b""):
 
 
 @pytest.mark.parametrize(
-    "tail", [b'{"step": 4, "los', b"\0" * 4096, b'{"step": 4, "text": "\xe2\x82', b"\n\n", b'{"step"', b"12", b""]
+  "tail", [b'{"step": 4, "los', b"\0" * 4096, b'{"step": 4, "text": "\xe2\x82', b"\n\n", b'{"step"', b"12", b""]
 )
 def test_a_cut_end_of_the_metrics_is_dropped_by_every_reader(tmp_path, tail):
   path, notes = tmp_path / "metrics.jsonl", []
@@ -271,7 +271,9 @@ def test_a_cut_end_of_the_metrics_is_dropped_by_every_reader(tmp_path, tail):
   assert _write(path, 3, (4,)) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("middle", [b"\0\0\n", b"\xff\xfe\n", b'{"step": 2\n', b"[1]\n", b'{"loss": 1}\n', b"[" * 9999 + b"\n"])
+@pytest.mark.parametrize(
+  "middle", [b"\0\0\n", b"\xff\xfe\n", b'{"step": 2\n', b"[1]\n", b'{"loss": 1}\n', b"[" * 9999 + b"\n"]
+)
 def test_other_damage_of_the_metrics_is_named_in_one_line(tmp_path, middle, capsys):
   path, notes = tmp_path / "metrics.jsonl", []
   _damaged(path, b"", middle=middle)
@@ -316,7 +318,9 @@ def _rows(folder, count):
 
 def _state():
   ones = {"a": jnp.ones(3)}
-  return train_state.create(ones, {"quality": jnp.ones(())}, jax.random.key(0), optimizer=optax.sgd(0.1), dual_optimizer=optax.sgd(0.1))
+  return train_state.create(
+    ones, {"quality": jnp.ones(())}, jax.random.key(0), optimizer=optax.sgd(0.1), dual_optimizer=optax.sgd(0.1)
+  )
 
 
 def test_the_first_line_says_where_a_run_starts(tmp_path):
@@ -377,8 +381,8 @@ def test_metrics_that_cannot_be_written_are_one_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("reward", "kl", "expected"),
-    [(0.55, 0.2, 0.0), (0.5, 0.2, 0.0), (0.25, 0.2, 0.5), (0.25, 0.6, 2.0), (0.6, 0.3, 0.5), (np.nan, 0.1, None)],
+  ("reward", "kl", "expected"),
+  [(0.55, 0.2, 0.0), (0.5, 0.2, 0.0), (0.25, 0.2, 0.5), (0.25, 0.6, 2.0), (0.6, 0.3, 0.5), (np.nan, 0.1, None)],
 )
 def test_quality_compares_measured_values_with_the_constraints(tmp_path, reward, kl, expected):
   config = toy.config(tmp_path)

@@ -30,7 +30,12 @@ def _config():
 
 def test_runs_are_made_once_and_the_untrained_with_one_seed(config, tmp_path, monkeypatch):
   monkeypatch.setattr(frontier, "exact_curves", lambda problem: "curves")
-  assert [run.name for run in frontier.planned(config)] == ["base-0-seed0", "base-1-seed0", "ucpo-0-seed0", "ucpo-0-seed1"]
+  assert [run.name for run in frontier.planned(config)] == [
+    "base-0-seed0",
+    "base-1-seed0",
+    "ucpo-0-seed0",
+    "ucpo-0-seed1",
+  ]
   frontier.check(config)
   assert frontier.run_enumerable(config, tmp_path, frontier.missing(config, tmp_path)) == "curves"
   assert not frontier.missing(config, tmp_path)
@@ -90,7 +95,9 @@ def test_a_judge_stands_beside_the_runs_own_reward(tmp_path):
   of_toy = toy.config(tmp_path)
   of_toy.evaluation.samples_per_prompt, of_toy.evaluation.prompts_per_batch = 4, 2
   policy, rows = toy.policy(), [{"prompt": prompt, "split": "train"} for prompt in toy.PROMPTS]
-  evaluate = lambda *judges: evaluation.Evaluator(of_toy, policy, rows, toy.reward, *judges)(policy.params, method="m", seed=0)
+  evaluate = lambda *judges: evaluation.Evaluator(of_toy, policy, rows, toy.reward, *judges)(
+    policy.params, method="m", seed=0
+  )
   opposite = lambda prompts, completions, **columns: [-value for value in toy.reward(prompts, completions)]
   judged = evaluate(opposite)
   assert [row["judge"] for row in judged] == pytest.approx([-row["reward"] for row in judged])

@@ -44,7 +44,7 @@ def test_the_comparison_sees_a_repeated_step_and_a_changed_bit(tmp_path):
     np.savez(tmp_path / name / "final.npz", x=np.float64(value))
     rows = [json.dumps({"step": step, "seconds": len(name)}) + "\n" for step in steps]
     (tmp_path / name / "metrics.jsonl").write_text("".join(rows))
-    (tmp_path / name / "turns.jsonl").write_text("[1, [\"p\"]]\n" * 2)
+    (tmp_path / name / "turns.jsonl").write_text('[1, ["p"]]\n' * 2)
   a = tmp_path / "a"
   assert killed_runs.differences(a, a) == []
   assert killed_runs.differences(tmp_path / "b", a) == ["steps [1, 1]", "metrics of step 2"]

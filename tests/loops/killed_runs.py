@@ -196,18 +196,18 @@ def main(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict:
   notes = [line for path in folder.glob("run*/notes.txt") for line in path.read_text().splitlines()]
   count = lambda kind: sum(how == kind for *_, how in killed)
   return {
-      "kills": kills,
-      "saving": count("saving"),
-      "running": count("running"),
-      "runs": done,
-      "steps_of_a_run": steps,
-      "resumed": sum("resumed" in line for line in notes),
-      "damaged": [line for line in notes if "damaged" in line],
-      "differences": wrong,
-      "seconds": round(time.monotonic() - started),
-      "cores": os.cpu_count(),
-      "load_average": os.getloadavg()[0],
-      "each_kill": killed,  # [run, rows of metrics.jsonl, how]
+    "kills": kills,
+    "saving": count("saving"),
+    "running": count("running"),
+    "runs": done,
+    "steps_of_a_run": steps,
+    "resumed": sum("resumed" in line for line in notes),
+    "damaged": [line for line in notes if "damaged" in line],
+    "differences": wrong,
+    "seconds": round(time.monotonic() - started),
+    "cores": os.cpu_count(),
+    "load_average": os.getloadavg()[0],
+    "each_kill": killed,  # [run, rows of metrics.jsonl, how]
   }
 
 

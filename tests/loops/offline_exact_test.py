@@ -50,19 +50,19 @@ def test_fixed_weights_miss_the_floor(tmp_path):
 
 
 SHORT = SETTINGS | dict(
-    steps=120,
-    pairs=8000,
-    per_step=64,
-    offline__log_change=False,
-    data__prompts_per_step=8,
-    sampling__group_size=16,
-    compute__bucket=32,
-    optimizer__learning_rate=1.5e-2,
+  steps=120,
+  pairs=8000,
+  per_step=64,
+  offline__log_change=False,
+  data__prompts_per_step=8,
+  sampling__group_size=16,
+  compute__bucket=32,
+  optimizer__learning_rate=1.5e-2,
 )
 
 
 @pytest.mark.parametrize(
-    ("length", "settings"), [(2, SHORT), pytest.param(4, SETTINGS, marks=pytest.mark.slow)], ids=["short", "long"]
+  ("length", "settings"), [(2, SHORT), pytest.param(4, SETTINGS, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_measured_duals_hold_the_floor(tmp_path, monkeypatch, length, settings):
   monkeypatch.setattr(toy, "SPACE", sequence_space(6, length))
@@ -85,7 +85,7 @@ def test_measured_duals_reach_the_qempo_kl_optimum(tmp_path):
     max_kl = float(found.kl_budget_at(0.25))
     best = exact.solve_qempo_kl(toy.rewards(), ref_log_probs, min_reward=FLOOR, max_kl=max_kl)
   _, state = _train(
-      tmp_path, loss="qempo_kl", weights="multipliers", steps=1500, pairs=200_000, per_step=256, scale=16.0, max_kl=max_kl
+    tmp_path, loss="qempo_kl", weights="multipliers", steps=1500, pairs=200_000, per_step=256, scale=16.0, max_kl=max_kl
   )
   entropy, reward, log_probs = _exact_values(state.params)
   kl = (np.exp(log_probs) * (log_probs - ref_log_probs)).sum(axis=1).mean()

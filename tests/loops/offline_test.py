@@ -41,8 +41,12 @@ def _metrics(folder):
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
   make_batch, write, events = pairs.Batches.__call__, runs.MetricsLog.write, []
   with monkeypatch.context() as patch:
-    patch.setattr(pairs.Batches, "__call__", lambda self, step: (events.append(f"pack {step}"), make_batch(self, step))[1])
-    patch.setattr(runs.MetricsLog, "write", lambda self, row: (events.append(f"row {row['step']}"), write(self, row))[1])
+    patch.setattr(
+      pairs.Batches, "__call__", lambda self, step: (events.append(f"pack {step}"), make_batch(self, step))[1]
+    )
+    patch.setattr(
+      runs.MetricsLog, "write", lambda self, row: (events.append(f"row {row['step']}"), write(self, row))[1]
+    )
     whole, _ = _run(tmp_path / "whole")
   # Each batch is packed while the step before it runs, whose metrics are waited for only then.
   assert events == ["pack 0"] + [f"{what} {step}" for step in range(1, 6) for what in ("pack", "row")] + ["row 6"]
@@ -73,17 +77,17 @@ def test_a_resumed_run_refuses_other_pairs(tmp_path):
 
 
 FIXED = dict(
-    offline__weights="fixed",
-    offline__label_smoothing=0.1,
-    optimizer__learning_rate=2e-3,
-    offline__pairs_per_step=40,  # the same pairs every step
-    checkpoint__every=-1,
+  offline__weights="fixed",
+  offline__label_smoothing=0.1,
+  optimizer__learning_rate=2e-3,
+  offline__pairs_per_step=40,  # the same pairs every step
+  checkpoint__every=-1,
 )
 
 
 # One of each kind: a reference, none, three responses, one response; the formulas are in offline_losses_test.
 @pytest.mark.parametrize(
-    "loss", [pytest.param("dpo", marks=pytest.mark.slow), pytest.param("simpo", marks=pytest.mark.slow), "kto", "nll"]
+  "loss", [pytest.param("dpo", marks=pytest.mark.slow), pytest.param("simpo", marks=pytest.mark.slow), "kto", "nll"]
 )
 def test_every_kind_of_loss_trains(tmp_path, loss):
   every = 2 if loss == "kto" else 0
@@ -123,10 +127,12 @@ def test_metrics_of_the_first_batch_are_those_of_its_pairs(tmp_path, monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_pairs_that_share_rows_train_alike_with_less_padding(tmp_path, micro_batches):
-  settings = dict(steps=1, offline__loss="kto", offline__weights="fixed", offline__measure_every=0, checkpoint__every=-1)
+  settings = dict(
+    steps=1, offline__loss="kto", offline__weights="fixed", offline__measure_every=0, checkpoint__every=-1
+  )
   apart, _ = _run(tmp_path / "apart", compute__bucket=8, **settings)
   together, _ = _run(
-      tmp_path / "together", compute__bucket=8, compute__micro_batches=micro_batches, offline__pairs_per_row=4, **settings
+    tmp_path / "together", compute__bucket=8, compute__micro_batches=micro_batches, offline__pairs_per_row=4, **settings
   )
   for before, after in zip(_metrics(tmp_path / "apart"), _metrics(tmp_path / "together"), strict=True):
     for name in ("loss", "grad_norm", "margin", "chosen_log_prob", "rejected_change"):
@@ -196,18 +202,18 @@ def equal_reward(prompts, completions, **columns):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(offline__loss="dop"), "offline.loss='dop' is not one of spl"),
-        (dict(offline__weights="learned"), "offline.weights='learned'"),
-        (dict(offline__alpha=0.0), "alpha must be positive"),
-        (dict(offline__label_smoothing=0.5), "label_smoothing must be"),
-        (dict(offline__measure_every=0), "needs offline.measure_every"),
-        (dict(offline__loss="nll"), "nll has no weight"),
-        (dict(offline__loss="qempo"), "has no reference, so constraints.kl.bound"),
-        (dict(offline__loss="dpo", offline__weights="fixed", offline__beta=0.0), "dpo needs a positive offline.beta"),
-        (dict(offline__loss="ipo", offline__weights="fixed", offline__beta=0.0), "ipo needs a positive"),
-    ],
+  ("changes", "message"),
+  [
+    (dict(offline__loss="dop"), "offline.loss='dop' is not one of spl"),
+    (dict(offline__weights="learned"), "offline.weights='learned'"),
+    (dict(offline__alpha=0.0), "alpha must be positive"),
+    (dict(offline__label_smoothing=0.5), "label_smoothing must be"),
+    (dict(offline__measure_every=0), "needs offline.measure_every"),
+    (dict(offline__loss="nll"), "nll has no weight"),
+    (dict(offline__loss="qempo"), "has no reference, so constraints.kl.bound"),
+    (dict(offline__loss="dpo", offline__weights="fixed", offline__beta=0.0), "dpo needs a positive offline.beta"),
+    (dict(offline__loss="ipo", offline__weights="fixed", offline__beta=0.0), "ipo needs a positive"),
+  ],
 )
 def test_a_config_that_cannot_work_is_refused(tmp_path, changes, message):
   with pytest.raises(InputError, match=message):

@@ -56,7 +56,9 @@ def test_loop_reaches_the_exact_optimum(tmp_path, kl_position, entropy_gradient,
   ref_log_probs = toy.log_probs(policy.params)
   np.testing.assert_allclose(np.exp(ref_log_probs).sum(axis=1), 1.0, atol=1e-5)
   min_reward = 0.5
-  solution, max_kl = _exact(ref_log_probs - np.log(np.exp(ref_log_probs).sum(1, keepdims=True)), min_reward, kl_position)
+  solution, max_kl = _exact(
+    ref_log_probs - np.log(np.exp(ref_log_probs).sum(1, keepdims=True)), min_reward, kl_position
+  )
 
   config = toy.config(tmp_path)
   config.steps = 500 if kl_position is None else 1400  # two multipliers take longer to settle

@@ -35,8 +35,8 @@ def make(folder):
   config.steps = 100
   config.data.prompts_per_step, config.sampling.group_size, config.compute.bucket = 8, 16, 32
   config.reward.functions = (
-      ("value", "tests.loops.toy.reward", 1.0, "none", None),
-      ("high", "tests.loops.online_floors_test.starts_high", 0.0, "none", FLOOR),
+    ("value", "tests.loops.toy.reward", 1.0, "none", None),
+    ("high", "tests.loops.online_floors_test.starts_high", 0.0, "none", FLOOR),
   )
   config.optimizer.learning_rate = 1e-2
   config.constraints.quality.start = 1.0
@@ -70,7 +70,10 @@ def test_a_floor_needs_online_training_without_replay(tmp_path):
 
 def test_what_nothing_scored_is_left_out_of_its_group(tmp_path):
   config = killed_runs.config(tmp_path, 6)
-  config.reward.functions, config.checkpoint.every = (("high", "tests.loops.online_floors_test.starts_high", 1.0, "none", None),), -1
+  config.reward.functions, config.checkpoint.every = (
+    (("high", "tests.loops.online_floors_test.starts_high", 1.0, "none", None),),
+    -1,
+  )
   online.train(config, tmp_path, toy.policy(), Quiet())
   row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
   assert 0 < row["unscored"] < 0.5 and np.isfinite(row["loss"]) and 0 < row["reward"] < 1

@@ -124,13 +124,13 @@ def nan_reward(prompts, completions, **columns):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("raising_reward", "raised ZeroDivisionError"),
-        ("short_reward", "returned 1 scores for 16"),
-        ("nan_reward", "returned nan for completion 0"),
-        ("no_such_reward", "cannot be imported"),
-    ],
+  ("name", "message"),
+  [
+    ("raising_reward", "raised ZeroDivisionError"),
+    ("short_reward", "returned 1 scores for 16"),
+    ("nan_reward", "returned nan for completion 0"),
+    ("no_such_reward", "cannot be imported"),
+  ],
 )
 def test_a_bad_reward_function_is_named(tmp_path, name, message):
   with pytest.raises(InputError, match=message):
@@ -153,7 +153,10 @@ def test_an_unknown_choice_is_named(tmp_path):
     builders.objective(config)
 
 
-@pytest.mark.parametrize(("multiplier", "reward", "method", "warned"), [(10.0, 0.5, "qempo", True), (10.0, 0.9, "qempo", False), (10.0, 0.5, "grpo(beta=0.1)", False)])
+@pytest.mark.parametrize(
+  ("multiplier", "reward", "method", "warned"),
+  [(10.0, 0.5, "qempo", True), (10.0, 0.9, "qempo", False), (10.0, 0.5, "grpo(beta=0.1)", False)],
+)
 def test_a_multiplier_that_drowns_entropy_is_pointed_out(tmp_path, multiplier, reward, method, warned):
   config = _config(tmp_path)
   config.method = method

@@ -26,7 +26,10 @@ def recorded(workdir) -> list[int]:
 def test_the_steps_asked_for_are_recorded_and_all_are_run(config, tmp_path):
   notes = []
   assert list(profiling.traced(range(4, 9), config, tmp_path, notes.append)) == [4, 5, 6, 7, 8]
-  assert recorded(tmp_path) == [6, 7]  # counted from 1, as in metrics.jsonl: two of them, after the first of this process
+  assert recorded(tmp_path) == [
+    6,
+    7,
+  ]  # counted from 1, as in metrics.jsonl: two of them, after the first of this process
   assert notes == [f"steps 6 to 7 are profiled in {tmp_path / profiling.FOLDER}"]
 
 

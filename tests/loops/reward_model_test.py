@@ -35,7 +35,7 @@ def tokenizer():
   inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
   inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   return transformers.PreTrainedTokenizerFast(
-      tokenizer_object=inner, pad_token="<eos>", unk_token="<unk>", eos_token="<eos>"
+    tokenizer_object=inner, pad_token="<eos>", unk_token="<unk>", eos_token="<eos>"
   )
 
 
@@ -148,15 +148,15 @@ def test_no_prompt_is_in_two_parts_and_heldout_files_win(tmp_path, source):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sources": ()}, "sources names no file"),
-        ({"sources": ("jsonl:$NOT_SET_HERE/x.jsonl",)}, "environment variable"),
-        ({"trainable": "all"}, "cache needs frozen"),
-        ({"heldout_share": 0.9}, "below 1"),
-        ({"pairs_per_step": 0}, "positive"),
-        ({"heldout": ("csv:x",)}, "jsonl:PATH"),
-    ],
+  ("changes", "message"),
+  [
+    ({"sources": ()}, "sources names no file"),
+    ({"sources": ("jsonl:$NOT_SET_HERE/x.jsonl",)}, "environment variable"),
+    ({"trainable": "all"}, "cache needs frozen"),
+    ({"heldout_share": 0.9}, "below 1"),
+    ({"pairs_per_step": 0}, "positive"),
+    ({"heldout": ("csv:x",)}, "jsonl:PATH"),
+  ],
 )
 def test_mistakes_in_the_config_are_said_in_a_line(tmp_path, source, changes, message):
   with pytest.raises(InputError, match=message):
@@ -171,7 +171,7 @@ def test_margins_follow_the_scores_of_the_file(tmp_path, source):
 def test_an_epoch_visits_every_pair_once_in_an_order_of_the_seed():
   lengths = np.random.default_rng(0).integers(5, 50, 37)
   epoch = lambda number, seed: [
-      tuple(reward_pairs.batch_indices(step, 4, lengths, seed)) for step in range(10 * number, 10 * number + 10)
+    tuple(reward_pairs.batch_indices(step, 4, lengths, seed)) for step in range(10 * number, 10 * number + 10)
   ]
   for number in (0, 1):
     assert sorted(index for batch in epoch(number, 0) for index in batch) == list(range(37))
@@ -216,7 +216,7 @@ def test_files_of_one_name_are_all_read(tmp_path, source):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("compute.micro_batches", 2), ("model.dtype", "bfloat16"), ("compute.dtype", "float8")]
+  ("key", "value"), [("compute.micro_batches", 2), ("model.dtype", "bfloat16"), ("compute.dtype", "float8")]
 )
 def test_keys_that_reward_models_do_not_read_are_refused(tmp_path, source, key, value):
   config = make_config(tmp_path, source)

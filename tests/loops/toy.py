@@ -19,16 +19,16 @@ EOS = 0
 SPACE = sequence_space(6, 4)
 PROMPTS = ("1 2", "3 4 5")
 MODEL = ModelConfig(
-    vocab_size=6,
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=100.0,
-    norm_epsilon=1e-5,
-    tie_embeddings=False,
+  vocab_size=6,
+  hidden_size=32,
+  intermediate_size=64,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  rope_theta=100.0,
+  norm_epsilon=1e-5,
+  tie_embeddings=False,
 )
 # r(y) in (0, 1): every token is worth something by its place, and the prompt shifts the weights.
 _WEIGHTS = np.random.default_rng(7).normal(scale=0.7, size=(len(PROMPTS), 4, 6))
@@ -104,12 +104,12 @@ def log_probs(params) -> np.ndarray:
   prompts = [ToyTokenizer().encode(prompt) for prompt in PROMPTS]
   packed = packing.pack_groups(prompts, [responses()] * len(prompts), bucket=128)
   stats = scored.score_groups(
-      params,
-      MODEL,
-      packed,
-      group_size=SPACE.num_sequences,
-      max_length=SPACE.max_length,
-      temperature=1.0,
-      chunk_size=1024,
+    params,
+    MODEL,
+    packed,
+    group_size=SPACE.num_sequences,
+    max_length=SPACE.max_length,
+    temperature=1.0,
+    chunk_size=1024,
   )
   return np.asarray(jnp.sum(stats.log_prob, axis=-1), np.float64)

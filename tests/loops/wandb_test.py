@@ -56,7 +56,9 @@ def test_rows_reach_both(config, monkeypatch):
   log.sync()
   log.close()
   assert inner.rows == [{"step": 3, "reward": 0.5, "floor": None}] and inner.synced and inner.closed
-  assert calls[0]["project"] == "a_project" and calls[0]["name"] == "qempo_kl-seed0" and calls[0]["config"]["steps"] == 40
+  assert (
+    calls[0]["project"] == "a_project" and calls[0]["name"] == "qempo_kl-seed0" and calls[0]["config"]["steps"] == 40
+  )
   assert calls[1:] == [({"step": 3, "reward": 0.5}, 3), "finished"]
 
 

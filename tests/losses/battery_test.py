@@ -236,4 +236,6 @@ def test_permutations_shifts_and_scales(x64, name):
   reorder = lambda x: np.asarray(x)[(np.ix_(*[order] * np.ndim(x)))] if np.ndim(x) else x
   if any(np.ndim(x) for x in rows[0]):
     value = run(rows, case.hyper)
-    close(run([list(map(reorder, row)) for row in rows], case.hyper), [reorder(v) for v in value], err_msg="permutation")
+    close(
+      run([list(map(reorder, row)) for row in rows], case.hyper), [reorder(v) for v in value], err_msg="permutation"
+    )

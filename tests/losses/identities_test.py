@@ -102,9 +102,7 @@ _EQUIVALENT = [
 def test_translate_there_and_back(source, given_, target, want):
   there = losses.translate(source, target, **given_)
   assert there.hyper_parameters == pytest.approx(want)
-  assert losses.translate(
-    target, source, **there.hyper_parameters
-  ).hyper_parameters == pytest.approx(given_)
+  assert losses.translate(target, source, **there.hyper_parameters).hyper_parameters == pytest.approx(given_)
   assert str(there).startswith(f"{source}(") and f" = {target}(" in str(there)
 
 
@@ -128,6 +126,4 @@ def test_translate_says_why_it_cannot(source, given_, target, needs):
 
 def test_translate_matches_family(x64):
   there = losses.translate("qempo_kl", "spl", quality_multiplier=3.0, kl_multiplier=0.7)
-  np.testing.assert_allclose(
-    (there.alpha, there.beta), family.weights_from_multipliers(3.0, 0.7), rtol=1e-12
-  )
+  np.testing.assert_allclose((there.alpha, there.beta), family.weights_from_multipliers(3.0, 0.7), rtol=1e-12)

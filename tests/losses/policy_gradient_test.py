@@ -19,9 +19,7 @@ def _trajectory(seed, length=5, total=7):
 def test_on_policy_gradients_are_one_up_to_normalisation():
   new, _, advantage, mask = _trajectory(4)
   new = jnp.float32(new)
-  gradient = lambda name, **hyper: jax.grad(getattr(losses, name))(
-    new, new, advantage, mask, **hyper
-  )
+  gradient = lambda name, **hyper: jax.grad(getattr(losses, name))(new, new, advantage, mask, **hyper)
   plain = jax.grad(losses.policy_gradient_loss)(new, advantage, mask)
   np.testing.assert_allclose(gradient("ppo_clip_loss", **CLIP), plain, rtol=1e-6)
   np.testing.assert_allclose(gradient("sequence_clip_loss", **CLIP), plain, rtol=1e-6)

@@ -30,9 +30,7 @@ def test_hyper_parameters_are_keyword_only_and_without_defaults(name):
 
 
 def test_gradient_pushes_the_pair_apart_and_spares_the_reference():
-  gradient = jax.grad(losses.preference_loss, argnums=(0, 1))(
-    -2.0, -2.0, -1.0, -1.0, alpha=0.5, beta=0.2
-  )
+  gradient = jax.grad(losses.preference_loss, argnums=(0, 1))(-2.0, -2.0, -1.0, -1.0, alpha=0.5, beta=0.2)
   np.testing.assert_allclose(gradient, (-0.25, 0.25), rtol=1e-6)
 
 

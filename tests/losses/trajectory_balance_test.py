@@ -20,9 +20,7 @@ def _group(seed, size=6):
 def test_zero_with_zero_gradient_at_the_optimum(x64):
   _, rewards, ref = map(jnp.asarray, _group(0))
   log_probs = family.target_log_probs(rewards, ref, **HYPER)
-  value, gradient = jax.value_and_grad(losses.trajectory_balance_loss)(
-    log_probs, rewards, ref, **HYPER
-  )
+  value, gradient = jax.value_and_grad(losses.trajectory_balance_loss)(log_probs, rewards, ref, **HYPER)
   np.testing.assert_allclose(value, 0, atol=1e-20)
   np.testing.assert_allclose(gradient, 0, atol=1e-12)
 

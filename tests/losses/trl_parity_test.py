@@ -25,9 +25,7 @@ def _pairs(loss):
 def _pairs_with_lengths(loss, **names):
   def build(case):
     hyper = {names.get(k, k): v for k, v in case["settings"].items()}
-    return lambda *x: loss(*x, *case["inputs"][2:], *map(float, case["lengths"]), **hyper), case[
-      "inputs"
-    ][:2]
+    return lambda *x: loss(*x, *case["inputs"][2:], *map(float, case["lengths"]), **hyper), case["inputs"][:2]
 
   return build
 
@@ -51,9 +49,7 @@ def _cpo_ipo(case):
 
 def _simpo_on_means(case):
   s = case["settings"]
-  return lambda *x: losses.simpo_loss(*x, 1.0, 1.0, beta=s["beta"], margin=s["simpo_gamma"]), case[
-    "inputs"
-  ]
+  return lambda *x: losses.simpo_loss(*x, 1.0, 1.0, beta=s["beta"], margin=s["simpo_gamma"]), case["inputs"]
 
 
 def _kto(case):
@@ -61,9 +57,7 @@ def _kto(case):
 
 
 def _bradley_terry(case):
-  return lambda *x: losses.bradley_terry_loss(*x, case["inputs"][2], **case["settings"]), case[
-    "inputs"
-  ][:2]
+  return lambda *x: losses.bradley_terry_loss(*x, case["inputs"][2], **case["settings"]), case["inputs"][:2]
 
 
 def _clipped(loss, **more):
@@ -96,9 +90,7 @@ OURS = {
 def test_value_and_gradient_match_trl(x64, name):
   for case in CASES[name]:
     loss, inputs = OURS[name](case)
-    value, gradient = jax.value_and_grad(loss, argnums=tuple(range(len(inputs))))(
-      *map(jnp.asarray, inputs)
-    )
+    value, gradient = jax.value_and_grad(loss, argnums=tuple(range(len(inputs))))(*map(jnp.asarray, inputs))
     np.testing.assert_allclose(value, case["value"], rtol=1e-9)
     for ours, theirs in zip(gradient, case["gradient"], strict=True):
       np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-12)
@@ -106,12 +98,8 @@ def test_value_and_gradient_match_trl(x64, name):
 
 def test_golden_is_what_trl_says_today():
   pytest.importorskip("trl", reason="needs the parity extra")
-  spec = importlib.util.spec_from_file_location(
-    "make_trl_losses", GOLDEN.with_name("make_trl_losses.py")
-  )
+  spec = importlib.util.spec_from_file_location("make_trl_losses", GOLDEN.with_name("make_trl_losses.py"))
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   for name, cases in module.cases().items():
-    np.testing.assert_allclose(
-      [c["value"] for c in cases], [c["value"] for c in CASES[name]], rtol=1e-9
-    )
+    np.testing.assert_allclose([c["value"] for c in cases], [c["value"] for c in CASES[name]], rtol=1e-9)

@@ -68,7 +68,9 @@ def train(scores, bounds, method, starts, steps=1500):
     optimizer=optimizers.policy, dual_optimizer=optimizers.dual,
   )  # fmt: skip
   objective = online_step.OnlineObjective(method, bounds, replay_weight=0.0, averaging=0.9)
-  score = lambda params, _: TokenStats(*(x[None] for x in (POLICY.token_log_probs(params), POLICY.token_entropies(params))))
+  score = lambda params, _: TokenStats(
+    *(x[None] for x in (POLICY.token_log_probs(params), POLICY.token_entropies(params)))
+  )
   step = lambda state, _: online_step.policy_and_duals(
     state, batch, jnp.asarray(REF)[None], score=score, objective=objective, optimizers=optimizers
   )
@@ -148,9 +150,13 @@ def test_measured_means_leave_out_what_was_not_scored_and_weight_the_rest():
     {"quality": constraints.reward_floor("reward", 0.5), "kl": constraints.kl_budget(2.0)}, group, jnp.zeros((2, 4))
   )
   np.testing.assert_allclose([found["quality"], found["kl"]], [2.5, 1.0], rtol=1e-6)
-  short = constraints.shortfall({"quality": constraints.reward_floor("reward", 3.0), "kl": constraints.kl_budget(0.25)}, found)
+  short = constraints.shortfall(
+    {"quality": constraints.reward_floor("reward", 3.0), "kl": constraints.kl_budget(0.25)}, found
+  )
   np.testing.assert_allclose([short["quality"], short["kl"]], [0.5, 0.75], rtol=1e-6)
-  nothing = constraints.measure({"quality": constraints.reward_floor("reward", 0.5)}, jax.tree.map(lambda x: x[1:], group), jnp.zeros((1, 4)))
+  nothing = constraints.measure(
+    {"quality": constraints.reward_floor("reward", 0.5)}, jax.tree.map(lambda x: x[1:], group), jnp.zeros((1, 4))
+  )
   assert np.isnan(nothing["quality"])
   filled = constraints.fill_unscored(jnp.array([1.0, nan, 0.5, 9.0]), jnp.array([True, True, True, False]))
   np.testing.assert_allclose(filled, [1.0, 0.75, 0.5, 9.0])
@@ -180,7 +186,9 @@ def test_setpo_adds_its_credit_and_the_bonus_pushes_token_entropies_up():
 def test_what_padding_holds_does_not_matter():
   rng = np.random.default_rng(1)
   mask = np.arange(4) < rng.integers(1, 4, 5)[:, None]
-  group = constraints.Group.on_policy({"reward": jnp.asarray(rng.random(5))}, jnp.asarray(mask), jnp.asarray(rng.normal(-3, 1, 5)))
+  group = constraints.Group.on_policy(
+    {"reward": jnp.asarray(rng.random(5))}, jnp.asarray(mask), jnp.asarray(rng.normal(-3, 1, 5))
+  )
   bounds = {"quality": constraints.reward_floor("reward", 0.5), "kl": constraints.kl_budget(1.0)}
   values = [rng.normal(-1, 0.3, mask.shape) for _ in range(2)]
 
@@ -191,7 +199,11 @@ def test_what_padding_holds_does_not_matter():
     value, gradient = jax.value_and_grad(call)(stats)
     return np.concatenate([np.ravel(value), *(np.ravel(x[mask]) for x in gradient)])
 
-  for method in (methods.qempo(), methods.qempo_kl(entropy_gradient="rao_blackwell"), methods.grpo(beta=0.1, token_entropy_weight=0.2)):
+  for method in (
+    methods.qempo(),
+    methods.qempo_kl(entropy_gradient="rao_blackwell"),
+    methods.grpo(beta=0.1, token_entropy_weight=0.2),
+  ):
     zero = loss(0.0, method)
     assert np.abs(zero).max() > 0
     for padding in (-7.0, np.nan, np.inf):
@@ -230,7 +242,9 @@ def test_a_method_that_cannot_be_is_said_in_one_line(text, named):
 def test_a_constraint_without_a_multiplier_or_a_sense_is_named():
   with pytest.raises(ValueError, match="sense"):
     dataclasses.replace(constraints.kl_budget(1.0), sense=2)
-  group = constraints.Group({}, jnp.zeros(2), jnp.ones((2, 1), bool), jnp.ones(2, bool), jnp.zeros(2, bool), jnp.ones(2))
+  group = constraints.Group(
+    {}, jnp.zeros(2), jnp.ones((2, 1), bool), jnp.ones(2, bool), jnp.zeros(2, bool), jnp.ones(2)
+  )
   stats = TokenStats(jnp.zeros((2, 1)), jnp.zeros((2, 1)))
   call = functools.partial(methods.group_loss, stats, group, replay_weight=0.0)
   with pytest.raises(AssertionError, match="no multiplier for constraint 'kl'"):

@@ -62,9 +62,7 @@ def test_mara_makes_the_rlhf_optimum_flat_on_the_good_members():
 
 def test_mara_without_good_members_leaves_rewards_alone():
   rewards, ref = jnp.array([0.1, 0.2]), jnp.array([-1.0, -4.0])
-  np.testing.assert_array_equal(
-    mara_rewards(rewards, ref, min_reward=1.0, beta=0.3), rewards
-  )
+  np.testing.assert_array_equal(mara_rewards(rewards, ref, min_reward=1.0, beta=0.3), rewards)
 
 
 def test_any_set_diversity_can_be_split_into_marginals():
@@ -94,9 +92,7 @@ def test_full_ucpo_takes_equal_steps_on_every_correct_response():
   # The step on response k, A'_k times its chance of being drawn: equal, where GRPO's is in proportion to pi.
   pi = jnp.array([0.5, 0.2, 0.05, 0.25])
   correct = jnp.array([True, True, True, False])
-  step = lambda tau: pi * ucpo_advantages(
-    jnp.where(correct, 1.0, -3.0), jnp.log(pi), correct, tau=tau
-  )
+  step = lambda tau: pi * ucpo_advantages(jnp.where(correct, 1.0, -3.0), jnp.log(pi), correct, tau=tau)
   np.testing.assert_allclose(step(1.0)[:3], step(1.0)[0], rtol=1e-5)
   np.testing.assert_allclose(step(0.0)[:3], pi[:3], rtol=1e-6)
 

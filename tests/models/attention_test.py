@@ -72,37 +72,37 @@ def test_cudnn_equals_xla_to_half_precision():
   *qkv, mask = _inputs()
   weights = jnp.where(mask.any(-1)[:, :, None, None], jax.random.normal(jax.random.key(0), qkv[0].shape), 0)
   total = lambda config: jax.value_and_grad(
-      lambda *x: jnp.sum(weights * attention.attention(*x, mask, config)), argnums=(0, 1, 2)
+    lambda *x: jnp.sum(weights * attention.attention(*x, mask, config)), argnums=(0, 1, 2)
   )
   ours, expected = (total(dataclasses.replace(config, attention=name))(*qkv) for name in ("cudnn", "xla"))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05), ours, expected)
 
 
 @pytest.mark.parametrize(
-    ("platform", "changes", "expected"),
-    [
-        ("cpu", {}, "xla"),
-        ("gpu", {}, "xla"),  # float32
-        ("gpu", {"compute_dtype": "bfloat16"}, "cudnn"),
-        ("gpu", {"compute_dtype": "bfloat16", "attention_softcap": 50.0}, "xla"),
-        ("gpu", {"compute_dtype": "bfloat16", "attention": "xla"}, "xla"),
-        ("tpu", {"attention_softcap": 50.0}, "splash"),
-    ],
+  ("platform", "changes", "expected"),
+  [
+    ("cpu", {}, "xla"),
+    ("gpu", {}, "xla"),  # float32
+    ("gpu", {"compute_dtype": "bfloat16"}, "cudnn"),
+    ("gpu", {"compute_dtype": "bfloat16", "attention_softcap": 50.0}, "xla"),
+    ("gpu", {"compute_dtype": "bfloat16", "attention": "xla"}, "xla"),
+    ("tpu", {"attention_softcap": 50.0}, "splash"),
+  ],
 )
 def test_auto_takes_what_is_possible(platform, changes, expected):
   assert attention.chosen(dataclasses.replace(CONFIG, **changes), LENGTH, 8, platform) == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "platform", "length", "changes", "message"),
-    [
-        ("cudnn", "cpu", 128, {}, "compute.attention=cudnn needs an NVIDIA GPU"),
-        ("cudnn", "gpu", 128, {}, "compute.dtype is float32"),
-        ("cudnn", "gpu", 128, {"attention_softcap": 50.0}, "attention_softcap is 50.0"),
-        ("cudnn", "gpu", 127, {"compute_dtype": "bfloat16"}, "these have 127"),
-        ("splash", "gpu", 128, {}, "needs a TPU"),
-        ("splash", "tpu", 100, {}, "multiple of 128 tokens, and these have 100; set compute.bucket"),
-    ],
+  ("name", "platform", "length", "changes", "message"),
+  [
+    ("cudnn", "cpu", 128, {}, "compute.attention=cudnn needs an NVIDIA GPU"),
+    ("cudnn", "gpu", 128, {}, "compute.dtype is float32"),
+    ("cudnn", "gpu", 128, {"attention_softcap": 50.0}, "attention_softcap is 50.0"),
+    ("cudnn", "gpu", 127, {"compute_dtype": "bfloat16"}, "these have 127"),
+    ("splash", "gpu", 128, {}, "needs a TPU"),
+    ("splash", "tpu", 100, {}, "multiple of 128 tokens, and these have 100; set compute.bucket"),
+  ],
 )
 def test_what_cannot_be_done_is_said(name, platform, length, changes, message):
   config = dataclasses.replace(CONFIG, attention=name, **changes)
@@ -113,7 +113,9 @@ def test_what_cannot_be_done_is_said(name, platform, length, changes, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 2, 1), (1, 1, 2, 2)))])
+@pytest.mark.parametrize(
+  "shape", [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 2, 1), (1, 1, 2, 2)))]
+)
 def test_splash_on_a_mesh_equals_xla_in_value_and_gradient(shape):
   mesh = sharding.make_mesh(shape, devices=jax.devices()[: math.prod(shape)])
   *qkv, mask = _inputs(rows=4, length=LENGTH * (2 if len(shape) > 3 else 1))

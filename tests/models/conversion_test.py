@@ -18,16 +18,16 @@ from qempo_jax.models import safetensors_files
 from qempo_jax.models import transformer
 
 HF_CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500.0,
-    "tie_word_embeddings": False,
+  "model_type": "llama",
+  "vocab_size": 40,
+  "hidden_size": 16,
+  "intermediate_size": 24,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 500.0,
+  "tie_word_embeddings": False,
 }
 
 
@@ -38,22 +38,22 @@ def _tensors(config):
   matrix = lambda x, rows: np.ascontiguousarray(x.reshape(rows, -1).T)
   d, layers = config.hidden_size, params["layers"]
   tensors = {
-      "model.embed_tokens.weight": params["embedding"],
-      "model.norm.weight": params["final_norm"],
-      "lm_head.weight": params["unembedding"],
+    "model.embed_tokens.weight": params["embedding"],
+    "model.norm.weight": params["final_norm"],
+    "lm_head.weight": params["unembedding"],
   }
   for n in range(config.num_layers):
     start = f"model.layers.{n}."
     tensors |= {
-        start + "input_layernorm.weight": layers["attention_norm"][n],
-        start + "post_attention_layernorm.weight": layers["feed_forward_norm"][n],
-        start + "self_attn.q_proj.weight": matrix(layers["query"][n], d),
-        start + "self_attn.k_proj.weight": matrix(layers["key"][n], d),
-        start + "self_attn.v_proj.weight": matrix(layers["value"][n], d),
-        start + "self_attn.o_proj.weight": matrix(layers["output"][n], layers["output"][n].size // d),
-        start + "mlp.gate_proj.weight": matrix(layers["gate"][n], d),
-        start + "mlp.up_proj.weight": matrix(layers["up"][n], d),
-        start + "mlp.down_proj.weight": matrix(layers["down"][n], config.intermediate_size),
+      start + "input_layernorm.weight": layers["attention_norm"][n],
+      start + "post_attention_layernorm.weight": layers["feed_forward_norm"][n],
+      start + "self_attn.q_proj.weight": matrix(layers["query"][n], d),
+      start + "self_attn.k_proj.weight": matrix(layers["key"][n], d),
+      start + "self_attn.v_proj.weight": matrix(layers["value"][n], d),
+      start + "self_attn.o_proj.weight": matrix(layers["output"][n], layers["output"][n].size // d),
+      start + "mlp.gate_proj.weight": matrix(layers["gate"][n], d),
+      start + "mlp.up_proj.weight": matrix(layers["up"][n], d),
+      start + "mlp.down_proj.weight": matrix(layers["down"][n], config.intermediate_size),
     }
   return params, tensors
 
@@ -90,8 +90,8 @@ def test_what_follows_from_the_rest_may_be_repeated(folder):
   path, _, tensors = folder
   _change(path, tie_word_embeddings=True)
   repeated = {
-      "lm_head.weight": tensors["model.embed_tokens.weight"],
-      "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32),
+    "lm_head.weight": tensors["model.embed_tokens.weight"],
+    "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32),
   }
   _save(path, tensors | repeated)
   config, params = conversion.load(path)
@@ -123,46 +123,46 @@ NORM = "model.norm.weight"
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f, t: _save(f, {k: v for k, v in t.items() if k != UP}), "no tensor .*1.mlp.up_proj"),
-        (lambda f, t: _save(f, t | {"model.layers.2.mlp.up_proj.weight": t[UP]}), "holds .*layers.2.mlp.up_proj"),
-        (lambda f, t: _save(f, t | {UP: t[UP].T.copy()}), r"1.mlp.up_proj.*shape \(16, 24\).*fit.*\(24, 16\)"),
-        (lambda f, t: _save(f, t | {NORM: np.ones(9, np.float32)}), "model.norm.weight.*shape"),
-        (lambda f, t: _save(f, t | {NORM: np.full(16, np.nan, np.float32)}), "model.norm.weight.*NaN"),
-        (lambda f, t: _save(f, t | {NORM: np.full(16, -np.inf, np.float16)}), "model.norm.weight.*infinity"),
-        (lambda f, t: _save(f, t | {UP: _with_nan(t[UP]).astype(ml_dtypes.bfloat16)}), "1.mlp.up_proj.*NaN"),
-        (lambda f, t: _save(f, t | {UP: t[UP].astype(np.int8)}), "1.mlp.up_proj.*stored as I8"),
-        (lambda f, t: (f / "model.safetensors").write_bytes(pickle.dumps(t)), "damaged or cut short"),
-        (lambda f, t: _overlapping(f / "model.safetensors"), "damaged or cut short"),
-        (lambda f, t: (_shard(f, t), _index(f, {"weight_map": {UP: 3}})), "names the file 3"),
-        (lambda f, t: (_shard(f, t), _index(f, {"weight_map": []})), "no weight_map"),
-        (lambda f, t: _cut(f / "model.safetensors"), "damaged or cut short"),
-        (lambda f, t: (f / "model.safetensors").write_bytes(b""), "damaged or cut short"),
-        (lambda f, t: (f / "model.safetensors").unlink(), "no .safetensors file$"),
-        (lambda f, t: _only_pickle(f), "no .safetensors file: pickled weights.*runs whatever code"),
-        (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).unlink()), "2 .safetensors files and no .*index"),
-        (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).write_text("{")), "index.json cannot be read"),
-        (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).write_text("{}")), "no weight_map"),
-        (lambda f, t: _shard(f, t, lost=UP), "index.json names .*1.mlp.up_proj"),
-        (lambda f, t: _shard(f, t, unlisted=UP), "index.json has no entry for .*1.mlp.up_proj"),
-        (lambda f, t: _shard(f, t, renamed="model-3.safetensors"), "model-3.*not in the folder"),
-        (lambda f, t: _shard(f, t, renamed="../elsewhere.safetensors"), "elsewhere.*not in the folder"),
-        (lambda f, t: (_shard(f, t), _cut(f / "model-00002-of-00002.safetensors")), "00002-of.*cut short"),
-        (lambda f, t: (f / "config.json").unlink(), "config.json cannot be read"),
-        (lambda f, t: (f / "config.json").write_text("[]"), "not a JSON object"),
-        (lambda f, t: _change(f, attention_bias=True), "no tensor .*layers.0.self_attn.k_proj.bias'.* and 5 more"),
-        (lambda f, t: _change(f, tie_word_embeddings=True), "ties the embeddings.*lm_head.weight"),
-        (lambda f, t: _change(f, num_hidden_layers=1), "holds 'model.layers.1.input_layernorm.weight'.*6 more"),
-        (lambda f, t: _change(f, hidden_size=20), "does not fit"),
-        (lambda f, t: _change(f, vocab_size=2**27), r"embed_tokens.weight' has shape \(40, 16\)"),
-        (lambda f, t: _change(f, num_hidden_layers=1999), "1999 blocks, but there are 21 tensors"),
-        (lambda f, t: _change(f, num_hidden_layers=3), "no tensor 'model.layers.2.* and 6 more"),
-        (lambda f, t: _change(f, num_key_value_heads=4), "k_proj.weight' has shape .* does not fit"),
-        (lambda f, t: _change(f, head_dim=8), "does not fit"),
-        (lambda f, t: _change(f, intermediate_size=-1), "intermediate_size=-1"),
-        (lambda f, t: _change(f, model_type="qwen2"), "no tensor .*bias"),
-    ],
+  ("damage", "message"),
+  [
+    (lambda f, t: _save(f, {k: v for k, v in t.items() if k != UP}), "no tensor .*1.mlp.up_proj"),
+    (lambda f, t: _save(f, t | {"model.layers.2.mlp.up_proj.weight": t[UP]}), "holds .*layers.2.mlp.up_proj"),
+    (lambda f, t: _save(f, t | {UP: t[UP].T.copy()}), r"1.mlp.up_proj.*shape \(16, 24\).*fit.*\(24, 16\)"),
+    (lambda f, t: _save(f, t | {NORM: np.ones(9, np.float32)}), "model.norm.weight.*shape"),
+    (lambda f, t: _save(f, t | {NORM: np.full(16, np.nan, np.float32)}), "model.norm.weight.*NaN"),
+    (lambda f, t: _save(f, t | {NORM: np.full(16, -np.inf, np.float16)}), "model.norm.weight.*infinity"),
+    (lambda f, t: _save(f, t | {UP: _with_nan(t[UP]).astype(ml_dtypes.bfloat16)}), "1.mlp.up_proj.*NaN"),
+    (lambda f, t: _save(f, t | {UP: t[UP].astype(np.int8)}), "1.mlp.up_proj.*stored as I8"),
+    (lambda f, t: (f / "model.safetensors").write_bytes(pickle.dumps(t)), "damaged or cut short"),
+    (lambda f, t: _overlapping(f / "model.safetensors"), "damaged or cut short"),
+    (lambda f, t: (_shard(f, t), _index(f, {"weight_map": {UP: 3}})), "names the file 3"),
+    (lambda f, t: (_shard(f, t), _index(f, {"weight_map": []})), "no weight_map"),
+    (lambda f, t: _cut(f / "model.safetensors"), "damaged or cut short"),
+    (lambda f, t: (f / "model.safetensors").write_bytes(b""), "damaged or cut short"),
+    (lambda f, t: (f / "model.safetensors").unlink(), "no .safetensors file$"),
+    (lambda f, t: _only_pickle(f), "no .safetensors file: pickled weights.*runs whatever code"),
+    (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).unlink()), "2 .safetensors files and no .*index"),
+    (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).write_text("{")), "index.json cannot be read"),
+    (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).write_text("{}")), "no weight_map"),
+    (lambda f, t: _shard(f, t, lost=UP), "index.json names .*1.mlp.up_proj"),
+    (lambda f, t: _shard(f, t, unlisted=UP), "index.json has no entry for .*1.mlp.up_proj"),
+    (lambda f, t: _shard(f, t, renamed="model-3.safetensors"), "model-3.*not in the folder"),
+    (lambda f, t: _shard(f, t, renamed="../elsewhere.safetensors"), "elsewhere.*not in the folder"),
+    (lambda f, t: (_shard(f, t), _cut(f / "model-00002-of-00002.safetensors")), "00002-of.*cut short"),
+    (lambda f, t: (f / "config.json").unlink(), "config.json cannot be read"),
+    (lambda f, t: (f / "config.json").write_text("[]"), "not a JSON object"),
+    (lambda f, t: _change(f, attention_bias=True), "no tensor .*layers.0.self_attn.k_proj.bias'.* and 5 more"),
+    (lambda f, t: _change(f, tie_word_embeddings=True), "ties the embeddings.*lm_head.weight"),
+    (lambda f, t: _change(f, num_hidden_layers=1), "holds 'model.layers.1.input_layernorm.weight'.*6 more"),
+    (lambda f, t: _change(f, hidden_size=20), "does not fit"),
+    (lambda f, t: _change(f, vocab_size=2**27), r"embed_tokens.weight' has shape \(40, 16\)"),
+    (lambda f, t: _change(f, num_hidden_layers=1999), "1999 blocks, but there are 21 tensors"),
+    (lambda f, t: _change(f, num_hidden_layers=3), "no tensor 'model.layers.2.* and 6 more"),
+    (lambda f, t: _change(f, num_key_value_heads=4), "k_proj.weight' has shape .* does not fit"),
+    (lambda f, t: _change(f, head_dim=8), "does not fit"),
+    (lambda f, t: _change(f, intermediate_size=-1), "intermediate_size=-1"),
+    (lambda f, t: _change(f, model_type="qwen2"), "no tensor .*bias"),
+  ],
 )
 def test_damage_is_named(folder, damage, message):
   damage(folder[0], folder[2])

@@ -75,9 +75,7 @@ def test_altered_contents_are_refused_and_not_kept(package, field):
 
 def test_a_failed_download_is_one_line_with_pips_reason(package, monkeypatch):
   pinned, _, cache = package
-  failure = subprocess.CompletedProcess(
-    [], 1, stdout="", stderr="WARNING: slow\nERROR: No matching distribution\n"
-  )
+  failure = subprocess.CompletedProcess([], 1, stdout="", stderr="WARNING: slow\nERROR: No matching distribution\n")
   monkeypatch.setattr(subprocess, "run", lambda *_, **__: failure)
   with pytest.raises(InputError, match="No matching distribution.*network") as caught:
     demo_model.cached_file(pinned, cache)

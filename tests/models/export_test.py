@@ -70,7 +70,7 @@ def test_a_configuration_is_described_from_the_shape_alone():
 def test_what_belongs_to_a_run_stands_in_no_description():
   config = hugging_face.from_hugging_face(_described(GOLDEN / "llama2"))
   of_run = dataclasses.replace(
-      config, compute_dtype="bfloat16", attention="xla", kv_cache="int8", token_stats="xla", remat="none", num_tokens=20
+    config, compute_dtype="bfloat16", attention="xla", kv_cache="int8", token_stats="xla", remat="none", num_tokens=20
   )
   assert hugging_face_out.family_of(of_run) == hugging_face_out.family_of(config)
 
@@ -104,9 +104,9 @@ def test_square_matrices_are_transposed_too(tmp_path):
   config = dataclasses.replace(config, intermediate_size=config.hidden_size)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
-      lambda shape: rng.normal(size=shape).astype(np.float32),
-      transformer.param_shapes(config),
-      is_leaf=lambda x: isinstance(x, tuple),
+    lambda shape: rng.normal(size=shape).astype(np.float32),
+    transformer.param_shapes(config),
+    is_leaf=lambda x: isinstance(x, tuple),
   )
   named = dict(export_tensors.to_hugging_face_names(params, config))
   up = named["model.layers.1.mlp.up_proj.weight"]
@@ -136,12 +136,12 @@ def test_shards_hold_what_they_may(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("named", "size", "message"),
-    [
-        ([], 10, "no tensors"),
-        ([("a", np.ones(3))] * 2, 10, "'a' came twice"),
-        ([("a", np.ones(3))], 0, "max_shard_bytes=0"),
-    ],
+  ("named", "size", "message"),
+  [
+    ([], 10, "no tensors"),
+    ([("a", np.ones(3))] * 2, 10, "'a' came twice"),
+    ([("a", np.ones(3))], 0, "max_shard_bytes=0"),
+  ],
 )
 def test_what_makes_no_file_is_refused(tmp_path, named, size, message):
   with pytest.raises(InputError, match=message):
@@ -164,12 +164,12 @@ def test_a_filled_target_is_refused_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype", "message"),
-    [
-        (np.nan, "float32", "'model.layers.1.mlp.up_proj.weight' holds NaN.*nothing was exported"),
-        (1e6, "float16", "'model.layers.1.mlp.up_proj.weight' does not fit into float16"),
-        (1.0, "float8", "dtype='float8' is not one of float32, bfloat16, float16"),
-    ],
+  ("value", "dtype", "message"),
+  [
+    (np.nan, "float32", "'model.layers.1.mlp.up_proj.weight' holds NaN.*nothing was exported"),
+    (1e6, "float16", "'model.layers.1.mlp.up_proj.weight' does not fit into float16"),
+    (1.0, "float8", "dtype='float8' is not one of float32, bfloat16, float16"),
+  ],
 )
 def test_a_failed_export_leaves_nothing(tmp_path, value, dtype, message):
   config, params = conversion.load(GOLDEN / "llama2")
@@ -182,14 +182,14 @@ def test_a_failed_export_leaves_nothing(tmp_path, value, dtype, message):
 def _tokenizer():
   alphabet = ["<pad>", "<s>", "</s>", *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[:61]]
   inner = tokenizers.Tokenizer(
-      tokenizers.models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[])
+    tokenizers.models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[])
   )
   inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-      [tokenizers.pre_tokenizers.Digits(True), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    [tokenizers.pre_tokenizers.Digits(True), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
   )
   inner.decoder = tokenizers.decoders.ByteLevel()
   tokenizer = transformers.PreTrainedTokenizerFast(
-      tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=77
+    tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=77
   )
   tokenizer.chat_template = TEMPLATE
   return tokenizer
@@ -210,13 +210,13 @@ def test_the_tokenizer_and_its_template_go_with_the_model(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"temperature": 0.6}, 2),
-        ({"eos_token_id": 1}, [1, 2]),  # of the document, where responses end with 2
-        ({"eos_token_id": [2, 0], "_from_model_config": False}, [0, 2]),
-        ({"eos_token_id": 7, "_from_model_config": True}, 2),  # a default that is ordinary text here
-    ],
+  ("settings", "expected"),
+  [
+    ({"temperature": 0.6}, 2),
+    ({"eos_token_id": 1}, [1, 2]),  # of the document, where responses end with 2
+    ({"eos_token_id": [2, 0], "_from_model_config": False}, [0, 2]),
+    ({"eos_token_id": 7, "_from_model_config": True}, 2),  # a default that is ordinary text here
+  ],
 )
 def test_generation_settings_of_the_source_are_kept_and_list_every_stop_token(tmp_path, settings, expected):
   config, params = conversion.load(GOLDEN / "llama2")

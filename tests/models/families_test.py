@@ -24,33 +24,33 @@ TOLERANCE = 1e-4
 
 # Each option that a family uses, and its value where it is switched off or read wrongly.
 MISTAKES = [
-    ("llama2", {"rope_theta": 500.0}),
-    ("llama2", {"activation": "gelu_tanh"}),
-    ("llama2", {"norm_epsilon": 1e-2}),
-    ("llama3", {"rope_scaling": None}),
-    ("llama_biases", {"biases": ("query", "key", "value", "output")}),
-    ("llama_biases", {"biases": ("query", "key", "value", "gate", "up", "down")}),
-    ("mistral", {"windows": ()}),
-    ("mistral", {"windows": (5, 5, 5)}),
-    ("qwen2", {"biases": ()}),
-    ("qwen2_windows", {"windows": ()}),
-    ("qwen2_windows", {"windows": (4, 4, 4)}),
-    ("qwen3", {"qk_norm": "none"}),
-    ("olmo2", {"qk_norm": "none"}),
-    ("olmo2", {"norm_placement": "pre"}),
-    ("gemma2", {"scale_embedding": False}),
-    ("gemma2", {"norm_offset": 0.0}),
-    ("gemma2", {"norm_placement": "pre"}),
-    ("gemma2", {"query_scale": None}),
-    ("gemma2", {"attention_softcap": None}),
-    ("gemma2", {"logit_softcap": None}),
-    ("gemma2", {"activation": "silu"}),
-    ("gemma2", {"windows": ()}),
-    ("gemma2", {"windows": (None, 4, None, 4)}),
-    ("gemma3", {"rope_scaling": None}),
-    ("gemma3", {"local_rope_theta": None}),
-    ("gemma3", {"qk_norm": "none"}),
-    ("gemma3", {"windows": (4, 4, 4, None)}),
+  ("llama2", {"rope_theta": 500.0}),
+  ("llama2", {"activation": "gelu_tanh"}),
+  ("llama2", {"norm_epsilon": 1e-2}),
+  ("llama3", {"rope_scaling": None}),
+  ("llama_biases", {"biases": ("query", "key", "value", "output")}),
+  ("llama_biases", {"biases": ("query", "key", "value", "gate", "up", "down")}),
+  ("mistral", {"windows": ()}),
+  ("mistral", {"windows": (5, 5, 5)}),
+  ("qwen2", {"biases": ()}),
+  ("qwen2_windows", {"windows": ()}),
+  ("qwen2_windows", {"windows": (4, 4, 4)}),
+  ("qwen3", {"qk_norm": "none"}),
+  ("olmo2", {"qk_norm": "none"}),
+  ("olmo2", {"norm_placement": "pre"}),
+  ("gemma2", {"scale_embedding": False}),
+  ("gemma2", {"norm_offset": 0.0}),
+  ("gemma2", {"norm_placement": "pre"}),
+  ("gemma2", {"query_scale": None}),
+  ("gemma2", {"attention_softcap": None}),
+  ("gemma2", {"logit_softcap": None}),
+  ("gemma2", {"activation": "silu"}),
+  ("gemma2", {"windows": ()}),
+  ("gemma2", {"windows": (None, 4, None, 4)}),
+  ("gemma3", {"rope_scaling": None}),
+  ("gemma3", {"local_rope_theta": None}),
+  ("gemma3", {"qk_norm": "none"}),
+  ("gemma3", {"windows": (4, 4, 4, None)}),
 ]
 
 
@@ -200,7 +200,7 @@ def test_scoring_gives_the_samplers_log_probs(name):
   settings = {"group_size": 4, "max_length": 9, "temperature": 0.8}
   batch = PromptBatch(*_padded(prompts, "left", 8))
   rollout = jax.device_get(
-      sampler.sample_groups(params, config, batch, jax.random.key(1), stop_tokens=(2, 3, 4, 5), **settings)
+    sampler.sample_groups(params, config, batch, jax.random.key(1), stop_tokens=(2, 3, 4, 5), **settings)
   )
   responses = [[t[m] for t, m in zip(*group)] for group in zip(rollout.tokens, rollout.mask)]
   packed = packing.pack_groups(prompts, responses, bucket=16)

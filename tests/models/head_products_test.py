@@ -13,10 +13,12 @@ SIZES = {letter: size for size, letter in enumerate("bpjnrqclmwk", start=2)}
 
 
 @pytest.mark.parametrize(
-    "queries, keys, dtype, tolerance", [*((*case, "float32", 1e-5) for case in CASES), (*CASES[1], "bfloat16", 3e-2)]
+  "queries, keys, dtype, tolerance", [*((*case, "float32", 1e-5) for case in CASES), (*CASES[1], "bfloat16", 3e-2)]
 )
 def test_products_and_gradients_equal_plain_ones(queries, keys, dtype, tolerance):
-  draw = lambda seed, letters: jax.random.normal(jax.random.key(seed), [SIZES[letter] for letter in letters]).astype(dtype)
+  draw = lambda seed, letters: jax.random.normal(jax.random.key(seed), [SIZES[letter] for letter in letters]).astype(
+    dtype
+  )
   weights = queries[:-1] + keys[-2]
   q, k, v, outer = draw(0, queries), draw(1, keys), draw(2, keys), draw(3, queries)
   wide = lambda array: array.astype(jnp.float32)

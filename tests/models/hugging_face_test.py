@@ -8,21 +8,21 @@ from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.config import RopeScaling
 
 SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 7,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 4096,
+  "vocab_size": 64,
+  "hidden_size": 32,
+  "intermediate_size": 48,
+  "num_hidden_layers": 7,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "rms_norm_eps": 1e-6,
+  "max_position_embeddings": 4096,
 }
 LLAMA31 = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-    "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 8192,
+  "rope_type": "llama3",
 }
 
 
@@ -72,8 +72,8 @@ def test_gemma3_as_transformers_4_and_5_write_it():
   old = _read("gemma3_text", sliding_window_pattern=6, attn_logit_softcapping=None, **common, **rope)
   kinds = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
   nested = {
-      "full_attention": scaling | {"rope_theta": 1e6},
-      "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": scaling | {"rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
   }
   new = _read("gemma3_text", layer_types=kinds, rope_parameters=nested, **common)
   assert old == new
@@ -82,33 +82,33 @@ def test_gemma3_as_transformers_4_and_5_write_it():
 
 
 @pytest.mark.parametrize(
-    ("model_type", "options", "message"),
-    [
-        ("mixtral", {}, "model_type='mixtral' is not supported; this decoder reads 'llama'"),
-        ("qwen3_moe", {}, "qwen3_moe"),
-        ("gemma3", {}, "gemma3"),
-        (None, {}, "model_type=None"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type='dynamic'"),
-        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "no 'low_freq_factor'"),
-        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ("llama", {"hidden_act": "relu"}, "hidden_act='relu'"),
-        ("llama", {"num_local_experts": 8}, "num_local_experts=8"),
-        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
-        ("llama", {"hidden_size": "32"}, "hidden_size='32'"),
-        ("llama", {"num_hidden_layers": 0}, "num_hidden_layers=0"),
-        ("llama", {"num_hidden_layers": True}, "num_hidden_layers=True"),
-        ("mistral", {"num_hidden_layers": 10**12}, "num_hidden_layers=1000000000000, more than any decoder has"),
-        ("llama", {"vocab_size": 10**15}, "vocab_size=1000000000000000, more than any"),
-        ("llama", {"rms_norm_eps": None}, "wrong kind"),
-        ("llama", {"num_key_value_heads": 3}, "not a multiple"),
-        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
-        ("gemma2", {"layer_types": ["full_attention"] * 6 + ["sliding_attention"] * 2}, "names 8 blocks"),
-        ("gemma2", {"layer_types": ["chunked_attention"] * 7}, "chunked_attention"),
-        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-        ("gemma3_text", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "sliding_attention"),
-    ],
+  ("model_type", "options", "message"),
+  [
+    ("mixtral", {}, "model_type='mixtral' is not supported; this decoder reads 'llama'"),
+    ("qwen3_moe", {}, "qwen3_moe"),
+    ("gemma3", {}, "gemma3"),
+    (None, {}, "model_type=None"),
+    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type='dynamic'"),
+    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "no 'low_freq_factor'"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    ("llama", {"hidden_act": "relu"}, "hidden_act='relu'"),
+    ("llama", {"num_local_experts": 8}, "num_local_experts=8"),
+    ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ("llama", {"hidden_size": "32"}, "hidden_size='32'"),
+    ("llama", {"num_hidden_layers": 0}, "num_hidden_layers=0"),
+    ("llama", {"num_hidden_layers": True}, "num_hidden_layers=True"),
+    ("mistral", {"num_hidden_layers": 10**12}, "num_hidden_layers=1000000000000, more than any decoder has"),
+    ("llama", {"vocab_size": 10**15}, "vocab_size=1000000000000000, more than any"),
+    ("llama", {"rms_norm_eps": None}, "wrong kind"),
+    ("llama", {"num_key_value_heads": 3}, "not a multiple"),
+    ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
+    ("gemma2", {"layer_types": ["full_attention"] * 6 + ["sliding_attention"] * 2}, "names 8 blocks"),
+    ("gemma2", {"layer_types": ["chunked_attention"] * 7}, "chunked_attention"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ("gemma3_text", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "sliding_attention"),
+  ],
 )
 def test_what_is_not_computed_is_named(model_type, options, message):
   with pytest.raises(InputError, match=message) as caught:

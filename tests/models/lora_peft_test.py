@@ -63,8 +63,8 @@ def test_written_adapters_read_back(tmp_path, family):
   jax.tree.map(np.testing.assert_array_equal, again, adapters)
   # The same tensors under the same names, and the same of every option that we write.
   assert (
-      lora_peft._read_tensors(tmp_path / lora_peft.WEIGHTS_FILE).keys()
-      == lora_peft._read_tensors(theirs / lora_peft.WEIGHTS_FILE).keys()
+    lora_peft._read_tensors(tmp_path / lora_peft.WEIGHTS_FILE).keys()
+    == lora_peft._read_tensors(theirs / lora_peft.WEIGHTS_FILE).keys()
   )
   ours, peft = (json.loads((folder / lora_peft.CONFIG_FILE).read_text()) for folder in (tmp_path, theirs))
   peft["target_modules"] = sorted(peft["target_modules"])
@@ -88,24 +88,24 @@ def test_peft_reads_what_is_written_here(tmp_path, family):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"peft_type": "IA3"}, "peft_type='IA3'"),
-        ({"use_dora": True}, "use_dora=True is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "lora_only"}, "bias='lora_only' is not supported.*it must be 'none'"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
-        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
-        ({"init_lora_weights": "OLoRA"}, "init_lora_weights='OLoRA'"),
-        ({"init_lora_weights": "corda", "corda_config": {"corda_method": "kpm"}}, "corda_config={'corda_method'"),
-        ({"init_lora_weights": "eva"}, "init_lora_weights='eva'"),
-        ({"alora_invocation_tokens": [9, 10]}, "alora_invocation_tokens=.9, 10. is not supported"),
-        ({"use_qalora": True}, "use_qalora=True"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
-        ({"an_option_of_next_year": 0.5}, "an_option_of_next_year=0.5 is not supported"),
-        ({"r": 0}, "r=0 must be a positive number"),
-        ({"r": 3}, "does not fit"),
-    ],
+  ("changes", "message"),
+  [
+    ({"peft_type": "IA3"}, "peft_type='IA3'"),
+    ({"use_dora": True}, "use_dora=True is not supported"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"bias": "lora_only"}, "bias='lora_only' is not supported.*it must be 'none'"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
+    ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
+    ({"init_lora_weights": "OLoRA"}, "init_lora_weights='OLoRA'"),
+    ({"init_lora_weights": "corda", "corda_config": {"corda_method": "kpm"}}, "corda_config={'corda_method'"),
+    ({"init_lora_weights": "eva"}, "init_lora_weights='eva'"),
+    ({"alora_invocation_tokens": [9, 10]}, "alora_invocation_tokens=.9, 10. is not supported"),
+    ({"use_qalora": True}, "use_qalora=True"),
+    ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+    ({"an_option_of_next_year": 0.5}, "an_option_of_next_year=0.5 is not supported"),
+    ({"r": 0}, "r=0 must be a positive number"),
+    ({"r": 3}, "does not fit"),
+  ],
 )
 def test_options_that_change_the_result_are_refused(tmp_path, changes, message):
   config, _, _ = _load("qwen2")
@@ -121,7 +121,13 @@ def test_what_leaves_the_computation_alone_passes(tmp_path, initial):
   config, _, _ = _load("qwen2")
   shutil.copytree(GOLDEN / "peft" / "qwen2" / "adapter", tmp_path / "a")
   path = tmp_path / "a" / lora_peft.CONFIG_FILE
-  harmless = {"init_lora_weights": initial, "lora_dropout": 0.1, "task_type": None, "exclude_modules": ["lm_head"], "of_next_year": []}
+  harmless = {
+    "init_lora_weights": initial,
+    "lora_dropout": 0.1,
+    "task_type": None,
+    "exclude_modules": ["lm_head"],
+    "of_next_year": [],
+  }
   path.write_text(json.dumps(json.loads(path.read_text()) | harmless))
   assert lora_peft.read(tmp_path / "a", config)["layers"]
 
@@ -142,7 +148,9 @@ def test_adapters_are_refused_or_give_pefts_logits(tmp_path, options):
 
   torch.manual_seed(0)
   config, base, golden = _load("qwen2")
-  load = lambda: transformers.AutoModelForCausalLM.from_pretrained(GOLDEN / "peft" / "qwen2" / "base", dtype=torch.float32)
+  load = lambda: transformers.AutoModelForCausalLM.from_pretrained(
+    GOLDEN / "peft" / "qwen2" / "base", dtype=torch.float32
+  )
   settings = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
   adapted = peft.get_peft_model(load(), settings)
   for name, value in adapted.named_parameters():

@@ -108,7 +108,7 @@ def test_biases_and_norms_stay_the_bases_own():
   base = base | {"layers": base["layers"] | {"query_bias": base["layers"]["query_bias"] + 0.3}}
   adapters = _adapters(base)
   np.testing.assert_allclose(
-      _logits(lora.apply(base, adapters), config), _logits(lora.merge(base, adapters), config), atol=1e-4
+    _logits(lora.apply(base, adapters), config), _logits(lora.merge(base, adapters), config), atol=1e-4
   )
 
 
@@ -118,24 +118,24 @@ def test_sampler_and_scorer_agree_on_adapted_parameters():
   params = lora.apply(base, _adapters(base))
   prompts = PromptBatch(jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.ones((2, 3), bool))
   rollout = jax.device_get(
-      sampler.sample_groups(
-          params, CONFIG, prompts, jax.random.key(0), group_size=3, max_length=4, temperature=1.0, stop_tokens=(0,)
-      )
+    sampler.sample_groups(
+      params, CONFIG, prompts, jax.random.key(0), group_size=3, max_length=4, temperature=1.0, stop_tokens=(0,)
+    )
   )
   responses = [[tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)]
   packed = packing.pack_groups([[1, 2, 3], [4, 5, 6]], responses, bucket=16)
-  stats = scored.score_groups(
-      params, CONFIG, packed, group_size=3, max_length=4, temperature=1.0, chunk_size=16
-  )
+  stats = scored.score_groups(params, CONFIG, packed, group_size=3, max_length=4, temperature=1.0, chunk_size=16)
   np.testing.assert_allclose(stats.log_prob, rollout.log_probs, atol=2e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compute", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_half_precision_base_keeps_single_precision_adapters(compute):
-  config = dataclasses.replace(CONFIG, compute_dtype=compute, norm_offset=1.0)  # as Gemma's norms, whose scales are small
+  config = dataclasses.replace(
+    CONFIG, compute_dtype=compute, norm_offset=1.0
+  )  # as Gemma's norms, whose scales are small
   base = jax.tree_util.tree_map_with_path(
-      lambda path, leaf: leaf * jnp.bfloat16(0.01) if "norm" in jax.tree_util.keystr(path) else leaf, _base(jnp.bfloat16)
+    lambda path, leaf: leaf * jnp.bfloat16(0.01) if "norm" in jax.tree_util.keystr(path) else leaf, _base(jnp.bfloat16)
   )
   adapters = _adapters(base)
 
@@ -166,13 +166,13 @@ def test_the_gradient_needs_no_room_for_the_base():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((0, 1.0), "lora.rank=0"),
-        ((2, 0.0), "must be positive"),
-        ((2, 1.0, "("), "no regular expression"),
-        ((2, 1.0, "embedding"), "found in none of layers/query"),
-    ],
+  ("arguments", "message"),
+  [
+    ((0, 1.0), "lora.rank=0"),
+    ((2, 0.0), "must be positive"),
+    ((2, 1.0, "("), "no regular expression"),
+    ((2, 1.0, "embedding"), "found in none of layers/query"),
+  ],
 )
 def test_mistakes_are_said(arguments, message):
   with pytest.raises(InputError, match=message):

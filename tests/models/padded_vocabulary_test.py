@@ -56,7 +56,7 @@ def test_the_sampler_never_draws_padding_and_draws_as_without_it():
   plain, padded = _params()
   prompts = PromptBatch(jnp.array([[1, 2, 3]]), jnp.ones((1, 3), bool))
   draw = lambda params, config: sampler.sample_groups(
-      params, config, prompts, jax.random.key(3), group_size=64, max_length=4, temperature=1.0, stop_tokens=(0,)
+    params, config, prompts, jax.random.key(3), group_size=64, max_length=4, temperature=1.0, stop_tokens=(0,)
   )
   ours, expected = draw(padded, PADDED), draw(plain, PLAIN)
   np.testing.assert_array_equal(ours.tokens, expected.tokens)
@@ -69,7 +69,7 @@ def test_sampler_and_scorer_leave_forbidden_tokens_out_alike():
   config, kept = dataclasses.replace(PLAIN, forbidden=(3, 20)), np.delete(np.arange(21), (3, 20))
   prompts = PromptBatch(jnp.array([[1, 2, 3]]), jnp.ones((1, 3), bool))
   drawn = sampler.sample_groups(
-      plain, config, prompts, jax.random.key(3), group_size=64, max_length=4, temperature=0.7, stop_tokens=(0,)
+    plain, config, prompts, jax.random.key(3), group_size=64, max_length=4, temperature=0.7, stop_tokens=(0,)
   )
   assert not np.isin(drawn.tokens[drawn.mask], config.forbidden).any()
   responses = [np.asarray(tokens)[np.asarray(mask)] for tokens, mask in zip(drawn.tokens[0], drawn.mask[0])]
@@ -83,14 +83,18 @@ def test_sampler_and_scorer_leave_forbidden_tokens_out_alike():
 
   def of(hidden, rows, targets, forbidden):
     stats = token_stats.token_stats(
-        hidden, rows, targets, temperature=0.7, chunk_size=4, max_logits=20, forbidden=forbidden
+      hidden, rows, targets, temperature=0.7, chunk_size=4, max_logits=20, forbidden=forbidden
     )
     return jnp.sum(jnp.sin(jnp.arange(9)) * stats.log_prob + stats.entropy**2), stats
 
   gradient = jax.jit(jax.value_and_grad(of, (0, 1), has_aux=True), static_argnums=3)
   (_, ours), (d_hidden, d_rows) = gradient(hidden, rows, jnp.asarray(kept)[targets], (3, 20))
   (_, cut), (of_hidden, of_rows) = gradient(hidden, rows[kept], targets, ())
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), (ours, d_hidden, d_rows[kept]), (cut, of_hidden, of_rows))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    (ours, d_hidden, d_rows[kept]),
+    (cut, of_hidden, of_rows),
+  )
   np.testing.assert_array_equal(d_rows[np.array([3, 20])], 0)
 
 

@@ -20,7 +20,7 @@ from qempo_jax.models import transformer
 from qempo_jax.models import verify_export
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed; its logits are kept in golden/families"
+  importlib.util.find_spec("torch") is None, reason="PyTorch is not installed; its logits are kept in golden/families"
 )
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 FAMILIES = sorted(path.name for path in (GOLDEN / "families").iterdir() if path.is_dir())
@@ -90,8 +90,8 @@ def test_the_way_in_and_the_way_back(goldens, name, tmp_path):
     ours = verify_export.own_logits(params, config, *_padded(rows, side))
     np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE, err_msg=side)
   for ours, expected in zip(
-      _packed_logits(params, config, rows, goldens.PROMPT_LENGTHS),
-      np.split(theirs["right"], np.cumsum(goldens.LENGTHS)[:-1]),
+    _packed_logits(params, config, rows, goldens.PROMPT_LENGTHS),
+    np.split(theirs["right"], np.cumsum(goldens.LENGTHS)[:-1]),
   ):
     np.testing.assert_allclose(ours, expected[:-1], rtol=0, atol=TOLERANCE)
 
@@ -127,11 +127,11 @@ def test_half_precision_exports_are_verified_as_they_were_rounded(dtype, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda p, c: (p | {"final_norm": 1.1 * p["final_norm"]}, c), "logits differ by"),
-        (lambda p, c: (p, dataclasses.replace(c, rope_theta=77.0)), "logits differ by"),
-    ],
+  ("damage", "message"),
+  [
+    (lambda p, c: (p | {"final_norm": 1.1 * p["final_norm"]}, c), "logits differ by"),
+    (lambda p, c: (p, dataclasses.replace(c, rope_theta=77.0)), "logits differ by"),
+  ],
 )
 def test_a_wrong_export_is_found(tmp_path, damage, message):
   config, params = conversion.load(GOLDEN / "families" / "llama2")

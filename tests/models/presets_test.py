@@ -16,40 +16,47 @@ from qempo_jax.models import transformer
 # What the models' pages on the Hugging Face hub count in their safetensors. Qwen3's two smallest store their tied
 # output projection too, which is taken off here.
 PUBLISHED = {
-    "smollm2-135m": 134_515_008,
-    "smollm2-360m": 361_821_120,
-    "smollm2-1.7b": 1_711_376_384,
-    "llama-2-7b": 6_738_415_616,
-    "llama-3.1-8b": 8_030_261_248,
-    "llama-3.1-70b": 70_553_706_496,
-    "llama-3.2-1b": 1_235_814_400,
-    "llama-3.2-3b": 3_212_749_824,
-    "mistral-7b-v0.3": 7_248_023_552,
-    "qwen2.5-0.5b": 494_032_768,
-    "qwen2.5-1.5b": 1_543_714_304,
-    "qwen2.5-3b": 3_085_938_688,
-    "qwen2.5-7b": 7_615_616_512,
-    "qwen2.5-14b": 14_770_033_664,
-    "qwen2.5-32b": 32_763_876_352,
-    "qwen2.5-72b": 72_706_203_648,
-    "qwen3-0.6b": 751_632_384 - 151_936 * 1024,
-    "qwen3-1.7b": 2_031_739_904 - 151_936 * 2048,
-    "qwen3-4b": 4_022_468_096,
-    "qwen3-8b": 8_190_735_360,
-    "qwen3-14b": 14_768_307_200,
-    "qwen3-32b": 32_762_123_264,
-    "gemma-2-2b": 2_614_341_888,
-    "gemma-2-9b": 9_241_705_984,
-    "gemma-2-27b": 27_227_128_320,
-    "gemma-3-1b": 999_885_952,
-    "olmo-2-1b": 1_484_916_736,
-    "olmo-2-7b": 7_298_617_344,
-    "olmo-2-13b": 13_716_198_400,
+  "smollm2-135m": 134_515_008,
+  "smollm2-360m": 361_821_120,
+  "smollm2-1.7b": 1_711_376_384,
+  "llama-2-7b": 6_738_415_616,
+  "llama-3.1-8b": 8_030_261_248,
+  "llama-3.1-70b": 70_553_706_496,
+  "llama-3.2-1b": 1_235_814_400,
+  "llama-3.2-3b": 3_212_749_824,
+  "mistral-7b-v0.3": 7_248_023_552,
+  "qwen2.5-0.5b": 494_032_768,
+  "qwen2.5-1.5b": 1_543_714_304,
+  "qwen2.5-3b": 3_085_938_688,
+  "qwen2.5-7b": 7_615_616_512,
+  "qwen2.5-14b": 14_770_033_664,
+  "qwen2.5-32b": 32_763_876_352,
+  "qwen2.5-72b": 72_706_203_648,
+  "qwen3-0.6b": 751_632_384 - 151_936 * 1024,
+  "qwen3-1.7b": 2_031_739_904 - 151_936 * 2048,
+  "qwen3-4b": 4_022_468_096,
+  "qwen3-8b": 8_190_735_360,
+  "qwen3-14b": 14_768_307_200,
+  "qwen3-32b": 32_762_123_264,
+  "gemma-2-2b": 2_614_341_888,
+  "gemma-2-9b": 9_241_705_984,
+  "gemma-2-27b": 27_227_128_320,
+  "gemma-3-1b": 999_885_952,
+  "olmo-2-1b": 1_484_916_736,
+  "olmo-2-7b": 7_298_617_344,
+  "olmo-2-13b": 13_716_198_400,
 }
 # Of each family, and the one whose number is not published.
 SMALLEST = (
-    "smollm2-135m", "llama-3.2-1b", "mistral-7b-v0.3", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-2-2b", "gemma-3-1b",
-    "gemma-3-4b-text", "olmo-2-1b",
+  "smollm2-135m",
+  "llama-3.2-1b",
+  "mistral-7b-v0.3",
+  "qwen2.5-0.5b",
+  "qwen3-0.6b",
+  "gemma-2-2b",
+  "gemma-3-1b",
+  "gemma-3-4b-text",
+  "olmo-2-1b",
 )
 
 
@@ -60,7 +67,10 @@ def test_parameters_are_as_many_as_published():
 def test_the_written_configuration_reads_back():
   configs = {name: presets.get(name) for name in presets.NAMES}
   written = {name: hugging_face_out.to_hugging_face(config) for name, config in configs.items()}
-  assert len(configs) >= len(PUBLISHED) and {name: hugging_face.from_hugging_face(written[name]) for name in configs} == configs
+  assert (
+    len(configs) >= len(PUBLISHED)
+    and {name: hugging_face.from_hugging_face(written[name]) for name in configs} == configs
+  )
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-70b", "gemma-2-27b", "qwen2.5-72b"])
@@ -83,7 +93,9 @@ def test_an_unknown_preset_is_named():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-@pytest.mark.parametrize("names", [SMALLEST, pytest.param(presets.NAMES, marks=pytest.mark.slow)], ids=["smallest", "all"])
+@pytest.mark.parametrize(
+  "names", [SMALLEST, pytest.param(presets.NAMES, marks=pytest.mark.slow)], ids=["smallest", "all"]
+)
 def test_parameters_are_as_many_as_pytorch_makes(names):
   import torch
   import transformers

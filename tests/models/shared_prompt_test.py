@@ -92,7 +92,9 @@ def test_kernels_with_joined_keys_equal_dense_attention(window, softcap, prompts
   real = (packed.segments >= 0)[:, :, None, None]
   expected = jnp.where(real, attention.attention(*arrays, mask, config), 0)
   for joined in (None, layers.attention):
-    attend = lambda *arrays, joined=joined: shared_prompt.by_parts(*arrays, packed, config, window=window, joined=joined)
+    attend = lambda *arrays, joined=joined: shared_prompt.by_parts(
+      *arrays, packed, config, window=window, joined=joined
+    )
     ours = jax.jit(attend)(*arrays)
     assert np.isfinite(ours).all()
     np.testing.assert_allclose(jnp.where(real, ours, 0), expected, atol=1e-5)

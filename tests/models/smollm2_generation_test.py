@@ -41,14 +41,14 @@ def test_greedy_answers_equal_pytorch_transformers(demo):
     tokens[row, start:], mask[row, start:] = answer["prompt_ids"], True
   config, params = demo
   rollout = sampler.sample_groups(
-      jax.tree.map(jnp.asarray, params),
-      config,
-      PromptBatch(jnp.asarray(tokens), jnp.asarray(mask)),
-      jax.random.key(0),
-      group_size=1,
-      max_length=MAX_NEW_TOKENS,
-      temperature=COLD,
-      stop_tokens=tuple(golden["stop_tokens"]),
+    jax.tree.map(jnp.asarray, params),
+    config,
+    PromptBatch(jnp.asarray(tokens), jnp.asarray(mask)),
+    jax.random.key(0),
+    group_size=1,
+    max_length=MAX_NEW_TOKENS,
+    temperature=COLD,
+    stop_tokens=tuple(golden["stop_tokens"]),
   )
   for row, answer in enumerate(answers):
     ours = np.asarray(rollout.tokens[row, 0])[np.asarray(rollout.mask[row, 0])]
@@ -60,7 +60,9 @@ def test_the_real_model_goes_out_and_comes_back_exactly(demo, tmp_path):
   config, params = demo
   path = demo_model.demo_model_path()
   tokenizer = tokenization.load_tokenizer(path)
-  out = export.export_model(tmp_path / "out", params, config, tokenizer=tokenizer, source=path, max_shard_bytes=2 * 10**8)
+  out = export.export_model(
+    tmp_path / "out", params, config, tokenizer=tokenizer, source=path, max_shard_bytes=2 * 10**8
+  )
   assert len(list(out.glob("model-*.safetensors"))) == 3
   again, back = conversion.load(out)
   assert again == config

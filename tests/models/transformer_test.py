@@ -53,7 +53,10 @@ def test_greedy_text_equals_pytorch_transformers(demo):
   answers = _pieces(golden["greedy_ids"], golden["greedy_lengths"])
   config, params = demo
   longest, steps = max(map(len, prompts)), max(map(len, answers))
-  decode, decoder = jax.jit(transformer.decode, static_argnums=1), transformer.for_decoding(params, config, longest + steps)
+  decode, decoder = (
+    jax.jit(transformer.decode, static_argnums=1),
+    transformer.for_decoding(params, config, longest + steps),
+  )
   mask = jnp.asarray([[place >= longest - len(prompt) for place in range(longest)] for prompt in prompts])
   tokens = jnp.asarray([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
   hidden, keys, values = jax.jit(transformer.prefill, static_argnums=1)(params, config, tokens, mask)

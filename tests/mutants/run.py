@@ -28,7 +28,9 @@ import time
 from tests.mutants import mutants
 
 HERE = pathlib.Path(__file__).parents[2]
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "runs", ".jax_cache", ".hypothesis", ".pytest_cache", "__pycache__", "site")
+LEFT_OUT = shutil.ignore_patterns(
+  ".git", ".venv*", "runs", ".jax_cache", ".hypothesis", ".pytest_cache", "__pycache__", "site"
+)
 STALE = ("reference", "rows")  # folders of the users' cache whose contents a fault may have computed
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
@@ -38,7 +40,9 @@ class Imports:
 
   def __init__(self, root: pathlib.Path):
     """Finds the modules; each is parsed once it is asked for."""
-    files = [path.relative_to(root) for top in ("qempo_jax", "experiments", "tests") for path in (root / top).rglob("*.py")]
+    files = [
+      path.relative_to(root) for top in ("qempo_jax", "experiments", "tests") for path in (root / top).rglob("*.py")
+    ]
     self._files = {".".join(file.with_suffix("").parts).removesuffix(".__init__"): file for file in sorted(files)}
     self._root, self._found = root, {}
 
@@ -130,12 +134,26 @@ class Copy:
     """(names of the failed tests, exit code; None where the time was up) of one run of default tests."""
     for name in STALE:
       shutil.rmtree(self._cache / name, ignore_errors=True)
-    command = [sys.executable, "-m", "pytest", "-m", "not slow", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=no", *arguments]
+    command = [
+      sys.executable,
+      "-m",
+      "pytest",
+      "-m",
+      "not slow",
+      "-q",
+      "-p",
+      "no:cacheprovider",
+      "-rfE",
+      "--tb=no",
+      *arguments,
+    ]
     last = time.monotonic() + 20 * (limit or 0)  # one that sleeps takes no CPU
     with tempfile.TemporaryFile("w+") as log:
       process = subprocess.Popen(command, cwd=self.tree, env=self._env, stdout=log, stderr=log, start_new_session=True)
       try:
-        while process.poll() is None and (limit is None or _cpu_seconds(process.pid) < limit and time.monotonic() < last):
+        while process.poll() is None and (
+          limit is None or _cpu_seconds(process.pid) < limit and time.monotonic() < last
+        ):
           time.sleep(0.5)
         code = process.returncode
       finally:
@@ -177,7 +195,9 @@ def main() -> None:
   parser.add_argument("--again", action="store_true", help="run mutants anew that have a result")
   parser.add_argument("--jobs", type=int, default=2, help="mutants at once, each in a copy of the tree")
   parser.add_argument("--root", type=pathlib.Path, default=HERE, help="tree whose sources and tests are used")
-  parser.add_argument("--limit", type=float, default=240, help="CPU seconds of one run of pytest; a longer one catches nothing")
+  parser.add_argument(
+    "--limit", type=float, default=240, help="CPU seconds of one run of pytest; a longer one catches nothing"
+  )
   parser.add_argument("--durations", type=pathlib.Path, help="JSON of CPU seconds by test, for the order of files")
   options, seconds = parser.parse_args(), collections.Counter()
   chosen = [mutant for mutant in mutants.MUTANTS if not options.only or mutant.name in options.only]
@@ -204,7 +224,10 @@ def main() -> None:
     with lock:
       results["mutants"][mutant.name] = found
       save(options.out, results)
-    print(f"{len(results['mutants'])} {mutant.name}: {found['status']}, {found['seconds']:.0f} s, {found['test']}", flush=True)
+    print(
+      f"{len(results['mutants'])} {mutant.name}: {found['status']}, {found['seconds']:.0f} s, {found['test']}",
+      flush=True,
+    )
 
   with tempfile.TemporaryDirectory(prefix="mutants-") as scratch, futures.ThreadPoolExecutor(options.jobs) as pool:
     for job in range(options.jobs):

@@ -59,7 +59,12 @@ def test_rubbish_crashes_no_reward_and_both_forms_score_alike(name, classifier):
   reward = registry.resolve(SPECS[name].replace("{path}", str(classifier)))
   completions = GOOD + BAD
   count = len(completions)
-  columns = {"answer": ["4"] * count, "target": [4] * count, "set_name": ["european_capital"] * count, "step": list(range(count))}
+  columns = {
+    "answer": ["4"] * count,
+    "target": [4] * count,
+    "set_name": ["european_capital"] * count,
+    "step": list(range(count)),
+  }
   scores = checked.scores_or_nan(reward, ["p"] * count, completions, columns)
   assert scores.shape == (count,)
   text = [isinstance(completion, str) for completion in completions]

@@ -33,7 +33,23 @@ def test_right_answers_have_one_form(text, target, form):
 
 @pytest.mark.parametrize(
   "text",
-  ["13", "13+0", "12+1", "2*6+1=13", "(2*6)+1", "2*6+1.", "-1+7+7", "1+2+3+7", "2**6", "6 +  7", "26/2", "६+7", "6\n+7", "", "__import__('os')"],
+  [
+    "13",
+    "13+0",
+    "12+1",
+    "2*6+1=13",
+    "(2*6)+1",
+    "2*6+1.",
+    "-1+7+7",
+    "1+2+3+7",
+    "2**6",
+    "6 +  7",
+    "26/2",
+    "६+7",
+    "6\n+7",
+    "",
+    "__import__('os')",
+  ],
 )
 def test_anything_else_is_no_answer(text):
   assert countdown.solution(text, 13) is None
@@ -63,7 +79,9 @@ def test_splits_share_no_target_and_the_shown_puzzles_are_right_and_in_none():
     assert target not in every and countdown.solution(answer, target)
   rows = prompts.load_rows("countdown")
   assert [row["target"] for row in rows] == list(countdown.TRAIN_TARGETS)
-  assert rows[0]["prompt"][-1] == {"role": "user", "content": str(rows[0]["target"])} and len({row["prompt"] for row in rows}) == len(rows)
+  assert rows[0]["prompt"][-1] == {"role": "user", "content": str(rows[0]["target"])} and len(
+    {row["prompt"] for row in rows}
+  ) == len(rows)
   with pytest.raises(InputError, match="'test'"):
     countdown.targets("test")
 

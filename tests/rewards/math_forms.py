@@ -1,6 +1,6 @@
 r"""Right and wrong answers to one reference, written in many ways, and the rates at which the math reward misjudges them.
 
-    python -m tests.rewards.math_forms --gsm8k=1319 --math=500      # prints the tables of docs/data.md
+python -m tests.rewards.math_forms --gsm8k=1319 --math=500      # prints the tables of docs/data.md
 """
 
 import argparse
@@ -182,7 +182,9 @@ def main() -> None:
     for right in (True, False):
       mine = {way: counts for (kind, way), counts in table.items() if kind == right}
       wrong, total = (sum(counts[i] for counts in mine.values()) for i in (0, 1))
-      print(f"{name}, {'right' if right else 'wrong'} answers: {len(answers)} references, {len(mine)} ways, {wrong} of {total} misjudged")
+      print(
+        f"{name}, {'right' if right else 'wrong'} answers: {len(answers)} references, {len(mine)} ways, {wrong} of {total} misjudged"
+      )
       for way, (bad, count) in mine.items():
         print(f"  {way}: {bad} of {count}")
     for item in misjudged[: arguments.show]:

@@ -212,7 +212,16 @@ def test_tags_and_math_pay_the_same_response(reward):
 
 
 def test_numbers_as_references_are_written_in_digits(reward):
-  values = [0.00005, 2e16, 72, 0.1 + 0.2, decimal.Decimal("1E+3"), fractions.Fraction(1, 3), np.float32(0.1), np.int64(7)]
+  values = [
+    0.00005,
+    2e16,
+    72,
+    0.1 + 0.2,
+    decimal.Decimal("1E+3"),
+    fractions.Fraction(1, 3),
+    np.float32(0.1),
+    np.int64(7),
+  ]
   texts = ["\\boxed{0.00005}", "20000000000000000", "72", "0.3", "1,000", "\\frac13", "0.1", "7"]
   assert reward([""] * 8, texts, answer=values) == [1.0] * 8
   for value in (float("nan"), float("inf"), True):
@@ -411,7 +420,15 @@ def test_references_that_are_missing_or_no_text_are_the_users_mistake(reward):
 
 def test_a_completion_that_is_no_text_has_no_score(reward):
   reward.take_counts()
-  completions = [None, 3, b"1", [], [{"role": "assistant"}], [{"role": "assistant", "content": "1"}], "x" * 10**6 + " 1"]
+  completions = [
+    None,
+    3,
+    b"1",
+    [],
+    [{"role": "assistant"}],
+    [{"role": "assistant", "content": "1"}],
+    "x" * 10**6 + " 1",
+  ]
   scores = reward([""] * 7, completions, answer=["1"] * 7)
   assert scores == [None] * 5 + [1.0, 1.0]
   assert reward.take_counts() == {"right": 2, "not_text": 5}

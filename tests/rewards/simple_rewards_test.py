@@ -79,9 +79,7 @@ def test_compression_lets_prose_pass_and_neither_loops_nor_noise():
   rng = random.Random(0)
   noise = "".join(rng.choice(string.printable[:95]) for _ in range(400))
   letters = "".join(rng.choice(string.ascii_lowercase + "    ") for _ in range(2000))
-  prose, loop, noisy, lettered, short = score(
-    CompressionReward(), [PROSE, "I like cats. " * 40, noise, letters, "xq!"]
-  )
+  prose, loop, noisy, lettered, short = score(CompressionReward(), [PROSE, "I like cats. " * 40, noise, letters, "xq!"])
   assert prose == 1.0 and short == 1.0
   assert loop == 0.0 and noisy == 0.0 and lettered < 0.5
 

@@ -80,6 +80,8 @@ def test_stats_are_those_of_the_plain_formulas(scale):
   log_probs = exact - scipy.special.logsumexp(exact, axis=-1, keepdims=True)
   probs = np.exp(log_probs)
   np.testing.assert_allclose(stats.log_prob, log_probs[np.arange(64), token], rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(stats.entropy, -np.sum(probs * np.where(probs > 0, log_probs, 0), -1), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    stats.entropy, -np.sum(probs * np.where(probs > 0, log_probs, 0), -1), rtol=1e-5, atol=1e-5
+  )
   plain = jax.jit(token_stats.from_logits)(logits, token)
   np.testing.assert_allclose(stats.log_prob, plain.log_prob, rtol=1e-5, atol=2e-6 * scale)

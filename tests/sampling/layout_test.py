@@ -37,7 +37,9 @@ def alone(tmp_path_factory):
   return _rollout(tmp_path_factory.mktemp("alone"), mesh, ())
 
 
-@pytest.mark.parametrize("shape", [*(pytest.param(shape, marks=pytest.mark.slow) for shape in ((), (4, 1, 2))), (2, 1, 1, 4)])
+@pytest.mark.parametrize(
+  "shape", [*(pytest.param(shape, marks=pytest.mark.slow) for shape in ((), (4, 1, 2))), (2, 1, 1, 4)]
+)
 def test_samples_are_the_same_in_every_layout(tmp_path, alone, shape):
   found = _rollout(tmp_path, sharding.make_mesh((2, 2, 2)), shape)
   assert len(np.unique(alone.tokens)) > 20

@@ -13,17 +13,17 @@ from qempo_jax.types import PromptBatch
 from tests import scored
 
 CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=1000.0,
-    norm_epsilon=1e-5,
-    tie_embeddings=True,
-    logit_softcap=4.0,
+  vocab_size=300,
+  hidden_size=32,
+  intermediate_size=48,
+  num_layers=3,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  rope_theta=1000.0,
+  norm_epsilon=1e-5,
+  tie_embeddings=True,
+  logit_softcap=4.0,
 )
 PROMPTS = ([5, 6, 7], [8, 9, 10, 11, 12], [13, 14])
 SETTINGS = {"group_size": 16, "max_length": 7, "temperature": 0.8, "stop_tokens": (2, 3, 4, 5, 6, 7)}
@@ -46,13 +46,13 @@ def _score(params, prompts, rollout, config=CONFIG):
   responses = [[t[m] for t, m in zip(*group)] for group in zip(np.asarray(rollout.tokens), np.asarray(rollout.mask))]
   packed = packing.pack_groups(prompts, responses, bucket=16)
   return scored.score_groups(
-      params,
-      config,
-      packed,
-      group_size=SETTINGS["group_size"],
-      max_length=SETTINGS["max_length"],
-      temperature=SETTINGS["temperature"],
-      chunk_size=50,
+    params,
+    config,
+    packed,
+    group_size=SETTINGS["group_size"],
+    max_length=SETTINGS["max_length"],
+    temperature=SETTINGS["temperature"],
+    chunk_size=50,
   )
 
 

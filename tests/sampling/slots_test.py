@@ -50,15 +50,15 @@ def _assert_same(found, expected):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({"slots": 5}, marks=pytest.mark.slow),
-        pytest.param({"halvings": 3}, marks=pytest.mark.slow),
-        pytest.param({"first_ring": 5}, marks=pytest.mark.slow),
-        {"slots": 7, "halvings": 1, "first_ring": 12},
-        pytest.param({"slots": 7, "halvings": 2, "first_ring": 3}, marks=pytest.mark.slow),
-    ],
-    ids=str,
+  "settings",
+  [
+    pytest.param({"slots": 5}, marks=pytest.mark.slow),
+    pytest.param({"halvings": 3}, marks=pytest.mark.slow),
+    pytest.param({"first_ring": 5}, marks=pytest.mark.slow),
+    {"slots": 7, "halvings": 1, "first_ring": 12},
+    pytest.param({"slots": 7, "halvings": 2, "first_ring": 3}, marks=pytest.mark.slow),
+  ],
+  ids=str,
 )
 def test_slots_halvings_and_rings_change_no_sample(params, plain, settings):
   found = _sample(params, **settings)
@@ -85,8 +85,8 @@ def test_one_slot_is_never_idle(params, plain):
 
 def test_batches_change_no_sample(params, plain):
   parts = [
-      _sample(params, PROMPTS[:2], prompt_ids=jnp.arange(2), slots=2),
-      _sample(params, PROMPTS[2:], prompt_ids=jnp.arange(2, 4), slots=2),
+    _sample(params, PROMPTS[:2], prompt_ids=jnp.arange(2), slots=2),
+    _sample(params, PROMPTS[2:], prompt_ids=jnp.arange(2, 4), slots=2),
   ]
   joined = jax.tree.map(lambda *leaves: np.concatenate(leaves) if leaves[0].ndim else leaves[0], *parts)
   _assert_same(joined, plain)
@@ -141,14 +141,14 @@ def test_int8_is_the_nearest_of_its_steps_and_its_products_are_those_of_the_roun
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "settings"),
-    [
-        ((2, 2, 2), {"slots": 12, "halvings": 1}),
-        pytest.param((2, 2, 2), {}, marks=pytest.mark.slow),
-        pytest.param((8, 1, 1), {"slots": 16, "halvings": 1}, marks=pytest.mark.slow),
-        pytest.param((1, 2, 4), {"slots": 16, "halvings": 1}, marks=pytest.mark.slow),
-    ],
-    ids=str,
+  ("shape", "settings"),
+  [
+    ((2, 2, 2), {"slots": 12, "halvings": 1}),
+    pytest.param((2, 2, 2), {}, marks=pytest.mark.slow),
+    pytest.param((8, 1, 1), {"slots": 16, "halvings": 1}, marks=pytest.mark.slow),
+    pytest.param((1, 2, 4), {"slots": 16, "halvings": 1}, marks=pytest.mark.slow),
+  ],
+  ids=str,
 )
 def test_sharded_equals_a_single_device(params, plain, shape, settings):
   many, expected = PROMPTS, plain
@@ -159,6 +159,8 @@ def test_sharded_equals_a_single_device(params, plain, shape, settings):
   placed = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
   batch = sharding.place(jax.device_get(_padded("left", many)), sharding.batch_sharding(mesh))
   run = sharding.on_mesh(sampler.sample_groups, mesh)
-  found = jax.device_get(run(placed, ONE_BLOCK, PromptBatch(batch.tokens, batch.mask), jax.random.key(1), **SETTINGS | settings))
+  found = jax.device_get(
+    run(placed, ONE_BLOCK, PromptBatch(batch.tokens, batch.mask), jax.random.key(1), **SETTINGS | settings)
+  )
   _assert_same(found, expected)
   assert found.mask.sum() <= found.slot_steps

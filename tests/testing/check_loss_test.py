@@ -49,15 +49,11 @@ def _policy_gradient(advantage, s):
 
 
 def _entropy(s):
-  return jnp.mean(
-    jax.vmap(estimators.sequence_entropy_surrogate)(s.token_log_probs, s.token_entropies, s.mask)
-  )
+  return jnp.mean(jax.vmap(estimators.sequence_entropy_surrogate)(s.token_log_probs, s.token_entropies, s.mask))
 
 
 def _kl(s):
-  return jnp.mean(
-    jax.vmap(estimators.sequence_kl_surrogate)(s.token_log_probs, s.token_kls, s.mask)
-  )
+  return jnp.mean(jax.vmap(estimators.sequence_kl_surrogate)(s.token_log_probs, s.token_kls, s.mask))
 
 
 def _quality(s):
@@ -106,7 +102,9 @@ def _ppo(advantage, s):
 
 
 def _group_tokens(advantage, s):
-  return -jnp.sum(jax.lax.stop_gradient(advantage)[:, None] * jnp.where(s.mask, s.token_log_probs, 0.0)) / jnp.sum(s.mask)
+  return -jnp.sum(jax.lax.stop_gradient(advantage)[:, None] * jnp.where(s.mask, s.token_log_probs, 0.0)) / jnp.sum(
+    s.mask
+  )
 
 
 def _quality_mean(s):
@@ -125,15 +123,20 @@ RIGHT = {  # loss, the multiple of grad J it ascends
   ),
   "no baseline": (lambda s: _policy_gradient(_shaped(s), s), 1.0),
   "multiplied by the mask": (
-    lambda s: -jnp.mean(advantages.leave_one_out(_shaped(s)) * jnp.sum(s.token_log_probs * s.mask, axis=-1)), 1.0
+    lambda s: -jnp.mean(advantages.leave_one_out(_shaped(s)) * jnp.sum(s.token_log_probs * s.mask, axis=-1)),
+    1.0,
   ),
   "PPO, clipped": (lambda s: _ppo(advantages.leave_one_out(_shaped(s)), s), 1.0),
   "trajectory balance": (_balance, 2 / A * (GROUP - 1) / GROUP),
   "Rao-Blackwell": (lambda s: _quality(s) - (A - B) * _entropy(s) + B * _kl(s), 1.0),
   "k1 in the reward": (
-    lambda s: _policy_gradient(
-      advantages.leave_one_out(s.rewards - B * jax.lax.stop_gradient(s.log_probs - s.ref_log_probs)), s
-    ) - (A - B) * _entropy(s), 1.0,
+    lambda s: (
+      _policy_gradient(
+        advantages.leave_one_out(s.rewards - B * jax.lax.stop_gradient(s.log_probs - s.ref_log_probs)), s
+      )
+      - (A - B) * _entropy(s)
+    ),
+    1.0,
   ),
   "k2 in the loss": (
     lambda s: _quality(s) - (A - B) * _entropy(s) + B * jnp.mean(estimators.kl_values(s.log_probs, s.ref_log_probs).k2),
@@ -169,75 +172,90 @@ WRONG = {
   "std-normalised reward": lambda s: _policy_gradient(
     _std(s.rewards) + advantages.leave_one_out(_shaped(s) - s.rewards), s
   ),
-  "length-normalised policy gradient": lambda s: _policy_gradient(
-    advantages.leave_one_out(_shaped(s)) / s.lengths, s
-  ),
-  "stale log-probs": lambda s: _policy_gradient(
-    advantages.leave_one_out(_shaped(s, s.old_log_probs)), s
-  ),
+  "length-normalised policy gradient": lambda s: _policy_gradient(advantages.leave_one_out(_shaped(s)) / s.lengths, s),
+  "stale log-probs": lambda s: _policy_gradient(advantages.leave_one_out(_shaped(s, s.old_log_probs)), s),
 }
 
 
 K1_ENTROPY, K1_KL, K3_TOKEN = "k1 entropy in the loss", "k1 in the loss", "k3 per token in the loss"
 OTHER_WRONG = {  # loss, the mistakes named; also two at once, and under other baselines
-  "two k1": (
-    lambda s: _quality(s) + A * jnp.mean(s.log_probs) - B * jnp.mean(s.ref_log_probs), [K1_ENTROPY, K1_KL]
-  ),
+  "two k1": (lambda s: _quality(s) + A * jnp.mean(s.log_probs) - B * jnp.mean(s.ref_log_probs), [K1_ENTROPY, K1_KL]),
   "group mean, k3": (
-    lambda s: _policy_gradient(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _k3_per_token(s), [K3_TOKEN]
+    lambda s: _policy_gradient(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _k3_per_token(s),
+    [K3_TOKEN],
   ),
   "PPO, group mean, k3": (
-    lambda s: _ppo(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _k3_per_token(s), [K3_TOKEN]
+    lambda s: _ppo(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _k3_per_token(s),
+    [K3_TOKEN],
   ),
   "std, k3": (
-    lambda s: _quality_std(s) - (A - B) * _entropy(s) + B * _k3_per_token(s), ["std-normalised reward", K3_TOKEN]
+    lambda s: _quality_std(s) - (A - B) * _entropy(s) + B * _k3_per_token(s),
+    ["std-normalised reward", K3_TOKEN],
   ),
   "std, token-only entropy": (
     lambda s: _quality_std(s) - A * _sums(s.token_entropies, s) - B * jnp.mean(s.ref_log_probs),
     ["std-normalised reward", K1_KL, "token-only entropy"],
   ),
   "group mean on the reward alone": (
-    lambda s: _quality_mean(s) - (A - B) * _entropy(s) + B * _kl(s), ["group mean on the reward alone"]
+    lambda s: _quality_mean(s) - (A - B) * _entropy(s) + B * _kl(s),
+    ["group mean on the reward alone"],
   ),
   "GRPO": (
-    lambda s: _policy_gradient(_std(s.rewards) / s.lengths, s) - (A - B) * _entropy(s) + B * _sums(_k3_tokens(s), s, s.lengths),
+    lambda s: (
+      _policy_gradient(_std(s.rewards) / s.lengths, s) - (A - B) * _entropy(s) + B * _sums(_k3_tokens(s), s, s.lengths)
+    ),
     ["std-normalised reward", "length-normalised", "k3 in the loss as a mean over tokens"],
   ),
   "token mean over the group": (
-    lambda s: _group_tokens(advantages.leave_one_out(_shaped(s)), s), ["token mean over the group"]
+    lambda s: _group_tokens(advantages.leave_one_out(_shaped(s)), s),
+    ["token mean over the group"],
   ),
   "entropy per token": (
-    lambda s: _policy_gradient(advantages.leave_one_out(s.rewards + B * s.ref_log_probs), s)
-    - A * _sums(s.token_entropies, s, s.lengths),
+    lambda s: (
+      _policy_gradient(advantages.leave_one_out(s.rewards + B * s.ref_log_probs), s)
+      - A * _sums(s.token_entropies, s, s.lengths)
+    ),
     ["entropy per token"],
   ),
   "forgotten stop_gradient": (lambda s: -jnp.mean(_no_stop(s) * s.log_probs), ["forgotten stop_gradient"]),
   "forgotten stop_gradient, group mean": (
-    lambda s: -jnp.mean((_no_stop(s) - jnp.mean(_no_stop(s))) * s.log_probs), ["forgotten stop_gradient"]
+    lambda s: -jnp.mean((_no_stop(s) - jnp.mean(_no_stop(s))) * s.log_probs),
+    ["forgotten stop_gradient"],
   ),
   "flipped": (lambda s: -_policy_gradient(advantages.group_mean(_shaped(s)), s), ["flipped sign: the loss"]),
   "flipped, k3": (
-    lambda s: -(_quality(s) - (A - B) * _entropy(s) + B * _k3(s)), ["flipped sign: the loss", "k3 in the loss:"]
+    lambda s: -(_quality(s) - (A - B) * _entropy(s) + B * _k3(s)),
+    ["flipped sign: the loss", "k3 in the loss:"],
   ),
   "flipped entropy": (lambda s: _quality(s) + (A - B) * _entropy(s) + B * _kl(s), ["flipped sign of the entropy"]),
   "flipped KL": (lambda s: _quality(s) - (A - B) * _entropy(s) - B * _kl(s), ["flipped sign of the KL"]),
   "flipped reward": (lambda s: -_quality(s) - (A - B) * _entropy(s) + B * _kl(s), ["flipped sign of the reward"]),
   "k2 per token": (
-    lambda s: _quality(s) - (A - B) * _entropy(s)
-    + B * _sums(estimators.kl_values(s.token_log_probs, s.ref_token_log_probs).k2, s),
+    lambda s: (
+      _quality(s)
+      - (A - B) * _entropy(s)
+      + B * _sums(estimators.kl_values(s.token_log_probs, s.ref_token_log_probs).k2, s)
+    ),
     ["k2 or the exact KL per token"],
   ),
   "k3 in the reward": (
-    lambda s: _policy_gradient(advantages.group_mean(
-      s.rewards - B * estimators.kl_values(s.log_probs, s.ref_log_probs).k3), s) * GROUP / (GROUP - 1) - (A - B) * _entropy(s),
+    lambda s: (
+      _policy_gradient(advantages.group_mean(s.rewards - B * estimators.kl_values(s.log_probs, s.ref_log_probs).k3), s)
+      * GROUP
+      / (GROUP - 1)
+      - (A - B) * _entropy(s)
+    ),
     ["k3 in the reward"],
   ),
   "k2 in the reward": (
-    lambda s: _policy_gradient(s.rewards - B * estimators.kl_values(s.log_probs, s.ref_log_probs).k2, s) - (A - B) * _entropy(s),
+    lambda s: (
+      _policy_gradient(s.rewards - B * estimators.kl_values(s.log_probs, s.ref_log_probs).k2, s) - (A - B) * _entropy(s)
+    ),
     ["k2 in the reward"],
   ),
   "exchanged": (
-    lambda s: _policy_gradient(s.rewards - B * s.log_probs + A * s.ref_log_probs, s), ["alpha and beta exchanged"]
+    lambda s: _policy_gradient(s.rewards - B * s.log_probs + A * s.ref_log_probs, s),
+    ["alpha and beta exchanged"],
   ),
   "other weights": (
     lambda s: _policy_gradient(s.rewards - 2 * s.log_probs + B * s.ref_log_probs, s),
@@ -300,12 +318,15 @@ def test_a_loss_of_nan_is_named():
   assert check_pair(lambda p: jnp.sqrt(-1 - jnp.square(p[0] - p[1]))).mistakes == (mistakes.NAN,)
 
 
-@pytest.mark.parametrize("loss, words", [
-  (lambda s: s.log_probs, r"an array of shape \(2,\): return one scalar"),
-  (lambda s: (jnp.mean(s.log_probs), {}), "returned a tuple"),
-  (lambda s: None, "returned a NoneType"),
-  (lambda s: jnp.sum(s.mask), "returned int"),
-])
+@pytest.mark.parametrize(
+  "loss, words",
+  [
+    (lambda s: s.log_probs, r"an array of shape \(2,\): return one scalar"),
+    (lambda s: (jnp.mean(s.log_probs), {}), "returned a tuple"),
+    (lambda s: None, "returned a NoneType"),
+    (lambda s: jnp.sum(s.mask), "returned int"),
+  ],
+)
 def test_a_loss_that_is_no_scalar_is_refused(loss, words):
   with pytest.raises(InputError, match=words):
     check(loss)
@@ -373,15 +394,11 @@ def test_other_preference_losses_miss_the_optimum(name):
 
 
 def test_qempo_is_right_where_beta_is_zero():
-  assert check_loss(
-    lambda p: losses.qempo_loss(*p[:2], alpha=A), alpha=A, beta=0.0, inputs="pair"
-  ).ok
+  assert check_loss(lambda p: losses.qempo_loss(*p[:2], alpha=A), alpha=A, beta=0.0, inputs="pair").ok
 
 
 def test_single_precision_losses_pass():
-  report = check(
-    lambda s: _policy_gradient(advantages.leave_one_out(_shaped(s)), jax.tree.map(_single, s))
-  )
+  report = check(lambda s: _policy_gradient(advantages.leave_one_out(_shaped(s)), jax.tree.map(_single, s)))
   assert report.ok and report.gradient_error > 0
 
 

@@ -18,9 +18,7 @@ POLICIES = [
 ]
 
 
-@pytest.mark.parametrize(
-  ("vocab_size", "max_length", "count"), [(3, 4, 31), (2, 3, 4), (4, 1, 4), (4, 3, 40)]
-)
+@pytest.mark.parametrize(("vocab_size", "max_length", "count"), [(3, 4, 31), (2, 3, 4), (4, 1, 4), (4, 3, 40)])
 def test_the_space_holds_every_sequence_once(vocab_size, max_length, count):
   space = sequence_space(vocab_size, max_length)
   assert space.num_sequences == count
@@ -46,12 +44,8 @@ def test_chain_rules_of_entropy_and_kl(x64, policy):
   params, ref = policy.init(jax.random.key(0)), policy.init(jax.random.key(1))
   ref_tokens, ref_log_probs = policy.token_log_probs(ref), policy.log_probs(ref)
   along = lambda tokens: policy.expected(params, tokens.sum(-1))
-  np.testing.assert_allclose(
-    along(policy.token_entropies(params)), policy.entropy(params), rtol=1e-12
-  )
-  np.testing.assert_allclose(
-    along(policy.token_kls(params, ref_tokens)), policy.kl(params, ref_log_probs), rtol=1e-12
-  )
+  np.testing.assert_allclose(along(policy.token_entropies(params)), policy.entropy(params), rtol=1e-12)
+  np.testing.assert_allclose(along(policy.token_kls(params, ref_tokens)), policy.kl(params, ref_log_probs), rtol=1e-12)
   assert np.all(np.asarray(policy.token_entropies(params))[~policy.space.mask] == 0)
   np.testing.assert_allclose(policy.kl(ref, ref_log_probs), 0, atol=1e-14)
 
@@ -70,20 +64,12 @@ def test_objective_is_its_parts(x64):
   policy = POLICIES[0]
   params, ref = policy.init(jax.random.key(0)), policy.log_probs(policy.init(jax.random.key(1)))
   rewards = jax.random.normal(jax.random.key(2), ref.shape)
-  parts = (
-    policy.expected(params, rewards)
-    + (0.5 - 0.2) * policy.entropy(params)
-    - 0.2 * policy.kl(params, ref)
-  )
-  np.testing.assert_allclose(
-    policy.objective(params, rewards, ref, alpha=0.5, beta=0.2), parts, rtol=1e-12
-  )
+  parts = policy.expected(params, rewards) + (0.5 - 0.2) * policy.entropy(params) - 0.2 * policy.kl(params, ref)
+  np.testing.assert_allclose(policy.objective(params, rewards, ref, alpha=0.5, beta=0.2), parts, rtol=1e-12)
 
 
 def test_the_closed_form_is_the_maximum_of_the_objective(x64):
-  problem = random_problem(
-    jax.random.key(3), vocab_size=3, max_length=3, num_prompts=2, num_points=1
-  )
+  problem = random_problem(jax.random.key(3), vocab_size=3, max_length=3, num_prompts=2, num_points=1)
   policy, rewards = problem.policy, problem.rewards[1]
   best = problem.optimum(rewards, alpha=0.5, beta=0.2)
   target = family.target_log_probs(rewards, problem.ref_log_probs, alpha=0.5, beta=0.2)
@@ -104,9 +90,7 @@ def test_any_token_log_probs_plug_in(x64):
   policy = EnumerablePolicy(space, table.init, like_a_language_model)
   for f in ("entropy", "log_probs", "token_entropies", "length_distribution"):
     np.testing.assert_allclose(getattr(policy, f)(params), getattr(table, f)(params), rtol=1e-12)
-  np.testing.assert_allclose(
-    jax.grad(policy.entropy)(params), jax.grad(table.entropy)(params), rtol=1e-9, atol=1e-12
-  )
+  np.testing.assert_allclose(jax.grad(policy.entropy)(params), jax.grad(table.entropy)(params), rtol=1e-9, atol=1e-12)
 
 
 def test_hand_picked_spaces_must_be_prefix_free():

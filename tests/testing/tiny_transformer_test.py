@@ -59,9 +59,7 @@ def test_prompts_share_params_and_may_be_mapped_over():
 
 def test_a_prompt_of_the_repeated_token_alone_hides_its_number():
   """Why a prompt should open with another token: attention averages, and a mean of equals forgets their number."""
-  blind, seeing = (
-    EnumerablePolicy.transformer(3, 3, prompt=prompt, init_stddev=1.0) for prompt in ((1,), (0, 1))
-  )
+  blind, seeing = (EnumerablePolicy.transformer(3, 3, prompt=prompt, init_stddev=1.0) for prompt in ((1,), (0, 1)))
   params = blind.init(jax.random.key(3))
   spread = lambda policy: np.ptp(_log_probs_of_stopping(policy, params))
   assert spread(blind) < 1e-4 < 1e-2 < spread(seeing)

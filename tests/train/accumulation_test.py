@@ -29,8 +29,8 @@ SCORING = {"config": MODEL, "temperature": 1.0, "chunk_size": 32}
 PROMPTS, LONGEST = 8, 6
 # The "optimizer" keeps the gradient as its state, and moves nothing.
 KEEP = optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), updates),
+  lambda params: jax.tree.map(jnp.zeros_like, params),
+  lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), updates),
 )
 
 
@@ -46,9 +46,7 @@ def _packed(group_size):
 
 def _state():
   params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
-  dual_params = duals.init_dual_params(
-      {"quality": 3.0, "kl": 0.5}, parametrisation={"quality": "log", "kl": "linear"}
-  )
+  dual_params = duals.init_dual_params({"quality": 3.0, "kl": 0.5}, parametrisation={"quality": "log", "kl": "linear"})
   return train_state.create(params, dual_params, jax.random.key(1), optimizer=KEEP, dual_optimizer=optax.sgd(0.1))
 
 
@@ -74,7 +72,7 @@ def _online(gradient, baseline, normalise):
 
   def step(micro_batches):
     one = lambda state, batch: online_step.online_step(
-        state, reference, batch, objective=objective, optimizers=optimizers, micro_batches=micro_batches, **SCORING
+      state, reference, batch, objective=objective, optimizers=optimizers, micro_batches=micro_batches, **SCORING
     )
     return jax.jit(one)(_state(), batch)
 
@@ -93,7 +91,7 @@ def _offline(loss):
   @functools.cache
   def step(micro_batches):
     one = lambda state, batch: offline_step.offline_step(
-        state, batch, objective=objective, optimizer=KEEP, micro_batches=micro_batches, **SCORING
+      state, batch, objective=objective, optimizer=KEEP, micro_batches=micro_batches, **SCORING
     )
     return jax.jit(one)(_state(), batch)
 
@@ -113,20 +111,22 @@ def _same_in_four_parts(step):
 
 
 @pytest.mark.parametrize(
-    ("gradient", "baseline", "normalise"),
-    [
-        pytest.param("score_function", "leave_one_out", False, marks=pytest.mark.slow),
-        pytest.param("score_function", "group_mean", True, marks=pytest.mark.slow),
-        pytest.param("rao_blackwell", "leave_one_out", True, marks=pytest.mark.slow),
-        pytest.param("rao_blackwell", "group_mean", False, marks=pytest.mark.slow),
-    ],
+  ("gradient", "baseline", "normalise"),
+  [
+    pytest.param("score_function", "leave_one_out", False, marks=pytest.mark.slow),
+    pytest.param("score_function", "group_mean", True, marks=pytest.mark.slow),
+    pytest.param("rao_blackwell", "leave_one_out", True, marks=pytest.mark.slow),
+    pytest.param("rao_blackwell", "group_mean", False, marks=pytest.mark.slow),
+  ],
 )
 def test_online_objectives(gradient, baseline, normalise):
   _same_in_four_parts(_online(gradient, baseline, normalise))
 
 
 # KTO reads something of the whole batch; the others are means over pairs, and are marked slow.
-OFFLINE = [pytest.param(loss, marks=() if loss == "kto" else pytest.mark.slow) for loss in sorted(offline_losses.LOSSES)]
+OFFLINE = [
+  pytest.param(loss, marks=() if loss == "kto" else pytest.mark.slow) for loss in sorted(offline_losses.LOSSES)
+]
 
 
 @pytest.mark.parametrize("loss", OFFLINE)
@@ -179,7 +179,7 @@ def _step(**changes):
   optimizers = online_step.Optimizers(KEEP, duals.plain_ascent(0.1))
   state = _state().replace(dual_opt_state=optimizers.dual.init(_state().dual_params))
   step = lambda state, batch: online_step.online_step(
-      state, reference, batch, objective=objective, optimizers=optimizers, **SCORING
+    state, reference, batch, objective=objective, optimizers=optimizers, **SCORING
   )
   return state, jax.jit(step)
 

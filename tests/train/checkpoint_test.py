@@ -22,7 +22,10 @@ ADAM = optax.adam(0.1)
 
 
 def _state(step=0, mesh=None, width=16):
-  params = {"layers": {"gate": jax.random.normal(jax.random.key(step), (2, 8, width))}, "norm": jnp.ones(3, jnp.bfloat16)}
+  params = {
+    "layers": {"gate": jax.random.normal(jax.random.key(step), (2, 8, width))},
+    "norm": jnp.ones(3, jnp.bfloat16),
+  }
   dual_params = duals.init_dual_params({"quality": 2.0}, parametrisation={"quality": "log"})
   state = train_state.create(params, dual_params, jax.random.key(step + 1), optimizer=ADAM, dual_optimizer=ADAM)
   state = state.replace(step=jnp.asarray(step, jnp.int32))
@@ -109,20 +112,20 @@ def _edited(edit):
 
 
 DAMAGE = {
-    "cut file of arrays": _truncate,
-    "flipped byte": _flip,
-    "missing file of arrays": lambda folder: _largest_file(folder).unlink(),
-    "unparsable manifest": _garbage("params/manifest.ocdbt"),
-    "missing manifest": _missing("rest/manifest.ocdbt"),
-    "missing record": _forget_the_host,
-    "unparsable record": _garbage("host/metadata"),
-    "changed bits in the record": _edited(lambda found: found["about"]["bits"].update(rest=0)),
-    "renamed key": _edited(lambda found: found["host"].update(place=found["host"].pop("position"))),
-    "changed digit": _edited(lambda found: found["host"].update(position=31)),
-    "changed measurement": _edited(lambda found: found["about"].update(quality={"entropy": 99.0, "shortfall": 0.0})),
-    "record without host": _edited(lambda found: found.pop("host")),
-    "record without checksum": _edited(lambda found: found.pop("sum")),
-    "record that is a list": lambda folder: (folder / "host" / "metadata").write_text("[1]"),
+  "cut file of arrays": _truncate,
+  "flipped byte": _flip,
+  "missing file of arrays": lambda folder: _largest_file(folder).unlink(),
+  "unparsable manifest": _garbage("params/manifest.ocdbt"),
+  "missing manifest": _missing("rest/manifest.ocdbt"),
+  "missing record": _forget_the_host,
+  "unparsable record": _garbage("host/metadata"),
+  "changed bits in the record": _edited(lambda found: found["about"]["bits"].update(rest=0)),
+  "renamed key": _edited(lambda found: found["host"].update(place=found["host"].pop("position"))),
+  "changed digit": _edited(lambda found: found["host"].update(position=31)),
+  "changed measurement": _edited(lambda found: found["about"].update(quality={"entropy": 99.0, "shortfall": 0.0})),
+  "record without host": _edited(lambda found: found.pop("host")),
+  "record without checksum": _edited(lambda found: found.pop("sum")),
+  "record that is a list": lambda folder: (folder / "host" / "metadata").write_text("[1]"),
 }
 
 
@@ -143,13 +146,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path, name):
 
 
 FAULTS = {
-    "read error": OSError(5, "Input/output error"),
-    "too many open files": OSError(24, "Too many open files"),
-    "permission": PermissionError(13, "Permission denied"),
-    "host memory": MemoryError("cannot allocate 8 GiB"),
-    "device memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes\nand more"),
-    "storage": ValueError("UNAVAILABLE: connection reset"),
-    "time": TimeoutError("timed out"),
+  "read error": OSError(5, "Input/output error"),
+  "too many open files": OSError(24, "Too many open files"),
+  "permission": PermissionError(13, "Permission denied"),
+  "host memory": MemoryError("cannot allocate 8 GiB"),
+  "device memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes\nand more"),
+  "storage": ValueError("UNAVAILABLE: connection reset"),
+  "time": TimeoutError("timed out"),
 }
 
 
@@ -158,8 +161,9 @@ def _names(folder):
 
 
 @pytest.mark.parametrize(
-    ("where", "name"),
-    [("arrays", name) for name in FAULTS] + [("record", name) for name in ("read error", "too many open files", "permission")],
+  ("where", "name"),
+  [("arrays", name) for name in FAULTS]
+  + [("record", name) for name in ("read error", "too many open files", "permission")],
 )
 def test_a_passing_fault_is_raised_with_its_own_message_and_moves_nothing(saved, monkeypatch, name, where):
   def fail(*args, **kwargs):
@@ -282,7 +286,9 @@ def test_read_only_passes_over_damage_without_moving_it(tmp_path):
 def test_the_newest_and_the_best_feasible_are_kept(tmp_path):
   checkpoints, _ = _open(tmp_path, keep=2)
   found = []
-  for step, (entropy, shortfall) in enumerate([(9.0, 0.4), (9.0, 0.1), (3.0, 0.0), (5.0, 0.0), (4.0, 0.0), (8.0, 0.2)], 1):
+  for step, (entropy, shortfall) in enumerate(
+    [(9.0, 0.4), (9.0, 0.1), (3.0, 0.0), (5.0, 0.0), (4.0, 0.0), (8.0, 0.2)], 1
+  ):
     checkpoints.save(_state(step), {}, {"entropy": entropy, "shortfall": shortfall})
     checkpoints.wait()
     found.append((checkpoints.steps(), checkpoints.best_step()))

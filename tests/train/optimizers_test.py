@@ -11,7 +11,14 @@ from qempo_jax.train import state as train_state
 
 PARAMS = {"a": jnp.linspace(-1, 1, 300_000).reshape(3, -1), "norm": jnp.ones(5)}
 ADAMW = optimizers.adamw(
-    learning_rate=1e-2, warmup_steps=0, total_steps=9, final_fraction=1.0, b1=0.9, b2=0.95, weight_decay=0.1, max_grad_norm=1.0
+  learning_rate=1e-2,
+  warmup_steps=0,
+  total_steps=9,
+  final_fraction=1.0,
+  b1=0.9,
+  b2=0.95,
+  weight_decay=0.1,
+  max_grad_norm=1.0,
 )
 
 
@@ -37,7 +44,14 @@ def test_an_update_takes_no_memory_beside_what_it_updates():
 def test_matrices_alone_decay():
   params = {"layers": {"query": jnp.ones((2, 3)), "query_bias": jnp.ones(3), "input_norm": jnp.ones(3)}}
   optimizer = optimizers.adamw(
-      learning_rate=0.1, warmup_steps=0, total_steps=9, final_fraction=1.0, b1=0.9, b2=0.9, weight_decay=0.5, max_grad_norm=1.0
+    learning_rate=0.1,
+    warmup_steps=0,
+    total_steps=9,
+    final_fraction=1.0,
+    b1=0.9,
+    b2=0.9,
+    weight_decay=0.5,
+    max_grad_norm=1.0,
   )
   updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
   np.testing.assert_allclose(updates["layers"]["query"], -0.05, rtol=1e-6)
@@ -47,7 +61,14 @@ def test_matrices_alone_decay():
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_the_learning_rate_rises_to_its_peak_and_reaches_its_last_value_at_the_last_update(warmup):
   optimizer = optimizers.adamw(
-      learning_rate=0.1, warmup_steps=warmup, total_steps=9, final_fraction=0.2, b1=0.0, b2=0.0, weight_decay=0.0, max_grad_norm=9.0
+    learning_rate=0.1,
+    warmup_steps=warmup,
+    total_steps=9,
+    final_fraction=0.2,
+    b1=0.0,
+    b2=0.0,
+    weight_decay=0.0,
+    max_grad_norm=9.0,
   )
   state, sizes = optimizer.init(jnp.ones(1)), []
   for _ in range(10):

@@ -23,8 +23,14 @@ from tests import donation
 
 MODEL = ModelConfig(48, 32, 64, 3, 4, 2, 8, 100.0, 1e-5, True, windows=(None, 4, None))
 ADAMW = optimizers.adamw(
-    learning_rate=1e-2, warmup_steps=0, total_steps=10, final_fraction=1.0, b1=0.9, b2=0.95, weight_decay=0.0,
-    max_grad_norm=1.0,
+  learning_rate=1e-2,
+  warmup_steps=0,
+  total_steps=10,
+  final_fraction=1.0,
+  b1=0.9,
+  b2=0.95,
+  weight_decay=0.0,
+  max_grad_norm=1.0,
 )
 
 
@@ -117,7 +123,9 @@ def test_steps_learn_the_pairs():
   assert metrics["accuracy"] == 1.0 and int(state.step) == 20
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((8, 1, 1), (1, 8, 1), (2, 1, 2, 2)))])
+@pytest.mark.parametrize(
+  "shape", [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((8, 1, 1), (1, 8, 1), (2, 1, 2, 2)))]
+)
 def test_sharded_equals_single_device(shape):
   """The loop's own compiled step, which takes its state's memory over."""
 

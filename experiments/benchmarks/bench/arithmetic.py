@@ -65,12 +65,12 @@ def tokens(kind: str, shape: Mapping) -> dict[str, int]:
   sampled = kind != "offline"
   trained = kind != "decode"
   return {
-      "decoded": scored if sampled else 0,
-      "prefilled": prompts * shape["prompt"] if sampled else 0,
-      "trained_fed": fed if trained else 0,
-      "trained_scored": scored if trained else 0,
-      "reference_fed": fed if trained else 0,
-      "reference_scored": scored if trained else 0,
+    "decoded": scored if sampled else 0,
+    "prefilled": prompts * shape["prompt"] if sampled else 0,
+    "trained_fed": fed if trained else 0,
+    "trained_scored": scored if trained else 0,
+    "reference_fed": fed if trained else 0,
+    "reference_scored": scored if trained else 0,
   }
 
 

@@ -8,8 +8,8 @@ from qempo_jax.errors import InputError
 
 # Installed one after the other, so that the index at hand may choose torch's build for CPUs first.
 PEERS = {
-    "trl": ("torch==2.13.0", "trl==1.16.0", "transformers==5.24.0"),
-    "tunix": ("google-tunix==0.1.7",),
+  "trl": ("torch==2.13.0", "trl==1.16.0", "transformers==5.24.0"),
+  "tunix": ("google-tunix==0.1.7",),
 }
 
 
@@ -32,4 +32,6 @@ def _run(command: list[str]) -> None:
   result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
   if result.returncode:
     lines = [line for line in result.stderr.splitlines() if "error" in line.lower()] or result.stderr.splitlines()
-    raise InputError(f"{' '.join(command[:6])} failed ({(lines or ['no message'])[-1]}); leave the case out with --only")
+    raise InputError(
+      f"{' '.join(command[:6])} failed ({(lines or ['no message'])[-1]}); leave the case out with --only"
+    )

@@ -35,7 +35,9 @@ def make(folder: pathlib.Path, tiny: bool) -> None:
     params = jax.tree.map(np.asarray, transformer.init(jax.random.key(0), config, stddev=0.1))
   export.export_model(folder / "policy", params, config, tokenizer=tokenizer)
   rng = np.random.default_rng(0)
-  moved = lambda leaf: leaf if leaf.ndim < 2 else leaf + NOISE * leaf.std() * rng.standard_normal(leaf.shape, np.float32)
+  moved = lambda leaf: (
+    leaf if leaf.ndim < 2 else leaf + NOISE * leaf.std() * rng.standard_normal(leaf.shape, np.float32)
+  )
   export.export_model(folder / "reference", jax.tree.map(moved, params), config, tokenizer=tokenizer)
   text = (ROOT / "LICENSE").read_text(encoding="utf-8")
   np.save(folder / "tokens.npy", np.array(tokenizer.encode(text), np.int32))

@@ -9,10 +9,10 @@ from experiments.benchmarks.bench import environments
 
 # For all sides alike.
 ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
+  "TOKENIZERS_PARALLELISM": "false",
+  "HF_HUB_OFFLINE": "1",
+  "JAX_PLATFORMS": "cpu",
+  "CUDA_VISIBLE_DEVICES": "",
 }
 OWN = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -20,13 +20,19 @@ OWN = ("jax", "jaxlib", "flax", "optax", "numpy")
 def describe() -> str:
   """Processor, cores, memory, system."""
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-  return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+  return (
+    f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+  )
 
 
 def versions() -> dict[str, str]:
   """Of what ours runs on, and of the peers."""
   own = {name: importlib.metadata.version(name) for name in OWN}
-  return own | {requirement.split("==")[0]: requirement.split("==")[1] for peer in environments.PEERS.values() for requirement in peer}
+  return own | {
+    requirement.split("==")[0]: requirement.split("==")[1]
+    for peer in environments.PEERS.values()
+    for requirement in peer
+  }
 
 
 def _processor() -> str:

@@ -15,9 +15,13 @@ def save(results: Mapping, path: pathlib.Path) -> None:
   from matplotlib import pyplot
 
   rows = [
-      (f"{name}: {match['other']} / {match['ours']}", arithmetic.ratio(*(report.seconds(match, s) for s in ("ours", "other"))), match["goal"])
-      for name, entry in results.items()
-      for match in entry.get("matches", ())
+    (
+      f"{name}: {match['other']} / {match['ours']}",
+      arithmetic.ratio(*(report.seconds(match, s) for s in ("ours", "other"))),
+      match["goal"],
+    )
+    for name, entry in results.items()
+    for match in entry.get("matches", ())
   ]
   figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.4 * len(rows)), constrained_layout=True)
   places = range(len(rows))[::-1]

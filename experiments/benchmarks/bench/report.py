@@ -29,8 +29,8 @@ def page(results: Mapping) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in entry["versions"].items())
     tunables = f" with `GLIBC_TUNABLES={entry['tunables']}` for all sides" if entry.get("tunables") else ""
     parts.append(
-        f"`{entry['command']}`{tunables}, {entry['date']}; {entry['machine']}; load average {entry['load_before']:.1f} before and"
-        f" {entry['load_after']:.1f} after; {versions}.\n"
+      f"`{entry['command']}`{tunables}, {entry['date']}; {entry['machine']}; load average {entry['load_before']:.1f} before and"
+      f" {entry['load_after']:.1f} after; {versions}.\n"
     )
   return "\n".join(parts)
 
@@ -64,11 +64,22 @@ def _matches(entry) -> str:
     memory += f", {share:.0%}" + (f" (goal {match['memory_goal']:.0%})" if match["memory_goal"] else "")
     shared = reachable = ""
     if least := floor(entry, match):
-      shared = f"{least / arithmetic.summary(ours).median:.0%}" + (f" (goal {entry['floor_goal']:.0%})" if entry["floor_goal"] else "")
+      shared = f"{least / arithmetic.summary(ours).median:.0%}" + (
+        f" (goal {entry['floor_goal']:.0%})" if entry["floor_goal"] else ""
+      )
       reachable = f"{arithmetic.summary(other).median / least:.2f}"
     goal = f">= {match['goal']:.2f}" if match["goal"] else ""
     ratio = _range(arithmetic.ratio(ours, other), 2)
-    cells = (match["ours"], match["other"], *(_range(arithmetic.summary(x), 2) for x in (ours, other)), ratio, goal, memory, shared, reachable)
+    cells = (
+      match["ours"],
+      match["other"],
+      *(_range(arithmetic.summary(x), 2) for x in (ours, other)),
+      ratio,
+      goal,
+      memory,
+      shared,
+      reachable,
+    )
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join([*lines, *_notes(entry)]) + "\n"
 
@@ -87,11 +98,15 @@ def _notes(entry) -> list[str]:
         facts.append(f"{name} sampled for {step['sampling_seconds']:.2f} s")
       if "temporary_bytes" in step:
         facts.append(f"{name} {step['temporary_bytes'] / 2**20:,.0f} MiB beside arguments and results")
-      facts.append(f"{name} peaked at {max(step['peak_bytes'] for step in side['warm_up']) / 1e9:.2f} GB when it warmed up")
+      facts.append(
+        f"{name} peaked at {max(step['peak_bytes'] for step in side['warm_up']) / 1e9:.2f} GB when it warmed up"
+      )
     checks = " and ".join(_shown(side["warm_up"][0]["check"]) for side in sides.values())
     lines.append(f"- {' and '.join(sides)}: checked values {checks}" + "".join(f"; {fact}" for fact in facts))
   for dtype, rates in entry.get("floor", {}).items():
-    lines.append(f"- products in {dtype}: {rates['forward'] / 1e9:,.0f} GFLOP/s forward, {rates['trained'] / 1e9:,.0f} with gradients")
+    lines.append(
+      f"- products in {dtype}: {rates['forward'] / 1e9:,.0f} GFLOP/s forward, {rates['trained'] / 1e9:,.0f} with gradients"
+    )
   return lines
 
 
@@ -103,12 +118,12 @@ def _scaling(axes) -> str:
     mib = [size / 2**20 for size in found["temporary_bytes"]]
     memory = arithmetic.line(x, mib)
     cells = (
-        axis,
-        f"{x[0]:,}, {x[-1]:,}",
-        f"{time.slope * 1e3:.3g} ms each, {time.intercept:.2f} s at 0",
-        f"{time.r_squared:.4f}",
-        f"{memory.slope * 1024:.3g} KiB each; {mib[0]:,.0f} to {mib[-1]:,.0f} MiB",
-        f"{memory.r_squared:.4f}",
+      axis,
+      f"{x[0]:,}, {x[-1]:,}",
+      f"{time.slope * 1e3:.3g} ms each, {time.intercept:.2f} s at 0",
+      f"{time.r_squared:.4f}",
+      f"{memory.slope * 1024:.3g} KiB each; {mib[0]:,.0f} to {mib[-1]:,.0f} MiB",
+      f"{memory.r_squared:.4f}",
     )
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n\nTimes are the least of each point's repetitions.\n"

@@ -41,7 +41,13 @@ def main(arguments=None) -> None:
     if not o.report:
       wanted = o.only.split(",") if o.only else [*(case.name for case in cases.ALL), "scaling"]
       chosen = cases.chosen([name for name in wanted if name != "scaling"], o.tiny)
-      command = [sys.executable, "-m", "experiments.benchmarks.bench.inputs", str(inputs), *(["tiny"] if o.tiny else [])]
+      command = [
+        sys.executable,
+        "-m",
+        "experiments.benchmarks.bench.inputs",
+        str(inputs),
+        *(["tiny"] if o.tiny else []),
+      ]
       subprocess.run(command, check=True, cwd=workers.ROOT)
       for case in chosen:
         for entry in run_case(case, o, inputs):

@@ -17,7 +17,9 @@ PATIENCE = 1800.0  # seconds that a worker may take to get ready, or for a step
 class Worker:
   """One process of one side."""
 
-  def __init__(self, name: str, python: str, module: str, spec: dict, log: pathlib.Path, environment: Mapping[str, str]):
+  def __init__(
+    self, name: str, python: str, module: str, spec: dict, log: pathlib.Path, environment: Mapping[str, str]
+  ):
     """Starts it and waits until it is ready.
 
     Args:
@@ -34,7 +36,7 @@ class Worker:
     variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     with open(log, "w", encoding="utf-8") as errors:
       self._process = subprocess.Popen(
-          command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=variables, cwd=ROOT, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=variables, cwd=ROOT, text=True
       )
     self.ready = self._receive()
 

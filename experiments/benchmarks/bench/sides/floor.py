@@ -25,7 +25,9 @@ def prepare(spec: dict):
   q, kv = config["num_attention_heads"] * k, config["num_key_value_heads"] * k
   layers, rows = config["num_hidden_layers"], spec["rows"]
   head_rows = min(rows, HEAD_ROWS)
-  shapes = [(rows, *sizes, layers * count) for *sizes, count in ((d, q, 1), (d, kv, 2), (q, d, 1), (d, f, 2), (f, d, 1))]
+  shapes = [
+    (rows, *sizes, layers * count) for *sizes, count in ((d, q, 1), (d, kv, 2), (q, d, 1), (d, f, 2), (f, d, 1))
+  ]
   shapes.append((head_rows, d, config["vocab_size"], rows / head_rows))
   rng = np.random.default_rng(0)
   dot = lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32)

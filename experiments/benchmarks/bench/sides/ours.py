@@ -88,9 +88,9 @@ def _given_loss(spec, policy, params, prompts) -> float:
   packed = packing.pack_groups(prompts.tolist(), given.tolist(), bucket=64)
   group, length = given.shape[1:]
   stats = jax.jit(
-      lambda params: scoring.score_groups(
-          params, policy.config, packed, group_size=group, max_length=length, temperature=1.0, chunk_size=256
-      ).log_prob.sum(-1)
+    lambda params: scoring.score_groups(
+      params, policy.config, packed, group_size=group, max_length=length, temperature=1.0, chunk_size=256
+    ).log_prob.sum(-1)
   )(params)
   return -float(np.mean(batches.advantages(spec["shape"]) * np.ravel(stats)))
 
@@ -114,7 +114,9 @@ def _online(spec):
     rewards = np.array([[batches.distinct_share(row) for row in group] for group in rollout.tokens], np.float32)
     packed = packing.pack_groups(prompts.tolist(), rollout.tokens.tolist(), bucket=config.compute.bucket)
     fresh = np.ones(rewards.shape, bool)
-    new, _ = step(state, policy.params, online_step.GroupBatch(packed, rollout.mask, {"reward": rewards}, fresh, ~fresh))
+    new, _ = step(
+      state, policy.params, online_step.GroupBatch(packed, rollout.mask, {"reward": rewards}, fresh, ~fresh)
+    )
     held.append(jax.block_until_ready(new))
     return {"check": check, "sampling_seconds": sampled, "tokens": int(rollout.mask.sum())}
 

@@ -49,23 +49,23 @@ def _tokenizer(spec):
 
 def _common(spec) -> dict:
   return {
-      "output_dir": tempfile.mkdtemp(),
-      "bf16": spec["dtype"] == "bfloat16",
-      "use_cpu": True,
-      "gradient_checkpointing": spec["checkpointing"],
-      "learning_rate": settings.LEARNING_RATE,
-      "lr_scheduler_type": "constant",
-      "adam_beta1": settings.B1,
-      "adam_beta2": settings.B2,
-      "adam_epsilon": settings.EPSILON,
-      "weight_decay": settings.WEIGHT_DECAY,
-      "max_grad_norm": settings.MAX_GRAD_NORM,
-      "max_steps": MANY,
-      "save_strategy": "no",
-      "report_to": "none",
-      "logging_steps": MANY,
-      "disable_tqdm": True,
-      "dataloader_pin_memory": False,
+    "output_dir": tempfile.mkdtemp(),
+    "bf16": spec["dtype"] == "bfloat16",
+    "use_cpu": True,
+    "gradient_checkpointing": spec["checkpointing"],
+    "learning_rate": settings.LEARNING_RATE,
+    "lr_scheduler_type": "constant",
+    "adam_beta1": settings.B1,
+    "adam_beta2": settings.B2,
+    "adam_epsilon": settings.EPSILON,
+    "weight_decay": settings.WEIGHT_DECAY,
+    "max_grad_norm": settings.MAX_GRAD_NORM,
+    "max_steps": MANY,
+    "save_strategy": "no",
+    "report_to": "none",
+    "logging_steps": MANY,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
   }
 
 
@@ -89,12 +89,12 @@ def _offline(spec, channel):
   count = spec["shape"]["pairs"]
   arguments = trl.DPOConfig(**_common(spec), per_device_train_batch_size=count, beta=settings.DPO_BETA, max_length=None)
   trainer = Trainer(
-      _model(spec),
-      _model(spec, "reference"),
-      args=arguments,
-      train_dataset=rows,
-      processing_class=_tokenizer(spec),
-      callbacks=[_Commands(channel, figures)],
+    _model(spec),
+    _model(spec, "reference"),
+    args=arguments,
+    train_dataset=rows,
+    processing_class=_tokenizer(spec),
+    callbacks=[_Commands(channel, figures)],
   )
   trainer.train()
 
@@ -119,24 +119,24 @@ def _online(spec, channel):
 
   count, micro = shape["prompts"] * shape["group"], shape["micro_batch"]
   arguments = trl.GRPOConfig(
-      **_common(spec),
-      per_device_train_batch_size=micro,
-      gradient_accumulation_steps=count // micro,
-      num_generations=shape["group"],
-      max_completion_length=shape["response"],
-      beta=settings.KL_WEIGHT,
-      temperature=1.0,
-      generation_kwargs={"min_new_tokens": shape["response"]},
+    **_common(spec),
+    per_device_train_batch_size=micro,
+    gradient_accumulation_steps=count // micro,
+    num_generations=shape["group"],
+    max_completion_length=shape["response"],
+    beta=settings.KL_WEIGHT,
+    temperature=1.0,
+    generation_kwargs={"min_new_tokens": shape["response"]},
   )
   reward = lambda completion_ids, **rest: [batches.distinct_share(ids) for ids in completion_ids]
   reward.__name__ = "distinct_share"
   trainer = Trainer(
-      _model(spec),
-      reward,
-      args=arguments,
-      train_dataset=datasets.Dataset.from_dict({"prompt": [str(index) for index in range(shape["prompts"])]}),
-      processing_class=_tokenizer(spec),
-      callbacks=[_Commands(channel, figures)],
+    _model(spec),
+    reward,
+    args=arguments,
+    train_dataset=datasets.Dataset.from_dict({"prompt": [str(index) for index in range(shape["prompts"])]}),
+    processing_class=_tokenizer(spec),
+    callbacks=[_Commands(channel, figures)],
   )
   score = functools.partial(trainer._get_per_token_logps_and_entropies, trainer.model)
   figures["check"] = _given_loss(spec, lambda *inputs: score(*inputs)[0])
@@ -171,14 +171,14 @@ def _decode(spec, channel):
     channel.wait()
     with torch.no_grad():
       found = model.generate(
-          ids,
-          attention_mask=torch.ones_like(ids),
-          do_sample=True,
-          top_k=0,
-          top_p=1.0,
-          temperature=1.0,
-          min_new_tokens=length,
-          max_new_tokens=length,
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        min_new_tokens=length,
+        max_new_tokens=length,
       )
     channel.done(check=check, tokens=int(found[:, prompts.shape[1] :].numel()))
 

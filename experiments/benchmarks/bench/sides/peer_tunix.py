@@ -37,17 +37,17 @@ def _model(spec, name="policy"):
   c = json.loads((folder / "config.json").read_text(encoding="utf-8"))
   llama.apply_rope = functools.partial(_ROPE, rope_theta=c["rope_theta"])
   config = llama.ModelConfig(
-      num_layers=c["num_hidden_layers"],
-      vocab_size=c["vocab_size"],
-      embed_dim=c["hidden_size"],
-      hidden_dim=c["intermediate_size"],
-      num_heads=c["num_attention_heads"],
-      head_dim=c["head_dim"],
-      num_kv_heads=c["num_key_value_heads"],
-      rope_theta=c["rope_theta"],
-      norm_eps=c["rms_norm_eps"],
-      weight_tying=True,
-      remat_config=llama.RematConfig[spec["remat"]],
+    num_layers=c["num_hidden_layers"],
+    vocab_size=c["vocab_size"],
+    embed_dim=c["hidden_size"],
+    hidden_dim=c["intermediate_size"],
+    num_heads=c["num_attention_heads"],
+    head_dim=c["head_dim"],
+    num_kv_heads=c["num_key_value_heads"],
+    rope_theta=c["rope_theta"],
+    norm_eps=c["rms_norm_eps"],
+    weight_tying=True,
+    remat_config=llama.RematConfig[spec["remat"]],
   )
   mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   return llama_params.create_model_from_safe_tensors(str(folder), config, mesh, jax.numpy.float32)
@@ -68,10 +68,8 @@ def _offline(spec, channel):
     return value, aux | {"loss": value}
 
   optimizer = optax.chain(
-      optax.clip_by_global_norm(settings.MAX_GRAD_NORM),
-      optax.adamw(
-          settings.LEARNING_RATE, settings.B1, settings.B2, settings.EPSILON, weight_decay=settings.WEIGHT_DECAY
-      ),
+    optax.clip_by_global_norm(settings.MAX_GRAD_NORM),
+    optax.adamw(settings.LEARNING_RATE, settings.B1, settings.B2, settings.EPSILON, weight_decay=settings.WEIGHT_DECAY),
   )
   config = dpo_trainer.DPOTrainingConfig(eval_every_n_steps=10**9, beta=settings.DPO_BETA)
   trainer = Trainer(_model(spec), _model(spec, "reference"), optimizer, config)
@@ -114,13 +112,13 @@ def _decode(spec, channel):
   while True:
     channel.wait()
     found = sampler(
-        texts,
-        max_generation_steps=shape["response"],
-        max_prompt_length=shape["prompt"],
-        eos_tokens=[NEVER],
-        temperature=1.0,
-        top_p=1.0,
-        seed=seed,
+      texts,
+      max_generation_steps=shape["response"],
+      max_prompt_length=shape["prompt"],
+      eos_tokens=[NEVER],
+      temperature=1.0,
+      top_p=1.0,
+      seed=seed,
     )
     seed += 1
     channel.done(check=check, tokens=sum(map(len, found.tokens)))

@@ -27,19 +27,19 @@ def prepare(spec: dict):
   else:
     packed, group = packing.pack_groups([prompt] * len(answers), [[a] for a in answers], bucket=BUCKET), 1
   optimizer = optimizers.adamw(
-      learning_rate=settings.LEARNING_RATE,
-      warmup_steps=0,
-      total_steps=1,
-      final_fraction=1.0,
-      b1=settings.B1,
-      b2=settings.B2,
-      weight_decay=settings.WEIGHT_DECAY,
-      max_grad_norm=settings.MAX_GRAD_NORM,
+    learning_rate=settings.LEARNING_RATE,
+    warmup_steps=0,
+    total_steps=1,
+    final_fraction=1.0,
+    b1=settings.B1,
+    b2=settings.B2,
+    weight_decay=settings.WEIGHT_DECAY,
+    max_grad_norm=settings.MAX_GRAD_NORM,
   )
 
   def loss(params):
     stats = scoring.score_groups(
-        params, config, packed, group_size=group, max_length=shape["response"], temperature=1.0, chunk_size=CHUNK
+      params, config, packed, group_size=group, max_length=shape["response"], temperature=1.0, chunk_size=CHUNK
     )
     return -jnp.mean(jnp.sum(stats.log_prob + 0.1 * stats.entropy, axis=-1))
 

@@ -21,10 +21,10 @@ BASE = ModelConfig(49152, 576, 1536, 6, 9, 3, 64, 10_000.0, 1e-5, True)
 TINY = ModelConfig(512, 64, 128, 2, 4, 2, 16, 10_000.0, 1e-5, True)
 ROWS = {"rows": 4, "group": 2, "prompt": 64, "response": 96}
 AXES = {
-    "tokens": [ROWS | {"rows": rows} for rows in (2, 4, 6, 8, 12)],
-    "group": [{"rows": 1, "group": group, "prompt": 256, "response": 32} for group in (8, 16, 32, 48, 64)],
-    "vocabulary": [ROWS | {"vocab_size": 16384 * times} for times in (1, 2, 4, 6, 8)],
-    "layers": [ROWS | {"num_layers": layers} for layers in (2, 4, 8, 12, 16)],
+  "tokens": [ROWS | {"rows": rows} for rows in (2, 4, 6, 8, 12)],
+  "group": [{"rows": 1, "group": group, "prompt": 256, "response": 32} for group in (8, 16, 32, 48, 64)],
+  "vocabulary": [ROWS | {"vocab_size": 16384 * times} for times in (1, 2, 4, 6, 8)],
+  "layers": [ROWS | {"num_layers": layers} for layers in (2, 4, 8, 12, 16)],
 }
 REPEATS = 3
 
@@ -66,7 +66,7 @@ def _program(base, point):
 
   def loss(params, packed):
     stats = scoring.score_groups(
-        params, config, packed, group_size=group, max_length=length, temperature=1.0, chunk_size=256
+      params, config, packed, group_size=group, max_length=length, temperature=1.0, chunk_size=256
     )
     return jnp.mean(stats.log_prob + 0.1 * stats.entropy)
 
