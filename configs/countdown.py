@@ -1,11 +1,12 @@
 """Countdown puzzles with SmolLM2-135M, a reasoning task with many right answers: six online methods, pass@k up to 64.
 
   python -m experiments.frontier --config=configs/countdown.py --workdir=runs/countdown
-  python -m experiments.studies.collect countdown runs/countdown      # what is there by then, into docs/results
+  python -m experiments.studies.collect countdown runs/countdown      # finished runs so far, into docs/results
 
-Resumable: what has a result.json is kept. A run is 40 steps of 4 puzzles x 32 samples, the same rewards asked for and
-responses trained on by every method, and none replayed. Each method has two learning rates, and the better is
-chosen on the validation puzzles with seed 0. Not run yet: floor, budget and gains are guesses; see experiments/RESULTS.md.
+Resumable: finished runs (those with a result.json) are not repeated. Each run has 40 steps of 4 puzzles x 32 samples,
+without replay, so that every method sees equally many rewards and responses. Each method has two learning rates; the
+better is chosen on the validation puzzles with seed 0. Not run yet: floor, budget and gains are guesses; see
+experiments/RESULTS.md.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ METHODS = ("base", "grpo", "qempo_kl", "qempo", "mara", "grpo_bonus", "ucpo")
 
 
 def get_config() -> ConfigDict:
-  """The methods of configs/frontier_open_list.py on other prompts, none with replay; the floor is 0.4."""
+  """Methods of configs/frontier_open_list.py on other prompts, without replay; the floor is 0.4."""
   config = frontier_open_list.get_config()
   config.seeds = (0, 1, 2)
   config.levels = (0.2, 0.4, 0.6)

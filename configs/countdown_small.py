@@ -5,8 +5,8 @@
   python -m experiments.studies.collect countdown_small runs/countdown_small
   python -m experiments.studies.results
 
-Same puzzles, methods and choice of learning rates as configs/countdown.py. Floor, budget and gain were set after
-single runs of GRPO and QEMPO with seed 0; what a floor of 0.4 with a gain of 0.1 does is in experiments/RESULTS.md.
+Puzzles, methods and the choice of learning rates are those of configs/countdown.py. Floor, budget and gain were set
+after single runs of GRPO and QEMPO with seed 0. experiments/RESULTS.md also shows a floor of 0.4 with a gain of 0.1.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from configs.frontier_open_list import sweep
 
 
 def get_config() -> ConfigDict:
-  """The small model's own steps, learning rates and gains."""
+  """Steps, learning rates and gains for the small model."""
   config = countdown.get_config()
   for method in config.methods:
     of_method = config[method]

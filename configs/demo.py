@@ -12,13 +12,13 @@ from configs import online_qempo_kl
 
 
 def get_config() -> ConfigDict:
-  """One config a method; everything but the objective, its duals and its replay is shared."""
+  """One config per method; only the method, its duals and its replay differ."""
   config = ConfigDict()
-  config.seeds = (0,)  # of training; every seed takes as long again
-  config.methods = ("grpo", "qempo_kl", "qempo")  # which of the groups below are trained, in this order
+  config.seeds = (0,)  # Training seeds; the time grows in proportion.
+  config.methods = ("grpo", "qempo_kl", "qempo")  # Method configs below to train, in this order.
   config.grpo = online_grpo.get_config()
   config.qempo = online_qempo.get_config()
   config.qempo_kl = online_qempo_kl.get_config()
   for method in config.methods:
-    config[method].checkpoint.every = -1  # the demo keeps samples and metrics, not three states of 1.6 GB
+    config[method].checkpoint.every = -1  # The demo keeps samples and metrics, not three states of 1.6 GB.
   return config

@@ -2,8 +2,9 @@
 
   python -m experiments.frontier --config=configs/frontier_open_list.py --workdir=runs/frontier_open_list
 
-Never run yet. A guess: about 35 runs a seed of 6 to 10 minutes each on 2 cores, so 10 to 18 hours for three. It is
-resumable: what has a result.json is kept. One method, or some: --config.methods=base,grpo,qempo_kl.
+Never run yet. Estimate: about 35 runs a seed of 6 to 10 minutes each on 2 cores, so 10 to 18 hours for three seeds.
+Resumable: finished runs (those with a result.json) are not repeated. Some methods only:
+--config.methods=base,grpo,qempo_kl.
 """
 
 import itertools
@@ -19,12 +20,12 @@ RAO_BLACKWELL = "entropy_gradient='rao_blackwell'"
 
 
 def sweep(key: str, *values) -> tuple:
-  """Operating points: one value each of one key."""
+  """Operating points that set one key to each value."""
   return tuple(((key, value),) for value in values)
 
 
 def methods(name: str, **settings) -> tuple:
-  """Operating points: the method with every combination of these settings, each a tuple of numbers."""
+  """Operating points of one method: every combination of the settings, each given as a tuple of numbers."""
   texts = (
     ", ".join(f"{key}={value:g}" for key, value in zip(settings, point))
     for point in itertools.product(*settings.values())
@@ -33,34 +34,32 @@ def methods(name: str, **settings) -> tuple:
 
 
 def spl_grid(alphas, shares) -> tuple:
-  """Operating points of SPL: entropy weight alpha, reference weight beta = share alpha (below it)."""
+  """Operating points of SPL: entropy weight alpha, and reference weight beta = share * alpha."""
   points = itertools.product(alphas, shares)
   return sweep("method", *(f"spl(alpha={alpha:g}, beta={share * alpha:g}, {RAO_BLACKWELL})" for alpha, share in points))
 
 
 def get_config() -> ConfigDict:
-  """Each method is a whole config, each of its operating points some keys of it."""
+  """Each method is a complete config; an operating point overrides a few of its keys."""
   config = ConfigDict()
-  config.runner = (
-    "online"  # "online": experiments/loops/online.py; "enumerable": the toy whose responses are enumerated
-  )
+  config.runner = "online"  # "online": the training loop; "enumerable": a tiny model whose responses are enumerated.
   config.seeds = (0, 1, 2)
-  config.quality = "reward"  # figures of a run that are drawn: quality upwards,
-  config.diversity = ("effective_answers", "entropy")  # each of these sideways, the first in the verdict
-  config.reference_point = (0.0, 0.0)  # (quality, diversity) that the hypervolume is measured from
-  config.baseline = "grpo"  # whom the others are compared with at matched quality
-  config.levels = (0.6, 0.7, 0.8, 0.9)  # of quality, at which methods are matched
-  config.tolerance = 0.03  # a point within it of a level is matched to it
-  config.num_draws = 2000  # of the bootstrap over prompts, then seeds
+  config.quality = "reward"  # Figure of a run on the vertical axis.
+  config.diversity = ("effective_answers", "entropy")  # Figures on horizontal axes; the verdict uses the first.
+  config.reference_point = (0.0, 0.0)  # Reference point (quality, diversity) of the hypervolume.
+  config.baseline = "grpo"  # Method that the others are compared with at matched quality.
+  config.levels = (0.6, 0.7, 0.8, 0.9)  # Quality levels at which methods are matched.
+  config.tolerance = 0.03  # Largest quality difference between a point and its level.
+  config.num_draws = 2000  # Bootstrap resamples over prompts, then seeds.
 
-  config.enumerable = ConfigDict()  # read by runner "enumerable" alone
-  config.enumerable.vocab_size = 5  # with the ending token
-  config.enumerable.max_length = 3  # tokens
-  config.enumerable.num_prompts = 12  # of two tokens
-  config.enumerable.num_good = 8  # responses of reward 1 to each prompt; the others have at most 0.6
-  config.enumerable.seed = 0  # of the reference and of the rewards
-  config.enumerable.width = 24  # of the transformer
-  config.enumerable.init_stddev = 0.3  # of its initial matrices: the reference is the initial policy
+  config.enumerable = ConfigDict()  # Read by the enumerable runner alone.
+  config.enumerable.vocab_size = 5  # Tokens, with the end-of-sequence token.
+  config.enumerable.max_length = 3  # Largest response, tokens.
+  config.enumerable.num_prompts = 12  # Prompts of two tokens.
+  config.enumerable.num_good = 8  # Responses of reward 1 to each prompt; the others have at most 0.6.
+  config.enumerable.seed = 0  # Seed of the reference and of the rewards.
+  config.enumerable.width = 24  # Hidden size of the transformer.
+  config.enumerable.init_stddev = 0.3  # Standard deviation of initial matrices; the initial policy is the reference.
 
   define_methods(config)
   config.points = ConfigDict()
@@ -78,11 +77,11 @@ def get_config() -> ConfigDict:
 
 
 def define_methods(config: ConfigDict) -> None:
-  """Adds the nine methods: what each is, apart from its operating points."""
+  """Adds the nine methods without their operating points."""
   config.methods = ("base", "grpo", "grpo_bonus", "spl", "mara", "ucpo", "setpo", "qempo_kl", "qempo")
 
   config.base = open_list.get_config()
-  config.base.steps = 0  # the reference itself, sampled at several temperatures
+  config.base.steps = 0  # The reference, sampled at several temperatures.
 
   config.grpo = online_grpo.get_config()
 
@@ -111,4 +110,4 @@ def define_methods(config: ConfigDict) -> None:
   config.qempo_kl = online_qempo_kl.get_config()
   config.qempo = online_qempo.get_config()
   for method in config.methods:
-    config[method].checkpoint.every = -1  # samples and figures are kept, not states of 1.6 GB
+    config[method].checkpoint.every = -1  # Samples and figures are kept, not states of 1.6 GB.

@@ -1,8 +1,8 @@
-"""The sweep of all methods on a tiny transformer whose responses are enumerated, beside the exact optima: three seeds.
+"""The sweep of all methods on a tiny transformer with enumerated responses, with the exact optima: three seeds.
 
   python -m experiments.frontier --config=configs/frontier_toy.py --workdir=runs/frontier_toy
 
-About 7 CPU-minutes (394 CPU-seconds measured); see experiments/RESULTS.md for what came out.
+About 7 CPU-minutes (394 CPU-seconds measured); results in experiments/RESULTS.md.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ TEMPERATURE = "sampling.temperature"
 
 
 def get_config() -> ConfigDict:
-  """The methods of configs/frontier_open_list.py with the toy's own steps and gains, and no replay."""
+  """Methods of configs/frontier_open_list.py with the toy's own steps and gains, without replay."""
   config = frontier_open_list.get_config()
   config.runner = "enumerable"
   config.diversity = ("entropy", "effective_answers")

@@ -1,4 +1,4 @@
-"""DPO: pairs alone, fixed beta; the reward is measured now and then, and nothing enforces a floor.
+"""DPO: preference pairs and a fixed beta; the reward is measured every 10 steps, and no floor is enforced.
 
 python -m experiments.train --config=configs/offline_dpo.py --workdir=runs/dpo
 ... --config.data.source=jsonl:pairs.jsonl --config.offline.pairs=source --config.offline.measure_every=0
@@ -11,7 +11,7 @@ from configs import open_list
 
 
 def get_config() -> ConfigDict:
-  """An item of the answer set, drawn uniformly, is preferred to a bad sample of the reference."""
+  """A uniformly drawn item of the answer set is preferred to a bad sample of the reference."""
   config = open_list.get_config()
   config.steps = 100
   config.offline.loss = "dpo"

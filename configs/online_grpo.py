@@ -9,8 +9,8 @@ from configs import open_list
 
 
 def get_config() -> ConfigDict:
-  """The penalty's weight is the GRPO paper's (arXiv 2402.03300), reward units a nat."""
+  """The KL weight, in reward units a nat, is the GRPO paper's (arXiv 2402.03300)."""
   config = open_list.get_config()
   config.method = "grpo(beta=0.04)"
-  config.optimizer.learning_rate = 2e-5  # at which its reward matches QEMPO-KL's; at 4e-5 it is higher
+  config.optimizer.learning_rate = 2e-5  # Its reward then matches QEMPO-KL's; at 4e-5 it is higher.
   return config

@@ -9,7 +9,7 @@ from configs import online_qempo_kl
 
 
 def get_config() -> ConfigDict:
-  """QEMPO-KL's settings with the KL multiplier at 0 and no budget."""
+  """QEMPO-KL's settings without the KL term."""
   config = online_qempo_kl.get_config()
   config.method = "qempo(entropy_gradient='rao_blackwell')"
   config.constraints.kl.bound = None

@@ -9,7 +9,7 @@ from configs import open_list
 
 
 def get_config() -> ConfigDict:
-  """A linear quality multiplier that starts below where it ends; no replay, the score-function gradient."""
+  """A linear quality multiplier that starts below its optimum; no replay, the score-function gradient."""
   config = open_list.get_config()
   config.method = "qempo_c"
   config.constraints.quality.bound = 0.8

@@ -9,7 +9,7 @@ from configs import open_list
 
 
 def get_config() -> ConfigDict:
-  """Good answers found earlier are replayed by trajectory balance, so that none is lost once it left the samples."""
+  """Good answers are replayed by trajectory balance, so that none is forgotten once sampling misses it."""
   config = open_list.get_config()
   config.method = "qempo_kl(entropy_gradient='rao_blackwell')"
   config.constraints.quality.bound = 0.8

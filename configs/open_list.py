@@ -1,4 +1,4 @@
-"""What the open-list experiments share: tasks, sampling, optimizer and evaluation. Not run by itself."""
+"""Tasks, sampling, optimizer and evaluation that the open-list experiments share; not run by itself."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ SETS = ("us_state", "country", "animal", "fruit", "musical_instrument")
 
 
 def get_config() -> ConfigDict:
-  """Five answer sets in four wordings; held out are eight other wordings, and four other sets."""
+  """Five answer sets in four wordings; eight other wordings and four other sets are held out."""
   config = base.get_config()
   config.steps = 40
   config.data.sets = SETS

@@ -1,4 +1,4 @@
-"""What replay and the learning rate have to do with the demo's result.
+"""Ablations of the demo: the effect of replay and of the learning rate.
 
 python -m experiments.demo --config=configs/open_list_ablations.py --workdir=runs/open_list_ablations
 """

@@ -9,7 +9,7 @@ from configs import demo
 
 
 def get_config() -> ConfigDict:
-  """The demo's own settings."""
+  """The demo's settings."""
   config = demo.get_config()
   config.seeds = (0, 1, 2)
   config.methods = ("grpo", "qempo_kl")

@@ -3,7 +3,7 @@
   export QEMPO_DATA_DIR=FOLDER
   python -m experiments.train_reward_model --config=configs/reward_model.py --workdir=runs/reward_model
 
-Settings were chosen with --config.reward_model.measure_heldout=false, which leaves the held-out pairs unread.
+Settings were chosen with --config.reward_model.measure_heldout=false, without reading the held-out pairs.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ _DATA = "jsonl:$QEMPO_DATA_DIR/preference/"
 
 
 def get_config() -> ConfigDict:
-  """The last blocks and the head, on answers of models judged by people (PandaLM) and by GPT-4 (the other two)."""
+  """The last blocks and the head, trained on model answers judged by people (PandaLM) and by GPT-4 (the other two)."""
   config = base.get_config()
   config.steps = 400
   r = config.reward_model

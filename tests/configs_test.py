@@ -51,9 +51,9 @@ def test_groups_of_one_without_an_advantage_are_refused(method, refused):
 
 def test_every_key_of_base_is_explained():
   lines = (CONFIGS / "base.py").read_text(encoding="utf-8").splitlines()
-  keys = [line for line in lines if line.startswith("  config.") and "ConfigDict()" not in line]
-  commented = [line for line in keys if "#" in line]
-  plain = {line.split("=")[0].strip() for line in keys if "#" not in line}
+  keys = [i for i, line in enumerate(lines) if line.startswith("  config.") and "ConfigDict()" not in line]
+  commented = [i for i in keys if "#" in lines[i] or lines[i - 1].startswith("  # ")]
+  plain = {lines[i].split("=")[0].strip() for i in keys if i not in commented}
   allowed = {"config.seed", "config.data.prompts_per_step", "config.checkpoint.keep"}
   allowed |= {
     f"config.optimizer.{name}"

@@ -1,7 +1,6 @@
-"""What the paper configs share: the models, the slices they are trained on, and everything that is not a method.
+"""Models, their TPU slices and all settings but the method's, shared by the paper configs.
 
-Numbers here are our choice: slices, batch sizes, lengths, learning rates and multipliers' gains. They are starting
-points that are compiled, not results.
+Slices, batch sizes, lengths, learning rates and gains are our choice: starting points that compile, not results.
 """
 
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from configs import base
 
 
 class Model(NamedTuple):
-  """A model and the slice it is trained on.
+  """A model and its TPU slice.
 
   Attributes:
     source: Hugging Face id.
@@ -35,14 +34,14 @@ MODELS = {
 
 
 def get_config(model: str) -> ConfigDict:
-  """The defaults for one model, by its name in `MODELS`."""
+  """Defaults for the model of this name in `MODELS`."""
   config = base.get_config()
   chosen = MODELS[model]
-  rows = chosen.mesh[0] * chosen.mesh[1]  # one a device at a time
+  rows = chosen.mesh[0] * chosen.mesh[1]  # One row a device at a time.
   config.model.source = chosen.source
   config.compute.mesh = chosen.mesh
   config.compute.dtype = "bfloat16"
-  config.compute.bucket = 128  # rows that the TPU's attention kernel takes
+  config.compute.bucket = 128  # Row lengths of the TPU's attention kernel.
   config.compute.micro_batches = max(1, 64 // rows)
   config.data.prompts_per_step = 64
   config.offline.pairs_per_step = 64
@@ -53,10 +52,10 @@ def get_config(model: str) -> ConfigDict:
 
 
 def split(argument: str, methods: tuple[str, ...]) -> tuple[str, str]:
-  """(model, method) of an argument such as "qwen2.5-7b,qempo_kl"."""
+  """Splits an argument such as "qwen2.5-7b,qempo_kl" into (model, method)."""
   model, _, method = argument.partition(",")
   if model not in MODELS or method not in methods:
     raise ValueError(
-      f"{argument!r} is not MODEL,METHOD with a model of {', '.join(MODELS)} and a method of {', '.join(methods)}"
+      f"{argument!r} is not MODEL,METHOD: models are {', '.join(MODELS)}; methods are {', '.join(methods)}"
     )
   return model, method

@@ -1,4 +1,4 @@
-"""What the two online tasks share: GRPO, QEMPO-KL and QEMPO. Not run by itself."""
+"""Settings that the two online tasks share: GRPO, QEMPO-KL and QEMPO; not run by itself."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""What samples of the reference foretell of QEMPO-KL on countdown puzzles; see configs/studies/countdown_budget.py.
+"""Forecast of QEMPO-KL on countdown puzzles from reference samples; see configs/studies/countdown_budget.py.
 
 python -m experiments.feasibility --config=configs/studies/countdown_forecast.py --workdir=runs/countdown_forecast
 """
@@ -9,5 +9,5 @@ from configs.studies import countdown_budget
 
 
 def get_config() -> ConfigDict:
-  """The one method of configs/studies/countdown_budget.py."""
+  """The method of configs/studies/countdown_budget.py."""
   return countdown_budget.get_config().qempo_kl

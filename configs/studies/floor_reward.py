@@ -1,10 +1,10 @@
-"""The reward model whose reward the study on preference pairs holds to a floor: AI feedback, responses cut at 64 tokens.
+"""The reward model behind the quality floor of the preference-pair study: AI feedback, truncated at 64 tokens.
 
   export QEMPO_DATA_DIR=FOLDER
   python -m experiments.train_reward_model --config=configs/studies/floor_reward.py --workdir=runs/floor_reward
 
-It learns from the pairs that the policies train on. Responses are cut where the study's sampler cuts them, so that
-most pairs are of one length, and length cannot tell those apart.
+It trains on the same pairs as the policies. Responses are truncated as in the study's sampling, so that most pairs have
+equal lengths, and the model cannot tell them apart by length.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ DATA = "jsonl:$QEMPO_DATA_DIR/preference/"
 
 
 def get_config() -> ConfigDict:
-  """configs/reward_model.py on more pairs, cut."""
+  """configs/reward_model.py with more pairs, truncated."""
   config = reward_model.get_config()
   config.steps = 300
   config.sampling.max_response_length = 64
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   r = config.reward_model
   r.cut_responses = True
   r.sources = (DATA + "ultrafeedback_sample_train.jsonl.gz", DATA + "alpaca_eval_gpt4_train.jsonl.gz")
-  r.heldout_share = 0.0  # the held-out files have prompts of their own
+  r.heldout_share = 0.0  # The held-out files have prompts of their own.
   r.pairs_per_source = 3000
   r.heldout_per_source = 600
   r.pairs_per_step = 16

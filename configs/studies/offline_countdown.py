@@ -5,8 +5,8 @@
   python -m experiments.studies.collect offline_countdown runs/offline_countdown
   python -m experiments.studies.results
 
-The pairs are the reference's own samples, a right one before a wrong one. Quality is exact, so nothing hinges on a
-learned judge. Every method has two learning rates, and the better is chosen on the validation puzzles with seed 0.
+Pairs are samples of the reference, a right one preferred to a wrong one. Quality is exact, so no result depends on a
+learned judge. Each method has two learning rates; the better is chosen on the validation puzzles with seed 0.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ METHODS = offline_pairs.METHODS
 
 
 def get_config() -> ConfigDict:
-  """The puzzles, model and evaluation of configs/countdown_small.py."""
+  """Puzzles, model and evaluation of configs/countdown_small.py."""
   config = countdown_small.get_config()
   shared = config.base
   for method in config.methods:
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
       of_method.offline.pairs = "sampled"
       of_method.offline.pairs_per_prompt = 64
       of_method.offline.pairs_per_step = 32
-      of_method.sampling.group_size = 128  # of each puzzle, to make pairs of and to measure on
+      of_method.sampling.group_size = 128  # Samples a puzzle, for pairs and for measurements.
 
   offline_pairs.define_losses(config)
   for method in ("qempo_kl", "qempo"):

@@ -1,12 +1,12 @@
-"""SmolLM2-135M on real preference pairs: DPO, SPL, QEMPO with fixed weights, and QEMPO-KL and QEMPO with a measured floor.
+"""SmolLM2-135M on real preference pairs: DPO, SPL, QEMPO with fixed weights; QEMPO-KL and QEMPO with a measured floor.
 
   export QEMPO_DATA_DIR=FOLDER
   python -m experiments.train_reward_model --config=configs/studies/floor_reward.py --workdir=runs/floor_reward
   python -m experiments.train_reward_model --config=configs/studies/judge_reward.py --workdir=runs/judge_reward
   python -m experiments.frontier --config=configs/studies/offline_pairs.py --workdir=runs/offline_pairs
 
-Resumable: what has a result.json is kept. The floor holds the reward of the first reward model, which learned from
-the policies' own pairs; quality is what the second makes of the samples, which learned from other people's preferences.
+Resumable: finished runs (those with a result.json) are not repeated. The floor bounds the first reward model, trained
+on the policies' own pairs. Quality is the score of the second, trained on other people's preferences.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ _REWARD = "qempo_jax.rewards.reward_model.load('runs/{}_reward', compute_dtype='
 
 
 def get_config() -> ConfigDict:
-  """UltraFeedback's and AlpacaEval's training pairs of short answers; NoveltyBench and MT-Bench prompts are sampled."""
+  """Training pairs of UltraFeedback and AlpacaEval with short answers; evaluation on NoveltyBench and MT-Bench prompts."""
   config = frontier_open_list.get_config()
   config.seeds = (0, 1, 2)
   config.methods = METHODS
@@ -49,11 +49,11 @@ def get_config() -> ConfigDict:
 
 
 def define_losses(config: ConfigDict) -> None:
-  """What each method is: its loss, and weights that are fixed or follow what is measured."""
+  """Sets the loss of each method, and its weights: fixed, or learned from measurements."""
   config.dpo.offline.loss = "dpo"
   config.dpo.offline.beta = 0.1
 
-  config.spl.offline.loss = "spl"  # QEMPO-KL's own loss with fixed weights
+  config.spl.offline.loss = "spl"  # QEMPO-KL's loss with fixed weights.
   config.spl.offline.alpha = 0.1
   config.spl.offline.beta = 0.05
 
@@ -70,12 +70,11 @@ def define_losses(config: ConfigDict) -> None:
 
 
 def _shared() -> ConfigDict:
-  """Pairs, reward and evaluation, the same for every method."""
+  """Pairs, reward and evaluation of every method."""
   config = base.get_config()
   config.steps = 24
-  config.data.source = (
-    "jsonl:$QEMPO_DATA_DIR/preference/[au]*_train.jsonl.gz"  # alpaca_eval_gpt4 and ultrafeedback_sample
-  )
+  # Files alpaca_eval_gpt4 and ultrafeedback_sample.
+  config.data.source = "jsonl:$QEMPO_DATA_DIR/preference/[au]*_train.jsonl.gz"
   config.data.max_prompt_length = 128
   config.data.length_window = 16
   config.data.prompts_per_step = 8
@@ -93,7 +92,7 @@ def _shared() -> ConfigDict:
     "jsonl:$QEMPO_DATA_DIR/mt_bench/question.jsonl",
   )
   config.evaluation.reward = _REWARD.format("judge")
-  config.evaluation.max_prompts = 24  # of each file, the first
+  config.evaluation.max_prompts = 24  # The first of each file.
   config.evaluation.samples_per_prompt = 6
   config.evaluation.prompts_per_batch = 16
   return config
