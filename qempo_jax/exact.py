@@ -3,7 +3,7 @@
     RLHF       min KL(pi || q)  s.t.  E[r] >= R                     pi ∝ q exp(lambda r)
     QEMPO      max H(pi)        s.t.  E[r] >= R                     pi ∝ exp(lambda r)
     QEMPO-KL   max H(pi)        s.t.  E[r] >= R, KL(pi || q) <= K   pi ∝ q^(mu/(1+mu)) exp(lambda r/(1+mu))
-    QEMPO-C    max H(pi) + E[1{r < tau} log q]  s.t.  E[r] >= R      pi ∝ q^1{r < tau} exp(lambda r)
+    QEMPO-C    max H(pi) + nu E[1{r < tau} log q]  s.t.  E[r] >= R   pi ∝ q^(nu 1{r < tau}) exp(lambda r)
 
 Every function takes one prompt, [Y], or a batch of prompts, [P, Y]. A batch has either one global pair of
 multipliers, the constraints holding for the means over prompts (`per_prompt=False`), or one pair a prompt
@@ -29,6 +29,10 @@ from qempo_jax import family
 from qempo_jax import feasible
 from qempo_jax.alignment import AlignmentDecomposition
 from qempo_jax.alignment import alignment_decomposition
+from qempo_jax.coherent import BinaryCoherent
+from qempo_jax.coherent import coherent_target_log_probs
+from qempo_jax.coherent import log_base_coherent
+from qempo_jax.coherent import qempo_coherent_binary
 from qempo_jax.dual_newton import PathPoint
 from qempo_jax.dual_newton import qempo_kl_dual
 from qempo_jax.errors import InputError
@@ -39,12 +43,16 @@ from qempo_jax.feasible import feasible_range
 
 __all__ = [
   "AlignmentDecomposition",
+  "BinaryCoherent",
   "ExactSolution",
   "FeasibleRange",
   "InfeasibleError",
   "alignment_decomposition",
+  "coherence",
+  "coherent_target_log_probs",
   "feasible_range",
   "log_base_coherent",
+  "qempo_coherent_binary",
   "qempo_kl_dual",
   "solve_base_measure",
   "solve_qempo",
@@ -198,41 +206,29 @@ def solve_qempo_kl(
   return _solve(rewards, ref_log_probs, min_reward, max_kl, optimum=_at_kl, per_prompt=per_prompt)
 
 
-def log_base_coherent(rewards: chex.Array, ref_log_probs: chex.Array, *, threshold: chex.Numeric) -> jax.Array:
-  """The log base measure of QEMPO-C: 0 on acceptable responses, log q on the others, -inf outside the response set.
-
-      m(y) = q(y)^(1{r(y) < tau})
-
-  Args:
-    rewards: [..., Y] rewards.
-    ref_log_probs: log-probs of the reference, nats, same shape.
-    threshold: tau, the least reward of an acceptable response.
-
-  Returns:
-    log m, same shape; not normalised.
-  """
-  acceptable = (rewards >= threshold) & (ref_log_probs > -jnp.inf)
-  return jnp.where(acceptable, jnp.zeros_like(ref_log_probs), ref_log_probs)
-
-
 def solve_qempo_coherent(
   rewards: chex.Array,
   ref_log_probs: chex.Array,
   *,
   min_reward: chex.Numeric,
   threshold: chex.Numeric,
+  nu: chex.Numeric = 1.0,
+  width: chex.Numeric = 0.0,
   per_prompt: bool = False,
 ) -> ExactSolution:
-  """Returns the optimum of QEMPO with a coherence constraint at multiplier nu = 1 (QEMPO-C).
+  """Returns the optimum of QEMPO with a coherence constraint whose multiplier is nu (QEMPO-C).
 
-      max H(pi) + E[1{r < tau} log q]  s.t.  E[r] >= R          pi ∝ q^(1{r < tau}) exp(lambda r)
+      max H(pi) + nu E[1{r < tau} log q]  s.t.  E[r] >= R          pi ∝ q^(nu 1{r < tau}) exp(lambda r)
 
-  Unacceptable text must be text that the reference would write: pi(. | unacceptable) is the reference's own. With a binary
-  reward, acceptable set A and P_0 = |A| / (|A| + q(not A)),
+  By the constraint's optimality conditions it is also the optimum of max H(pi) s.t. E[r] >= R and
+  E[1{r < tau} (-log q)] <= C, with C this optimum's own value (`coherence`), where a learned nu ends.
 
-      pi = P U(A) + (1 - P) q(. | not A),     P = max(R, P_0),     lambda = max(0, logit R + log q(not A) - log |A|)
+  Unacceptable text must be text that the reference would write: at nu = 1 pi(. | unacceptable) is the reference's own.
+  With a binary reward and acceptable set A
 
-  whose partition function |A| exp(lambda) + q(not A) is finite whatever the length of the responses.
+      pi = P U(A) + (1 - P) q(. | not A),     P = max(R, |A| / (|A| + q(not A)))
+
+  (`qempo_coherent_binary`), whose partition function is finite whatever the length of the responses, for nu >= 1.
 
   Source: the family of programs of arXiv 2602.15894 with another linear constraint; this one is ours.
 
@@ -241,6 +237,8 @@ def solve_qempo_coherent(
     ref_log_probs: normalised log-probs of the reference, nats, same shape.
     min_reward: floor R; scalar, or [P] with `per_prompt`.
     threshold: tau, the least reward of an acceptable response.
+    nu: multiplier of the coherence constraint; 0 is QEMPO.
+    width: of a soft gate sigmoid((tau - r) / width) in place of 1{r < tau}, reward units; 0 for the hard gate.
     per_prompt: one multiplier a prompt, rather than one for all.
 
   Returns:
@@ -259,10 +257,36 @@ def solve_qempo_coherent(
     [0.45, 0.45, 0.017, 0.083]
   """
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
-  log_base = log_base_coherent(rewards, ref_log_probs, threshold=threshold)
+  log_base = log_base_coherent(rewards, ref_log_probs, threshold=threshold, nu=nu, width=width)
   return solve_base_measure(
     rewards, log_base, ref_log_probs=ref_log_probs, min_reward=min_reward, per_prompt=per_prompt
   )
+
+
+def coherence(
+  log_probs: chex.Array,
+  rewards: chex.Array,
+  ref_log_probs: chex.Array,
+  *,
+  threshold: chex.Numeric,
+  width: chex.Numeric = 0.0,
+) -> jax.Array:
+  """Returns E[1{r < tau} (-log q)], nats, the value that the coherence constraint bounds.
+
+  Between 0, where every response is acceptable, and that of QEMPO's optimum a bound C matters at a given floor.
+
+  Args:
+    log_probs: [..., Y] of a policy, nats.
+    rewards: [..., Y] rewards.
+    ref_log_probs: [..., Y] of the reference, nats; -inf outside the response set.
+    threshold: tau, the least reward of an acceptable response.
+    width: of the soft gate; 0 for the hard one.
+
+  Returns:
+    [...] nats.
+  """
+  log_base = log_base_coherent(rewards, ref_log_probs, threshold=threshold, width=width)
+  return -dual_newton.expectation(log_probs, jnp.where(log_base > -jnp.inf, log_base, 0.0))
 
 
 def solve_base_measure(

@@ -68,7 +68,7 @@ def test_a_named_loss_is_its_formula(x64, name):
 
 def test_every_offline_loss_of_the_library_has_a_name():
   source = inspect.getsource(offline_losses)
-  online = ("policy_gradient", "token_entropy", "grpo", "gspo", "ppo", "sequence_clip", "trajectory", "bradley_terry")
+  online = "policy_gradient token_entropy grpo gspo ppo sequence_clip trajectory regression bradley_terry".split()
   offline = [n for n in losses.__all__ if n.endswith("_loss") and not any(word in n for word in online)]
   others = {"qempo_kl_loss", "h_dpo_loss"}  # the same functions of (alpha, beta) as preference_loss, which serves them
   assert len(offline) > 10

@@ -20,6 +20,7 @@ from qempo_jax.losses.preference_baselines import smoothed_dpo_loss
 from qempo_jax.losses.preference_normalised import length_normalised_ipo_loss
 from qempo_jax.losses.preference_normalised import length_normalised_preference_loss
 from qempo_jax.losses.preference_normalised import simpo_loss
+from qempo_jax.losses.regression import target_regression_loss
 from qempo_jax.losses.reward_model import bradley_terry_loss
 from qempo_jax.losses.trajectory_balance import trajectory_balance_loss
 from qempo_jax.losses.translate import Translation
@@ -53,6 +54,7 @@ __all__ = [
   "sequence_clip_loss",
   "simpo_loss",
   "smoothed_dpo_loss",
+  "target_regression_loss",
   "token_entropy_bonus_loss",
   "trajectory_balance_loss",
   "translate",

@@ -16,6 +16,12 @@ def trajectory_balance_loss(log_probs, rewards, ref_log_probs, mask=None, *, alp
   return np.mean((np.mean(gap) - gap) ** 2)
 
 
+def target_regression_loss(log_probs, target_log_probs, mask=None):
+  """mean_k 1/2 (log pi_k - log pi*_k)^2."""
+  log_pi, target = _kept(mask, log_probs, target_log_probs)
+  return np.mean((log_pi - target) ** 2) / 2 if len(log_pi) else 0.0
+
+
 def shaped_rewards(rewards, log_probs, ref_log_probs, *, alpha, beta):
   """r - alpha log pi + beta log q."""
   return np.float64(rewards) - alpha * np.float64(log_probs) + beta * np.float64(ref_log_probs)

@@ -264,6 +264,12 @@ LOSSES: dict[str, Case] = {
     },
     detached=(1, 2),
   ),
+  "target_regression_loss": _loss(
+    "target_regression_loss", ("log_probs", "log_probs", "mask"), {},
+    [((np.array([-1.0, -2.0, -7.0]), np.array([-3.0, -2.0, 0.0]), _three[1]), {}, 1.0)],
+    {"one shift of policy and target": shift(0, 1), "scaled": scale({0: 1, 1: 1}, {}, 2)},
+    detached=(1,),
+  ),
 }  # fmt: skip
 
 _x, _partial = np.array([1.0, 2.0, 6.0]), np.array([True, False, True])
