@@ -1,8 +1,8 @@
-"""Aligns language models while keeping their outputs diverse: entropy under a quality floor, in JAX.
+"""Alignment of language models with diverse outputs: maximum entropy under a quality floor, in JAX.
 
-The mathematics is here (`family`, `exact`, `duals`, `losses`, `advantages`, `estimators`, `token_stats`,
-`testing`), light and composable; what needs heavier packages (models, data, evaluation) is imported by its
-own module name.
+`import qempo_jax` brings the mathematics (`family`, `exact`, `duals`, `losses`, `advantages`, `estimators`,
+`token_stats`, `testing`), which is light and composable. Modules with heavier dependencies (models, data, evaluation)
+are imported by their own names.
 """
 
 from qempo_jax import advantages

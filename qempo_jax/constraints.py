@@ -1,15 +1,16 @@
-r"""Constraints as data: one object for the step, the measurement, the best checkpoint, forecasts, alarms and reports.
+"""Constraints as data: one object serves the step, measurements, the best checkpoint, forecasts, alarms and reports.
 
 A constraint bounds the mean over the policy's responses of
 
     v(y) = value(group) + log_prob * log pi(y)
 
-from below (sense +1, a floor) or from above (sense -1, a budget). With a multiplier m_i for each constraint and the
-weight h of the entropy, the Lagrangian's detached reward of a response is
+from below (sense +1, a floor) or from above (sense -1, a budget). With multipliers m_i and entropy weight h, the
+detached reward of a response in the Lagrangian is
 
     s(y) = [ sum_i sense_i m_i v_i(y) - h log pi(y) ] / (h + sum_i m_i)
 
-`methods.group_loss` climbs it, `measure` gives the means, `shortfall` how far each is from its bound:
+`methods.group_loss` maximises it, `measure` estimates the means, and `shortfall` is each mean's distance from its
+bound:
 
     constraints = {"quality": reward_floor("reward", 0.8), "kl": kl_budget(5.0), "length": length_budget(40.0)}
 
@@ -39,16 +40,16 @@ FLOOR, BUDGET = 1, -1
 
 @struct.dataclass
 class Group:
-  """The responses to one prompt, with all that constraints and methods read of them; or many prompts on a leading axis.
+  """Responses to one prompt, with the arrays that constraints and methods read; or several prompts on a leading axis.
 
   Attributes:
-    rewards: [G] by name, each in its own unit; NaN where a response was not scored.
-    ref_log_probs: [G] log-probs of whole responses under the reference policy, nats.
-    mask: [G, T] True on response tokens, the ending token included.
+    rewards: [G] by name, each in its own unit; NaN for an unscored response.
+    ref_log_probs: [G] sequence log-probs under the reference policy, nats.
+    mask: [G, T] True on response tokens, EOS included.
     fresh: [G] on-policy mask: True on samples of the current policy.
-    replayed: [G] True on responses found earlier. A slot where both masks are False is padding.
-    weight: [G] importance weight of a fresh response, 1 where the current policy drew it.
-    features: arrays by name that a method asks for, such as "similarities" [G, G].
+    replayed: [G] True on responses from the replay buffer. Slots where both masks are False are padding.
+    weight: [G] importance weight of an on-policy response; 1 if the current policy drew it.
+    features: arrays by name that a method needs, such as "similarities" [G, G].
   """
 
   rewards: dict[str, jax.Array]
@@ -72,11 +73,12 @@ class Constraint:
   """A bound on the mean of one value of the responses.
 
   Attributes:
-    value: group -> [G], the part of the value that does not hold log pi; NaN where a response has none.
-    bound: in the value's unit; None fixes the multiplier and enforces nothing.
+    value: group -> [G], the part of the value without log pi; NaN for a response without a value.
+    bound: least mean of a floor or largest of a budget, in the value's unit; None: not enforced, with a fixed
+      multiplier.
     sense: +1 for a floor, -1 for a budget.
-    log_prob: how often log pi(y) is contained in the value besides: 1 for KL, -1 for entropy.
-    unit: of value and bound, for display.
+    log_prob: coefficient of log pi(y) in the value: 1 for KL, -1 for entropy.
+    unit: unit of value and bound, for display.
   """
 
   value: Callable[[Any], jax.Array]
@@ -102,23 +104,23 @@ def kl_budget(bound: chex.Numeric | None) -> Constraint:
 
 
 def entropy_floor(bound: chex.Numeric | None) -> Constraint:
-  """H(pi) >= bound, nats a response: holds entropy at a target where the reward is what is maximised."""
+  """H(pi) >= bound, nats a response: an entropy target for methods that maximise the reward."""
   zeros = lambda group: jnp.zeros_like(group.ref_log_probs)
   return Constraint(zeros, bound, FLOOR, log_prob=-1.0, unit="nats")
 
 
 def length_budget(bound: chex.Numeric | None) -> Constraint:
-  """E[length] <= bound, tokens with the ending token."""
+  """E[length] <= bound, tokens, EOS included."""
   return Constraint(lambda group: jnp.sum(at_least_float32(group.mask), axis=-1), bound, BUDGET, unit="tokens")
 
 
 def coherence_budget(bound: chex.Numeric | None, threshold: chex.Numeric, *, reward: str = "reward") -> Constraint:
-  """E[1{r < threshold} (-log q)] <= bound, nats: unacceptable text must be text that the reference would write.
+  """E[1{r < threshold} (-log q)] <= bound, nats: unacceptable text must be likely under the reference.
 
   Args:
-    bound: C, nats; None for a fixed multiplier nu (1 is the program of `exact.solve_qempo_coherent`).
+    bound: budget C, nats; None: a fixed multiplier nu (1 is the program of `exact.solve_qempo_coherent`).
     threshold: least reward of an acceptable response.
-    reward: name of the reward that decides.
+    reward: name of the reward that `threshold` applies to.
   """
 
   def value(group):
@@ -129,54 +131,55 @@ def coherence_budget(bound: chex.Numeric | None, threshold: chex.Numeric, *, rew
 
 
 def values(constraint: Constraint, group: Group, log_probs: jax.Array) -> jax.Array:
-  """v(y) of every response, [G]; NaN where it has none."""
+  """v(y) of every response, [G]; NaN for a response without a value."""
   return at_least_float32(constraint.value(group)) + constraint.log_prob * log_probs
 
 
 def fill_unscored(x: jax.Array, mask: jax.Array) -> jax.Array:
-  """[G] with each NaN replaced by the mean over the mask's members that have a value, which gives no credit and no blame.
+  """Replaces each NaN by the mean of the group's scored members under the mask: neither credit nor blame.
 
   Args:
-    x: [G] values of one group, NaN where a response has none.
-    mask: [G] members whose mean stands in; 0 where none of them has a value. An infinite value stays, and breaks the loss.
+    x: [G] values of one group, NaN for a response without a value. An infinite value stays and makes the loss
+      non-finite.
+    mask: [G] members that count in the mean; the mean is 0 if none of them has a value.
 
   Returns:
     [G], at least float32.
   """
-  x, found = at_least_float32(x), ~jnp.isnan(x)
-  return jnp.where(found, x, masked_mean(x, found & jnp.asarray(mask).astype(bool)))
+  x, scored = at_least_float32(x), ~jnp.isnan(x)
+  return jnp.where(scored, x, masked_mean(x, scored & jnp.asarray(mask).astype(bool)))
 
 
 def measure(constraints: Mapping[str, Constraint], groups: Group, log_probs: jax.Array) -> dict[str, jax.Array]:
-  """The mean of each constraint's value over on-policy responses that have one.
+  """Mean of each constraint's value over the scored on-policy responses.
 
       mean = sum_k w_k v(y_k) / sum_k w_k
 
   Args:
     constraints: by name.
     groups: groups of P prompts on a leading axis, or one group.
-    log_probs: [P, G] or [G] log-probs of whole responses under the current policy, nats.
+    log_probs: [P, G] or [G] sequence log-probs under the current policy, nats.
 
   Returns:
-    Scalars by name, each in its constraint's unit; NaN where no response has a value, which controllers skip.
+    Scalars by name, each in its constraint's unit; NaN if no response has a value, which controllers skip.
   """
-  found = {}
+  means = {}
   for name, constraint in constraints.items():
     one = lambda group, lp, constraint=constraint: values(constraint, group, lp)
     x = (one if jnp.ndim(groups.fresh) == 1 else jax.vmap(one))(groups, log_probs)
     counted = jnp.asarray(groups.fresh).astype(bool) & jnp.isfinite(x)
     mean = importance.mean(masked(x, counted), at_least_float32(groups.weight), counted)
-    found[name] = jnp.where(jnp.any(counted), mean, jnp.nan)
-  return found
+    means[name] = jnp.where(jnp.any(counted), mean, jnp.nan)
+  return means
 
 
 def enforced(constraints: Mapping[str, Constraint], measured: Mapping[str, Any]) -> dict[str, duals.Constraint]:
-  """The measured constraints that have a bound, as `duals.dual_step` takes them."""
+  """Measured constraints that have a bound, in the form of `duals.dual_step`."""
   bounded = {name: c for name, c in constraints.items() if c.bound is not None}
   side = {FLOOR: duals.at_least, BUDGET: duals.at_most}
   return {name: side[c.sense](measured[name], c.bound) for name, c in bounded.items()}
 
 
 def shortfall(constraints: Mapping[str, Constraint], measured: Mapping[str, Any]) -> dict[str, Any]:
-  """How far each measured value is from its bound: positive where the constraint is violated, in its own unit."""
+  """Violation of each enforced constraint, in its own unit: positive if violated, negative if satisfied."""
   return {name: constraint.violation for name, constraint in enforced(constraints, measured).items()}

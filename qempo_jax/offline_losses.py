@@ -1,13 +1,13 @@
-"""Every offline loss by name, in one shape: (example, weights, settings) -> scalar; `jax.vmap` outside.
+"""Every offline loss by name, in one signature: (example, weights, settings) -> scalar; `jax.vmap` outside.
 
-A loss reads its hyper-parameters from the family's two weights, so that multipliers can move them:
+A loss reads its hyper-parameters from the family's two weights, so that multipliers can change them:
 
     spl, qempo_kl, h_dpo          alpha, beta                 alpha = (1 + mu) / lambda, beta = mu / lambda
     dpo, ipo (tau), kto           beta, both weights          beta = mu / lambda; mu = 1 is RLHF with a floor
     qempo, cpo, simpo             alpha, no reference         alpha = 1 / lambda
-    nll                           none: nothing a multiplier could move
+    nll                           none                        multipliers have no effect
 
-SPL and QEMPO-KL are one loss; they differ in where the weights come from. Formulas and sources: `qempo_jax.losses`.
+SPL and QEMPO-KL are one loss with different sources of the weights. Formulas and references: `qempo_jax.losses`.
 """
 
 from collections.abc import Callable
@@ -22,20 +22,20 @@ from qempo_jax import losses
 from qempo_jax.family import Weights
 from qempo_jax.masking import masked
 
-# The least quality multiplier that weights are made of: at 0 the entropy weight would be infinite.
+# Least quality multiplier in weights: at 0 the entropy weight would be infinite.
 MIN_QUALITY = 1e-3
-# The least KL multiplier of a loss that acts with beta alone: at 0 it would learn nothing (dpo, kto) or be infinite (ipo).
+# Least KL multiplier of a loss with beta alone: at 0 dpo and kto have no gradient, and ipo is infinite.
 MIN_KL = 1e-3
 
 
 class Example(NamedTuple):
-  """One prompt's responses: the chosen one, then the rejected one, then (KTO) one that answers another prompt.
+  """One prompt's responses: the chosen one, the rejected one, and for KTO one that answers another prompt.
 
   Attributes:
     token_log_probs: [G, T] under the policy, nats.
-    mask: [G, T] true on response tokens, the ending token included.
-    ref_log_probs: [G] whole responses under the reference, nats.
-    reference_kl: [] the batch's estimate of KL(pi || q) from mismatched responses, nats (KTO alone reads it).
+    mask: [G, T] True on response tokens, EOS included.
+    ref_log_probs: [G] sequence log-probs under the reference, nats.
+    reference_kl: [] batch estimate of KL(pi || q) from mismatched responses, nats; read by KTO alone.
   """
 
   token_log_probs: jax.Array
@@ -45,7 +45,7 @@ class Example(NamedTuple):
 
   @property
   def log_probs(self) -> jax.Array:
-    """[G] log-probs of whole responses, nats."""
+    """[G] sequence log-probs, nats."""
     return jnp.sum(masked(self.token_log_probs, self.mask), axis=-1)
 
   @property
@@ -54,7 +54,7 @@ class Example(NamedTuple):
     return jnp.sum(self.mask, axis=-1)
 
   def flipped(self) -> "Example":
-    """The same pair with the labels exchanged."""
+    """The same pair with exchanged labels."""
     flip = lambda array: array[jnp.array([1, 0])]
     return self._replace(
       token_log_probs=flip(self.token_log_probs), mask=flip(self.mask), ref_log_probs=flip(self.ref_log_probs)
@@ -63,16 +63,17 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-  """Hyper-parameters that are no weights of the family.
+  """Hyper-parameters that are not weights of the family.
 
   Attributes:
-    label_smoothing: e in [0, 1/2), the share of labels taken to be flipped: (1 - e) L(w, l) + e L(l, w). It bounds
-      the margin, so that weights which move back can bring the policy back; without it pairs whose labels never
-      contradict each other only ever push their margins up.
+    label_smoothing: assumed share e of flipped labels, in [0, 1/2): (1 - e) L(w, l) + e L(l, w). It bounds the margin,
+      so that changed weights can move the policy back. At 0, pairs with consistent labels only ever increase their
+      margins.
+      margins.
     margin: SimPO's target margin, reward units.
     desirable_weight: KTO's weight of chosen responses.
-    undesirable_weight: KTO's weight of rejected ones.
-    nll_weight: of -log pi(chosen), added to any pair loss; per nat of the whole response.
+    undesirable_weight: KTO's weight of rejected responses.
+    nll_weight: weight of -log pi(chosen) in any pair loss, per nat of the whole response.
   """
 
   label_smoothing: float
@@ -83,16 +84,16 @@ class LossSettings:
 
 
 class OfflineLoss(NamedTuple):
-  """A loss and what it needs.
+  """A loss and its requirements.
 
   Attributes:
     loss: (example, weights, settings) -> scalar.
-    weights: the weights it acts with, from (alpha, beta): what its implicit reward is made of.
-    needs_reference: it reads the reference's log-probs.
-    responses: how many responses an example holds, G.
-    normalised: its implicit reward divides log-probs by lengths.
-    smooths: label smoothing is part of the loss itself, or has no meaning for it.
-    per_token: the batch's sum is divided by its tokens rather than by its examples.
+    weights: (alpha, beta) -> the weights of the loss's implicit reward.
+    needs_reference: whether the loss reads the reference's log-probs.
+    responses: number G of responses in an example.
+    normalised: whether the implicit reward divides log-probs by lengths.
+    smooths: whether label smoothing is part of the loss, or undefined for it.
+    per_token: whether the batch's sum is divided by tokens rather than by examples.
   """
 
   loss: Callable[[Example, Weights, LossSettings], jax.Array]
@@ -105,7 +106,7 @@ class OfflineLoss(NamedTuple):
 
 
 def example_loss(name: str, example: Example, weights: Weights, settings: LossSettings) -> jax.Array:
-  """The named loss of one example, with label smoothing and the anchor.
+  """The named loss of one example, with label smoothing and the likelihood term.
 
       L = (1 - e) L(w, l) + e L(l, w) - nll_weight log pi_w
 
@@ -113,7 +114,7 @@ def example_loss(name: str, example: Example, weights: Weights, settings: LossSe
     name: a key of `LOSSES`.
     example: one prompt's responses.
     weights: from `effective_weights`.
-    settings: the other hyper-parameters.
+    settings: other hyper-parameters.
 
   Returns:
     Scalar loss.
@@ -144,15 +145,15 @@ def implicit_margin(name: str, example: Example, weights: Weights) -> jax.Array:
 
 
 def effective_weights(name: str, weights: Weights) -> Weights:
-  """The weights that the named loss acts with, from fixed (alpha, beta)."""
+  """Weights that the named loss uses, from fixed (alpha, beta)."""
   return LOSSES[name].weights(weights)
 
 
 def weights_from_multipliers(name: str, quality: jax.Array, kl: jax.Array) -> Weights:
-  """The weights that the named loss acts with, from the multipliers lambda and mu.
+  """Weights that the named loss uses, from the multipliers lambda and mu.
 
-  A loss without a reference has no KL term: its mu is 0. lambda below `MIN_QUALITY` counts as that, and so does mu
-  below `MIN_KL` where the loss acts with beta alone.
+  A loss without a reference has no KL term: its mu is 0. lambda is at least `MIN_QUALITY`; mu is at least `MIN_KL` if
+  the loss uses beta alone.
   """
   quality = jnp.maximum(quality, MIN_QUALITY)
   if not LOSSES[name].needs_reference:
@@ -163,7 +164,7 @@ def weights_from_multipliers(name: str, quality: jax.Array, kl: jax.Array) -> We
 
 
 def acts_with_beta_alone(name: str) -> bool:
-  """Whether the named loss reads beta for both of its weights."""
+  """True if the named loss uses beta for both weights."""
   return LOSSES[name].weights is _REFERENCE
 
 
@@ -193,7 +194,9 @@ def _robust_dpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
 
 
 def _h_dpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
-  return losses.preference_loss(*_sums(e), alpha=w.alpha, beta=w.beta)  # alpha = entropy_ratio beta, and beta may be 0
+  return losses.preference_loss(
+    *_sums(e), alpha=w.alpha, beta=w.beta
+  )  # alpha = entropy_ratio * beta; unlike the ratio, alpha is defined at beta = 0.
 
 
 def _ipo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
@@ -205,7 +208,7 @@ def _qempo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
 
 
 def _cpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
-  return losses.cpo_loss(*e.log_probs[:2], beta=w.alpha, nll_weight=0.0)  # its NLL term is the anchor
+  return losses.cpo_loss(*e.log_probs[:2], beta=w.alpha, nll_weight=0.0)  # `example_loss` adds the NLL term.
 
 
 def _simpo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
@@ -221,7 +224,7 @@ def _normalised_ipo(e: Example, w: Weights, s: LossSettings) -> jax.Array:
 
 
 def _kto(e: Example, w: Weights, s: LossSettings) -> jax.Array:
-  """Half of the chosen response's loss and half of the rejected one's."""
+  """Mean of the chosen response's loss and the rejected one's."""
   one = lambda index, desirable: losses.kto_loss(
     e.log_probs[index],
     e.ref_log_probs[index],

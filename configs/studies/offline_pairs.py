@@ -20,7 +20,7 @@ _REWARD = "qempo_jax.rewards.reward_model.load('runs/{}_reward', compute_dtype='
 
 
 def get_config() -> ConfigDict:
-  """Training pairs of UltraFeedback and AlpacaEval with short answers; evaluation on NoveltyBench and MT-Bench prompts."""
+  """Pairs of UltraFeedback and AlpacaEval with short answers; evaluation on NoveltyBench and MT-Bench prompts."""
   config = frontier_open_list.get_config()
   config.seeds = (0, 1, 2)
   config.methods = METHODS

@@ -1,6 +1,6 @@
 """Policy-gradient losses of one trajectory; `jax.vmap` outside, averaged once by the caller.
 
-The default is a sum over tokens, the gradient of the sequence's log-prob. Losses with importance ratios are in
+Each loss is a sum over tokens, the gradient of the sequence's log-prob. Losses with importance ratios are in
 `policy_gradient_clip`.
 """
 
@@ -24,7 +24,7 @@ def policy_gradient_loss(token_log_probs: Array, advantages: Array, mask: Array)
 
   Args:
     token_log_probs: [T] log-probs of the sampled tokens under the current policy, nats.
-    advantages: [] or [T] detached inside; a scalar serves every token.
+    advantages: [] or [T] detached inside; a scalar applies to every token.
     mask: [T] True on response tokens, EOS included.
 
   Returns:
@@ -45,12 +45,12 @@ def token_entropy_bonus_loss(
   *,
   entropy_weight: float | Array,
 ) -> Array:
-  """Policy gradient with the usual fixed token-entropy bonus: a biased baseline.
+  """Policy gradient with a fixed token-entropy bonus: a biased baseline.
 
       L = policy_gradient_loss - entropy_weight sum_t mask_t h_t
 
-  Keeps grad h_t and drops what a token does to the entropy after it; it can push the wrong way. For the
-  unbiased gradient use `estimators.sequence_entropy_surrogate` in place of the sum of h_t.
+  The bonus keeps grad h_t and ignores a token's effect on later entropies, so it can point the wrong way. For the
+  unbiased gradient, replace the sum of h_t by `estimators.sequence_entropy_surrogate`.
 
   Source: Mnih et al., A3C, arXiv 1602.01783, applied to tokens.
 
@@ -59,7 +59,7 @@ def token_entropy_bonus_loss(
     token_entropies: [T] entropies h_t of the next-token distributions, nats, with gradient.
     advantages: [] or [T] detached inside.
     mask: [T] True on response tokens, EOS included.
-    entropy_weight: unit of the advantage per nat.
+    entropy_weight: weight of the bonus, unit of the advantage per nat.
 
   Returns:
     Scalar loss; zero for an all-masked row.
@@ -73,7 +73,7 @@ def token_entropy_bonus_loss(
 
 
 def checked(advantages: Array, mask: Array, *token_arrays: Array) -> tuple[Array, ...]:
-  """Static contracts, then zeros in every masked slot; the advantages come last, one a token."""
+  """Checks shapes, then zeroes masked slots; returns the token arrays, then the advantages as one a token."""
   chex.assert_rank([mask, *token_arrays], 1)
   chex.assert_rank(advantages, {0, 1})
   chex.assert_equal_shape([mask, *token_arrays])

@@ -1,6 +1,6 @@
 """Clipped policy-gradient losses: one trajectory a call, `jax.vmap` outside.
 
-Importance ratios come at two levels, and they are not interchangeable:
+Importance ratios come at two levels, which are not interchangeable:
 
   token level     rho_t = pi(y_t | y_<t) / pi_old(y_t | y_<t)   `ppo_clip_loss`, `grpo_loss`, `dr_grpo_loss`
                   ignores that the prefix was drawn from pi_old: biased, low variance;
@@ -9,8 +9,8 @@ Importance ratios come at two levels, and they are not interchangeable:
   its geometric mean rho^(1/|y|)                                `gspo_loss`
                   a tempered ratio: biased, low variance.
 
-Clipping also cuts the entropy gradient carried by a shaped reward. All ratios are 1 on-policy, where every
-loss of one normalisation has the same gradient.
+Clipping also removes entropy gradients that a shaped reward carries. All ratios are 1 on-policy, and losses with the
+same normalisation then have the same gradient.
 """
 
 import chex
@@ -24,7 +24,7 @@ from qempo_jax.masking import masked_mean
 from qempo_jax.masking import masked_sum
 
 _sg = jax.lax.stop_gradient
-_MAX_LOG_RATIO = 20.0  # a ratio beyond 5e8 has no gradient; keeps squared gradients finite in float32
+_MAX_LOG_RATIO = 20.0  # Ratios beyond 5e8 have no gradient, so that squared gradients stay finite in float32.
 
 
 def ppo_clip_loss(
@@ -44,11 +44,11 @@ def ppo_clip_loss(
 
   Args:
     token_log_probs: [T] under the current policy, nats.
-    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    old_token_log_probs: [T] under the behaviour policy, nats; detached inside.
     advantages: [] or [T] detached inside.
     mask: [T] True on response tokens, EOS included.
-    clip_low: how far the ratio may fall below 1 before its gradient is cut.
-    clip_high: how far it may rise above 1.
+    clip_low: largest fall of the ratio below 1 with a gradient.
+    clip_high: largest rise of the ratio above 1 with a gradient.
 
   Returns:
     Scalar loss; zero for an all-masked row.
@@ -70,22 +70,22 @@ def grpo_loss(
   clip_low: float,
   clip_high: float,
 ) -> Array:
-  """`ppo_clip_loss` over the sequence's own length: length-biased, a baseline.
+  """`ppo_clip_loss` divided by the sequence's length: length-biased, for comparison.
 
       L = ppo_clip_loss / |y|
 
-  A long wrong answer is punished less per token than a short one: the expected gradient is no longer that of
-  the objective. Without a baseline the stationary point moves too.
+  A long wrong answer is punished less per token than a short one, so the expected gradient is not that of the
+  objective. Without a baseline the stationary point is biased too.
 
   Source: Shao et al., GRPO, arXiv 2402.03300, without its KL term.
 
   Args:
     token_log_probs: [T] under the current policy, nats.
-    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    old_token_log_probs: [T] under the behaviour policy, nats; detached inside.
     advantages: [] or [T] detached inside.
     mask: [T] True on response tokens, EOS included.
-    clip_low: how far the ratio may fall below 1 before its gradient is cut.
-    clip_high: how far it may rise above 1.
+    clip_low: largest fall of the ratio below 1 with a gradient.
+    clip_high: largest rise of the ratio above 1 with a gradient.
 
   Returns:
     Scalar loss; zero for an all-masked row.
@@ -107,7 +107,7 @@ def dr_grpo_loss(
   clip_high: float,
   max_tokens: int,
 ) -> Array:
-  """`ppo_clip_loss` over a constant length: no length bias. Pair it with `advantages.group_mean`.
+  """`ppo_clip_loss` divided by a constant length: no length bias. Use it with `advantages.group_mean`.
 
       L = ppo_clip_loss / max_tokens
 
@@ -115,12 +115,12 @@ def dr_grpo_loss(
 
   Args:
     token_log_probs: [T] under the current policy, nats.
-    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    old_token_log_probs: [T] under the behaviour policy, nats; detached inside.
     advantages: [] or [T] detached inside.
     mask: [T] True on response tokens, EOS included.
-    clip_low: how far the ratio may fall below 1 before its gradient is cut.
-    clip_high: how far it may rise above 1.
-    max_tokens: the same constant for every sequence, tokens.
+    clip_low: largest fall of the ratio below 1 with a gradient.
+    clip_high: largest rise of the ratio above 1 with a gradient.
+    max_tokens: divisor, the same for every sequence, tokens.
 
   Returns:
     Scalar loss; zero for an all-masked row.
@@ -149,11 +149,11 @@ def sequence_clip_loss(
 
   Args:
     token_log_probs: [T] under the current policy, nats.
-    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    old_token_log_probs: [T] under the behaviour policy, nats; detached inside.
     advantage: [] detached inside.
     mask: [T] True on response tokens, EOS included.
-    clip_low: how far the ratio may fall below 1 before its gradient is cut; infinite for none.
-    clip_high: how far it may rise above 1; infinite for none.
+    clip_low: largest fall of the ratio below 1 with a gradient; infinite: no clipping.
+    clip_high: largest rise of the ratio above 1 with a gradient; infinite: no clipping.
 
   Returns:
     Scalar loss; zero for an all-masked row.
@@ -177,7 +177,7 @@ def gspo_loss(
   clip_low: float,
   clip_high: float,
 ) -> Array:
-  """Clipped surrogate with the geometric mean of the token ratios: length-normalised, a baseline.
+  """Clipped surrogate with the geometric mean of the token ratios: length-normalised, for comparison.
 
       L = -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A),   s = (pi(y) / pi_old(y))^(1/|y|)
 
@@ -185,11 +185,11 @@ def gspo_loss(
 
   Args:
     token_log_probs: [T] under the current policy, nats.
-    old_token_log_probs: [T] under the policy that sampled, nats; detached inside.
+    old_token_log_probs: [T] under the behaviour policy, nats; detached inside.
     advantage: [] detached inside.
     mask: [T] True on response tokens, EOS included.
-    clip_low: how far the ratio may fall below 1 before its gradient is cut.
-    clip_high: how far it may rise above 1.
+    clip_low: largest fall of the ratio below 1 with a gradient.
+    clip_high: largest rise of the ratio above 1 with a gradient.
 
   Returns:
     Scalar loss; zero for an all-masked row.

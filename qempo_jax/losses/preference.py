@@ -1,9 +1,9 @@
 """Pairwise preference losses of one family: sequence *sums* of log-probs, one pair a call, `jax.vmap` outside.
 
 Under a Bradley-Terry preference model the optimum pi ∝ q^(beta/alpha) exp(r/alpha) inverts to
-r = alpha log pi - beta log q + const, and the constant cancels in a pair. Every loss of this file is that
-inversion with some (alpha, beta); other ideas are in `preference_baselines`, length-normalised ones in
-`preference_normalised`. A pairwise loss alone enforces no constraint: it fixes weights, not the quality floor.
+r = alpha log pi - beta log q + const, and the constant cancels in a pair. Every loss in this file is that inversion for
+some (alpha, beta). Other pair losses are in `preference_baselines`, length-normalised ones in `preference_normalised`.
+A pairwise loss alone enforces no constraint: its weights are fixed, and it has no quality floor.
 """
 
 import chex
@@ -23,7 +23,7 @@ def preference_loss(
   alpha: float | Array,
   beta: float | Array,
 ) -> Array:
-  """Soft preference learning: the whole family, with entropy and reference weights decoupled.
+  """Soft preference learning: the whole family, with separate entropy and reference weights.
 
       L = -log sigmoid(alpha (log pi_w - log pi_l) - beta (log q_w - log q_l))
 
@@ -31,9 +31,9 @@ def preference_loss(
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
     alpha: entropy weight, reward units per nat.
     beta: reference weight, reward units per nat.
 
@@ -41,7 +41,7 @@ def preference_loss(
     Scalar loss.
 
   Raises:
-    AssertionError: an input is not a scalar: give sums over tokens, and `vmap` over pairs.
+    AssertionError: an input is not a scalar: pass sums over tokens, and `vmap` over pairs.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -70,15 +70,15 @@ def preference_margin(
   alpha: float | Array,
   beta: float | Array,
 ) -> Array:
-  """Implicit reward of the chosen response minus that of the rejected one; log it beside the loss.
+  """Implicit reward of the chosen response minus that of the rejected one; a metric to log with the loss.
 
       m = alpha (log pi_w - log pi_l) - beta (log q_w - log q_l)
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
     alpha: entropy weight, reward units per nat.
     beta: reference weight, reward units per nat.
 
@@ -95,7 +95,7 @@ def preference_margin(
 
 
 def qempo_loss(chosen_log_prob: Array, rejected_log_prob: Array, *, alpha: float | Array) -> Array:
-  """QEMPO from pairs: no reference model at all.
+  """QEMPO from pairs, without a reference model.
 
       L = -log sigmoid(alpha (log pi_w - log pi_l)),   alpha = 1 / lambda
 
@@ -103,7 +103,7 @@ def qempo_loss(chosen_log_prob: Array, rejected_log_prob: Array, *, alpha: float
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
     alpha: entropy weight, the inverse of the quality multiplier; reward units per nat.
 
   Returns:
@@ -124,7 +124,7 @@ def qempo_kl_loss(
   quality_multiplier: float | Array,
   kl_multiplier: float | Array,
 ) -> Array:
-  """QEMPO-KL from pairs, in the multipliers of its two constraints.
+  """QEMPO-KL from pairs, parametrised by the multipliers of its two constraints.
 
       L = -log sigmoid([(1 + mu) (log pi_w - log pi_l) - mu (log q_w - log q_l)] / lambda)
 
@@ -133,11 +133,11 @@ def qempo_kl_loss(
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
     quality_multiplier: lambda > 0, nats per reward unit.
-    kl_multiplier: mu >= 0, without unit.
+    kl_multiplier: mu >= 0, unitless.
 
   Returns:
     Scalar loss.
@@ -164,7 +164,7 @@ def dpo_loss(
   *,
   beta: float | Array,
 ) -> Array:
-  """Direct preference optimisation: the family's boundary alpha = beta.
+  """Direct preference optimisation: the family at alpha = beta.
 
       L = -log sigmoid(beta [(log pi_w - log q_w) - (log pi_l - log q_l)])
 
@@ -172,9 +172,9 @@ def dpo_loss(
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
     beta: KL weight, reward units per nat.
 
   Returns:
@@ -202,7 +202,7 @@ def h_dpo_loss(
   entropy_ratio: float | Array,
   beta: float | Array,
 ) -> Array:
-  """H-DPO: DPO whose entropy weight is scaled; the paper's alpha is `entropy_ratio` here.
+  """H-DPO: DPO with a scaled entropy weight; the paper's alpha is `entropy_ratio` here.
 
       L = -log sigmoid(beta [a (log pi_w - log pi_l) - (log q_w - log q_l)]),   alpha = a beta
 
@@ -210,10 +210,10 @@ def h_dpo_loss(
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
-    entropy_ratio: a; below 1 sharpens, above 1 spreads, 1 is DPO.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
+    entropy_ratio: a; below 1 sharpens the policy, above 1 flattens it, 1 is DPO.
     beta: reference weight, reward units per nat.
 
   Returns:

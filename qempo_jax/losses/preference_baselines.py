@@ -1,4 +1,4 @@
-"""Pairwise preference losses beside the family, for comparison; one pair a call, `jax.vmap` outside."""
+"""Pairwise preference losses outside the family, for comparison; one pair a call, `jax.vmap` outside."""
 
 import jax
 from jax import Array
@@ -17,21 +17,21 @@ def smoothed_dpo_loss(
   beta: float | Array,
   label_smoothing: float | Array,
 ) -> Array:
-  """Conservative DPO: a share e of the labels is taken to be flipped.
+  """Conservative DPO: a share e of the labels is assumed to be flipped.
 
       L = -(1 - e) log sigmoid(m) - e log sigmoid(-m),   m = beta [(log pi_w - log q_w) - (log pi_l - log q_l)]
 
-  Its margin is bounded: the minimum is at m = log((1 - e) / e).
+  The margin m is bounded: the minimum is at m = log((1 - e) / e).
 
   Source: E. Mitchell, "A note on DPO with noisy preferences" (2023).
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
     beta: KL weight, reward units per nat.
-    label_smoothing: e in [0, 1/2).
+    label_smoothing: share e of flipped labels, in [0, 1/2).
 
   Returns:
     Scalar loss.
@@ -69,11 +69,11 @@ def robust_dpo_loss(
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
     beta: KL weight, reward units per nat.
-    label_smoothing: e in [0, 1/2).
+    label_smoothing: share e of flipped labels, in [0, 1/2).
 
   Returns:
     Scalar loss.
@@ -101,7 +101,7 @@ def ipo_loss(
   *,
   tau: float | Array,
 ) -> Array:
-  """Identity preference optimisation, on sequence sums as published.
+  """Identity preference optimisation on sequence sums, as published.
 
       L = ([(log pi_w - log q_w) - (log pi_l - log q_l)] - 1 / (2 tau))^2
 
@@ -109,9 +109,9 @@ def ipo_loss(
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
     tau: KL weight, per nat.
 
   Returns:
@@ -138,19 +138,19 @@ def cpo_loss(
   beta: float | Array,
   nll_weight: float | Array,
 ) -> Array:
-  """Contrastive preference optimisation: `qempo_loss` and a pull toward the chosen response.
+  """Contrastive preference optimisation: `qempo_loss` plus a likelihood term of the chosen response.
 
       L = -log sigmoid(beta (log pi_w - log pi_l)) - nll_weight log pi_w
 
-  Without the pull it is QEMPO's loss with alpha = beta.
+  At nll_weight = 0 it is QEMPO's loss with alpha = beta.
 
   Source: Xu et al., arXiv 2401.08417.
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    beta: reward units per nat; it plays the part of alpha.
-    nll_weight: per nat; divide it by the chosen length for a mean over tokens.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    beta: entropy weight (alpha of the family), reward units per nat.
+    nll_weight: weight of the likelihood term, per nat; divide it by the chosen length for a mean over tokens.
 
   Returns:
     Scalar loss.

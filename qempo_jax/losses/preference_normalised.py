@@ -1,8 +1,8 @@
-"""Length-normalised preference losses, under names that say so.
+"""Length-normalised preference losses, named as such.
 
-Dividing a log-prob by the response's length breaks the inversion of the optimum: the divisor differs between
-the two responses, so log Z no longer cancels and the minimiser is not pi ∝ q^(beta/alpha) exp(r/alpha).
-They are here as baselines.
+Dividing a log-prob by the response's length breaks the inversion of the optimum. The two responses have different
+divisors, so log Z no longer cancels, and the minimiser is not pi ∝ q^(beta/alpha) exp(r/alpha). These losses are
+baselines for comparison.
 """
 
 import chex
@@ -34,13 +34,13 @@ def length_normalised_preference_loss(
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
-    chosen_length: [] tokens, EOS included.
-    rejected_length: [] tokens, EOS included.
-    alpha: reward units per (nat per token).
-    beta: reward units per (nat per token).
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
+    chosen_length: [] tokens of the preferred response, EOS included.
+    rejected_length: [] tokens of the other response, EOS included.
+    alpha: entropy weight, reward units per (nat per token).
+    beta: reference weight, reward units per (nat per token).
 
   Returns:
     Scalar loss.
@@ -74,12 +74,12 @@ def simpo_loss(
   Source: Meng, Xia, Chen, arXiv 2405.14734; `margin` is the paper's gamma.
 
   Args:
-    chosen_log_prob: [] sequence log-prob of the preferred response, nats; a sum, divided here.
-    rejected_log_prob: [] of the other response, nats; a sum, divided here.
-    chosen_length: [] tokens, EOS included.
-    rejected_length: [] tokens, EOS included.
+    chosen_log_prob: [] sequence log-prob of the preferred response, nats; a sum, divided inside.
+    rejected_log_prob: [] sequence log-prob of the other response, nats; a sum, divided inside.
+    chosen_length: [] tokens of the preferred response, EOS included.
+    rejected_length: [] tokens of the other response, EOS included.
     beta: reward units per (nat per token).
-    margin: reward units.
+    margin: target margin, reward units.
 
   Returns:
     Scalar loss.
@@ -110,11 +110,11 @@ def length_normalised_ipo_loss(
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    rejected_log_prob: [] of the other response, nats.
-    ref_chosen_log_prob: [] under the reference policy, nats.
-    ref_rejected_log_prob: [] under the reference policy, nats.
-    chosen_length: [] tokens, EOS included.
-    rejected_length: [] tokens, EOS included.
+    rejected_log_prob: [] sequence log-prob of the other response, nats.
+    ref_chosen_log_prob: [] the same under the reference policy, nats.
+    ref_rejected_log_prob: [] the same under the reference policy, nats.
+    chosen_length: [] tokens of the preferred response, EOS included.
+    rejected_length: [] tokens of the other response, EOS included.
     tau: KL weight, per (nat per token).
 
   Returns:
@@ -133,7 +133,7 @@ def length_normalised_ipo_loss(
 
 
 def _per_token(log_prob: Array, length: Array) -> Array:
-  """Log-prob over length; an empty response counts as one token long."""
+  """Log-prob divided by length; an empty response has length 1."""
   chex.assert_rank([log_prob, length], 0)
   log_prob = at_least_float32(log_prob)
   return log_prob / jnp.maximum(jnp.asarray(length).astype(log_prob.dtype), 1)

@@ -14,21 +14,21 @@ def bradley_terry_loss(
   *,
   centring_weight: float | Array,
 ) -> Array:
-  """Negative log-likelihood of one preference, with a margin and a pull of the pair's mean toward zero.
+  """Negative log-likelihood of one preference, with a margin and centring of the pair's rewards at zero.
 
       L = -log sigmoid(r_w - r_l - margin) + centring_weight (r_w + r_l)^2
 
-  A preference fixes rewards only up to a constant for each prompt; centring fixes the constant, so that a
-  floor on the mean reward means the same on every prompt.
+  A preference determines rewards only up to a constant for each prompt. Centring fixes that constant, so that a
+  floor on the mean reward has the same meaning on every prompt.
 
   Source: Bradley and Terry (1952); the margin: Touvron et al., arXiv 2307.09288; centring: Eisenstein et al.,
   arXiv 2312.09244.
 
   Args:
-    chosen_reward: [] reward units.
-    rejected_reward: [] reward units.
-    margin: [] how clearly the first was preferred, reward units; 0 for none.
-    centring_weight: per reward unit squared; 0 for none.
+    chosen_reward: [] reward of the preferred response, reward units.
+    rejected_reward: [] reward of the other response, reward units.
+    margin: [] least reward difference that the preference asks for, reward units; 0: no margin.
+    centring_weight: weight of the centring term, per reward unit squared; 0: no centring.
 
   Returns:
     Scalar loss.

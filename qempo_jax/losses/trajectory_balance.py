@@ -1,4 +1,4 @@
-"""Trajectory balance: a regression to the optimum, good on-policy and off-policy, one group a call."""
+"""Trajectory balance: a regression of log-probs to the optimum's, on-policy or off-policy, one group a call."""
 
 import chex
 import jax
@@ -20,24 +20,23 @@ def trajectory_balance_loss(
   alpha: float | Array,
   beta: float | Array,
 ) -> Array:
-  """Squared distance of a group's log-probs from the optimum's, log Z estimated by the group and detached.
+  """Squared distance of a group's log-probs from the optimum's, with a detached estimate of log Z from the group.
 
       s_k = (r_k + beta log q(y_k)) / alpha,     log Z = sg(mean_k [s_k - log pi(y_k)])
       L = mean_k (log Z + log pi(y_k) - s_k)^2
 
-  Zero for every group if and only if pi is proportional to q^(beta/alpha) exp(r / alpha). The samples may
-  come from any policy, a replay buffer or a data set: no importance weights, only current `log_probs`. On
-  samples of pi itself its gradient is exactly twice the policy gradient of the shaped reward over alpha
-  with `advantages.group_mean`.
+  It is zero for every group if and only if pi is proportional to q^(beta/alpha) exp(r / alpha). Samples may come
+  from any policy, a replay buffer or a data set; no importance weights are needed. On samples of pi its gradient is
+  exactly twice the policy gradient of the shaped reward divided by alpha, with `advantages.group_mean`.
 
   Source: VarGrad, Richter et al., arXiv 2010.10436; trajectory balance, Malkin et al., arXiv 2201.13259; for
   language models arXiv 2310.04363 and TBA, arXiv 2503.18929. With QEMPO-KL's weights: reconstruction.
 
   Args:
-    log_probs: [G] sequence log-probs of the current policy, nats; the only input with a gradient.
-    rewards: [G] any unit u.
-    ref_log_probs: [G] sequence log-probs of the reference policy, nats.
-    mask: [G] False leaves a member out; None keeps all.
+    log_probs: [G] sequence log-probs under the current policy, nats; the only input with a gradient.
+    rewards: [G] rewards, in any unit u.
+    ref_log_probs: [G] sequence log-probs under the reference policy, nats.
+    mask: [G] True on members that count; None: all.
     alpha: entropy weight, u per nat, positive.
     beta: reference weight, u per nat.
 

@@ -1,11 +1,10 @@
-"""The same objective under another method's hyper-parameters.
+"""Equivalent hyper-parameters of two methods with the same objective.
 
     >>> print(translate("dpo", "spl", beta=0.1))
     dpo(beta=0.1) = spl(alpha=0.1, beta=0.1)
 
-Every method below maximises E[r] + alpha H(pi) + beta E[log q]; two are the same objective exactly when their
-(alpha, beta) agree. SimPO, IPO, KTO and the length-normalised losses are not of the family: they have no
-translation.
+Every method below maximises E[r] + alpha H(pi) + beta E[log q]. Two are the same objective exactly if their
+(alpha, beta) agree. SimPO, IPO, KTO and the length-normalised losses are outside the family and have no translation.
 """
 
 from collections.abc import Callable
@@ -19,10 +18,10 @@ class Translation(NamedTuple):
   """One objective under two names.
 
   Attributes:
-    source: method the hyper-parameters were given for.
-    given: its hyper-parameters.
-    target: method asked for.
-    hyper_parameters: the equivalent ones.
+    source: method of the given hyper-parameters.
+    given: hyper-parameters of `source`.
+    target: the other method.
+    hyper_parameters: equivalent hyper-parameters of `target`.
     alpha: entropy weight, reward units per nat.
     beta: reference weight, reward units per nat.
   """
@@ -39,7 +38,7 @@ class Translation(NamedTuple):
 
 
 def translate(source: str, target: str, **hyper_parameters: float) -> Translation:
-  """Finds the hyper-parameters that make `target` the same objective as `source`.
+  """Finds hyper-parameters that make `target` the same objective as `source`.
 
       qempo_kl: alpha = (1 + mu) / lambda, beta = mu / lambda       qempo: beta = 0, alpha = 1 / lambda
       dpo, rlhf: alpha = beta       h_dpo: alpha = a beta       cpo without NLL: alpha = its beta, beta = 0
@@ -47,13 +46,13 @@ def translate(source: str, target: str, **hyper_parameters: float) -> Translatio
   Args:
     source: one of `METHODS`.
     target: one of `METHODS`.
-    **hyper_parameters: those of `source`, by its loss function's names.
+    **hyper_parameters: hyper-parameters of `source`, named as in its loss function.
 
   Returns:
     `Translation`; printing it gives the equation.
 
   Raises:
-    InputError: an unknown method or hyper-parameter, or an objective that `target` cannot express.
+    InputError: a method or hyper-parameter is unknown, or `target` cannot express the objective.
   """
   for method in (source, target):
     if method not in METHODS:
@@ -93,7 +92,7 @@ def _cpo_weights(beta: float, nll_weight: float) -> tuple[float, float]:
 
 def _qempo_kl_weights(quality_multiplier: float, kl_multiplier: float) -> tuple[float, float]:
   if quality_multiplier <= 0:
-    raise InputError("quality_multiplier must be positive: at 0 the reward plays no part and alpha is infinite")
+    raise InputError("quality_multiplier must be positive: at 0 the reward has no effect and alpha is infinite")
   return (1 + kl_multiplier) / quality_multiplier, kl_multiplier / quality_multiplier
 
 

@@ -1,4 +1,4 @@
-"""Losses of one response without a pair: a thumb up or down, supervised fine-tuning, the supervised anchor."""
+"""Losses of single responses: KTO, supervised fine-tuning, and the likelihood term of pair losses."""
 
 import chex
 import jax
@@ -19,7 +19,7 @@ def kto_loss(
   desirable_weight: float | Array,
   undesirable_weight: float | Array,
 ) -> Array:
-  """Kahneman-Tversky optimisation: one response with a thumb up or down, no pair.
+  """Kahneman-Tversky optimisation: one response labelled desirable or undesirable, without a pair.
 
       u = log pi - log q,   z = sg(max(reference_kl, 0))
       L = desirable_weight   (1 - sigmoid(beta (u - z)))   if desirable
@@ -29,13 +29,13 @@ def kto_loss(
 
   Args:
     log_prob: [] sequence log-prob of the response, nats.
-    ref_log_prob: [] under the reference policy, nats.
-    desirable: [] boolean.
-    reference_kl: [] batch estimate of KL(pi || q), nats: the mean of log pi - log q over mismatched pairs of
-      prompt and response; detached and cut at 0 inside.
-    beta: per nat.
+    ref_log_prob: [] the same under the reference policy, nats.
+    desirable: [] boolean label.
+    reference_kl: [] batch estimate of KL(pi || q), nats: the mean of log pi - log q over mismatched prompts and
+      responses; detached and clipped at 0 inside.
+    beta: slope of the sigmoid, per nat.
     desirable_weight: weight of a desirable response.
-    undesirable_weight: weight of an undesirable one.
+    undesirable_weight: weight of an undesirable response.
 
   Returns:
     Scalar loss.
@@ -56,7 +56,7 @@ def nll_loss(token_log_probs: Array, mask: Array) -> Array:
 
       L = -sum_t mask_t log pi(y_t | y_<t)
 
-  Divide once, by the global number of tokens or of sequences, in the step.
+  The training step divides once, by the global number of tokens or sequences.
 
   Args:
     token_log_probs: [T] log-probs of the response's tokens, nats.
@@ -74,13 +74,13 @@ def nll_loss(token_log_probs: Array, mask: Array) -> Array:
 
 
 def nll_anchor(chosen_log_prob: Array, *, weight: float | Array) -> Array:
-  """Term to add to any pairwise loss where the chosen log-prob falls: -weight log pi_w.
+  """Likelihood term of the chosen response, for pairwise losses that let its log-prob fall: -weight log pi_w.
 
   Source: the anchored form of arXiv 2401.08417 and arXiv 2404.19733.
 
   Args:
     chosen_log_prob: [] sequence log-prob of the preferred response, nats.
-    weight: per nat; zero adds nothing.
+    weight: weight of the term, per nat.
 
   Returns:
     Scalar loss.

@@ -1,6 +1,6 @@
-"""Methods as values, a file each; `resolve` reads them from text, such as "ucpo(tau=0.5)" or a dotted path.
+"""Methods as values, a file each; `resolve` makes one from text, such as "ucpo(tau=0.5)" or a dotted path.
 
-Every function of these files that returns a `Method` is a name of this package: a new method is a new file.
+Every function in these files that returns a `Method` is a name of this package: a new method is a new file.
 """
 
 from qempo_jax.methods.group_loss import group_loss as group_loss

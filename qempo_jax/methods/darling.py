@@ -1,4 +1,4 @@
-"""DARLING's product: each reward times how different its response is from the others of its group."""
+"""DARLING's product: each reward times the response's mean distance from the others in its group."""
 
 import chex
 import jax
@@ -18,15 +18,15 @@ def quality_times_diversity(rewards: Array, distances: Array, mask: Array | None
 
       r'_k = r_k 1/(G-1) sum_{j != k} d(y_k, y_j)
 
-  Meant for rewards >= 0: a negative one would be improved by repetition.
+  Rewards should be >= 0: repetition would improve a negative one.
 
-  Source: Li et al., "Jointly reinforcing diversity and quality", arXiv 2509.02534, where d says whether a
-  learned classifier tells two responses apart; reconstruction, without its rescaling of the diversity.
+  Source: Li et al., "Jointly reinforcing diversity and quality", arXiv 2509.02534, with a learned classifier as d;
+  reconstruction, without its rescaling of the diversity.
 
   Args:
-    rewards: [group] any unit u.
+    rewards: [group] rewards, in any unit u.
     distances: [group, group] in [0, 1]; the diagonal is ignored.
-    mask: [group] False leaves a member out; None keeps all.
+    mask: [group] True on members that count; None: all.
 
   Returns:
     [group] detached rewards, unit u; zero for a group of one.
@@ -47,12 +47,12 @@ def diverse_rewards(group: Group, terms: method.Terms) -> jax.Array:
 
 
 def darling(*, beta: float = 0.0) -> method.Method:
-  """max E[r d - beta KL], d the mean distance of a response to the others of its group; the group's mean is the baseline.
+  """max E[r d - beta KL] with d a response's mean distance from its group, and the group's mean as baseline.
 
-  Source: Li et al., arXiv 2509.02534, whose distance is a learned classifier's; reconstruction.
+  Source: Li et al., arXiv 2509.02534, whose distance is a learned classifier; reconstruction.
 
   Args:
-    beta: weight of the KL penalty, reward units a nat.
+    beta: weight of the KL penalty, reward units a nat; 0: no penalty.
   """
   return method.Method(
     baseline=advantages.group_mean,

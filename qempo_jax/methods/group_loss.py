@@ -1,4 +1,4 @@
-"""The online loss of one prompt's group of responses: any constraints, any method."""
+"""The online loss of one group of responses to a prompt, for any constraints and method."""
 
 from collections.abc import Mapping
 
@@ -27,23 +27,23 @@ def group_loss(
   *,
   replay_weight: chex.Numeric,
 ) -> jax.Array:
-  """Loss of one group; with the default method its gradient is minus that of the Lagrangian over (h + sum of multipliers).
+  """Loss of one group; with the default method its gradient is minus the Lagrangian's over (h + sum of multipliers).
 
       s_k = [ sum_i sense_i m_i v_i(y_k) - h log pi(y_k) ] / (h + sum_i m_i)                 detached
       L   = mean_fresh w_k A_k (-log pi(y_k)) + replay_weight / |fresh| sum_replayed (s_k - mean_fresh s) (-log pi(y_k))
 
-  with advantages A of s by the method's baseline, and importance weights w. The second sum is trajectory balance: at the
-  optimum every s equals log Z, known from the fresh responses, so it is exact off-policy.
+  A is the method's baseline applied to s, and w are importance weights. The second sum is trajectory balance. At the
+  optimum every s equals log Z, which the on-policy responses estimate, so the sum is exact off-policy.
 
   Source: Lagrangian of the programs of arXiv 2602.15894 (reconstruction); trajectory balance: arXiv 2201.13259.
 
   Args:
     stats: [G, T] log-probs and next-token entropies of the responses under the current policy, nats, with gradient.
     group: the responses.
-    prices: entropy weight h and the multipliers by name; one for each constraint.
+    prices: entropy weight h and multipliers by name, one for each constraint.
     constraints: by name.
-    method: what departs from QEMPO; see `Method`.
-    replay_weight: weight of a replayed response beside a fresh one's 1.
+    method: hooks that differ from QEMPO's; see `Method`.
+    replay_weight: weight of a replayed response; an on-policy one has 1.
 
   Returns:
     Scalar.
@@ -59,19 +59,20 @@ def group_loss(
   shaped = jax.lax.stop_gradient(shaped / terms.divisor)
   credit, entropy_losses = method.entropy(stats, group, terms, terms.log_prob_weight / terms.divisor)
   spread = method.scale(shaped, group.fresh)
-  of_rewards = method.baseline(terms.reward_weight / terms.divisor * terms.rewards, group.fresh) / spread
-  advantage = method.baseline(shaped + credit, group.fresh) + spread * method.change(of_rewards, group, terms)
+  reward_advantages = method.baseline(terms.reward_weight / terms.divisor * terms.rewards, group.fresh) / spread
+  changes = method.change(reward_advantages, group, terms)
+  advantages = method.baseline(shaped + credit, group.fresh) + spread * changes
 
-  loss_of = jax.vmap(policy_gradient_loss)
-  losses = (loss_of(stats.log_prob, advantage, group.mask) + entropy_losses) * group.weight
+  sequence_losses = jax.vmap(policy_gradient_loss)
+  losses = (sequence_losses(stats.log_prob, advantages, group.mask) + entropy_losses) * group.weight
   log_z = masked_mean(shaped, group.fresh)
-  replayed = jnp.sum(loss_of(stats.log_prob, shaped - log_z, group.mask) * group.replayed)
+  replayed = jnp.sum(sequence_losses(stats.log_prob, shaped - log_z, group.mask) * group.replayed)
   balance = jnp.where(jnp.any(group.fresh), replayed / jnp.maximum(jnp.sum(group.fresh), 1), 0.0)
   return (masked_mean(losses, group.fresh) + replay_weight * balance) / spread + method.extra(stats, group)
 
 
 def lagrangian_terms(stats: TokenStats, group: Group, prices: Prices, constraints: Mapping[str, Constraint]) -> Terms:
-  """The parts of the Lagrangian's shaped reward; a response without a value takes the mean of its group's there."""
+  """Parts of the Lagrangian's shaped reward; a response without a value gets its group's mean."""
   entropy_weight, multipliers = prices
   missing = sorted(set(constraints) - set(multipliers))
   assert not missing, f"no multiplier for constraint {missing[0]!r}: prices name {', '.join(sorted(multipliers))}"

@@ -1,4 +1,4 @@
-"""GRPO with a KL penalty in the reward, with or without the usual bonus on next-token entropies."""
+"""GRPO with a KL penalty in the reward, with or without a fixed bonus on next-token entropies."""
 
 import functools
 
@@ -18,20 +18,20 @@ def population_std(shaped: jax.Array, mask: jax.Array, *, min_std: float) -> jax
 
 
 def token_entropy_bonus(stats, group, *, weight: float) -> jax.Array:
-  """-weight times the mean over fresh responses of the summed next-token entropies."""
+  """-weight times the mean over on-policy responses of the summed next-token entropies."""
   return -weight * masked_mean(jax.vmap(masked_sum)(stats.entropy, group.mask), group.fresh)
 
 
 def grpo(*, beta: float, min_std: float = 1e-2, token_entropy_weight: float = 0.0) -> method.Method:
-  """max E[r] - beta KL(pi || q), the penalty in the reward; each group's loss is divided by its shaped rewards' spread.
+  """max E[r] - beta KL(pi || q), the penalty in the reward; a group's loss is divided by its shaped rewards' deviation.
 
-  Source: Shao et al., arXiv 2402.03300 (beta .04 there).
+  Source: Shao et al., arXiv 2402.03300 (beta = 0.04 there).
 
   Args:
     beta: weight of the KL penalty, reward units a nat.
-    min_std: least spread, in units of the shaped reward.
-    token_entropy_weight: of a bonus on next-token entropies, added to the normalised loss; biased, see
-      `losses.token_entropy_bonus_loss`. 0 for none.
+    min_std: least standard deviation, in units of the shaped reward.
+    token_entropy_weight: weight of a bonus on next-token entropies, added after normalisation; 0: none. It is biased,
+      see `losses.token_entropy_bonus_loss`.
   """
   bonus = functools.partial(token_entropy_bonus, weight=token_entropy_weight)
   return method.Method(

@@ -19,25 +19,25 @@ def mara_rewards(
   min_reward: float | Array,
   beta: float | Array,
 ) -> Array:
-  """Mode-anchored reward augmentation: RLHF on these rewards is flat over the group's good members.
+  """Mode-anchored reward augmentation: the optimum of RLHF is flat over the group's good members.
 
       z = argmax of log q(y_k) over r_k >= min_reward
       r'_k = r(z) + beta (log q(z) - log q(y_k))   if r_k >= min_reward,   r_k otherwise
 
-  so that q exp(r' / beta) is the same for every good member. Train on r' with a KL penalty of weight beta.
+  q exp(r' / beta) is then equal for all good members. Train on r' with a KL penalty of weight beta.
 
   Source: GX-Chen et al., "KL-regularized reinforcement learning is designed to mode collapse",
   arXiv 2510.20817; reconstruction of its augmented reward.
 
   Args:
-    rewards: [group] any unit u.
+    rewards: [group] rewards, in any unit u.
     ref_log_probs: [group] sequence log-probs under the reference policy, nats.
-    mask: [group] False leaves a member out; None keeps all.
-    min_reward: floor of the good set, unit u.
+    mask: [group] True on members that count; None: all.
+    min_reward: least reward of a good member, unit u.
     beta: weight of the KL penalty used in training, u per nat.
 
   Returns:
-    [group] detached rewards, unit u; the rewards themselves where no member is good.
+    [group] detached rewards, unit u; unchanged if no member is good.
 
   Raises:
     AssertionError: the arrays are not of rank 1 or differ in shape.
@@ -49,7 +49,7 @@ def mara_rewards(
 
 
 def anchored_rewards(group: Group, terms: method.Terms, *, good_reward: float) -> jax.Array:
-  """`mara_rewards` with the run's own KL weight; the rewards themselves where no reward has a price."""
+  """`mara_rewards` with the run's KL weight; unchanged rewards if no reward has a price."""
   weight = jnp.where(terms.reward_weight > 0, terms.reward_weight, 1.0)
   return mara_rewards(
     terms.rewards,
@@ -61,11 +61,11 @@ def anchored_rewards(group: Group, terms: method.Terms, *, good_reward: float) -
 
 
 def mara(*, beta: float, good_reward: float = 1.0) -> method.Method:
-  """max E[r'] - beta KL(pi || q), where r' of a good response is r(z) + beta (log q(z) - log q(y)), z the likeliest good one.
+  """max E[r'] - beta KL(pi || q) with r'(y) = r(z) + beta (log q(z) - log q(y)) for good y, z the likeliest good one.
 
-  On good responses beta log q cancels: up to a constant that depends on the group, this is the objective of QEMPO with a
-  coherence constraint at lambda = 1 / beta. Not normalised: at its optimum the shaped rewards are flat, and dividing by
-  their spread would enlarge noise alone.
+  On good responses beta log q cancels. Up to a constant of the group, this is the objective of QEMPO with a coherence
+  constraint at lambda = 1 / beta. The loss is not normalised: at its optimum the shaped rewards are flat, and division
+  by their deviation would amplify noise alone.
 
   Source: GX-Chen et al., arXiv 2510.20817 (reconstruction).
 

@@ -1,4 +1,4 @@
-"""MaxRL: rewards relative to their group's mean, which approaches maximum likelihood of success."""
+"""MaxRL: rewards relative to their group's mean, which approach maximum likelihood of success."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from qempo_jax.methods import method
 
 
 def relative_rewards(group: Group, terms: method.Terms) -> jax.Array:
-  """r / mean r over the fresh responses; the rewards themselves, which then move nothing, where that mean is 0."""
+  """r / mean r over the on-policy responses; unchanged, and then without effect, if that mean is 0."""
   mean = masked_mean(terms.rewards, group.fresh)
   return terms.rewards / jnp.where(mean > 0, mean, 1.0)
 
@@ -18,6 +18,6 @@ def maxrl(*, beta: float = 0.0) -> method.Method:
   """Advantages (r - mean) / mean instead of (r - mean) / std. Source: arXiv 2602.02710 (reconstruction).
 
   Args:
-    beta: weight of a KL penalty beside it, reward units a nat; 0 for none, as in the source.
+    beta: weight of an added KL penalty, reward units a nat; 0: none, as in the source.
   """
   return method.Method(rewards=relative_rewards, entropy_weight=0.0, multipliers={"quality": 1.0, "kl": beta})

@@ -1,4 +1,4 @@
-"""A method as a value: hooks of `group_loss`, each a pure function of one group, whose defaults are QEMPO's."""
+"""A method as a value: hooks of `group_loss`, each a pure function of one group, with QEMPO's as defaults."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from qempo_jax.token_stats import TokenStats
 
 
 class Prices(NamedTuple):
-  """The weights of the Lagrangian.
+  """Weights of the Lagrangian.
 
   Attributes:
     entropy_weight: h, 1 for QEMPO, 0 for reward maximisation.
-    multipliers: of the constraints, by name; nats per unit of each constraint's value.
+    multipliers: by constraint name, nats per unit of the constraint's value.
   """
 
   entropy_weight: jax.typing.ArrayLike
@@ -29,16 +29,16 @@ class Prices(NamedTuple):
 
 
 class Terms(NamedTuple):
-  """The parts of one group's Lagrangian, detached; see `group_loss`.
+  """Parts of one group's Lagrangian, detached; see `group_loss`.
 
   Attributes:
-    log_probs: [G] log pi(y) of whole responses, nats.
+    log_probs: [G] sequence log-probs log pi(y), nats.
     rewards: [G] r: the rewards under floors, averaged with their multipliers as weights.
     reward_weight: L, the sum of those multipliers.
     rest: [G] the other constraints' part of the sum, without log pi.
     log_prob_weight: c, the weight of -log pi(y).
     divisor: h plus the sum of all multipliers.
-    multipliers: by name.
+    multipliers: by constraint name.
   """
 
   log_probs: jax.Array
@@ -51,7 +51,7 @@ class Terms(NamedTuple):
 
 
 def keep_rewards(group: Group, terms: Terms) -> jax.Array:
-  """The rewards as they are."""
+  """The rewards, unchanged."""
   del group
   return terms.rewards
 
@@ -63,50 +63,50 @@ def no_scale(shaped: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def score_function(stats: TokenStats, group: Group, terms: Terms, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The entropy's gradient by -log pi(y) in the reward: nothing to change."""
+  """Entropy gradient by -log pi(y) in the reward: no credit and no added loss."""
   del stats, terms, scale
   return (jnp.zeros(group.fresh.shape),) * 2
 
 
 def rao_blackwell(stats: TokenStats, group: Group, terms: Terms, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The entropy's gradient from exact next-token entropies: log pi(y) leaves the reward, a surrogate joins the loss."""
+  """Entropy gradient from exact next-token entropies: log pi(y) leaves the reward, and a surrogate joins the loss."""
   surrogate = jax.vmap(estimators.sequence_entropy_surrogate)
   return scale * terms.log_probs, -scale * surrogate(stats.log_prob, stats.entropy, group.mask)
 
 
 def no_change(advantages: jax.Array, group: Group, terms: Terms) -> jax.Array:
-  """Nothing is added to the advantages."""
+  """Zeros: the advantages stay."""
   del group, terms
   return jnp.zeros_like(advantages)
 
 
 def no_extra(stats: TokenStats, group: Group) -> jax.Array:
-  """Nothing is added to the loss."""
+  """Zero: the loss stays."""
   del stats, group
   return jnp.zeros(())
 
 
 def no_features(tokens: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-  """No features of the responses are needed."""
+  """No features."""
   del tokens, mask
   return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """What distinguishes one method from another. A new one is a function that returns this; nothing else is touched.
+  """The hooks that distinguish one method from another. A new method is a function that returns this value.
 
   Attributes:
     baseline: ([G] shaped rewards, [G] on-policy mask) -> [G] advantages.
     rewards: (group, terms) -> [G] rewards in place of `terms.rewards`.
-    scale: ([G] shaped rewards, [G] on-policy mask) -> scalar that divides the group's whole loss.
-    entropy: (stats, group, terms, scale of -log pi) -> ([G] added to the rewards before the baseline, [G] added losses).
+    scale: ([G] shaped rewards, [G] on-policy mask) -> scalar divisor of the group's whole loss.
+    entropy: (stats, group, terms, scale of -log pi) -> ([G] added to rewards before the baseline, [G] added losses).
     change: ([G] advantages of the rewards alone, group, terms) -> [G] added to the advantages.
     extra: (stats, group) -> scalar added to the group's divided loss.
     features: on the host, (token ids [..., G, T], mask [..., G, T]) -> arrays by name for `Group.features`.
-    entropy_weight: h, 1 where entropy is maximised, 0 where the reward is.
-    multipliers: prices of constraints by name, in place of the run's own starting values.
-    name: the label of reports, with its settings; set by `resolve`.
+    entropy_weight: h, 1 to maximise entropy, 0 to maximise the reward.
+    multipliers: initial multipliers by constraint name, in place of the run's own.
+    name: label in reports, with settings; set by `resolve`.
   """
 
   baseline: Callable[..., jax.Array] = advantages.leave_one_out

@@ -1,4 +1,4 @@
-"""QEMPO and its kin: maximum entropy under a quality floor, alone, with a KL budget, or with a coherence constraint."""
+"""QEMPO: maximum entropy under a quality floor, alone, with a KL budget, or at fixed weights (SPL)."""
 
 from qempo_jax.methods import method
 
@@ -26,7 +26,7 @@ def qempo_kl(*, entropy_gradient: str = "score_function") -> method.Method:
 
 
 def spl(*, alpha: float, beta: float, entropy_gradient: str = "score_function") -> method.Method:
-  """max E[r] + alpha H(pi) + beta E[log q] at fixed weights: the family of QEMPO-KL with nothing enforced.
+  """max E[r] + alpha H(pi) + beta E[log q] at fixed weights: the family of QEMPO-KL without constraints.
 
   Source: Slocum et al., arXiv 2511.08594.
 

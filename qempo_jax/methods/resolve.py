@@ -1,4 +1,4 @@
-"""From the text of a config to a method: a name of this package or a dotted path, with settings."""
+"""Methods from a config's text: a name of this package or a dotted path, with settings."""
 
 from collections.abc import Callable
 import dataclasses
@@ -12,20 +12,20 @@ from qempo_jax.methods.method import Method
 
 
 def table() -> dict[str, Callable[..., Method]]:
-  """Every function of this package's files that returns a Method, by name."""
+  """Functions in this package's files that return a Method, by name."""
   package = importlib.import_module("qempo_jax.methods")
-  found = {}
+  functions = {}
   for info in pkgutil.iter_modules(package.__path__):
     module = importlib.import_module(f"{package.__name__}.{info.name}")
     for name, function in inspect.getmembers(module, inspect.isfunction):
       if function.__module__ == module.__name__ and function.__annotations__.get("return") is Method:
-        found[name] = function
-  found.pop("resolve", None)
-  return found
+        functions[name] = function
+  functions.pop("resolve", None)
+  return functions
 
 
 def resolve(text: str) -> Method:
-  """The method that a text names; its `name` is the text.
+  """The method that a text describes; its `name` is the text.
 
       qempo                         a method by its name
       ucpo(tau=0.5)                 with settings, Python literals
@@ -38,13 +38,13 @@ def resolve(text: str) -> Method:
     The method.
 
   Raises:
-    InputError: it cannot be read or found, or settings are missing, unknown or of the wrong kind.
+    InputError: the text cannot be parsed, the method is unknown, or settings are missing, unknown or of the wrong type.
   """
   path, arguments, keywords = call_text.parse(text, "method")
   known = table()
   if "." not in path and path not in known:
     raise InputError(
-      f"there is no method {path!r}: give one of {', '.join(sorted(known))}, or a dotted path to your own"
+      f"there is no method {path!r}: choose one of {', '.join(sorted(known))}, or a dotted path to your own"
     )
   function = known.get(path) or call_text.load(path, "method")
   if isinstance(function, Method):

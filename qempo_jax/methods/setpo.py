@@ -1,4 +1,4 @@
-"""SetPO: GRPO with credit for what a response adds to its group's diversity."""
+"""SetPO: GRPO with credit for a response's contribution to its group's diversity."""
 
 from collections.abc import Callable
 import dataclasses
@@ -20,21 +20,19 @@ from qempo_jax.methods.grpo import grpo
 
 
 def leave_one_out_set_diversity(diversity: Callable[[Array], Array], mask: Array) -> Array:
-  r"""What each member adds to the diversity of its set.
+  r"""Contribution of each member to the diversity of its set.
 
       s_k = D(S) - D(S \ {k})
 
-  Zero where every member is the same, whatever D is, as long as D does not depend on the number of copies.
-  It is not centred: to use it as an advantage, take `advantages.leave_one_out` of it, or of the reward it
-  is added to.
+  It is zero if all members are equal and D does not depend on the number of copies. It is not centred: for an
+  advantage, take `advantages.leave_one_out` of it, or of the reward that it is added to.
 
   Args:
     diversity: D, of any unit: maps a [group] boolean mask, the set, to a scalar; called under `jax.vmap`.
     mask: [group] True on the members of S.
 
   Returns:
-    [group] detached, unit of D; zero outside S, and for a member alone in S: D of the empty set is not
-    defined.
+    [group] detached, unit of D; zero outside S. A single member also gets zero: D of the empty set is undefined.
 
   Raises:
     AssertionError: the mask is not of rank 1.
@@ -47,11 +45,11 @@ def leave_one_out_set_diversity(diversity: Callable[[Array], Array], mask: Array
 
 
 def kernel_set_diversity(similarities: Array, mask: Array) -> Array:
-  """SetPO's diversity of a set: how little of it resembles each of its members, with diminishing returns.
+  """SetPO's diversity of a set: low where many members resemble each other, with diminishing returns.
 
       D(S) = 1/|S| sum_{i in S} g(1/|S| sum_{j in S} k_ij),   g(x) = -log(1 + x)
 
-  It is -log 2 where all members are the same and tends to 0 as they grow many and different.
+  It is -log 2 if all members are equal and tends to 0 for many different ones.
 
   Source: Li et al., "SetPO: Set-level policy optimization for diversity-preserving LLM reasoning", arXiv
   2602.01062; the formula as restated by others, the paper's body was not at hand. There k is the cosine of
@@ -62,7 +60,7 @@ def kernel_set_diversity(similarities: Array, mask: Array) -> Array:
     mask: [group] True on the members of S.
 
   Returns:
-    Scalar, no unit; zero for an empty set.
+    Scalar, unitless; zero for an empty set.
 
   Raises:
     AssertionError: shapes do not fit.
@@ -75,7 +73,7 @@ def kernel_set_diversity(similarities: Array, mask: Array) -> Array:
 
 
 def setpo_rewards(similarities: Array, mask: Array | None = None) -> Array:
-  r"""SetPO's diversity credit: what each response adds to the diversity of its group.
+  r"""SetPO's diversity credit: each response's contribution to the diversity of its group.
 
       s_k = D(S) - D(S \ {k}),   D of `kernel_set_diversity`
 
@@ -85,10 +83,10 @@ def setpo_rewards(similarities: Array, mask: Array | None = None) -> Array:
 
   Args:
     similarities: [group, group] symmetric, in [0, 1], 1 on the diagonal; clip a cosine at 0.
-    mask: [group] False leaves a member out; None keeps all.
+    mask: [group] True on members that count; None: all.
 
   Returns:
-    [group] detached credits, no unit; zero where all members are the same, and for a group of one.
+    [group] detached credits, unitless; zero if all members are equal, and for a group of one.
 
   Raises:
     AssertionError: shapes do not fit.
@@ -98,7 +96,7 @@ def setpo_rewards(similarities: Array, mask: Array | None = None) -> Array:
 
 
 def diversity_credit(advantages: jax.Array, group: Group, terms: method.Terms, *, weight: float) -> jax.Array:
-  """weight times `setpo_rewards`, not centred, as its source has it."""
+  """weight times `setpo_rewards`, not centred, as in the source."""
   del advantages, terms
   return weight * setpo_rewards(group.features["similarities"], group.fresh)
 
@@ -106,12 +104,12 @@ def diversity_credit(advantages: jax.Array, group: Group, terms: method.Terms, *
 def setpo(*, weight: float, beta: float = 0.04, min_std: float = 1e-2) -> method.Method:
   """GRPO plus weight times each response's marginal set diversity. Source: Li et al., arXiv 2602.01062.
 
-  The similarity is `token_similarities`; the source uses a sentence encoder's, which `features` may give instead.
+  The similarity is `token_similarities`; for a sentence encoder's, as in the source, replace `features`.
 
   Args:
-    weight: of the credit, in units of the normalised advantage.
+    weight: weight of the credit, in units of the normalised advantage.
     beta: weight of the KL penalty, reward units a nat.
-    min_std: least spread, as in `grpo`.
+    min_std: least standard deviation, as in `grpo`.
   """
   features = lambda tokens, mask: {"similarities": token_similarities(tokens, mask)}
   change = functools.partial(diversity_credit, weight=weight)
@@ -119,14 +117,14 @@ def setpo(*, weight: float, beta: float = 0.04, min_std: float = 1e-2) -> method
 
 
 def token_similarities(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Cosines of bags of tokens and of neighbouring pairs: 1 for equal responses, 0 without a common token.
+  """Cosines of bags of tokens and token bigrams: 1 for equal responses, 0 without a common token.
 
   Args:
     tokens: [..., G, T] token ids.
     mask: [..., G, T] True on response tokens.
 
   Returns:
-    [..., G, G] float32; 0 beside a response without tokens, 1 on the diagonal of the others.
+    [..., G, G] float32; 1 on the diagonal, but 0 in the row and column of an empty response.
   """
   tokens, mask = np.asarray(tokens, np.int64), np.asarray(mask, bool)
   pairs = tokens[..., :-1] * (int(tokens.max(initial=0)) + 1) + tokens[..., 1:]
@@ -137,10 +135,10 @@ def token_similarities(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _common(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """[..., G, G] inner products of counts: how many (place, place) hold the same id."""
+  """[..., G, G] inner products of counts: the number of position pairs with equal ids."""
   size = ids.shape[-2]
   dots = np.zeros((*ids.shape[:-1], size))
-  for place in range(ids.shape[-1]):
-    same = (ids[..., :, None, :] == ids[..., None, :, place : place + 1]) & mask[..., :, None, :]
-    dots += np.sum(same & mask[..., None, :, place : place + 1], axis=-1)
+  for t in range(ids.shape[-1]):
+    same = (ids[..., :, None, :] == ids[..., None, :, t : t + 1]) & mask[..., :, None, :]
+    dots += np.sum(same & mask[..., None, :, t : t + 1], axis=-1)
   return dots

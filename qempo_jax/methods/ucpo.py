@@ -1,4 +1,4 @@
-"""UCPO: GRPO whose correct responses share their advantage out towards rarer ones."""
+"""UCPO: GRPO that redistributes the correct responses' advantage towards rarer ones."""
 
 import dataclasses
 import functools
@@ -23,25 +23,25 @@ def ucpo_advantages(
   *,
   tau: float | Array,
 ) -> Array:
-  """Uniform-correct policy optimisation: shares the correct responses' advantage out towards rarer ones.
+  """Uniform-correct policy optimisation: redistributes the correct responses' advantage towards rarer ones.
 
       q_k = pi(y_k) / sum_{j correct} pi(y_j)
       w_k = (1 - tau) / n + tau (1 / q_k) / sum_{j correct} (1 / q_j)
       A'_k = n w_k mean_{j correct} A_j   if k is correct,   A_k otherwise
 
-  with n correct responses, whose advantages keep their sum. tau = 0 is GRPO; tau = 1 undoes the factor
-  pi(y_k) with which sampling weights each, so that equal steps go to all the correct responses seen.
+  with n correct responses, whose advantages keep their sum. tau = 0 is GRPO. tau = 1 cancels the sampling weight
+  pi(y_k), so that all sampled correct responses get equal steps.
 
   Source: Lochab, Li, Zhang, "Uniform-correct policy optimization", arXiv 2605.00365; the formula from the
   authors' published code (AnamikaLochab/UCPO, its advantage estimator `iq`), which uses tau = 0.2, GRPO's
   std-normalised advantages and log-probs *per token*, and floors q at 1e-6; there is no floor here.
 
   Args:
-    advantages: [group] of a base method, the same for all correct responses there; any unit u.
-    log_probs: [group] log-probs of the policy that sampled, nats; sums over the sequence give q itself, means
-      over its tokens the authors' flatter version.
+    advantages: [group] of a base method, equal for all correct responses; any unit u.
+    log_probs: [group] log-probs under the behaviour policy, nats; sequence sums give q, means over tokens the
+      authors' flatter version.
     correct: [group] True on correct responses.
-    mask: [group] False leaves a member out; None keeps all.
+    mask: [group] True on members that count; None: all.
     tau: in [0, 1].
 
   Returns:
@@ -59,10 +59,10 @@ def ucpo_advantages(
   return jax.lax.stop_gradient(jnp.where(correct, n * weights * masked_mean(a, correct), a))
 
 
-def shared_out(
+def redistribution(
   advantages: jax.Array, group: Group, terms: method.Terms, *, tau: float, good_reward: float, reward: str
 ):
-  """`ucpo_advantages` less the advantages themselves."""
+  """`ucpo_advantages` minus the given advantages."""
   correct = group.rewards[reward] >= good_reward
   new = ucpo_advantages(advantages, terms.log_probs, correct, group.fresh, tau=tau)
   return new - advantages
@@ -74,11 +74,11 @@ def ucpo(
   """GRPO with uniform-correct advantages. Source: Lochab, Li, Zhang, arXiv 2605.00365.
 
   Args:
-    tau: in [0, 1]; 0 is GRPO, 1 makes equal steps to all correct responses seen.
+    tau: in [0, 1]; 0 is GRPO, 1 gives equal steps to all sampled correct responses.
     beta: weight of the KL penalty, reward units a nat.
     good_reward: least reward of a correct response.
-    reward: name of the reward that decides.
-    min_std: least spread, as in `grpo`.
+    reward: name of the reward that `good_reward` applies to.
+    min_std: least standard deviation, as in `grpo`.
   """
-  change = functools.partial(shared_out, tau=tau, good_reward=good_reward, reward=reward)
+  change = functools.partial(redistribution, tau=tau, good_reward=good_reward, reward=reward)
   return dataclasses.replace(grpo(beta=beta, min_std=min_std), change=change)

@@ -377,8 +377,8 @@ MUTANTS = (
   _M(
     "unscored_is_zero",
     "qempo_jax/constraints.py",
-    "return jnp.where(found, x, masked_mean(x, found & jnp.asarray(mask).astype(bool)))",
-    "return jnp.where(found, x, 0.0)",
+    "return jnp.where(scored, x, masked_mean(x, scored & jnp.asarray(mask).astype(bool)))",
+    "return jnp.where(scored, x, 0.0)",
     "an unscored response is blamed",
   ),
   _M(
