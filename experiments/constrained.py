@@ -21,7 +21,7 @@ KINDS: dict[str, Callable[[ConfigDict, float | None], Constraint]] = {
   "length": lambda settings, bound: constraint_lib.length_budget(bound),
   "entropy": lambda settings, bound: constraint_lib.entropy_floor(bound),
   "coherence": lambda settings, bound: constraint_lib.coherence_budget(
-    bound, settings.threshold, reward=settings.reward
+    bound, settings.threshold, reward=settings.reward, quantile=settings.quantile, width=settings.width
   ),
 }
 # Present in every run, so that metrics and offline weights always have them; others where they have a bound or a price.
@@ -141,13 +141,29 @@ def controller(config: ConfigDict):
 
 
 def _with_threshold(config: ConfigDict, name: str, of_one: ConfigDict) -> ConfigDict:
-  """The settings with the coherence constraint's threshold filled in: the quality floor where none is set."""
-  if of_one.kind != "coherence" or of_one.threshold is not None:
+  """The settings with the coherence constraint's threshold filled in: the quality floor where nothing is set.
+
+  Raises:
+    InputError: nothing says what is acceptable, two things do, or nothing can be.
+  """
+  if of_one.kind != "coherence":
     return of_one
-  floor = config.constraints.quality.bound
-  if floor is None:
+  if of_one.threshold is not None and of_one.quantile is not None:
+    raise InputError(
+      f"constraints.{name} has threshold={of_one.threshold:g} and quantile={of_one.quantile:g}: set one of them to none"
+    )
+  if of_one.quantile is not None:
+    return of_one
+  highest = config.reward.max if of_one.reward == "reward" else None
+  if None not in (of_one.threshold, highest) and of_one.threshold > highest:
+    raise InputError(
+      f"constraints.{name}.threshold={of_one.threshold:g} is above reward.max={highest:g}, so no response is acceptable"
+    )
+  if of_one.threshold is not None:
+    return of_one
+  if config.constraints.quality.bound is None:
     raise InputError(f"constraints.{name} needs to know what is acceptable: set constraints.{name}.threshold")
-  return ConfigDict(of_one.to_dict() | {"threshold": float(floor)})
+  return ConfigDict(of_one.to_dict() | {"threshold": float(config.constraints.quality.bound)})
 
 
 def _own(name: str, path: str) -> Callable[[Any, float | None], Constraint]:

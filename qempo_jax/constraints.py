@@ -22,6 +22,7 @@ Source: Lagrangian duality; the programs of arXiv 2602.15894 (reconstruction).
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 import chex
@@ -31,6 +32,8 @@ import jax.numpy as jnp
 
 from qempo_jax import duals
 from qempo_jax import importance
+from qempo_jax.coherent import gate
+from qempo_jax.errors import InputError
 from qempo_jax.masking import at_least_float32
 from qempo_jax.masking import masked
 from qempo_jax.masking import masked_mean
@@ -114,18 +117,45 @@ def length_budget(bound: chex.Numeric | None) -> Constraint:
   return Constraint(lambda group: jnp.sum(at_least_float32(group.mask), axis=-1), bound, BUDGET, unit="tokens")
 
 
-def coherence_budget(bound: chex.Numeric | None, threshold: chex.Numeric, *, reward: str = "reward") -> Constraint:
-  """E[1{r < threshold} (-log q)] <= bound, nats: unacceptable text must be likely under the reference.
+def coherence_budget(
+  bound: chex.Numeric | None,
+  threshold: chex.Numeric | None = None,
+  *,
+  reward: str = "reward",
+  quantile: float | None = None,
+  width: float = 0.0,
+) -> Constraint:
+  """E[1{r < tau} (-log q)] <= bound, nats: unacceptable text must be likely under the reference.
 
   Args:
     bound: budget C, nats; None: a fixed multiplier nu (1 is the program of `exact.solve_qempo_coherent`).
-    threshold: least reward of an acceptable response.
-    reward: name of the reward that `threshold` applies to.
+    threshold: tau, the least reward of an acceptable response; None: `quantile` sets it.
+    reward: name of the reward that tau applies to.
+    quantile: quantile in (0, 1) of the group's on-policy rewards that is tau; None: `threshold` is tau. A group of equal
+      rewards is acceptable as a whole, so only the quality floor tells good from bad then.
+    width: width of a soft gate sigmoid((tau - r) / width) in place of 1{r < tau}, reward units; 0: hard threshold.
+
+  Raises:
+    InputError: not exactly one of threshold and quantile, a quantile outside (0, 1), a threshold that is NaN, or a
+      negative width.
   """
+  if (threshold is None) == (quantile is None):
+    raise InputError("what is acceptable needs either a threshold, in units of the reward, or a quantile of the group")
+  if quantile is not None and not 0 < quantile < 1:
+    raise InputError(f"quantile={quantile:g} must lie strictly between 0 and 1: above it a response is acceptable")
+  if isinstance(threshold, float) and math.isnan(threshold):
+    raise InputError("threshold is NaN: give the least reward of an acceptable response")
+  if not width >= 0:
+    raise InputError(f"width={width:g} of the soft gate must be at least 0, where 0 is the hard one")
 
   def value(group):
     rewards = group.rewards[reward]
-    return jnp.where(rewards < threshold, -group.ref_log_probs, jnp.where(jnp.isnan(rewards), jnp.nan, 0.0))
+    tau = threshold
+    if quantile is not None:
+      counted = jnp.where(jnp.asarray(group.fresh).astype(bool), rewards, jnp.nan)
+      tau = jnp.nanquantile(counted, quantile, method="lower")
+    weight = gate(rewards, threshold=tau, width=width)
+    return jnp.where(weight > 0, -weight * group.ref_log_probs, weight)
 
   return Constraint(value, bound, BUDGET, unit="nats")
 

@@ -390,9 +390,9 @@ MUTANTS = (
   ),
   _M(
     "coherence_on_acceptable",
-    "qempo_jax/constraints.py",
-    "jnp.where(rewards < threshold, -group",
-    "jnp.where(rewards >= threshold, -group",
+    "qempo_jax/coherent.py",
+    "jnp.where(rewards < threshold, 1.0, 0.0)",
+    "jnp.where(rewards < threshold, 0.0, 1.0)",
     "the reference weighs acceptable responses",
   ),
   _M(
