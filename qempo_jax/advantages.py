@@ -1,7 +1,7 @@
-"""Advantages: the detached reward that makes entropy part of the objective, and group baselines.
+"""Advantages: detached shaped rewards with entropy in the objective, and group baselines.
 
-Nothing here carries a gradient. The shaped reward holds the current policy's own log-prob: recompute it
-for every inner epoch, since a stored one turns the entropy into a cross-entropy.
+Nothing here carries a gradient. The shaped reward contains the current policy's own log-prob. Recompute it
+for every inner epoch: a stored one turns the entropy into a cross-entropy.
 """
 
 import chex
@@ -24,7 +24,7 @@ def shaped_rewards(
   alpha: float | Array,
   beta: float | Array,
 ) -> Array:
-  """Detached reward whose policy gradient is that of the whole family's objective.
+  """Detached reward with the policy gradient of the whole family's objective.
 
       R_k = r_k - alpha log pi(y_k) + beta log q(y_k),
       grad E[r] + alpha grad H(pi) + beta grad E[log q] = E[R grad log pi]
@@ -35,9 +35,9 @@ def shaped_rewards(
   reconstruction).
 
   Args:
-    rewards: [group] any unit u.
-    log_probs: [group] sequence log-probs of the current policy, nats.
-    ref_log_probs: [group] sequence log-probs of the reference policy, nats.
+    rewards: [group] rewards, in any unit u.
+    log_probs: [group] sequence log-probs under the current policy, nats.
+    ref_log_probs: [group] sequence log-probs under the reference policy, nats.
     alpha: entropy weight, u per nat.
     beta: reference weight, u per nat.
 
@@ -71,12 +71,12 @@ def lagrangian_rewards(
   Source: Lagrangian of the program of arXiv 2602.15894 (reconstruction).
 
   Args:
-    rewards: [group] any unit u.
-    log_probs: [group] sequence log-probs of the current policy, nats.
-    ref_log_probs: [group] sequence log-probs of the reference policy, nats.
+    rewards: [group] rewards, in any unit u.
+    log_probs: [group] sequence log-probs under the current policy, nats.
+    ref_log_probs: [group] sequence log-probs under the reference policy, nats.
     quality_multiplier: lambda >= 0, nats per u.
-    kl_multiplier: mu >= 0, without unit.
-    entropy_weight: h >= 0, without unit; the three weights must not all be zero.
+    kl_multiplier: mu >= 0, unitless.
+    entropy_weight: h >= 0, unitless; the three weights must not all be zero.
 
   Returns:
     [group] detached rewards, nats over a dimensionless scale.
@@ -95,13 +95,13 @@ def leave_one_out(x: Array, mask: Array | None = None) -> Array:
 
       A_k = x_k - mean_{j != k} x_j
 
-  A member alone in its group has no others and keeps x_k, which is still unbiased.
+  A single member keeps x_k, which is still unbiased.
 
   Source: Kool, van Hoof, Welling, "Buy 4 REINFORCE samples, get a baseline for free"; RLOO, arXiv 2402.14740.
 
   Args:
     x: [group] rewards of samples of one prompt.
-    mask: [group] False leaves a member out of every mean and gives it zero; None keeps all.
+    mask: [group] True on members that count in means; the others get zero. None: all.
 
   Returns:
     [group] detached advantages.
@@ -117,20 +117,20 @@ def leave_one_out(x: Array, mask: Array | None = None) -> Array:
 
 
 def group_mean(x: Array, mask: Array | None = None) -> Array:
-  """Each member minus the mean of all, itself included.
+  """Each member minus the mean of all members, itself included.
 
       A_k = x_k - mean_j x_j
 
-  Its expected gradient is (G - 1) / G of the true one: the sample takes part in its own baseline.
+  Its expected gradient is (G - 1) / G of the true one, since a sample contributes to its own baseline.
 
   Source: GRPO without the division, as in Dr. GRPO, arXiv 2503.20783.
 
   Args:
     x: [group] rewards of samples of one prompt.
-    mask: [group] False leaves a member out of the mean and gives it zero; None keeps all.
+    mask: [group] True on members that count in the mean; the others get zero. None: all.
 
   Returns:
-    [group] detached advantages; all zero in a group without spread.
+    [group] detached advantages; all zero in a group of equal rewards.
 
   Raises:
     AssertionError: `x` is not of rank 1, or the mask has another shape.
@@ -139,25 +139,24 @@ def group_mean(x: Array, mask: Array | None = None) -> Array:
 
 
 def std_normalised(x: Array, mask: Array | None = None, *, min_std: float) -> Array:
-  """Each member minus the mean, over the group's standard deviation: moves the optimum.
+  """Each member minus the mean, divided by the group's standard deviation: changes the optimum.
 
       A_k = (x_k - mean_j x_j) / max(std_j x_j, min_std)
 
-  The divisor depends on the prompt and on the policy. Prompt by prompt it rescales the whole gradient, so
-  under a shared model prompts are weighted by 1 / std; and since the shaped reward's spread goes to zero at
-  the optimum, dividing it by that spread never lets the step shrink. Dividing only the reward term r by
-  std(r) changes alpha per prompt, to alpha std(r): the stationary point is then another policy. Kept as a
-  named option for comparison with GRPO.
+  The divisor depends on the prompt and on the policy. It rescales each prompt's gradient, so under a shared model
+  prompts are weighted by 1 / std. At the optimum the shaped reward's deviation goes to zero, so that steps divided by
+  it never shrink. Dividing only the reward term r by std(r) changes alpha per prompt, to alpha std(r), and the
+  stationary point is another policy. This option exists for comparison with GRPO.
 
   Source: Shao et al., GRPO, arXiv 2402.03300.
 
   Args:
     x: [group] rewards of samples of one prompt.
-    mask: [group] False leaves a member out of mean and std and gives it zero; None keeps all.
-    min_std: positive floor of the divisor, unit of `x`; without it a near-constant group explodes.
+    mask: [group] True on members that count in mean and std; the others get zero. None: all.
+    min_std: positive floor of the divisor, unit of `x`; it bounds the advantages of near-constant groups.
 
   Returns:
-    [group] detached advantages; all zero in a group without spread.
+    [group] detached advantages; all zero in a group of equal rewards.
 
   Raises:
     AssertionError: `x` is not of rank 1, or the mask has another shape.
@@ -176,7 +175,7 @@ def _group(x: Array, mask: Array | None) -> tuple[Array, Array]:
 
 
 def _shifted(x: Array, mask: Array) -> Array:
-  """x less its first kept member, so that rounding leaves no spread where there is none."""
+  """x minus its first unmasked member, so that equal rewards have exactly zero deviation despite rounding."""
   return masked(x - x[jnp.argmax(mask)], mask)
 
 

@@ -1,4 +1,4 @@
-"""Distance to the ideal aligned policy, split into diversity and quality."""
+"""KL to the ideal aligned policy, decomposed into diversity and quality."""
 
 from typing import NamedTuple
 
@@ -15,12 +15,12 @@ class AlignmentDecomposition(NamedTuple):
   """KL(pi || pi*) = diversity_term + quality_term, all in nats.
 
   Attributes:
-    kl: distance to the ideal policy.
+    kl: KL to the ideal policy.
     diversity_term: -H(pi).
     quality_term: intercept + quality_slope * pi(Y_w).
     quality: pi(Y_w), the mass on the acceptable set.
-    quality_slope: change of the distance per unit of that mass, at fixed entropy.
-    quality_helps: whether that slope is negative.
+    quality_slope: derivative of the KL with respect to that mass, at fixed entropy.
+    quality_helps: True if that slope is negative.
   """
 
   kl: jax.Array
@@ -34,14 +34,14 @@ class AlignmentDecomposition(NamedTuple):
 def alignment_decomposition(
   log_probs: chex.Array, acceptable: chex.Array, *, tolerance: chex.Numeric
 ) -> AlignmentDecomposition:
-  """Returns the KL to the ideal policy, split into an entropy term and a term linear in quality.
+  """KL to the ideal policy, decomposed into an entropy term and a term linear in quality.
 
       pi*            uniform: mass 1 - eps over Y_w, mass eps over the rest Y_l
       KL(pi || pi*)  = -H(pi) - pi(Y_w) log[(1-eps)/|Y_w|] - (1 - pi(Y_w)) log[eps/|Y_l|]
       slope          = log[eps/|Y_l|] - log[(1-eps)/|Y_w|]  < 0   iff   eps < |Y_l| / |Y|
 
-  So at fixed entropy more quality brings the policy nearer to the ideal if and only if an acceptable response is
-  likelier there than another one; and at fixed quality more entropy always does.
+  At fixed entropy, more quality reduces the KL if and only if pi* gives an acceptable response more probability than
+  another one. At fixed quality, more entropy always reduces it.
 
   Source: the claim of the abstract of Pan et al. (arXiv 2602.15894); the formula is a reconstruction.
 

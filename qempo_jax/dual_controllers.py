@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from qempo_jax.dual_parametrisation import for_name
-from qempo_jax.dual_parametrisation import known
+from qempo_jax.dual_parametrisation import is_concrete
 from qempo_jax.dual_parametrisation import leaf_bounds
 from qempo_jax.dual_parametrisation import names_of
 from qempo_jax.dual_parametrisation import scalar
@@ -30,46 +30,46 @@ def pi_controller(
   cap: Number = math.inf,
   floor: Number = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns a proportional-integral controller of the multipliers, as an optax gradient transformation.
+  """Proportional-integral controller of the multipliers, as an optax gradient transformation.
 
       e_t = value_t - bound_t
       I_t = clip(I_{t-1} + k_i e_t)             held while the output is beyond the cap and e_t > 0 (anti-windup)
       leaf_t = clip(I_t + k_p EMA(e)_t)
 
-  Only the proportional part is smoothed: the integral is a low-pass filter already, and smoothing it would add lag.
-  This is the positional form; the velocity form (adding k_p times the change of the error to the multiplier) is
-  equal until the projection acts, and then turns noise into a drift upwards, since what it clips it never takes
-  back (`experiments/studies/dual_controllers.py`). The projection is the last transform of the chain: a multiplier
-  that reaches 0 keeps its gradient, and comes back. Gains act on the stored leaf, on the log of a `log_multiplier`
-  for example. The controller owns the multipliers: initialise its state again after overwriting them by hand.
+  Only the proportional part is smoothed: the integral is already a low-pass filter, and smoothing it would add lag.
+  This is the positional form. The velocity form, which adds k_p times the change of the error to the multiplier, is
+  equal until the projection acts. It then drifts upwards under noise, since clipped decreases are lost
+  (`experiments/studies/dual_controllers.py`). The projection is the last transform of the chain: a multiplier
+  at 0 keeps its gradient and can recover. Gains act on the stored leaf, for example on a `log_multiplier`.
+  After overwriting multipliers by hand, initialise the controller's state again.
 
-  Every setting may be traced, as in a sweep under `jax.vmap` or in `optax.inject_hyperparams`; it is then not checked.
+  A setting may be traced, as in a sweep under `jax.vmap` or in `optax.inject_hyperparams`; it is then not checked.
 
   Source: "Responsive Safety in Reinforcement Learning by PID Lagrangian Methods" (Stooke et al., arXiv 2007.03964).
 
   Args:
-    proportional_gain: k_p, once for all constraints or by name; 0 is plain dual ascent.
-    integral_gain: k_i, likewise, per update.
-    smoothing: decay of the proportional part's moving average in [0, 1), corrected for its start; 0 is no smoothing.
-    delay: number of first updates that change nothing (they do feed the moving average).
+    proportional_gain: k_p, for all constraints or by name; 0 is plain dual ascent.
+    integral_gain: k_i, for all constraints or by name, per update.
+    smoothing: decay in [0, 1) of the proportional part's moving average, bias-corrected; 0: no smoothing.
+    delay: initial updates without a change of multipliers; the moving average already runs.
     cap: largest multiplier.
     floor: smallest multiplier of a log or softplus leaf, which cannot reach 0; a linear one is projected at 0.
 
   Returns:
-    A transformation of the gradient of `LagrangianTerms.dual_loss`; its `update` needs the dual parameters, and takes
-    `measured`, a boolean by name (`duals.dual_step` gives it). A constraint that was not measured, or whose gradient
-    is not finite, keeps its multiplier and its part of the state, and is counted in `skipped`. No two leaves of the
-    state share an array, nor one with the dual parameters, so that both can be donated. It works within
-    `optax.multi_transform` and `optax.masked`; the latter passes the gradient of the others on as it is.
+    A transformation of the gradient of `LagrangianTerms.dual_loss`. Its `update` needs the dual parameters, and takes
+    `measured`, a boolean by name (`duals.dual_step` passes it). A constraint without a measurement or with a
+    non-finite gradient is held with its part of the state, and counted in `skipped`. No two leaves of the state share
+    an array, nor one with the dual parameters, so that both can be donated. It works within `optax.multi_transform`
+    and `optax.masked`; the latter passes other gradients through.
 
   Raises:
-    InputError: a known setting is out of its range or no single number.
+    InputError: a concrete setting is out of range or not a single number.
   """
   smoothing, delay = scalar(smoothing, "smoothing"), scalar(delay, "delay")
   cap, floor = scalar(cap, "cap"), scalar(floor, "floor")
-  if known(smoothing) and not 0 <= smoothing < 1:
+  if is_concrete(smoothing) and not 0 <= smoothing < 1:
     raise InputError(f"smoothing is {smoothing}: it must be at least 0 and below 1")
-  if known(floor) and not floor > 0 or known(floor) and known(cap) and not floor < cap:
+  if is_concrete(floor) and not floor > 0 or is_concrete(floor) and is_concrete(cap) and not floor < cap:
     raise InputError(f"cap is {cap} and floor {floor}: they must satisfy 0 < floor < cap")
 
   def init(dual_params):
@@ -90,18 +90,18 @@ def pi_controller(
       name, leaf = names_of(path)
       k_p = scalar(for_name(proportional_gain, name), f"proportional_gain of {name!r}")
       k_i = scalar(for_name(integral_gain, name), f"integral_gain of {name!r}")
-      integral, average, times_measured, skipped = parts
+      integral, average, num_measured, num_skipped = parts
       violation = -gradient
       finite = jnp.isfinite(violation) & (True if measured is None else measured[name])
-      times_measured, skipped = times_measured + finite, skipped + ~finite
+      num_measured, num_skipped = num_measured + finite, num_skipped + ~finite
       average = jnp.where(finite, smoothing * average + (1 - smoothing) * violation, average)
-      proportional = k_p * average / jnp.maximum(1 - smoothing**times_measured, 1 - smoothing)
+      proportional = k_p * average / jnp.maximum(1 - smoothing**num_measured, 1 - smoothing)
       acts = finite & (state.count >= delay)
       low, high = leaf_bounds(leaf, floor=floor, cap=cap)
       wound_up = (integral + proportional >= high) & (violation > 0)
       integral = jnp.where(acts & ~wound_up, jnp.clip(integral + k_i * violation, low, high), integral)
       change = jnp.where(acts, integral + proportional - value, 0.0)
-      new = (change, integral, average, times_measured, skipped)
+      new = (change, integral, average, num_measured, num_skipped)
       return tuple(x.astype(old.dtype) for x, old in zip(new, (value, *parts), strict=True))
 
     each = jax.tree_util.tree_map_with_path(one, dual_params, gradients, *state[1:])
@@ -112,7 +112,7 @@ def pi_controller(
 
 
 def project_multipliers(*, cap: Number = math.inf, floor: Number = 1e-6) -> optax.GradientTransformation:
-  """Returns the transformation that keeps updated multipliers in [0, cap]; the last of any chain of dual updates.
+  """Transformation that keeps updated multipliers in [0, cap]; the last of any chain of dual updates.
 
       update = clip(leaf + update) - leaf
 
@@ -140,24 +140,7 @@ def plain_ascent(
   cap: Number = math.inf,
   floor: Number = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns projected dual ascent, m <- max(0, m + learning_rate * violation): the controller without its P part."""
+  """Projected dual ascent, m <- max(0, m + learning_rate * violation): `pi_controller` without a proportional part."""
   return pi_controller(
     proportional_gain=0.0, integral_gain=learning_rate, smoothing=smoothing, delay=delay, cap=cap, floor=floor
-  )
-
-
-def augmented_lagrangian(
-  penalty: Number | Mapping[str, Number],
-  *,
-  smoothing: Number = 0.0,
-  delay: Number = 0,
-  cap: Number = math.inf,
-  floor: Number = 1e-6,
-) -> optax.GradientTransformationExtraArgs:
-  """Returns the multiplier rule of the augmented Lagrangian of this penalty c: the controller with k_p = k_i = c.
-
-  Source: Hestenes (1969) and Powell (1969); the correspondence as in Stooke et al. (arXiv 2007.03964).
-  """
-  return pi_controller(
-    proportional_gain=penalty, integral_gain=penalty, smoothing=smoothing, delay=delay, cap=cap, floor=floor
   )

@@ -4,14 +4,14 @@
     grad g        = (E_pi r - R, K - KL(pi || q))                                               (reconstruction)
 
 Near the smallest feasible K both multipliers diverge, like slack^(-1/2), and the Hessian of g degenerates with them.
-So the same stationarity conditions are solved in coordinates that stay bounded,
+The same stationarity conditions are therefore solved in bounded coordinates,
 
     pi ∝ q^(1-tau) exp(s r)        tau = 1/(1+mu) in [0, 1],   s = lambda/(1+mu) >= 0
 
-where tau = 0 is RLHF and tau = 1 is QEMPO. For a given tau the first condition E r = R has one root s(tau), projected
-at 0; along it KL increases with tau, d KL/d tau = tau Var(log q | r) (the variance of what r does not explain), so
-the second has one root in [0, 1], projected at both ends. A batch of prompts shares (s, tau), its expectations being
-means over prompts.
+where tau = 0 is RLHF and tau = 1 is QEMPO. For a given tau the condition E r = R has one root s(tau), projected at 0.
+Along it KL increases with tau, d KL/d tau = tau Var(log q | r) (the variance of log q that r does not explain). The
+condition KL = K therefore has one root in [0, 1], projected at both ends. A batch of prompts shares (s, tau), with
+expectations averaged over prompts.
 """
 
 from typing import NamedTuple
@@ -32,30 +32,30 @@ class PathPoint(NamedTuple):
 
 
 def path_log_probs(rewards: jax.Array, ref_log_probs: jax.Array, point: PathPoint) -> jax.Array:
-  """Returns log-probs of the policy at a point of the path, [..., Y]; -inf where the reference's are."""
+  """Log-probs of the policy at a point of the path, [..., Y]; -inf wherever the reference's are."""
   inside = ref_log_probs > -jnp.inf
   logits = (1 - point.tau) * jnp.where(inside, ref_log_probs, 0) + point.tilt * jnp.where(inside, rewards, 0)
   return jax.nn.log_softmax(jnp.where(inside, logits, -jnp.inf), axis=-1)
 
 
 def expectation(log_probs: jax.Array, values: jax.Array) -> jax.Array:
-  """Returns E_pi[values] over the last axis; responses outside the set count nothing."""
+  """E_pi[values] over the last axis; responses outside the set contribute 0."""
   return jnp.sum(jnp.where(log_probs > -jnp.inf, jnp.exp(log_probs) * values, 0), axis=-1)
 
 
 def entropy(log_probs: jax.Array) -> jax.Array:
-  """Returns H(pi) over the last axis, nats."""
+  """H(pi) over the last axis, nats."""
   return -expectation(log_probs, jnp.where(log_probs > -jnp.inf, log_probs, 0))
 
 
 def kl_divergence(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
-  """Returns KL(pi || q) over the last axis, nats."""
+  """KL(pi || q) over the last axis, nats."""
   inside = log_probs > -jnp.inf
   return expectation(log_probs, jnp.where(inside, log_probs, 0) - jnp.where(inside, ref_log_probs, 0))
 
 
 def reward_interval(rewards: jax.Array, ref_log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the smallest and the largest mean expected reward of any policy, scalars."""
+  """Smallest and largest mean expected reward of any policy, scalars."""
   inside = ref_log_probs > -jnp.inf
   worst = jnp.min(rewards, axis=-1, where=inside, initial=jnp.inf)
   best = jnp.max(rewards, axis=-1, where=inside, initial=-jnp.inf)
@@ -65,10 +65,10 @@ def reward_interval(rewards: jax.Array, ref_log_probs: jax.Array) -> tuple[jax.A
 def point_at_tau(
   rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, tau: chex.Numeric
 ) -> PathPoint:
-  """Returns the point of the path at tau with the smallest tilt that meets the quality floor.
+  """Point of the path at tau with the smallest tilt that meets the quality floor.
 
-  tau = 0 solves RLHF and tau = 1 QEMPO. At min_reward = max r, or above, the tilt is so large that nothing but the
-  best responses keeps any mass.
+  tau = 0 solves RLHF and tau = 1 QEMPO. At min_reward >= max r the tilt is so large that only the best responses keep
+  any mass.
 
   Args:
     rewards: [P, Y] rewards.
@@ -79,8 +79,8 @@ def point_at_tau(
   Returns:
     A PathPoint of scalars.
   """
-  # Rewards as shortfalls from each prompt's best, in units of the largest spread: near the best response a shortfall
-  # keeps its digits, and log E[shortfall] is close to linear in the tilt, where Newton is at home.
+  # Rewards are shortfalls from each prompt's best, in units of the largest spread. Shortfalls near the best response
+  # keep their digits, and log E[shortfall] is close to linear in the tilt, which suits Newton.
   inside = ref_log_probs > -jnp.inf
   best = jnp.max(rewards, axis=-1, keepdims=True, where=inside, initial=-jnp.inf)
   shortfalls = jnp.where(inside, best - rewards, 0)
@@ -101,9 +101,9 @@ def point_at_tau(
 def point_at_kl(
   rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, max_kl: chex.Numeric
 ) -> PathPoint:
-  """Returns the optimum of QEMPO-KL: the point of largest tau that meets the floor and the KL budget.
+  """Optimum of QEMPO-KL: the point of largest tau that meets the floor and the KL budget.
 
-  Where the budget is below the smallest feasible one the result is that of RLHF (tau = 0): the nearest there is.
+  A budget below the smallest feasible one gives RLHF (tau = 0), the nearest policy.
 
   Args:
     rewards: [P, Y] rewards.
@@ -119,14 +119,14 @@ def point_at_kl(
     log_probs = path_log_probs(rewards, ref_log_probs, point_at_tau(rewards, ref_log_probs, min_reward, tau))
     return jnp.mean(kl_divergence(log_probs, ref_log_probs)) - max_kl
 
-  # From tau = 1, so that a budget that costs nothing, to rounding, gets no multiplier.
+  # The search starts at tau = 1, so that a budget that is slack up to rounding gets no multiplier.
   rounding = 8 * jnp.finfo(rewards.dtype).eps * (1 + jnp.abs(max_kl))
   tau = increasing_root(excess, jnp.ones((), rewards.dtype), high=1.0, tolerance=rounding)
   return point_at_tau(rewards, ref_log_probs, min_reward, tau)
 
 
 def multipliers_at(point: PathPoint) -> Multipliers:
-  """Returns lambda = s / tau and mu = 1/tau - 1; infinite at tau = 0, where a tilt of 0 keeps lambda = 0."""
+  """lambda = s / tau and mu = 1/tau - 1; infinite at tau = 0, but a tilt of 0 keeps lambda = 0."""
   flat = point.tilt == 0
   quality = jnp.where(flat, 0, point.tilt / jnp.where(flat, 1, point.tau))
   return Multipliers(quality=quality, kl=1 / point.tau - 1)
@@ -135,10 +135,10 @@ def multipliers_at(point: PathPoint) -> Multipliers:
 def qempo_kl_dual(
   rewards: chex.Array, ref_log_probs: chex.Array, min_reward: chex.Numeric, max_kl: chex.Numeric
 ) -> Multipliers:
-  """Returns the optimal multipliers of QEMPO-KL without any check: pure, safe under jit, vmap and grad.
+  """Optimal multipliers of QEMPO-KL without checks: pure, safe under jit, vmap and grad.
 
-  Infeasible inputs give limits, never NaN: a huge quality multiplier for a floor at or above max r, infinite
-  multipliers (RLHF) for a budget at or below the smallest feasible one.
+  Infeasible inputs give limits, never NaN. A floor at or above max r gives a huge quality multiplier; a budget at or
+  below the smallest feasible one gives infinite multipliers (RLHF).
 
   Args:
     rewards: [Y], or [P, Y] for one global pair of multipliers (use `jax.vmap` for one pair a prompt).

@@ -1,6 +1,6 @@
-"""How a multiplier is stored as a parameter: as itself, as its logarithm, or through a softplus.
+"""Stored forms of a multiplier: the multiplier, its logarithm, or its inverse softplus.
 
-Dual parameters are `{name: {leaf: scalar}}`; the leaf's name says what is stored.
+Dual parameters are `{name: {leaf: scalar}}`; the leaf's name tells the stored form.
 """
 
 from collections.abc import Mapping
@@ -23,29 +23,31 @@ _FROM_LEAF = {
 }
 _TO_LEAF = {
   "multiplier": lambda multiplier: multiplier,
-  "log_multiplier": lambda multiplier: _maths(multiplier).log(multiplier),
-  "softplus_multiplier": lambda multiplier: multiplier + _maths(multiplier).log(-_maths(multiplier).expm1(-multiplier)),
+  "log_multiplier": lambda multiplier: _math_module(multiplier).log(multiplier),
+  "softplus_multiplier": lambda multiplier: (
+    multiplier + _math_module(multiplier).log(-_math_module(multiplier).expm1(-multiplier))
+  ),
 }
 
 
 def init_dual_params(
   initial: Mapping[str, float | jax.Array], *, parametrisation: str | Mapping[str, str] = "linear"
 ) -> DualParams:
-  """Returns dual parameters that give the named multipliers their initial values.
+  """Dual parameters with the given initial multipliers.
 
   `linear` stores the multiplier, `log` its logarithm and `softplus` the s of multiplier = log(1 + e^s). The last
-  two never reach 0, and so need a positive initial value.
+  two never reach 0, and need a positive initial value.
 
   Args:
-    initial: multiplier of each constraint, in units of the objective per unit of the constraint; may be traced, as in
-      a sweep under `jax.vmap`, and is then not checked.
+    initial: multiplier of each constraint, in units of the objective per unit of the constraint. A traced value, as in
+      a sweep under `jax.vmap`, is not checked.
     parametrisation: one of `linear`, `log`, `softplus`, for all constraints or by name.
 
   Returns:
     `{name: {leaf: float32 scalar}}`, the leaf being `multiplier`, `log_multiplier` or `softplus_multiplier`.
 
   Raises:
-    InputError: an unknown parametrisation, or an initial value that is not a number or that it cannot hold.
+    InputError: the parametrisation is unknown, or cannot hold the initial value.
   """
   return {
     name: _init_one(name, scalar(value, f"initial multiplier of {name!r}"), for_name(parametrisation, name))
@@ -57,25 +59,25 @@ def _init_one(name: str, value: float | jax.Array, parametrisation: str) -> dict
   if parametrisation not in LEAF_OF:
     raise InputError(f"unknown parametrisation {parametrisation!r} of {name!r}: choose one of {', '.join(LEAF_OF)}")
   positive = parametrisation != "linear"
-  if known(value) and (not math.isfinite(value) or value < 0 or (positive and value == 0)):
+  if is_concrete(value) and (not math.isfinite(value) or value < 0 or (positive and value == 0)):
     least = "positive" if positive else "at least 0"
     raise InputError(f"initial multiplier of {name!r} is {value}: a {parametrisation} multiplier must be {least}")
   leaf = LEAF_OF[parametrisation]
-  return {leaf: jnp.array(_TO_LEAF[leaf](value), jnp.float32)}  # a copy, which can be donated
+  return {leaf: jnp.array(_TO_LEAF[leaf](value), jnp.float32)}  # A copy, which can be donated.
 
 
 def multipliers(dual_params: DualParams) -> dict[str, jax.Array]:
-  """Returns the multiplier of each constraint, a scalar by name."""
+  """Multiplier of each constraint, a scalar by name."""
   return {name: _FROM_LEAF[leaf](value) for name, leaf, value in items(dual_params)}
 
 
 def items(dual_params: DualParams) -> list[tuple[str, str, jax.Array]]:
-  """Returns (name, leaf name, stored value) of each multiplier."""
+  """(name, leaf name, stored value) of each multiplier."""
   return [(*names_of(path), value) for path, value in jax.tree_util.tree_leaves_with_path(dual_params)]
 
 
 def names_of(path: tuple) -> tuple[str, str] | None:
-  """(constraint, leaf name) at the end of a pytree path, be it of dual parameters or of a state; None if not there."""
+  """(constraint, leaf name) at the end of a pytree path of dual parameters or of a state; None for other paths."""
   keys = [getattr(key, "key", None) for key in path[-2:]]
   return tuple(keys) if len(keys) == 2 and keys[1] in _FROM_LEAF else None
 
@@ -83,41 +85,41 @@ def names_of(path: tuple) -> tuple[str, str] | None:
 def leaf_bounds(
   leaf: str, *, floor: float | jax.Array, cap: float | jax.Array
 ) -> tuple[float | jax.Array, float | jax.Array]:
-  """Returns the bounds of a stored leaf: [0, cap] for a linear multiplier, [floor, cap] for one that cannot be 0."""
+  """Bounds of a stored leaf: [0, cap] for a linear multiplier, [floor, cap] for one that cannot be 0."""
   low = 0.0 if leaf == "multiplier" else _TO_LEAF[leaf](floor)
   return low, _TO_LEAF[leaf](cap)
 
 
-def _maths(value: float | jax.Array) -> Any:
-  """Double precision for a number, `jnp` for a value that is being traced."""
-  return math if known(value) else jnp
+def _math_module(value: float | jax.Array) -> Any:
+  """`math` (double precision) for a number, `jnp` for a traced value."""
+  return math if is_concrete(value) else jnp
 
 
-def known(value: Any) -> bool:
-  """True for a number, False for a value that is being traced."""
+def is_concrete(value: Any) -> bool:
+  """True for a number, False for a traced value."""
   return not isinstance(value, jax.core.Tracer)
 
 
 def scalar(value: Any, what: str) -> float | jax.Array:
-  """Returns a setting as a float, or as it is where it is being traced.
+  """A setting as a float; a traced setting is returned unchanged.
 
   Args:
     value: a number, an array of shape [], or a tracer of one.
-    what: its name in the message.
+    what: name of the setting in error messages.
 
   Raises:
-    InputError: it is no number, or several.
+    InputError: the value is not a single number.
   """
   if (shape := getattr(value, "shape", ())) != ():
     raise InputError(f"{what} has shape {tuple(shape)}: give one number; jax.vmap maps over several")
   try:
-    return float(value) if known(value) else value
+    return float(value) if is_concrete(value) else value
   except (TypeError, ValueError) as e:
     raise InputError(f"{what} is {value!r}: give a number") from e
 
 
 def for_name(setting: Any, name: str) -> Any:
-  """Returns one constraint's part of a setting that was given once for all or by name."""
+  """One constraint's part of a setting that is given once for all, or by name."""
   if not isinstance(setting, Mapping):
     return setting
   if name not in setting:

@@ -1,4 +1,4 @@
-"""State of the multipliers' controllers: what each constraint keeps, its counts, and holding it still."""
+"""State of the multipliers' controllers: its fields, its counts, and holding unmeasured constraints."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -19,9 +19,9 @@ class PIControllerState(NamedTuple):
   Attributes:
     count: updates so far, int32.
     integral: integral part of each controller, in units of the stored leaf.
-    average: exponential moving average of the violations, not yet corrected for its start at 0.
-    measured: finite measurements seen, int32.
-    skipped: updates without one, because the constraint was left out or its value was not finite, int32.
+    average: exponential moving average of the violations, before bias correction.
+    measured: finite measurements so far, int32.
+    skipped: updates without a finite measurement, int32.
   """
 
   count: jax.Array
@@ -32,9 +32,9 @@ class PIControllerState(NamedTuple):
 
 
 def hold_unmeasured(measured: Mapping[str, jax.Array], new: optax.OptState, old: optax.OptState) -> optax.OptState:
-  """Returns `new` with the parts of unmeasured constraints as they are in `old`, whatever the controller.
+  """Selects `old` for the parts of unmeasured constraints and `new` for the rest, for any controller.
 
-  A leaf belongs to a constraint if its path ends in its name and its leaf's, as a moment's of Adam does. A
+  A leaf belongs to a constraint if its path ends in the constraint's name and leaf name, as in Adam's moments. A
   `PIControllerState` holds and counts by itself.
 
   Args:
@@ -53,32 +53,29 @@ def hold_unmeasured(measured: Mapping[str, jax.Array], new: optax.OptState, old:
 
 
 def skipped(dual_state: optax.OptState) -> dict[str, jax.Array]:
-  """Returns the updates without a finite measurement of each constraint, left out or not finite: int32 by name.
+  """Updates of each constraint without a finite measurement, int32 by name.
 
   Args:
-    dual_state: state of `pi_controller`, `plain_ascent` or `augmented_lagrangian`, also within optax's chains and
-      wrappers.
+    dual_state: state of `pi_controller` or `plain_ascent`, also within optax's chains and wrappers.
 
   Returns:
-    A scalar by name of the constraint.
+    A scalar by constraint name.
 
   Raises:
-    InputError: there is none in it.
+    InputError: the state contains no such controller.
   """
   return _counts(dual_state, "skipped")
 
 
 def measured(dual_state: optax.OptState) -> dict[str, jax.Array]:
-  """Returns the finite measurements of each constraint so far, int32 by name; arguments as those of `skipped`."""
+  """Finite measurements of each constraint so far, int32 by name; arguments as in `skipped`."""
   return _counts(dual_state, "measured")
 
 
 def _counts(dual_state: optax.OptState, field: str) -> dict[str, jax.Array]:
   states = [state for state in jax.tree.leaves(dual_state, is_leaf=_is_pi_state) if _is_pi_state(state)]
   if not states:
-    raise InputError(
-      "the state counts no measurements: give that of pi_controller, plain_ascent or augmented_lagrangian"
-    )
+    raise InputError("the state counts no measurements: pass the state of pi_controller or plain_ascent")
   return {name: count for state in states for name, _, count in items(getattr(state, field))}
 
 

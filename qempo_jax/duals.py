@@ -1,13 +1,13 @@
 """Lagrange multipliers as learned parameters: constraints, the two halves of the Lagrangian, controllers.
 
-A constraint is feasible iff value <= bound. The multipliers live in the train state as a small pytree,
-`{name: {leaf: scalar}}`, whose leaf says what is stored: `multiplier`, `log_multiplier` or
+A constraint is satisfied iff value <= bound. The multipliers live in the train state as a small pytree,
+`{name: {leaf: scalar}}`. The leaf's name tells the stored form: `multiplier`, `log_multiplier` or
 `softplus_multiplier`. They have an optimizer of their own, usually `pi_controller`:
 
     terms = lagrangian_terms(dual_params, {"quality": at_least(mean_reward, 0.9), "kl": at_most(kl, 5.0)})
     loss = (objective + terms.penalty) / step_divisor(dual_params, constraints) + terms.dual_loss
 
-The policy sees only `penalty`, the multipliers only `dual_loss`; `stop_gradient` keeps the two apart.
+The policy gets gradients from `penalty` alone and the multipliers from `dual_loss` alone, by `stop_gradient`.
 Every controller here acts on the stored leaf and is driven by the violation itself (see `lagrangian_terms`).
 """
 
@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qempo_jax.dual_controllers import augmented_lagrangian
 from qempo_jax.dual_controllers import pi_controller
 from qempo_jax.dual_controllers import plain_ascent
 from qempo_jax.dual_controllers import project_multipliers
@@ -42,7 +41,6 @@ __all__ = [
   "PIControllerState",
   "at_least",
   "at_most",
-  "augmented_lagrangian",
   "dual_metrics",
   "dual_step",
   "init_dual_params",
@@ -59,19 +57,19 @@ __all__ = [
 
 
 class Constraint(NamedTuple):
-  """One measured constraint, feasible iff value <= bound; both scalars in the same unit."""
+  """One measured constraint, satisfied iff value <= bound; both are scalars in the same unit."""
 
   value: chex.Numeric
   bound: chex.Numeric
 
   @property
   def violation(self) -> chex.Numeric:
-    """value - bound: positive where the constraint is violated."""
+    """value - bound: positive if the constraint is violated."""
     return self.value - self.bound
 
 
 class AtLeast(Constraint):
-  """A lower bound, stored with both signs turned; its type remembers that, for the metrics."""
+  """A lower bound, stored with negated value and bound; metrics negate them back."""
 
   __slots__ = ()
 
@@ -87,36 +85,36 @@ def at_least(value: chex.Numeric, bound: chex.Numeric) -> Constraint:
 
 
 class LagrangianTerms(NamedTuple):
-  """The two halves of the Lagrangian: one trains the policy, the other the multipliers."""
+  """The two halves of the Lagrangian: `penalty` trains the policy, `dual_loss` the multipliers."""
 
   penalty: jax.Array
   dual_loss: jax.Array
 
 
 def lagrangian_terms(dual_params: DualParams, constraints: Mapping[str, Constraint]) -> LagrangianTerms:
-  """Returns the penalty that trains the policy and the loss that trains the multipliers.
+  """Penalty that trains the policy, and loss that trains the multipliers.
 
       penalty   =  sum_i sg(m_i) (value_i - bound_i)
       dual_loss = -sum_i m_i sg(value_i - bound_i)
 
   The gradient of `dual_loss` with respect to a stored leaf is minus the violation under *every* parametrisation:
-  m_i enters through a straight-through estimate whose derivative in the leaf is 1. For a linear leaf that is the
-  plain gradient; for a log leaf it is mirror ascent (d log m = gain * violation), which does not stall near 0 as
-  the chain rule's extra factor m would.
+  m_i enters through a straight-through estimate with derivative 1 in the leaf. For a linear leaf that is the plain
+  gradient. For a log leaf it is mirror ascent (d log m = gain * violation), which does not stall near 0 as the chain
+  rule's extra factor m would.
 
   Source: Lagrangian duality; the split as in "Responsive Safety in Reinforcement Learning by PID Lagrangian
   Methods" (Stooke et al., arXiv 2007.03964).
 
   Args:
-    dual_params: from `init_dual_params`. One without a constraint here gets exactly zero gradient, which a controller
-      takes for a violation of 0; `dual_step` tells the two apart.
+    dual_params: from `init_dual_params`. A leaf without a constraint gets zero gradient, which a controller
+      reads as a violation of 0; `dual_step` tells the two apart.
     constraints: measured constraints by name, scalars averaged over prompts and hosts.
 
   Returns:
     The two scalars, in units of the objective.
 
   Raises:
-    InputError: a constraint without dual parameters, or whose value or bound is no scalar.
+    InputError: a constraint has no dual parameters, or its value or bound is not a scalar.
   """
   values = _enforced(dual_params, constraints)
   leaves = {name: stored for name, _, stored in items(dual_params)}
@@ -146,15 +144,15 @@ def _enforced(dual_params: DualParams, constraints: Mapping[str, Constraint]) ->
 
 
 def step_divisor(dual_params: DualParams, constraints: Mapping[str, Constraint]) -> jax.Array:
-  """Returns 1 + the sum of the enforced multipliers, detached: divides the policy's loss to bound its step."""
+  """1 + the sum of the enforced multipliers, detached: a divisor of the policy's loss that bounds its step."""
   return 1.0 + sum(jax.lax.stop_gradient(value) for value in _enforced(dual_params, constraints).values())
 
 
 def dual_metrics(dual_params: DualParams, constraints: Mapping[str, Constraint]) -> dict[str, jax.Array]:
-  """Returns `dual/<name>/{multiplier,value,bound,violation}` for the enforced constraints.
+  """Metrics `dual/<name>/{multiplier,value,bound,violation}` of the enforced constraints.
 
-  Value and bound carry the user's own sign (those of `at_least` are turned back); the violation is positive where
-  the constraint is violated, whichever its direction.
+  Value and bound have the user's sign: those of `at_least` are negated back. The violation is positive if the
+  constraint is violated, for floors and budgets.
   """
   metrics = {}
   for name, multiplier in _enforced(dual_params, constraints).items():
@@ -173,73 +171,68 @@ def dual_step(
   constraints: Mapping[str, Constraint],
   controller: optax.GradientTransformation,
 ) -> tuple[DualParams, optax.OptState, dict[str, jax.Array]]:
-  """One update of the multipliers on measured constraints: the whole of what a training loop needs each step.
+  """One update of the multipliers on measured constraints, complete for a training loop.
 
       leaf_{t+1} = leaf_t + controller(-violation_t)
 
-  A constraint that is left out, or whose value is not finite, stands still: its multiplier and its part of the
-  controller's state are kept, and `skipped` counts it. So an expensive one may be measured every n-th step.
+  A constraint that is absent or not finite is held: its multiplier and its part of the controller's state stay, and
+  `skipped` counts it. An expensive constraint may therefore be measured every n-th step.
 
   Args:
     dual_params: from `init_dual_params`.
-    dual_state: `controller.init(dual_params)` at the start, then what this function returned.
+    dual_state: `controller.init(dual_params)` at the start, then the state returned by this function.
     constraints: measured constraints by name, scalars averaged over prompts and hosts.
-    controller: `pi_controller`, `plain_ascent`, `augmented_lagrangian`, or any optax transformation of the gradient
-      of `LagrangianTerms.dual_loss`, to which `project_multipliers` is chained.
+    controller: `pi_controller`, `plain_ascent`, or any optax transformation of the gradient of
+      `LagrangianTerms.dual_loss`, chained with `project_multipliers`.
 
   Returns:
-    (new dual parameters, new state, `dual_metrics` as they were when measured).
+    (new dual parameters, new state, `dual_metrics` before the update).
 
   Raises:
-    InputError: a constraint without dual parameters, or whose value or bound is no scalar.
+    InputError: a constraint has no dual parameters, or its value or bound is not a scalar.
   """
   metrics = dual_metrics(dual_params, constraints)
-  seen = {
+  is_measured = {
     name: jnp.isfinite(constraints[name].violation) if name in constraints else jnp.asarray(False)
     for name in dual_params
   }
   gradient = jax.grad(lambda d: lagrangian_terms(d, constraints).dual_loss)(dual_params)
-  gradient = hold_unmeasured(seen, gradient, jax.tree.map(jnp.zeros_like, gradient))
+  gradient = hold_unmeasured(is_measured, gradient, jax.tree.map(jnp.zeros_like, gradient))
   update = optax.with_extra_args_support(controller).update
-  updates, new_state = update(gradient, dual_state, dual_params, measured=seen)
-  new_params = optax.apply_updates(dual_params, updates)
-  return (
-    hold_unmeasured(seen, new_params, dual_params),
-    hold_unmeasured(seen, new_state, dual_state),
-    metrics,
-  )
+  updates, new_state = update(gradient, dual_state, dual_params, measured=is_measured)
+  new_params = hold_unmeasured(is_measured, optax.apply_updates(dual_params, updates), dual_params)
+  return new_params, hold_unmeasured(is_measured, new_state, dual_state), metrics
 
 
 def resolve_floor(
   spec: float | tuple[str, float], ref_rewards: chex.Array, *, max_reward: float | None = None
 ) -> float:
-  """Returns the quality floor that a specification means, in units of the reward; runs on the host.
+  """Quality floor of a specification, in units of the reward; runs on the host.
 
-      0.9                          that very value
+      0.9                          the value itself
       ("quantile", 0.8)            quantile of the reference policy's rewards
-      ("reference_minus", 0.05)    their mean, minus delta
+      ("reference_minus", 0.05)    mean of the reference policy's rewards, minus delta
 
   Args:
     spec: one of the above.
     ref_rewards: rewards of the reference policy's samples, [samples] or [prompts, group].
-    max_reward: the largest reward there is, where it is known; otherwise the largest expected reward that choosing
-      the best sample of each prompt reaches.
+    max_reward: largest possible reward; None: the mean over prompts of the best sample's reward.
 
   Returns:
     The floor, a Python float.
 
   Raises:
-    InputError: an unknown specification, or a floor above what can be reached, with the numbers.
+    InputError: the specification is unknown, or the floor is out of reach; the message has the numbers.
   """
   rewards = np.asarray(ref_rewards, np.float64)
   if rewards.size == 0 or not np.isfinite(rewards).all():
-    raise InputError(f"the reference's rewards must be finite and at least one; got {rewards.size} of them")
+    raise InputError(f"the reference's rewards must be finite, and at least one; got {rewards.size}")
   floor = _floor_value(spec, rewards)
   best = float(rewards.max(axis=-1).mean()) if max_reward is None else float(max_reward)
   if not floor <= best + 1e-9 * max(1.0, abs(best)):
     raise InputError(
       f"quality floor {floor:.6g} is out of reach: the reference's rewards have mean {rewards.mean():.6g} and the "
-      f"best of them reach {best:.6g}; choose a floor of at most {best:.6g}"
+      f"best samples reach {best:.6g}; choose a floor of at most {best:.6g}"
     )
   return floor
 

@@ -1,40 +1,35 @@
-"""Sequence entropy and KL from samples of the policy: values, and surrogates whose gradient is right.
+"""Sequence entropy and KL from samples of the policy: values, and surrogates with correct gradients.
 
-A surrogate is a scalar of one sampled sequence: its value is the estimate, its gradient, averaged over
-samples of the current policy, is what its name says. All are for *sequences* of the sampling policy itself:
+A surrogate is a scalar of one sampled sequence. Its value is the estimate; its gradient, averaged over samples of the
+current policy, is the gradient of the named quantity. All are for *sequences* of the sampling policy itself:
 temperature, top-p or top-k at sampling must be in the scored distribution too.
 
-Which gradient does k1, k2 or k3 give? With u = log pi(y) - log q(y) of the whole sequence,
+The gradients of k1, k2 and k3, with u = log pi(y) - log q(y) of the whole sequence:
 
   value              differentiated in the loss          detached, as a penalty in the reward
   k1 = u             0 (E[grad log pi] = 0)              grad KL(pi || q), the right one
   k2 = u^2 / 2       grad KL(pi || q), the right one     grad E[k2] - grad KL(pi || q)
   k3 = e^-u - 1 + u  grad KL(q || pi), the forward KL    grad KL(pi || q) - grad KL(q || pi), near q almost 0
 
-So k3 is a fine number to log and a wrong term to train on. Sources: arXiv 2506.09477 (gradients of k1, k2,
+So k3 is a good metric and a wrong training term. Sources: arXiv 2506.09477 (gradients of k1, k2,
 k3), arXiv 2504.10637 (Rao-Blackwell estimators of KL); J. Schulman, "Approximating KL divergence" (the
 names). The same table holds at q = 1 for the entropy: differentiating -log pi of samples gives 0.
 """
+
+from typing import NamedTuple
 
 import chex
 import jax
 from jax import Array
 import jax.numpy as jnp
 
-from qempo_jax.estimator_values import EntropyReport
-from qempo_jax.estimator_values import KLValues
-from qempo_jax.estimator_values import Total
-from qempo_jax.estimator_values import entropy_report
-from qempo_jax.estimator_values import kl_values
+from qempo_jax.masking import at_least_float32
 from qempo_jax.masking import masked
 
 _sg = jax.lax.stop_gradient
 
 __all__ = [
-  "EntropyReport",
   "KLValues",
-  "Total",
-  "entropy_report",
   "kl_values",
   "leave_one_out_to_go",
   "reward_to_go_entropy_surrogate",
@@ -44,6 +39,38 @@ __all__ = [
   "sequence_kl_surrogate",
   "token_only_entropy_surrogate",
 ]
+
+
+class KLValues(NamedTuple):
+  """k1, k2 and k3 of one or more samples, nats, each of the inputs' shape."""
+
+  k1: Array
+  k2: Array
+  k3: Array
+
+
+def kl_values(log_prob: Array, ref_log_prob: Array) -> KLValues:
+  """Three Monte Carlo values of KL(pi || q) from samples of pi, as metrics; see above for their gradients.
+
+      u = log pi - log q:   k1 = u,   k2 = u^2 / 2,   k3 = e^-u - 1 + u
+
+  k1 and k3 have mean KL(pi || q); k2 only near q. k3 overflows if q is far above pi.
+
+  Source: J. Schulman, "Approximating KL divergence" (2020).
+
+  Args:
+    log_prob: any shape, log-probs of samples of pi (sequences or single tokens), nats.
+    ref_log_prob: same shape, under q, nats.
+
+  Returns:
+    `KLValues`, each of the inputs' shape.
+
+  Raises:
+    AssertionError: the two differ in shape.
+  """
+  chex.assert_equal_shape([log_prob, ref_log_prob])
+  u = at_least_float32(log_prob) - at_least_float32(ref_log_prob)
+  return KLValues(k1=u, k2=u**2 / 2, k3=jnp.expm1(-u) + u)
 
 
 def sequence_entropy_surrogate(
@@ -58,8 +85,8 @@ def sequence_entropy_surrogate(
       value     sum_t h_t
       gradient  sum_t [grad h_t + (sum_{j>t} h_j - b_t) grad log pi(y_t | y_<t)],   E of which is grad H(pi)
 
-  for any b that does not depend on this sample, because E[grad log pi(y_t | y_<t)] = 0 at every t: it changes the
-  variance alone.
+  The baseline b must not depend on this sample. It changes the variance alone, because E[grad log pi(y_t | y_<t)] = 0
+  at every t.
 
   Source: chain rule of entropy; Rao-Blackwell form after arXiv 2504.10637.
 
@@ -67,11 +94,11 @@ def sequence_entropy_surrogate(
     token_log_probs: [T] log-probs of the sampled tokens under the policy that sampled them, nats.
     token_entropies: [T] entropies h_t of the next-token distributions, nats, with gradient.
     mask: [T] True on response tokens, EOS included.
-    baseline: b, [] for one number a sequence or [T], nats; a constant, or from *other* samples of the prompt, as
-      `leave_one_out_to_go` gives it; detached inside; None for none.
+    baseline: b, [] or [T], nats, detached inside; a constant, or from *other* samples of the prompt by
+      `leave_one_out_to_go`. None: 0.
 
   Returns:
-    Scalar, nats, whatever the baseline; zero for an all-masked row.
+    Scalar, nats, independent of the baseline; zero for an all-masked row.
 
   Raises:
     AssertionError: the arrays are not of rank 1 or differ in shape, or the baseline fits neither [] nor [T].
@@ -91,7 +118,7 @@ def sequence_kl_surrogate(
       value     sum_t k_t,   k_t = KL(pi(. | y_<t) || q(. | y_<t))
       gradient  sum_t [grad k_t + (sum_{j>t} k_j - b_t) grad log pi(y_t | y_<t)],   E of which is grad KL(pi || q)
 
-  for any b that does not depend on this sample.
+  The baseline b must not depend on this sample.
 
   Source: arXiv 2504.10637.
 
@@ -99,10 +126,10 @@ def sequence_kl_surrogate(
     token_log_probs: [T] log-probs of the sampled tokens under the policy that sampled them, nats.
     token_kls: [T] full-distribution KL of every next-token distribution, nats, with gradient.
     mask: [T] True on response tokens, EOS included.
-    baseline: b, as in `sequence_entropy_surrogate`, of the KLs.
+    baseline: b for the KLs, as in `sequence_entropy_surrogate`.
 
   Returns:
-    Scalar, nats, whatever the baseline; zero for an all-masked row.
+    Scalar, nats, independent of the baseline; zero for an all-masked row.
 
   Raises:
     AssertionError: the arrays are not of rank 1 or differ in shape, or the baseline fits neither [] nor [T].
@@ -111,20 +138,20 @@ def sequence_kl_surrogate(
 
 
 def leave_one_out_to_go(token_values: Array, mask: Array) -> Array:
-  """What the other samples of a prompt have to come after each position: a baseline for the two above.
+  """Mean over a prompt's other samples of the sum after each position: a baseline for the two surrogates above.
 
       b_kt = mean_{i != k} sum_{j>t} x_ij
 
-  Samples that have ended by t have nothing to come and count as 0.
+  A sample that has ended by t counts as 0.
 
   Source: the leave-one-out baseline of Kool, van Hoof, Welling (2019), at every position.
 
   Args:
     token_values: [G, T] next-token entropies or KLs along G independent samples of one prompt, nats.
-    mask: [G, T] True on response tokens, EOS included; a row without any is no sample, and is left out.
+    mask: [G, T] True on response tokens, EOS included; an all-masked row is not a sample.
 
   Returns:
-    [G, T] detached, nats; zero where there is no other sample.
+    [G, T] detached, nats; zero if there is no other sample.
 
   Raises:
     AssertionError: the arrays are not of rank 2 or differ in shape.
@@ -137,7 +164,7 @@ def leave_one_out_to_go(token_values: Array, mask: Array) -> Array:
 
 
 def score_function_entropy_surrogate(token_log_probs: Array, mask: Array, *, baseline: float | Array) -> Array:
-  """Score-function entropy of a sequence: needs no token entropies; unbiased, with more variance.
+  """Score-function entropy of a sequence: unbiased, without token entropies, with more variance.
 
       value     -log pi(y)
       gradient  -(log pi(y) - baseline) grad log pi(y)
@@ -147,7 +174,7 @@ def score_function_entropy_surrogate(token_log_probs: Array, mask: Array, *, bas
   Args:
     token_log_probs: [T] log-probs of the sampled tokens under the policy that sampled them, nats.
     mask: [T] True on response tokens, EOS included.
-    baseline: constant or mean of *other* samples' log pi(y), nats; 0 for none.
+    baseline: a constant, or the mean of *other* samples' log pi(y), nats; 0: no baseline.
 
   Returns:
     Scalar, nats; zero for an all-masked row.
@@ -161,7 +188,7 @@ def score_function_entropy_surrogate(token_log_probs: Array, mask: Array, *, bas
 
 
 def reward_to_go_entropy_surrogate(token_log_probs: Array, mask: Array) -> Array:
-  """Score-function entropy that credits each token with the log-probs from it on; unbiased.
+  """Score-function entropy with each token's reward to go, the log-probs from it on; unbiased.
 
       value     -log pi(y)
       gradient  -sum_t (sum_{j>=t} log pi(y_j | y_<j)) grad log pi(y_t | y_<t)
@@ -184,10 +211,10 @@ def reward_to_go_entropy_surrogate(token_log_probs: Array, mask: Array) -> Array
 
 
 def token_only_entropy_surrogate(token_entropies: Array, mask: Array) -> Array:
-  """The usual token-entropy bonus: right in value, *biased* in gradient; a baseline.
+  """Token-entropy bonus: right in value, *biased* in gradient; for comparison.
 
       value     sum_t h_t
-      gradient  sum_t grad h_t, without what a token does to the entropy after it
+      gradient  sum_t grad h_t, without a token's effect on later entropies
 
   Args:
     token_entropies: [T] entropies h_t of the next-token distributions, nats, with gradient.
@@ -215,9 +242,9 @@ def score_function_kl_surrogate(
 
   Args:
     token_log_probs: [T] log-probs of the sampled tokens under the policy that sampled them, nats.
-    ref_token_log_probs: [T] of the same tokens under the reference policy, nats.
+    ref_token_log_probs: [T] log-probs of the same tokens under the reference policy, nats.
     mask: [T] True on response tokens, EOS included.
-    baseline: constant or mean of *other* samples' u, nats; 0 for none.
+    baseline: a constant, or the mean of *other* samples' u, nats; 0: no baseline.
 
   Returns:
     Scalar, nats; zero for an all-masked row.

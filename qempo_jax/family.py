@@ -1,4 +1,4 @@
-"""One family of objectives, in two coordinates: the weights (alpha, beta) or the multipliers (quality, kl).
+"""One family of objectives in two coordinate systems: weights (alpha, beta) or multipliers (quality, kl).
 
     J(pi) = E_pi[r] + alpha H(pi) + beta E_pi[log q]          weights
     J(pi) = E_pi[lambda r - (1 + mu) log pi + mu log q]       multipliers (lambda, mu), the first times lambda
@@ -27,19 +27,19 @@ class Weights(NamedTuple):
 
 
 class Multipliers(NamedTuple):
-  """Lagrange multipliers: quality in nats per unit of reward, kl without unit."""
+  """Lagrange multipliers: quality in nats per unit of reward, kl unitless."""
 
   quality: jax.Array
   kl: jax.Array
 
 
 def weights_from_multipliers(quality: chex.Numeric, kl: chex.Numeric) -> Weights:
-  """Returns the weights of given multipliers.
+  """Weights that correspond to given multipliers.
 
       alpha = (1 + mu) / lambda          beta = mu / lambda
 
   Args:
-    quality: lambda >= 0, any shape; 0 has no weights: alpha is infinite (use `multiplier_target_log_probs`).
+    quality: lambda >= 0, any shape; at 0 alpha is infinite (use `multiplier_target_log_probs`).
     kl: mu >= 0, any shape.
 
   Returns:
@@ -55,14 +55,14 @@ def weights_from_multipliers(quality: chex.Numeric, kl: chex.Numeric) -> Weights
 
 
 def multipliers_from_weights(alpha: chex.Numeric, beta: chex.Numeric) -> Multipliers:
-  """Returns the multipliers of given weights.
+  """Multipliers that correspond to given weights.
 
       lambda = 1 / (alpha - beta)          mu = beta / (alpha - beta)
 
   Args:
     alpha: entropy weight, any shape.
-    beta: reference weight, any shape, with 0 <= beta < alpha. At alpha = beta (RLHF) the multipliers are infinite;
-      beyond it they are negative: no quality floor and KL budget lead there.
+    beta: reference weight, any shape, with 0 <= beta < alpha. At alpha = beta (RLHF) the multipliers are infinite. For
+      beta > alpha they are negative: such an objective has no quality floor and KL budget.
 
   Returns:
     Multipliers of the broadcast shape.
@@ -74,7 +74,7 @@ def multipliers_from_weights(alpha: chex.Numeric, beta: chex.Numeric) -> Multipl
 def target_log_probs(
   rewards: chex.Array, ref_log_probs: chex.Array, *, alpha: chex.Numeric, beta: chex.Numeric
 ) -> jax.Array:
-  """Returns the optimum of J over the last axis.
+  """Optimum of J over the last axis.
 
       log pi = (r + beta log q) / alpha - log Z
 
@@ -83,10 +83,10 @@ def target_log_probs(
 
   Args:
     rewards: [..., Y] rewards of the responses.
-    ref_log_probs: [..., Y] their log-probs under the reference, nats. Where it is -inf the response lies outside the
-      response set, under every beta: so padding can be marked, and so KL(pi || q) is finite.
+    ref_log_probs: [..., Y] log-probs of the responses under the reference, nats. A response with -inf is outside the
+      response set, for every beta; it marks padding, and KL(pi || q) stays finite.
     alpha: entropy weight > 0; scalar or [...], one a prompt.
-    beta: reference weight, likewise.
+    beta: reference weight; scalar or [...].
 
   Returns:
     [..., Y] log-probs, nats, each row normalised; -inf outside the response set.
@@ -98,7 +98,7 @@ def target_log_probs(
 def multiplier_target_log_probs(
   rewards: chex.Array, ref_log_probs: chex.Array, *, quality: chex.Numeric, kl: chex.Numeric
 ) -> jax.Array:
-  """Returns the optimum of the multiplier form over the last axis; defined at lambda = 0 too.
+  """Optimum of the multiplier form over the last axis, also defined at lambda = 0.
 
       log pi = (lambda r + mu log q) / (1 + mu) - log Z          (reconstruction)
 
@@ -106,7 +106,7 @@ def multiplier_target_log_probs(
     rewards: [..., Y] rewards of the responses.
     ref_log_probs: [..., Y] log-probs under the reference, nats; -inf as in `target_log_probs`.
     quality: lambda >= 0; scalar or [...].
-    kl: mu >= 0, likewise.
+    kl: mu >= 0; scalar or [...].
 
   Returns:
     [..., Y] log-probs, nats, each row normalised.
@@ -126,12 +126,12 @@ def _normalised(
 
 
 def _over_responses(weight: chex.Numeric) -> jax.Array:
-  """Adds the axis of the responses to a weight given per prompt."""
+  """Adds the axis of the responses to a weight per prompt."""
   weight = jnp.asarray(weight)
   return weight[..., None] if weight.ndim else weight
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-  """numerator / denominator, with 0 / 0 = 0 (no multiplier, no weight), safe to differentiate."""
-  nothing = (numerator == 0) & (denominator == 0)
-  return jnp.where(nothing, 0.0, numerator / jnp.where(nothing, 1.0, denominator))
+  """numerator / denominator, with 0 / 0 = 0 and a safe gradient."""
+  both_zero = (numerator == 0) & (denominator == 0)
+  return jnp.where(both_zero, 0.0, numerator / jnp.where(both_zero, 1.0, denominator))

@@ -1,4 +1,4 @@
-"""Which quality floors and KL budgets are feasible on an enumerable response set, and the error for the others."""
+"""Feasible quality floors and KL budgets on an enumerable response set, and errors for infeasible ones."""
 
 from collections.abc import Callable
 import functools
@@ -20,11 +20,11 @@ class InfeasibleError(InputError):
 
 
 class FeasibleRange(NamedTuple):
-  """What policies can reach; scalars, or [P] with one problem a prompt.
+  """Range of rewards and KLs that policies can reach; scalars, or [P] with one problem a prompt.
 
   Attributes:
     lowest_reward: smallest expected reward.
-    reference_reward: that of the reference policy; floors below it cost RLHF nothing.
+    reference_reward: expected reward of the reference policy; a lower floor costs RLHF nothing.
     highest_reward: largest expected reward, reached in the limit of an infinite quality multiplier.
     min_kl: K*(R), nats: the smallest KL to the reference at the floor, that of RLHF.
     qempo_kl: KL of the QEMPO optimum at the floor, nats; a larger budget is slack.
@@ -37,7 +37,7 @@ class FeasibleRange(NamedTuple):
   qempo_kl: jax.Array
 
   def kl_budget_at(self, position: chex.Numeric) -> jax.Array:
-    """Returns the KL budget, nats, at a position between K*(R), 0, and the QEMPO optimum's KL, 1."""
+    """KL budget, nats, at a position between K*(R), at 0, and the QEMPO optimum's KL, at 1."""
     return self.min_kl + position * (self.qempo_kl - self.min_kl)
 
 
@@ -48,7 +48,7 @@ def feasible_range(
   min_reward: chex.Numeric | None = None,
   per_prompt: bool = False,
 ) -> FeasibleRange:
-  """Returns the rewards that a policy can reach and, at a floor R, the two KLs between which a budget matters.
+  """Rewards that a policy can reach and, at a floor R, the two KLs between which a budget matters.
 
       K*(R) = min { KL(pi || q) : E[r] >= R }  <=  K  <=  KL(pi_QEMPO || q)
 
@@ -57,15 +57,15 @@ def feasible_range(
   Args:
     rewards: [Y] or [P, Y] rewards.
     ref_log_probs: normalised log-probs of the reference, nats, same shape; -inf outside the response set.
-    min_reward: floor R, scalar, or [P] with `per_prompt`; None for no floor (then K* = 0).
-    per_prompt: one problem a prompt, rather than one in expectation over prompts.
+    min_reward: floor R, scalar, or [P] with `per_prompt`; None: no floor (then K* = 0).
+    per_prompt: solve one problem a prompt, rather than one in expectation over prompts.
 
   Returns:
     A FeasibleRange.
 
   Raises:
-    InfeasibleError: min_reward above the highest reward.
-    InputError: values that are not finite, or a reference that is not normalised.
+    InfeasibleError: min_reward is above the highest reward.
+    InputError: a value is not finite, or the reference is not normalised.
   """
   rewards, ref_log_probs = prepare(rewards, ref_log_probs)
   if min_reward is not None:
@@ -109,7 +109,7 @@ def for_each_problem(
 
 
 def prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns both arrays in one floating dtype, rewards 0 outside the set; checks shapes, and values where concrete."""
+  """Casts both arrays to one floating dtype, with rewards 0 outside the set; checks shapes, and concrete values."""
   dtype = jnp.result_type(rewards, ref_log_probs, jnp.float32)
   rewards, ref_log_probs = jnp.asarray(rewards, dtype), jnp.asarray(ref_log_probs, dtype)
   chex.assert_rank(rewards, {1, 2})
@@ -117,7 +117,7 @@ def prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array, 
   if not traced(rewards, ref_log_probs):
     inside = np.asarray(ref_log_probs) > -np.inf
     if not np.isfinite(np.asarray(rewards)[inside]).all():
-      raise InputError("rewards must be finite on every response of the set; drop or score the others first")
+      raise InputError("rewards must be finite on every response of the set: score or drop the others first")
     total = np.exp(np.asarray(ref_log_probs, np.float64)).sum(axis=-1)
     if not (np.abs(total - 1) < 1e-3).all():
       worst = total.flat[np.nanargmax(np.abs(total - 1))] if np.isfinite(total).any() else np.nan
@@ -126,12 +126,12 @@ def prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array, 
 
 
 def traced(*values: Any) -> bool:
-  """Whether any value is being traced, so that there is nothing concrete to check."""
+  """True if any value is a tracer, which has no concrete value to check."""
   return any(isinstance(value, Tracer) for value in values)
 
 
 def check_floor(rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, *, per_prompt: bool) -> None:
-  """Raises InfeasibleError where no policy's expected reward reaches the floor."""
+  """Raises InfeasibleError if no policy's expected reward reaches the floor."""
   if traced(rewards, ref_log_probs, min_reward):
     return
   reach = for_each_problem(dual_newton.reward_interval, rewards, ref_log_probs, per_prompt=per_prompt)
@@ -153,7 +153,7 @@ def check_budget(
   *,
   per_prompt: bool,
 ) -> None:
-  """Raises InfeasibleError where no policy that reaches the floor keeps within the KL budget."""
+  """Raises InfeasibleError if no policy that reaches the floor is within the KL budget."""
   if traced(rewards, ref_log_probs, min_reward, max_kl):
     return
   ends = _feasible_range(rewards, ref_log_probs, jnp.asarray(min_reward, rewards.dtype), per_prompt=per_prompt)
@@ -174,7 +174,7 @@ def check_position(kl_position: chex.Numeric) -> None:
 
 
 def _rounding(array: jax.Array) -> float:
-  """Relative slack that rounding is forgiven: 2e-12 in float64, 6e-6 in float32."""
+  """Relative tolerance of rounding: 2e-12 in float64, 6e-6 in float32."""
   return float(jnp.finfo(array.dtype).eps) ** 0.75
 
 

@@ -1,11 +1,11 @@
-"""Weights of samples that an earlier policy drew, so that what is measured and learned is the current policy's.
+"""Importance weights of samples from an earlier policy, for measurements and gradients of the current one.
 
-With b the policy that drew a response y and pi the current one,
+With behaviour policy b and current policy pi,
 
-    w(y) = min(pi(y) / b(y), c),        E_b[w f] = E_pi[f]   where c cuts nothing,
+    w(y) = min(pi(y) / b(y), c),        E_b[w f] = E_pi[f]   if c clips nothing,
 
-for any f of whole responses: the score-function gradient, the entropy surrogates, and means alike. The cut c bounds the
-variance and biases toward b (truncated importance sampling: Ionides, "Truncated importance sampling", 2008).
+for any f of whole responses: the score-function gradient, the entropy surrogates, and means. The clip c bounds the
+variance and biases towards b (truncated importance sampling: Ionides, "Truncated importance sampling", 2008).
 """
 
 import chex
@@ -19,7 +19,7 @@ def weights(log_probs: jax.Array, behaviour_log_probs: jax.Array, *, max_weight:
   """min(pi(y) / b(y), c), detached.
 
   Args:
-    log_probs: log pi(y) of whole responses, any shape, nats.
+    log_probs: sequence log-probs log pi(y), any shape, nats.
     behaviour_log_probs: log b(y), same shape.
     max_weight: c.
 
@@ -32,14 +32,14 @@ def weights(log_probs: jax.Array, behaviour_log_probs: jax.Array, *, max_weight:
 
 
 def mean(values: jax.Array, weight: jax.Array, mask: jax.Array) -> jax.Array:
-  """sum w x / sum w over the mask, self-normalised; 0 where nothing is unmasked."""
+  """Self-normalised mean sum w x / sum w over the mask; 0 if all is masked."""
   chex.assert_equal_shape([values, weight, mask])
   total = jnp.sum(masked(weight, mask))
   return jnp.sum(masked(weight * values, mask)) / jnp.where(total > 0, total, 1.0)
 
 
 def effective_share(weight: jax.Array, mask: jax.Array) -> jax.Array:
-  """(sum w)^2 / (n sum w^2) over the mask: the share of the samples that would be worth as much drawn afresh."""
+  """Effective sample size (sum w)^2 / sum w^2 over the mask, divided by the number of samples."""
   chex.assert_equal_shape([weight, mask])
   kept = masked(weight, mask)
   squares = jnp.sum(mask) * jnp.sum(kept**2)

@@ -1,4 +1,4 @@
-"""Sums over the response tokens of a sequence: padding, whatever it holds, counts for nothing."""
+"""Sums and means over response tokens, unaffected by any padding, including NaN."""
 
 import chex
 from jax import Array
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def at_least_float32(x: chex.Numeric) -> Array:
-  """Widens half precision to float32 and leaves float32 and float64 as they are.
+  """Casts half precision to float32 and keeps float32 and float64.
 
   Args:
     x: any shape; half precision, single, double, boolean or integer.
@@ -19,7 +19,7 @@ def at_least_float32(x: chex.Numeric) -> Array:
 
 
 def masked(x: Array, mask: Array) -> Array:
-  """Sets x to zero outside the mask, in value and in gradient, even where x is infinite or NaN.
+  """Zeroes x outside the mask, in value and gradient, even if x is infinite or NaN there.
 
   Args:
     x: any shape.
@@ -33,7 +33,7 @@ def masked(x: Array, mask: Array) -> Array:
 
 
 def masked_sum(x: Array, mask: Array) -> Array:
-  """Sum of x over the mask: sum_t mask_t x_t; zero where nothing is unmasked.
+  """Sum of x over the mask: sum_t mask_t x_t; zero if all is masked.
 
   Args:
     x: [T].
@@ -46,7 +46,7 @@ def masked_sum(x: Array, mask: Array) -> Array:
 
 
 def masked_mean(x: Array, mask: Array) -> Array:
-  """Mean of x over the mask; zero where nothing is unmasked.
+  """Mean of x over the mask; zero if all is masked.
 
   Args:
     x: [T].
@@ -61,7 +61,7 @@ def masked_mean(x: Array, mask: Array) -> Array:
 
 
 def masked_group(mask: Array | None, *arrays: Array) -> tuple[Array, ...]:
-  """Static contracts, then zeros outside the mask; the mask itself comes last."""
+  """Checks shapes, then zeroes values outside the mask; returns the arrays, then the mask."""
   mask = jnp.ones(jnp.shape(arrays[0]), bool) if mask is None else jnp.asarray(mask).astype(bool)
   chex.assert_rank([mask, *arrays], 1)
   chex.assert_equal_shape([mask, *arrays])

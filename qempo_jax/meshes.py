@@ -26,7 +26,8 @@ def make_mesh(
 
   Args:
     shape: devices along each axis, of all slices together; one -1 takes what is left.
-    dcn: slices along each axis; axes that are left out have one. Where devices know no slices, each process counts as one.
+    dcn: slices along each axis; axes that are left out have one. Where devices know no slices, each process counts as
+      one.
     devices: those to arrange; None for all devices of all processes.
 
   Returns:

@@ -35,7 +35,8 @@ def pack_groups(
   """Packs prompts and their responses; NumPy, on the host.
 
   The places of a row's prompts, and those of the fed tokens of their responses, are multiples of `bucket`, so that few
-  shapes are ever compiled. There are G more places a prompt for scored tokens than for fed ones, enough for any lengths.
+  shapes are ever compiled. There are G more places a prompt for scored tokens than for fed ones, enough for any
+  lengths.
 
   Args:
     prompts: P token sequences, none empty.

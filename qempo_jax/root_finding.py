@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 
 class _Search(NamedTuple):
-  point: jax.Array  # the next point to try
-  low: jax.Array  # the largest point known to lie below the root, or one below the lower end
-  high: jax.Array  # the smallest known to lie above it, or one above the upper end
-  step: jax.Array  # length of the last step
-  best: jax.Array  # the point with the smallest residual so far
+  point: jax.Array  # Next point to try.
+  low: jax.Array  # Largest point known to be below the root, or a point below the lower end.
+  high: jax.Array  # Smallest point known to be above the root, or a point above the upper end.
+  step: jax.Array  # Length of the last step.
+  best: jax.Array  # Point with the smallest residual so far.
   residual: jax.Array
   done: jax.Array
   evaluations: jax.Array
@@ -27,28 +27,28 @@ def increasing_root(
   tolerance: jax.Array | float = 0.0,
   max_steps: int = 100,
 ) -> jax.Array:
-  """Returns the root of an increasing function on [low, high], or the end next to it.
+  """Root of an increasing function on [low, high], or the nearest end.
 
-      x <- x - f(x) / f'(x)     projected on [low, high], and damped: where Newton leaves the bracket that the signs of
-                                f have left, or is slow, the bracket is halved (x doubled while it has no upper end)
+      x <- x - f(x) / f'(x)     projected on [low, high]
 
-  The end `low` is returned where f(low) >= 0, `high` where f(high) <= 0: the projection of a multiplier. The root's
-  derivative is exact, by implicit differentiation, in both modes; it is 0 at an end.
+  A Newton step that leaves the bracket of known signs, or is slow, is replaced by halving the bracket, or by doubling x
+  while the bracket has no upper end. The result is `low` if f(low) >= 0 and `high` if f(high) <= 0: the projection of a
+  multiplier. The root's derivative is exact, by implicit differentiation, in both modes; it is 0 at an end.
 
   Args:
     function: increasing, scalar to scalar, finite on [low, high].
-    start: first point to try, scalar in [low, high]; its dtype is that of the search.
+    start: first point to try, scalar in [low, high]; the search has its dtype.
     low: lower end, finite.
     high: upper end.
     tolerance: the search ends at the first point with |f| within it.
-    max_steps: most evaluations; past them the best point is returned.
+    max_steps: most evaluations; after them the best point is returned.
 
   Returns:
     The root, a scalar.
   """
 
   def projected(point: jax.Array) -> jax.Array:
-    """f, or at an end that is the answer the distance from it: the root does not move there."""
+    """f, or at an end that is the root the distance from it: the root does not move there."""
     value = function(point)
     at_end = ((point <= low) & (value >= -tolerance)) | ((point >= high) & (value <= tolerance))
     return jnp.where(at_end, point - jax.lax.stop_gradient(point), value)
@@ -78,7 +78,7 @@ def _advance(
   high_end: float,
   tolerance: float | jax.Array,
 ) -> _Search:
-  """One evaluation: shrinks the bracket, then takes a Newton step, or halves the bracket."""
+  """One evaluation: shrinks the bracket, then takes a Newton step or halves the bracket."""
   point = search.point
   value, slope = jax.jvp(function, (point,), (jnp.ones_like(point),))
   better = jnp.abs(value) <= search.residual
@@ -88,21 +88,21 @@ def _advance(
   unbounded = jnp.isinf(high)
   furthest = jnp.where(unbounded, 8 * point + 8, high_end)
   newton = jnp.clip(point - value / jnp.abs(slope), low_end, furthest)
-  # An end is tried at most once: it is then the answer, or bounds the bracket.
+  # An end is tried at most once: it is then the root, or bounds the bracket.
   to_end = (newton <= low_end) | (newton >= high_end)
   quick = unbounded | to_end | (jnp.abs(newton - point) <= 0.5 * search.step)
-  trusted = (newton > low) & (newton < high) & quick  # false where Newton is not a number
+  trusted = (newton > low) & (newton < high) & quick  # False if the Newton step is NaN.
   inner_low, inner_high = jnp.maximum(low, low_end), jnp.minimum(high, high_end)
   middle = jnp.where(unbounded, 2 * point + 1, inner_low + 0.5 * (inner_high - inner_low))
   following = jnp.where(trusted, newton, middle)
   step = jnp.abs(following - point)
 
-  # A Newton step this short leaves an error of about its square, below rounding: it is the last one.
+  # After a Newton step this short the error is about its square, below rounding, and the search ends.
   epsilon = jnp.finfo(point.dtype).eps
   last = trusted & (step <= epsilon**0.6 * jnp.abs(point))
   at_end = ((point <= low_end) & (value >= 0)) | ((point >= high_end) & (value <= 0))
-  found = (jnp.abs(value) <= tolerance) | at_end
+  at_root = (jnp.abs(value) <= tolerance) | at_end
   collapsed = inner_high - inner_low <= epsilon * jnp.abs(inner_low)
-  best = jnp.where(found, point, jnp.where(last, following, jnp.where(better, point, search.best)))
+  best = jnp.where(at_root, point, jnp.where(last, following, jnp.where(better, point, search.best)))
   residual = jnp.where(better, jnp.abs(value), search.residual)
-  return _Search(following, low, high, step, best, residual, found | last | collapsed, search.evaluations + 1)
+  return _Search(following, low, high, step, best, residual, at_root | last | collapsed, search.evaluations + 1)

@@ -1,11 +1,11 @@
-"""The optima of the programs as samples of the reference tell them, before any training.
+"""Estimates of the programs' optima from samples of the reference, before any training.
 
-Every optimum is the reference reweighted, on the path that `dual_newton` walks,
+Every optimum is the reference reweighted, on the path of `dual_newton`,
 
     pi ∝ q^(1-tau) exp(s r),  so  pi / q ∝ q^(-tau) exp(s r)        s = lambda / (1+mu),  tau = 1 / (1+mu)
 
-with tau = 0 for RLHF and tau = 1 for QEMPO. From n samples y_i of q for each prompt, self-normalised importance
-weights and the estimates that follow from them are
+with tau = 0 for RLHF and tau = 1 for QEMPO. From n samples y_i of q for each prompt, the self-normalised importance
+weights and their estimates are
 
     w_i     = softmax_i(s r_i - tau log q(y_i))
     E_pi[f] ~ sum_i w_i f_i
@@ -13,15 +13,15 @@ weights and the estimates that follow from them are
     KL      ~ sum_i w_i log(n w_i)                = log n - H(w)
     H(pi)   ~ -sum_i w_i log q(y_i) - KL
 
-That is the program itself with q replaced by its empirical measure: (s, tau) solves E r = R and KL = K for the means
-over prompts, with one pair for all of them, as in `exact`. The entropy is no count of strings: log q is known exactly,
-so it counts unseen ones too, as far as the seen ones stand for them.
+This is the program with q replaced by its empirical measure: (s, tau) solves E r = R and KL = K for means over prompts,
+with one pair for all prompts, as in `exact`. The entropy does not count strings. log q is known exactly, so unseen
+strings count too, as far as the samples represent them.
 
-How far that is, the weights tell only in part. Kish's effective sample size, 1 / sum_i w_i^2, is at most n exp(-KL):
-n samples never show a KL above log n, and a policy K nats away needs some multiple of exp(K) of them (Chatterjee &
-Diaconis, "The sample size required in importance sampling", arXiv 1511.01437). The bias is of order 1 / (effective
-sample size) for every prompt, so it does not average out over prompts. And equal weights may only mean that no good
-response was seen: `sampled_evidence` has what judges that, and the intervals.
+The weights show only part of the error. Kish's effective sample size, 1 / sum_i w_i^2, is at most n exp(-KL). n samples
+never show a KL above log n, and a policy K nats away needs some multiple of exp(K) of them (Chatterjee & Diaconis, "The
+sample size required in importance sampling", arXiv 1511.01437). The bias is of order 1 / (effective sample size) for
+every prompt, so it does not average out over prompts. Equal weights may also mean that no good response was sampled;
+`sampled_evidence` has the diagnostics and intervals.
 
 The programs are those of Pan et al. (arXiv 2602.15894); these estimators are a reconstruction. All functions are pure
 and safe under jit, vmap and grad; the checks that raise need concrete values.
@@ -44,17 +44,17 @@ from qempo_jax.root_finding import increasing_root
 
 
 class SampledSolution(NamedTuple):
-  """An optimum as the samples tell it.
+  """An estimated optimum.
 
   Attributes:
     point: the policy's (tilt s, tau), scalars.
     log_weights: [P, n] logs of the self-normalised weights; each row's exponentials sum to one.
-    quality_multiplier: lambda, nats per unit of reward, scalar; for RLHF 1 / beta. inf where the floor is the best that
-      any reweighting of the samples reaches.
-    kl_multiplier: mu, scalar; inf at tau = 0 for QEMPO-KL, 0 for the programs that have none.
+    quality_multiplier: lambda, nats per unit of reward, scalar; for RLHF 1 / beta. inf if the floor is the largest
+      reward that any reweighting of the samples reaches.
+    kl_multiplier: mu, scalar; inf at tau = 0 for QEMPO-KL, 0 for programs without a KL budget.
     expected_reward: [P] estimates of E_pi[r]; the constraints hold for means over prompts.
-    entropy: [P] of H(pi), nats.
-    kl: [P] of KL(pi || q), nats, never above log n.
+    entropy: [P] estimates of H(pi), nats.
+    kl: [P] estimates of KL(pi || q), nats, never above log n.
     effective_sample_size: [P], in [1, n].
   """
 
@@ -69,12 +69,12 @@ class SampledSolution(NamedTuple):
 
 
 def solve_rlhf(rewards: chex.Array, ref_log_probs: chex.Array, *, min_reward: chex.Numeric) -> SampledSolution:
-  """Returns the sampled optimum of min KL(pi || q) s.t. E[r] >= R; tau = 0.
+  """Estimated optimum of min KL(pi || q) s.t. E[r] >= R; tau = 0.
 
   Args:
     rewards: [P, n] or [n] rewards of samples from the reference.
     ref_log_probs: log-probs of those samples under the reference that drew them, nats, same shape: sums over all
-      response tokens, EOS included, at the sampler's temperature.
+      response tokens, EOS included, at the sampling temperature.
     min_reward: floor R of the mean over prompts, scalar.
 
   Returns:
@@ -82,16 +82,16 @@ def solve_rlhf(rewards: chex.Array, ref_log_probs: chex.Array, *, min_reward: ch
 
   Raises:
     InfeasibleError: no reweighting of the samples reaches the floor.
-    InputError: values that are not finite.
+    InputError: a value is not finite.
   """
   return _solve(rewards, ref_log_probs, min_reward, jnp.inf, program="rlhf")
 
 
 def solve_qempo(rewards: chex.Array, ref_log_probs: chex.Array, *, min_reward: chex.Numeric) -> SampledSolution:
-  """Returns the sampled optimum of max H(pi) s.t. E[r] >= R; tau = 1.
+  """Estimated optimum of max H(pi) s.t. E[r] >= R; tau = 1.
 
-  The weights are exp(lambda r) / q: whatever is rare under the reference weighs most, so of a language model's V^T
-  strings samples tell next to nothing, and the effective sample size says so. Arguments, returns and errors as in
+  The weights are exp(lambda r) / q: responses that are rare under the reference weigh most. Samples tell almost nothing
+  about a language model's V^T strings, and the effective sample size shows it. Arguments, returns and errors as in
   `solve_rlhf`.
   """
   return _solve(rewards, ref_log_probs, min_reward, jnp.inf, program="qempo")
@@ -100,11 +100,11 @@ def solve_qempo(rewards: chex.Array, ref_log_probs: chex.Array, *, min_reward: c
 def solve_qempo_kl(
   rewards: chex.Array, ref_log_probs: chex.Array, *, min_reward: chex.Numeric, max_kl: chex.Numeric
 ) -> SampledSolution:
-  """Returns the sampled optimum of max H(pi) s.t. E[r] >= R, KL(pi || q) <= K.
+  """Estimated optimum of max H(pi) s.t. E[r] >= R, KL(pi || q) <= K.
 
   Args:
     rewards: [P, n] or [n], as in `solve_rlhf`.
-    ref_log_probs: likewise.
+    ref_log_probs: [P, n] or [n], as in `solve_rlhf`.
     min_reward: floor R of the mean over prompts, scalar.
     max_kl: budget K of the mean over prompts, nats, scalar.
 
@@ -112,25 +112,25 @@ def solve_qempo_kl(
     The solution.
 
   Raises:
-    InfeasibleError: no reweighting of the samples reaches the floor, or none that does keeps within the budget.
-    InputError: values that are not finite.
+    InfeasibleError: no reweighting of the samples reaches the floor, or none does so within the budget.
+    InputError: a value is not finite.
   """
   return _solve(rewards, ref_log_probs, min_reward, max_kl, program="qempo_kl")
 
 
 def at_weights(rewards: chex.Array, ref_log_probs: chex.Array, point: PathPoint) -> SampledSolution:
-  """Returns what the samples tell about the policy pi ∝ q^(1-tau) exp(s r) whose weights are fixed by hand.
+  """Estimates for the policy pi ∝ q^(1-tau) exp(s r) at given weights (s, tau).
 
   Args:
     rewards: [P, n] or [n], as in `solve_rlhf`.
-    ref_log_probs: likewise.
+    ref_log_probs: [P, n] or [n], as in `solve_rlhf`.
     point: (s, tau), scalars; (1 / beta, 0) for RLHF.
 
   Returns:
     The solution; its multipliers are lambda = s / tau and mu = 1 / tau - 1, infinite at tau = 0.
 
   Raises:
-    InputError: values that are not finite.
+    InputError: a value is not finite.
   """
   rewards, ref_log_probs = _prepare(rewards, ref_log_probs)
   point = PathPoint(*(jnp.asarray(part, rewards.dtype) for part in point))
@@ -138,12 +138,12 @@ def at_weights(rewards: chex.Array, ref_log_probs: chex.Array, point: PathPoint)
 
 
 def log_weights(rewards: jax.Array, ref_log_probs: jax.Array, point: PathPoint) -> jax.Array:
-  """Returns log w_i = s r_i - tau log q_i - logsumexp, [P, n]: `dual_newton`'s path on 1/q, walked to 1 - tau."""
+  """log w_i = s r_i - tau log q_i - logsumexp, [P, n]: `dual_newton`'s path for 1/q at 1 - tau."""
   return dual_newton.path_log_probs(rewards, -ref_log_probs, PathPoint(point.tilt, 1 - point.tau))
 
 
 def effective_sample_size(log_weights: chex.Array) -> jax.Array:
-  """Returns 1 / sum_i w_i^2 over the last axis (Kish, "Survey Sampling", 1965), in [1, n]."""
+  """1 / sum_i w_i^2 over the last axis (Kish, "Survey Sampling", 1965), in [1, n]."""
   return jnp.exp(-jax.nn.logsumexp(2 * log_weights, axis=-1))
 
 
@@ -197,7 +197,7 @@ def _kl(log_weights: jax.Array) -> jax.Array:
 def _point_at_tau(
   rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, tau: chex.Numeric
 ) -> PathPoint:
-  """The smallest tilt that meets the floor at this tau: that of `dual_newton`, with 1/q and 1 - tau for q and tau."""
+  """Smallest tilt that meets the floor at this tau: that of `dual_newton`, with 1/q and 1 - tau for q and tau."""
   point = dual_newton.point_at_tau(rewards, -ref_log_probs, min_reward, 1 - tau)
   return PathPoint(point.tilt, jnp.asarray(tau, rewards.dtype))
 
@@ -205,7 +205,7 @@ def _point_at_tau(
 def _point_at_kl(
   rewards: jax.Array, ref_log_probs: jax.Array, min_reward: chex.Numeric, max_kl: chex.Numeric
 ) -> PathPoint:
-  """The largest tau whose policy at the floor keeps within the budget: KL rises along it, as on the exact path."""
+  """Largest tau with a policy at the floor and within the budget: KL increases along it, as on the exact path."""
 
   def excess(tau: jax.Array) -> jax.Array:
     point = _point_at_tau(rewards, ref_log_probs, min_reward, tau)
@@ -224,12 +224,12 @@ def _prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array,
   chex.assert_equal_shape([rewards, ref_log_probs])
   if not feasible.traced(rewards, ref_log_probs):
     if not (np.isfinite(rewards).all() and np.isfinite(ref_log_probs).all()):
-      raise InputError("rewards and ref_log_probs of samples must be finite; score every sample, and drop none")
+      raise InputError("rewards and ref_log_probs of samples must be finite: score every sample and drop none")
   return rewards, ref_log_probs
 
 
 def _check(rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array) -> None:
-  """Raises InfeasibleError, with the range, where no reweighting of the samples meets the constraints."""
+  """Raises InfeasibleError, with the feasible range, if no reweighting of the samples meets the constraints."""
   best, mean = float(jnp.mean(jnp.max(rewards, axis=-1))), float(jnp.mean(rewards))
   slack = float(jnp.finfo(rewards.dtype).eps) ** 0.75
   if not min_reward <= best + slack * max(abs(best), 1e-30):

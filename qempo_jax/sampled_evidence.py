@@ -1,7 +1,4 @@
-"""How far samples of the reference can be trusted to foretell an optimum, and what they say without one.
-
-`sampled_duals` says what it estimates; this says when not to believe it.
-"""
+"""Diagnostics of estimates from reference samples (`sampled_duals`), bootstrap intervals, and best-of-k rewards."""
 
 from collections.abc import Callable
 import functools
@@ -17,23 +14,23 @@ from qempo_jax.sampled_duals import SampledSolution
 
 
 def harmonic_mean(values: chex.Array) -> jax.Array:
-  """Returns 1 / mean(1 / x), scalar.
+  """1 / mean(1 / x), scalar.
 
-  Of effective sample sizes it is the one to judge by: with weights w_i / P over all prompts Kish's formula gives P
+  It is the right average of effective sample sizes. With weights w_i / P over all prompts Kish's formula gives P
   times this, and the mean over prompts of a bias like 1 / x is 1 / this.
   """
   return 1 / jnp.mean(1 / values)
 
 
 def hidden_share(rewards: chex.Array, solution: SampledSolution) -> jax.Array:
-  """Returns the share of the optimum, for each prompt, that good responses too rare to be seen could take.
+  """Share of each prompt's optimum that good responses too rare to be sampled could take.
 
       3 e^(s r_max) / (3 e^(s r_max) + sum_i e^(s r_i))        r_max: the best reward seen for any prompt
 
-  Responses of total reference probability 3 / n are missed by n samples with probability e^-3 = 5 %. This is the share
-  they would get as RLHF weighs them, by reward alone; for tau > 0 they could take more, being rare. Where a prompt has
-  k best samples it is at least 3 / (3 + k + ...); where it has none, and the multiplier is large, it is close to 1
-  though the weights are equal: the case that the effective sample size does not see.
+  Responses of total reference probability 3 / n are missed by n samples with probability e^-3 = 5 %. This is their
+  share under RLHF's weights, which depend on reward alone; for tau > 0 it could be larger, since they are rare. For a
+  prompt with k best samples the share is at least 3 / (3 + k + ...). For one without any, and a large multiplier, it is
+  close to 1 even though the weights are equal: the effective sample size does not show this case.
 
   Args:
     rewards: [P, n] rewards of the samples.
@@ -48,11 +45,11 @@ def hidden_share(rewards: chex.Array, solution: SampledSolution) -> jax.Array:
 
 
 def expected_best_of(rewards: chex.Array, size: int) -> jax.Array:
-  """Returns the unbiased estimate of the expected best reward of `size` samples, for each prompt.
+  """Unbiased estimate of the expected best reward of `size` samples, for each prompt.
 
       E max = sum_i r_(i) [C(i, k) - C(i-1, k)] / C(n, k)          r_(1) <= ... <= r_(n)
 
-  The mean over all C(n, k) groups of k distinct samples: a resampling with replacement would be biased low. The
+  It is the mean over all C(n, k) groups of k distinct samples; resampling with replacement would be biased low. The
   policy that picks the best of k is at most log k - (k-1)/k nats from the reference (Beirami et al., arXiv 2401.01879).
   Source: the combinatorial estimator of pass@k (Chen et al., arXiv 2107.03374), for any reward.
 
@@ -71,13 +68,13 @@ def expected_best_of(rewards: chex.Array, size: int) -> jax.Array:
   if not 1 <= size <= number:
     raise InputError(f"the best of {size} can't be estimated from {number} samples a prompt; draw more of them")
   # C(i-1, k-1) / C(n, k), by p(n) = k / n and p(i) / p(i+1) = 1 - (k-1) / i
-  place = np.arange(1, number)
-  chances = np.append(np.cumprod((1 - (size - 1) / place).clip(0)[::-1])[::-1], 1) * size / number
+  rank = np.arange(1, number)
+  chances = np.append(np.cumprod((1 - (size - 1) / rank).clip(0)[::-1])[::-1], 1) * size / number
   return jnp.sort(rewards, axis=-1) @ jnp.asarray(chances, rewards.dtype)
 
 
 class Draws(NamedTuple):
-  """The global figures of every bootstrap draw, [draws]; multipliers are inf where a draw can't meet the constraints."""
+  """Means over prompts of every bootstrap draw, [draws]; multipliers are inf if a draw can't meet the constraints."""
 
   quality_multiplier: jax.Array
   kl_multiplier: jax.Array
@@ -94,18 +91,19 @@ def bootstrap(
   num_draws: int,
   seed: int,
 ) -> Draws:
-  """Solves again on resampled prompts, with the samples of each drawn anew too, as in `evaluation.intervals`.
+  """Solves on resampled prompts, each with resampled samples, as in `evaluation.intervals`.
 
-  On prompts drawn from an enumerated population, 128 samples of each, 95 % percentile intervals of multipliers, KL and
-  entropy held the exact values in 86 to 90 % of 120 repetitions at 4 prompts, 92 to 95 % at 8 and 92 to 97 % at 15 (by
-  resampling prompts alone 76 to 85, 89 to 92 and 92 to 95 %): they err on the narrow side with few prompts.
+  Coverage was measured on prompts drawn from an enumerated population, with 128 samples each and 120 repetitions. The
+  95 % percentile intervals of multipliers, KL and entropy contained the exact values in 86 to 90 % at 4 prompts, 92 to
+  95 % at 8 and 92 to 97 % at 15: they are too narrow with few prompts. Resampling prompts alone gave 76 to 85, 89 to 92
+  and 92 to 95 %.
 
   Args:
     solve: (rewards, ref_log_probs) -> SampledSolution, such as a partial of `solve_rlhf`; it is traced.
     rewards: [P, n] rewards of the samples.
-    ref_log_probs: [P, n] their log-probs, nats.
-    num_draws: how many resamples.
-    seed: of the resampling.
+    ref_log_probs: [P, n] log-probs of the samples under the reference, nats.
+    num_draws: number of resamples.
+    seed: seed of the resampling.
 
   Returns:
     Draws.
@@ -125,9 +123,9 @@ def _bootstrap(
   prompts, samples = rewards.shape
 
   def draw(rng: jax.Array) -> Draws:
-    of_prompt, of_sample = jax.random.split(rng)
-    row = jax.random.randint(of_prompt, (prompts, 1), 0, prompts)
-    column = jax.random.randint(of_sample, (prompts, samples), 0, samples)
+    prompt_rng, sample_rng = jax.random.split(rng)
+    row = jax.random.randint(prompt_rng, (prompts, 1), 0, prompts)
+    column = jax.random.randint(sample_rng, (prompts, samples), 0, samples)
     solution = solve(rewards[row, column], ref_log_probs[row, column])
     return Draws(*(jnp.mean(getattr(solution, name)) for name in Draws._fields))
 

@@ -172,8 +172,8 @@ def over_rows(function, matrix, *rows):
   device of the tensor axis keeps to its own rows of it.
 
   Args:
-    function: (matrix [V, D], arrays with rows on their first axis and tokens on their second) -> a pytree of such arrays,
-      token by token.
+    function: (matrix [V, D], arrays with rows on their first axis and tokens on their second) -> a pytree of such
+      arrays, token by token.
     matrix: of the output projection, split by `PARAM_RULES`.
     *rows: arrays.
 

@@ -187,13 +187,6 @@ def test_smoothing_is_a_corrected_moving_average():
   np.testing.assert_allclose(path, [2.0, 2.0, 2 * (0.9 * 0.19) / (1 - 0.9**3)], rtol=1e-5)
 
 
-def test_augmented_lagrangian_is_both_gains_at_once():
-  violations = [0.5, 0.3, -0.2, 0.1]
-  both = run(duals.pi_controller(proportional_gain=0.7, integral_gain=0.7), violations)[0]
-  np.testing.assert_array_equal(run(duals.augmented_lagrangian(0.7), violations)[0], both)
-  assert run(duals.plain_ascent(0.7), violations)[0] != both
-
-
 def test_gains_by_name():
   controller = duals.pi_controller(proportional_gain=0.0, integral_gain={"a": 1.0, "b": 0.25})
   dual_params = duals.init_dual_params({"a": 0.0, "b": 0.0})
@@ -330,7 +323,7 @@ def test_dual_step_is_gradient_controller_and_update_in_one():
 
 CONTROLLERS = {
   "pi": duals.pi_controller(proportional_gain=2.0, integral_gain=0.1, smoothing=0.5),
-  "augmented": duals.augmented_lagrangian(0.3, delay=1),
+  "equal_gains": duals.pi_controller(proportional_gain=0.3, integral_gain=0.3, delay=1),
   "adam": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1), duals.project_multipliers()),
   "apply_if_finite": optax.apply_if_finite(duals.plain_ascent(0.3), 3),
   "multi_transform": optax.multi_transform(

@@ -282,20 +282,5 @@ def test_padding_masks_and_half_precision():
     estimators.sequence_kl_surrogate(*jnp.ones((3, 2, 2)))
 
 
-def test_entropy_report_adds_up_over_shards():
-  entropies = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, jnp.nan], [6.0, jnp.nan, jnp.nan], [jnp.nan] * 3])
-  mask = jnp.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
-  truncated = jnp.array([True, False, False, True])
-  whole = estimators.entropy_report(entropies, mask, truncated)
-  mean = lambda total: float(total.sum / total.weight)
-  assert mean(whole.entropy_per_sequence) == pytest.approx(7)  # (6 + 9 + 6) / 3
-  assert mean(whole.entropy_per_token) == pytest.approx(3.5)
-  assert mean(whole.length) == pytest.approx(2)
-  assert mean(whole.truncated) == pytest.approx(1 / 3)
-  assert mean(whole.entropy_of_complete) == pytest.approx(7.5)
-  halves = [estimators.entropy_report(entropies[i], mask[i], truncated[i]) for i in (slice(0, 2), slice(2, 4))]
-  np.testing.assert_allclose(jax.tree.leaves(jax.tree.map(jnp.add, *halves)), jax.tree.leaves(whole))
-
-
 def test_table_and_mlp_share_a_space():
   assert sequence_space(3, 4) is POLICIES["table"].space

@@ -133,7 +133,7 @@ MUTANTS = (
   ),
   _M(
     "k3_direction",
-    "qempo_jax/estimator_values.py",
+    "qempo_jax/estimators.py",
     "k3=jnp.expm1(-u) + u",
     "k3=jnp.expm1(u) - u",
     "k3 of the reverse KL",
