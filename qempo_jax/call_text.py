@@ -8,14 +8,14 @@ from qempo_jax.errors import InputError
 
 
 def parse(text: str, what: str) -> tuple[str, tuple[Any, ...] | None, dict[str, Any]]:
-  """(dotted path, positional arguments or None without brackets, keywords); settings are literals, never evaluated.
+  """Parses text to (dotted path, positional arguments or None without brackets, keywords); settings are literals.
 
   Args:
-    text: a name or dotted path, with settings in brackets or without.
+    text: a name or dotted path, with or without settings in brackets.
     what: the noun of the error message, such as "reward".
 
   Raises:
-    InputError: the text cannot be read.
+    InputError: the text cannot be parsed.
   """
   try:
     node = ast.parse(text.strip(), mode="eval").body
@@ -36,12 +36,12 @@ def load(path: str, what: str) -> Any:
   """The object at a dotted path, package.module.name.
 
   Raises:
-    InputError: there is none, or its module cannot be imported.
+    InputError: the object does not exist, or its module cannot be imported.
   """
   module, _, name = path.rpartition(".")
   try:
     return getattr(importlib.import_module(module), name)
-  except (Exception, SystemExit) as error:  # a user's module may raise anything, or call sys.exit
+  except (Exception, SystemExit) as error:  # A user's module may raise anything, or call sys.exit.
     reason = f"{type(error).__name__}: {error}"
     raise InputError(f"{what} {path!r} cannot be imported ({reason}); give package.module.name") from error
 

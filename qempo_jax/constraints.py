@@ -131,8 +131,8 @@ def coherence_budget(
     bound: budget C, nats; None: a fixed multiplier nu (1 is the program of `exact.solve_qempo_coherent`).
     threshold: tau, the least reward of an acceptable response; None: `quantile` sets it.
     reward: name of the reward that tau applies to.
-    quantile: quantile in (0, 1) of the group's on-policy rewards that is tau; None: `threshold` is tau. A group of equal
-      rewards is acceptable as a whole, so only the quality floor tells good from bad then.
+    quantile: quantile in (0, 1) of the group's on-policy rewards that is tau; None: `threshold` is tau. A group of
+      equal rewards is acceptable as a whole, so only the quality floor tells good from bad then.
     width: width of a soft gate sigmoid((tau - r) / width) in place of 1{r < tau}, reward units; 0: hard threshold.
 
   Raises:

@@ -1,5 +1,5 @@
-"""The one exception the programs turn into a clear line and exit code 2."""
+"""The exception that programs report as one line with exit code 2."""
 
 
 class InputError(ValueError):
-  """Something the user gave is wrong; the message names it and the remedy, in one line."""
+  """Invalid user input; the message names it and the remedy, in one line."""

@@ -1,4 +1,4 @@
-"""Prompts with their whole groups of responses in rows, each prompt computed once."""
+"""Packs prompts and their groups of responses in rows, so that each prompt is computed once."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ from qempo_jax.types import RowLayout
 
 
 def round_up(value: int, multiple: int) -> int:
-  """The smallest multiple that is not below the value."""
+  """Smallest multiple of `multiple` that is at least `value`."""
   return -(-value // multiple) * multiple
 
 
 def row_layout(prompt: int, response: int, *, bucket: int, prompts: int, responses: int) -> RowLayout:
-  """The layout for prompts of up to `prompt` tokens a row and responses of up to `response` tokens each.
+  """Layout for rows with prompts of up to `prompt` tokens in all, and responses of up to `response` tokens each.
 
-  Few layouts occur: the prompts' places are a multiple of `bucket`, the reach is a power of two of them.
+  Few layouts occur: the prompts' width is a multiple of `bucket`, and the reach is `bucket` times a power of two.
   """
   reach = bucket
-  while reach < response - 1:  # the last token is never fed
+  while reach < response - 1:  # The last token is never an input.
     reach *= 2
   return RowLayout(round_up(prompt, bucket), bucket, reach, prompts, responses)
 
@@ -34,16 +34,15 @@ def pack_groups(
 ) -> PackedGroups:
   """Packs prompts and their responses; NumPy, on the host.
 
-  The places of a row's prompts, and those of the fed tokens of their responses, are multiples of `bucket`, so that few
-  shapes are ever compiled. There are G more places a prompt for scored tokens than for fed ones, enough for any
-  lengths.
+  The widths of a row's prompts and of its response inputs are multiples of `bucket`, so that few shapes compile. Scored
+  tokens get G more columns a prompt than inputs, enough for any lengths.
 
   Args:
     prompts: P token sequences, none empty.
-    responses: P groups of G token sequences each; an empty response takes no room and scores 0.
-    bucket: tokens.
-    prompts_per_row: k, which divides P; consecutive prompts share a row. Short groups of uneven lengths then leave less
-      padding, and every response's scores take the places of the row's other prompts too, masked.
+    responses: P groups of G token sequences each; an empty response takes no columns and scores 0.
+    bucket: width multiple, tokens.
+    prompts_per_row: k, a divisor of P; consecutive prompts share a row. Short groups of uneven lengths then leave less
+      padding, but the scores of every response get masked columns for the row's other prompts too.
 
   Returns:
     PackedGroups of NumPy arrays.
@@ -59,31 +58,31 @@ def pack_groups(
   longest = max(len(r) for group in responses for r in group)
   prompt = max(in_rows([len(prompt) for prompt in prompts]))
   layout = row_layout(int(prompt), longest, bucket=bucket, prompts=per_row, responses=group_size)
-  rows, places = len(prompts) // per_row, round_up(max(*fed, 1), bucket)
-  row_shape, scored_shape = (rows, layout.prompt + places), (rows, places + per_row * group_size)
+  rows, width = len(prompts) // per_row, round_up(max(*fed, 1), bucket)
+  row_shape, scored_shape = (rows, layout.prompt + width), (rows, width + per_row * group_size)
   tokens, positions = (np.zeros(row_shape, np.int32) for _ in range(2))
   segments = np.full(row_shape, -1, np.int32)
   source, target, time = (np.zeros(scored_shape, np.int32) for _ in range(3))
   sample = np.full(scored_shape, per_row * group_size, np.int32)
 
-  for place, (prompt, group) in enumerate(zip(prompts, responses)):
-    row, nth = divmod(place, per_row)
-    if not nth:
-      before, at, slot = 0, layout.prompt, 0
-    within = slice(before, before + len(prompt))
-    tokens[row, within], positions[row, within] = prompt, np.arange(len(prompt))
-    segments[row, within] = first = nth * (group_size + 1)
-    before += len(prompt)
-    for index, response in enumerate(group):
+  for index, (prompt, group) in enumerate(zip(prompts, responses)):
+    row, index_in_row = divmod(index, per_row)
+    if not index_in_row:  # Ends of the row's prompts, response inputs and scored tokens so far.
+      prompt_end, input_end, scored_end = 0, layout.prompt, 0
+    columns = slice(prompt_end, prompt_end + len(prompt))
+    tokens[row, columns], positions[row, columns] = prompt, np.arange(len(prompt))
+    segments[row, columns] = segment = index_in_row * (group_size + 1)
+    prompt_end += len(prompt)
+    for member, response in enumerate(group):
       length = len(response)
       if not length:
         continue
-      stop, scores = at + length - 1, slice(slot, slot + length)
-      tokens[row, at:stop] = response[:-1]
-      positions[row, at:stop] = len(prompt) + np.arange(length - 1)
-      segments[row, at:stop] = first + index + 1
-      source[row, scores] = np.concatenate([[before - 1], np.arange(at, stop)])
-      target[row, scores], time[row, scores] = response, np.arange(length)
-      sample[row, scores] = nth * group_size + index
-      at, slot = stop, slot + length
+      start, input_end = input_end, input_end + length - 1
+      tokens[row, start:input_end] = response[:-1]
+      positions[row, start:input_end] = len(prompt) + np.arange(length - 1)
+      segments[row, start:input_end] = segment + member + 1
+      scored, scored_end = slice(scored_end, scored_end + length), scored_end + length
+      source[row, scored] = np.concatenate([[prompt_end - 1], np.arange(start, input_end)])
+      target[row, scored], time[row, scored] = response, np.arange(length)
+      sample[row, scored] = index_in_row * group_size + member
   return PackedGroups(tokens, positions, segments, source, target, sample, time, layout)

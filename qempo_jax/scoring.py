@@ -1,4 +1,4 @@
-"""Log-probability and entropy of given responses: the training forward."""
+"""Log-prob and entropy of given response tokens: the training forward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,16 @@ def score_groups(
 
   Args:
     params: the decoder's parameters.
-    config: the decoder's shape.
+    config: the decoder's config.
     packed: prompts with their responses.
-    group_size: responses a prompt, G.
-    max_length: longest response, T tokens.
-    temperature: that of the sampler.
-    chunk_size: tokens whose logits exist at once, on each device.
+    group_size: G, responses a prompt.
+    max_length: T, tokens of the longest response.
+    temperature: the sampling temperature.
+    chunk_size: tokens whose logits are in memory at once, on each device.
     remat: recompute blocks in the backward pass.
 
   Returns:
-    TokenStats of shape [P, G, T], in nats, 0 where there is no token.
+    TokenStats of shape [P, G, T], nats, 0 on padding.
   """
   hidden = transformer.forward_groups(params, config, packed, remat=remat)
   predicting = jnp.take_along_axis(hidden, packed.source[:, :, None], axis=1)
@@ -59,9 +59,9 @@ def score_groups(
   stats = sharding.over_rows(stats_of, transformer.unembedding(params), predicting, packed.target)
   row = jnp.arange(rows)[:, None]
 
-  def spread(values):
+  def unpack(values):
     empty = jnp.zeros((rows, per_row * group_size, max_length), values.dtype)
-    place = (row, packed.sample, packed.time)
-    return empty.at[place].set(values, mode="drop").reshape(rows * per_row, group_size, max_length)
+    index = (row, packed.sample, packed.time)
+    return empty.at[index].set(values, mode="drop").reshape(rows * per_row, group_size, max_length)
 
-  return jax.tree.map(spread, stats)
+  return jax.tree.map(unpack, stats)

@@ -1,7 +1,7 @@
-"""Batches as pytrees, with an explicit [prompts, group] axis wherever samples belong to a prompt.
+"""Batches as pytrees, with an explicit [prompts, group] axis for samples of a prompt.
 
-Shape letters: P prompts, G samples of a prompt, L prompt length, T response length, B packed rows of R places,
-S places for the response tokens of a row.
+Shape letters: P prompts, G samples of a prompt, L prompt length, T response length, B packed rows of R columns,
+S columns for the scored response tokens of a row.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class PromptBatch:
 
   Attributes:
     tokens: [P, L] token ids.
-    mask: [P, L], true on the prompts' own tokens (from lengths, never from `tokens != pad`).
+    mask: [P, L], True on prompt tokens (from lengths, never from `tokens != pad`).
   """
 
   tokens: jax.Array
@@ -28,12 +28,12 @@ class Rollout:
   """Sampled groups of responses.
 
   Attributes:
-    tokens: [P, G, T] token ids, the ending token included.
-    mask: [P, G, T], true on response tokens, the ending token included.
-    log_probs: [P, G, T] log-probability of each sampled token, in nats, 0 where masked.
-    entropies: [P, G, T] entropy of each next-token distribution, in nats, 0 where masked.
-    truncated: [P, G], true where the length limit came before an ending token.
-    slot_steps: tokens that the sampler's slots could have drawn meanwhile, a scalar; None where nothing was sampled.
+    tokens: [P, G, T] token ids, EOS included.
+    mask: [P, G, T], True on response tokens, EOS included.
+    log_probs: [P, G, T] log-prob of each sampled token, nats, 0 on padding.
+    entropies: [P, G, T] entropy of each next-token distribution, nats, 0 on padding.
+    truncated: [P, G], True if the response reached the length limit without EOS.
+    slot_steps: decode steps times slots: tokens that the sampler could have drawn, a scalar; None for given responses.
   """
 
   tokens: jax.Array
@@ -45,17 +45,17 @@ class Rollout:
 
   @property
   def utilisation(self) -> jax.Array | None:
-    """Share of the slots' steps that drew a token of a sample; None where nothing was sampled."""
+    """Share of the slots' steps that drew a response token; None for given responses."""
     return None if self.slot_steps is None else self.mask.sum() / self.slot_steps
 
 
 class RowLayout(NamedTuple):
-  """Where things are in a packed row; static, so that each layout is compiled once.
+  """Layout of a packed row; static, so that each layout compiles once.
 
   Attributes:
-    prompt: L, places of the row's prompts; those of the responses follow.
-    chunk: places that attention takes together; divides the responses' places.
-    reach: places within which any one response lies.
+    prompt: L, columns of the row's prompts; those of the responses follow.
+    chunk: columns that attention processes together; divides the responses' columns.
+    reach: columns that contain any one response.
     prompts: k, prompts a row.
     responses: G, responses a prompt.
   """
@@ -69,19 +69,19 @@ class RowLayout(NamedTuple):
 
 @struct.dataclass
 class PackedGroups:
-  """Rows of k prompts each: the prompts once, padded, then every response of their groups, without padding between.
+  """Rows of k prompts each: the prompts once, padded, then all responses of their groups, contiguous.
 
-  Rows are B = P / k, and prompt p is the (p mod k)th of row p // k.
+  There are B = P / k rows; prompt p is the (p mod k)th of row p // k.
 
   Attributes:
-    tokens: [B, R] token ids; the last token of a response is predicted but never fed.
+    tokens: [B, R] token ids; the last token of a response is predicted but never an input.
     positions: [B, R] rotary positions; each response continues its prompt.
     segments: [B, R], j (G + 1) on the row's prompt j, j (G + 1) + i + 1 on its response i, -1 on padding.
-    source: [B, S] place in the row whose hidden state predicts this response token.
+    source: [B, S] column whose hidden state predicts the response token.
     target: [B, S] the response token.
-    sample: [B, S] which response it belongs to: j G + i, and k G on padding.
-    time: [B, S] its place in the response.
-    layout: of every row.
+    sample: [B, S] response of the token: j G + i, and k G on padding.
+    time: [B, S] index of the token in its response.
+    layout: layout of every row.
   """
 
   tokens: jax.Array

@@ -57,7 +57,7 @@ def test_processes_are_slices_where_devices_know_of_none():
 @pytest.mark.parametrize(
   ("shape", "dcn", "message"),
   [
-    ((8, 1, 4), (2, 1, 1), r"dcn_mesh=\(2, 1, 1\) does not arrange 4 slices of devices; its product must be 4"),
+    ((8, 1, 4), (2, 1, 1), r"dcn_mesh=\(2, 1, 1\) does not fit 4 slices of devices: its product must be 4"),
     ((8, 1, 4), (1, 4, 1), "must divide it"),
     ((8, 1, 4), (1, 1, 1, 4), "one number for each axis"),
     ((8, 1, 2), (4, 1, 1), "product over .* must be 32"),
@@ -71,7 +71,7 @@ def test_what_cannot_be_arranged_is_said(shape, dcn, message):
 
 
 def test_several_slices_of_tpus_must_be_named():
-  with pytest.raises(InputError, match="does not arrange 4 slices"):
+  with pytest.raises(InputError, match="does not fit 4 slices"):
     meshes.make_mesh((8, 1, 4), devices=_pod(4, 8, "tpu"))
   with mock.patch.object(jax, "make_mesh") as plain:
     meshes.make_mesh((8, 1, 4), devices=_pod(4, 8, "gpu"))  # whose nodes may count as slices, and need no naming
@@ -79,7 +79,7 @@ def test_several_slices_of_tpus_must_be_named():
 
 
 def test_slices_of_one_process_are_refused():
-  with pytest.raises(InputError, match="does not arrange 1 processes of devices"):
+  with pytest.raises(InputError, match="does not fit 1 processes of devices"):
     meshes.make_mesh((8, 1, 1), dcn=(2, 1, 1))
 
 

@@ -1,4 +1,4 @@
-"""The training steps: pure functions from (state, batch) to (state, metrics)."""
+"""Training steps: pure functions from (state, batch) to (state, metrics)."""
 
 from qempo_jax.train.state import TrainState as TrainState
 from qempo_jax.train.step import dual_step as dual_step

@@ -1,8 +1,8 @@
-"""Gradients of a sum over a batch, some of its rows at a time: the same sum, in less memory.
+"""Gradient accumulation: gradients of a sum over a batch, computed part by part in less memory.
 
     grad sum_i L_i = sum_k grad sum_{i in part k} L_i
 
-Sums add up exactly where means do not: whatever divides the sum is counted over the whole batch, by the caller.
+Sums add up exactly, unlike means; the caller computes any divisor over the whole batch.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from qempo_jax.errors import InputError
 def value_and_grad(loss_fn: Callable, params, batch, *, micro_batches: int):
   """Value, auxiliary results and gradient of a loss that is a sum over the rows of a batch.
 
-  One part is the plain `jax.value_and_grad`. More are scanned over, their sums kept in float32 at least.
+  One part is plain `jax.value_and_grad`. Several are scanned over, with sums in float32 at least.
 
   Args:
     loss_fn: (params, rows) -> (scalar, aux); the scalar of a batch is the sum of its parts', and every leaf of aux
       has the rows on its first axis.
-    params: what is differentiated.
-    batch: a pytree whose leaves have the rows, or the prompts that share them, on their first axis.
-    micro_batches: parts; they divide the rows.
+    params: trainable parameters.
+    batch: a pytree with the rows, or the prompts that share them, on each leaf's first axis.
+    micro_batches: number of parts, a divisor of the rows.
 
   Returns:
     ((scalar, aux of all rows in their order), gradient).
@@ -34,8 +34,8 @@ def value_and_grad(loss_fn: Callable, params, batch, *, micro_batches: int):
   """
 
   def compute(params, batch):
-    found, gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
-    return found, sharding.constrain_params(gradient)
+    value_and_aux, gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+    return value_and_aux, sharding.constrain_params(gradient)
 
   if micro_batches == 1:
     return compute(params, batch)
@@ -60,9 +60,9 @@ def map_rows(function: Callable, batch, *, micro_batches: int):
 
 
 def split(batch, micro_batches: int):
-  """[P, ...] -> [M, P / M, ...]: part m has the rows m, m + M, ..., so that each device's rows go to every part.
+  """[P, ...] -> [M, P / M, ...]: part m has the rows m, m + M, ..., so that every part has rows of each device.
 
-  What a leaf has of one row, which may be several prompts, stays together.
+  A leaf's entries of one row, which may be several prompts, stay together.
 
   Raises:
     InputError: M does not divide the rows.
@@ -79,7 +79,7 @@ def split(batch, micro_batches: int):
 
 
 def join(parts, rows: int):
-  """Undoes `split` of a batch of so many rows."""
+  """Inverse of `split` for a batch of `rows` rows."""
 
   def one(leaf):
     in_rows = leaf.reshape(leaf.shape[0], rows // leaf.shape[0], -1, *leaf.shape[2:])
@@ -89,7 +89,7 @@ def join(parts, rows: int):
 
 
 def num_rows(batch) -> int:
-  """Rows of a batch: the least size of a first axis, of which the others are multiples."""
+  """Number of packed rows: the smallest leading dimension, of which the others are multiples."""
   return min(leaf.shape[0] for leaf in jax.tree.leaves(batch))
 
 

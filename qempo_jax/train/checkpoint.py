@@ -1,12 +1,12 @@
-"""Saving and restoring a run: the whole train state and what the host remembers, together or not at all.
+"""Checkpoints of a run: the whole train state and the host's data, saved and restored together.
 
 A checkpoint is a folder STEP with the items `params` (the policy, or adapters), `rest` (optimizer, multipliers and
-their controller, averages, rng) and `host` (JSON). It appears under its name only once all of it is written. The host's
-item also lists every leaf's shape and a sum over the bits of all leaves, so that what was damaged on the way is noticed
-whatever the storage checks itself, and what was resharded is known to be the same.
+their controller, averages, rng) and `host` (JSON). The folder gets its name only after all of it is written. The host
+item also lists every leaf's shape, and a checksum of the bits of all leaves. It detects damage on any storage, and
+shows that resharded arrays are unchanged.
 
-Only proof of damage (`checksums`) moves a checkpoint aside. Any other failure, such as a read error or too little memory,
-is raised with its own message, and nothing is moved.
+Only proof of damage (`checksums`) moves a checkpoint aside. Any other failure, such as a read error or too little
+memory, is raised with its own message, and nothing is moved.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from qempo_jax.train import checksums
 from qempo_jax.train.checksums import Damaged
 from qempo_jax.train.state import TrainState
 
-ASIDE = "damaged-"  # before the step, in the name of a damaged checkpoint's folder
+ASIDE = "damaged-"  # Prefix of the step in the folder name of a damaged checkpoint.
 
 
 class Checkpoints:
   """The checkpoints of one run: the newest ones, and the best.
 
-  The best is the one of highest entropy among those that meet the constraints; where none does, the one whose
-  `shortfall` is smallest. Of equals the newest counts.
+  The best has the highest entropy among those that meet the constraints. If none does, the best has the smallest
+  `shortfall`. Among equals it is the newest.
   """
 
   def __init__(
@@ -47,14 +47,14 @@ class Checkpoints:
     """Opens a folder of checkpoints.
 
     Args:
-      folder: made if absent; gs://BUCKET/FOLDER is left to Orbax.
-      keep: how many of the newest to keep, besides the best.
-      asynchronous: write while the run goes on.
+      folder: created if absent; gs://BUCKET/FOLDER is left to Orbax.
+      keep: number of newest checkpoints to keep, besides the best.
+      asynchronous: write in the background of training.
       read_only: never write, move or clean up anything.
-      note: told about a checkpoint that is passed over.
+      note: called with a message about each skipped checkpoint.
 
     Raises:
-      InputError: the folder cannot be made or read.
+      InputError: the folder cannot be created or read.
     """
     self._note, self._read_only, self._keep = note, read_only, max(keep, 1)
     self._qualities: dict[int, dict[str, float] | None] = {}
@@ -65,7 +65,7 @@ class Checkpoints:
       create=not read_only,
       read_only=read_only,
     )
-    # Weights hardly shrink, and what compressing costs a CPU is the step's own time.
+    # No compression: weights hardly shrink, and it would take CPU time from the steps.
     trees = {item: checksums.TreeHandler(use_compression=False) for item in ("params", "rest")}
     handlers = trees | {"host": ocp.JsonCheckpointHandler()}
     self.folder = folder if "://" in str(folder) else os.path.abspath(folder)
@@ -77,7 +77,7 @@ class Checkpoints:
       ) from error
 
   def steps(self) -> list[int]:
-    """Steps that can be restored, ascending; one that is still being written is not among them."""
+    """Steps that can be restored, ascending, without one that is still being written."""
     return sorted(self._manager.all_steps())
 
   def save(self, state: TrainState, host: dict[str, Any], quality: dict[str, float] | None = None) -> None:
@@ -86,12 +86,12 @@ class Checkpoints:
     Returns once the arrays are copied; the next call, `wait` and `close` wait until they are on disk.
 
     Args:
-      state: the run.
-      host: whatever else a resumed run needs.
-      quality: `entropy` in nats and `shortfall`, 0 where every constraint is met; None where nothing was measured.
+      state: the train state.
+      host: other data that a resumed run needs.
+      quality: `entropy` in nats and `shortfall`, 0 if every constraint is met; None if nothing was measured.
 
     Raises:
-      InputError: this checkpoint, or the one before, could not be written; earlier ones stand.
+      InputError: this checkpoint, or the one before, could not be written; earlier ones are intact.
     """
     params, rest = _split(state)
     shapes = checkpoint_reading.shapes(params, "params") | checkpoint_reading.shapes(rest, "rest")
@@ -107,13 +107,13 @@ class Checkpoints:
     self._written(lambda: self._manager.save(step, args=items), step)
 
   def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, in the shapes and shardings of `state`, or None where there is none.
+    """The newest whole checkpoint, in the shapes and shardings of `state`, or None if there is none.
 
-    A checkpoint that is proven damaged is moved aside, to `damaged-STEP`, and `note` is told so.
+    A checkpoint with proven damage is moved aside, to `damaged-STEP`, and `note` is called.
 
     Raises:
-      InputError: a checkpoint could not be read; or damaged ones are there and no whole one; or one belongs to another
-        model, optimizer or format.
+      InputError: a checkpoint could not be read; or all are damaged; or one belongs to another model, optimizer or
+        format.
     """
     params, rest = map(_abstract, _split(state))
     found = self._newest({"params": params, "rest": rest})
@@ -132,17 +132,17 @@ class Checkpoints:
       best: the best checkpoint instead of the newest whole one.
 
     Returns:
-      (parameters in those shapes and shardings, the step they are of), or None where there is no checkpoint.
+      (parameters in those shapes and shardings, their step), or None if there is no checkpoint.
 
     Raises:
-      InputError: as `restore`; or the checkpoint that was asked for is absent or damaged.
+      InputError: as `restore`; or the requested checkpoint is absent or damaged.
     """
     step = self.best_step() if best else step
     targets = {"params": _abstract(params)}
     if step is None:
       found = self._newest(targets)
       return found and (found[1]["params"], found[0])
-    others = ", ".join(str(there) for there in self.steps() if there != step) or "no other"
+    others = ", ".join(str(other) for other in self.steps() if other != step) or "no other"
     if step not in self.steps():
       raise InputError(f"there is no checkpoint of step {step} in {self.folder}: choose one of {others}")
     try:
@@ -151,35 +151,35 @@ class Checkpoints:
       raise InputError(f"checkpoint {self.folder}/{step} is damaged ({error}): choose one of {others}") from error
 
   def check_start(self) -> None:
-    """Raises InputError where damaged checkpoints are there and no whole one: no run starts anew beside them unless told to."""
+    """Raises InputError if all checkpoints are damaged: a run starts anew beside them only on request."""
     folder = epath.Path(self.folder)
     damaged = sorted(path.name for path in folder.iterdir() if path.name.startswith(ASIDE)) if folder.exists() else []
     if damaged and not self.steps():
       raise InputError(
-        f"{folder} holds {', '.join(damaged)} and no whole checkpoint: to start at step 1, remove what is damaged, or use"
-        " another workdir"
+        f"{folder} holds {', '.join(damaged)} and no whole checkpoint: to start at step 1, remove the damaged ones, or"
+        " use another workdir"
       )
 
   def best_step(self) -> int | None:
-    """The step of the best checkpoint; None where nothing was measured."""
+    """Step of the best checkpoint; None if nothing was measured."""
     return self._best_of(self.steps())
 
   def quality(self, step: int) -> dict[str, float] | None:
-    """What the checkpoint is compared by; None where nothing was measured, or its record is damaged.
+    """Quality that ranks the checkpoint; None if nothing was measured, or its record is damaged.
 
     Raises:
       InputError: the record could not be read.
     """
     if step not in self._qualities:
       try:
-        self._qualities[step] = checkpoint_reading.record(self._place(step))[0]["quality"]
+        self._qualities[step] = checkpoint_reading.record(self._path(step))[0]["quality"]
       except Damaged as error:
         self._note(f"checkpoint {self.folder}/{step} is damaged ({error}), and cannot be the best")
         self._qualities[step] = None
     return self._qualities[step]
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    """Which checkpoints stay; Orbax asks at every save, oldest first."""
+    """Orbax's preservation policy: True for each checkpoint to keep, oldest first, called at every save."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
     kept, readable = set(sorted(steps)[-self._keep :]), []
@@ -187,17 +187,17 @@ class Checkpoints:
       try:
         self.quality(step)
         readable.append(step)
-      except InputError:  # It may be the best: nothing is deleted for being unreadable just now.
+      except InputError:  # It may be the best: an unreadable checkpoint is not deleted.
         kept.add(step)
     kept.add(self._best_of(readable))
     return [step in kept for step in steps]
 
   def wait(self) -> None:
-    """Returns once everything is on disk; raises InputError where something could not be written."""
+    """Waits until everything is on disk; raises InputError if something could not be written."""
     self._written(self._manager.wait_until_finished)
 
   def close(self) -> None:
-    """Waits likewise, and lets go of the folder."""
+    """Waits as `wait` does, then releases the folder."""
     try:
       self.wait()
     finally:
@@ -210,51 +210,51 @@ class Checkpoints:
   def _written(self, write: Callable, step: int | None = None):
     try:
       write()
-    except Exception as error:  # Each storage has its own; none of them is the caller's mistake in a program.
-      good = [there for there in self.steps() if there != step and self._place(there).exists()]
-      stands = f"that of step {good[-1]} stands" if good else "there is no earlier one"
+    except Exception as error:  # Each storage raises its own exceptions; none of them is a bug of the caller.
+      whole = [other for other in self.steps() if other != step and self._path(other).exists()]
+      earlier = f"that of step {whole[-1]} is intact" if whole else "there is no earlier one"
       raise InputError(
-        f"a checkpoint could not be written to {self.folder} ({checkpoint_reading.first_line(error)}); {stands}: free"
+        f"a checkpoint could not be written to {self.folder} ({checkpoint_reading.first_line(error)}); {earlier}: free"
         " space there or make it writable, then start the same command again"
       ) from error
 
   def _newest(self, targets: dict[str, Any]):
-    """(step, items, host) of the newest checkpoint that is whole."""
+    """(step, items, host) of the newest whole checkpoint."""
     steps = self.steps()
     for step in reversed(steps):
       try:
         return step, *checkpoint_reading.read(self._manager, self.folder, step, targets)
       except Damaged as error:
-        self._pass_over(step, error)
+        self._set_aside(step, error)
     if steps:
       raise InputError(f"none of the checkpoints in {self.folder} is whole; start anew in another workdir")
     self.check_start()
     return None
 
-  def _place(self, step: int) -> epath.Path:
+  def _path(self, step: int) -> epath.Path:
     return epath.Path(self.folder) / str(step)
 
-  def _pass_over(self, step: int, error: Damaged) -> None:
-    place, aside = self._place(step), epath.Path(self.folder) / f"{ASIDE}{step}"
+  def _set_aside(self, step: int, error: Damaged) -> None:
+    path, aside = self._path(step), epath.Path(self.folder) / f"{ASIDE}{step}"
     if not self._read_only:
       if jax.process_index() == 0:
         while aside.exists():
           aside = aside.with_name(f"{aside.name}-again")
         try:
-          place.rename(aside)
+          path.rename(aside)
         except OSError as reason:
-          why = checkpoint_reading.first_line(reason)
           raise InputError(
-            f"checkpoint {place} is damaged ({error}) and could not be moved aside ({why}): move it"
+            f"checkpoint {path} is damaged ({error}) and could not be moved aside"
+            f" ({checkpoint_reading.first_line(reason)}): move it"
           ) from reason
       _everyone(f"{ASIDE}{step}")
       self._manager.reload()
     kept = "" if self._read_only else f", now {aside},"
-    self._note(f"checkpoint {place}{kept} is damaged ({error}); going back to the one before")
+    self._note(f"checkpoint {path}{kept} is damaged ({error}); going back to the one before")
 
 
 def rank(quality: dict[str, float]) -> tuple[bool, float]:
-  """What is compared between checkpoints: those that meet the constraints by entropy, others by shortfall."""
+  """Sort key of checkpoints: those that meet the constraints by entropy, the others below them by shortfall."""
   met = quality["shortfall"] <= 0
   return met, quality["entropy"] if met else -quality["shortfall"]
 

@@ -1,4 +1,4 @@
-"""Reading one checkpoint: whole, proven damaged, or not to be read just now; only the second is `Damaged`."""
+"""Reads one checkpoint: it is whole, provably damaged (`Damaged`), or unreadable for another reason (`InputError`)."""
 
 from collections.abc import Callable
 import os
@@ -17,27 +17,27 @@ FORMAT = 3
 
 
 def read(manager: ocp.CheckpointManager, folder: str | os.PathLike[str], step: int, targets: dict[str, Any]):
-  """Restores items of one checkpoint and compares their bits with those that were saved.
+  """Restores items of one checkpoint and compares their bits with the saved checksums.
 
   Args:
     manager: restores the arrays.
-    folder: of all checkpoints.
-    step: of this one.
+    folder: folder of all checkpoints.
+    step: step of this one.
     targets: shapes and shardings by item.
 
   Returns:
     (items by name, the host's data).
 
   Raises:
-    Damaged: it is proven damaged, on every process alike.
-    InputError: it could not be read, or is of another model, optimizer or format.
+    Damaged: damage is proven, on every process.
+    InputError: the checkpoint could not be read, or belongs to another model, optimizer or format.
   """
-  place = epath.Path(folder) / str(step)
+  path = epath.Path(folder) / str(step)
   items = about = host = damage = None
   try:
-    about, host = record(place)
-    _check_shapes(place, about["leaves"], targets)
-    items = _restored(manager, place, targets)
+    about, host = record(path)
+    _check_shapes(path, about["leaves"], targets)
+    items = _restored(manager, path, targets)
   except Damaged as error:
     damage = error
   if _on_any_process(damage is not None):
@@ -48,74 +48,74 @@ def read(manager: ocp.CheckpointManager, folder: str | os.PathLike[str], step: i
   return items, host
 
 
-def record(place: epath.Path) -> tuple[dict[str, Any], Any]:
-  """(what a checkpoint says of itself, the host's data); raises as `read`."""
-  path = place / "host" / "metadata"  # of Orbax's JSON handler
-  found = _tried(place, lambda: checksums.read_json(path))
-  about, sealed = found.get("about"), "sum" in found
+def record(path: epath.Path) -> tuple[dict[str, Any], Any]:
+  """(the checkpoint's metadata, the host's data); raises as `read`."""
+  file = path / "host" / "metadata"  # Written by Orbax's JSON handler.
+  content = _tried(path, lambda: checksums.read_json(file))
+  about, sealed = content.get("about"), "sum" in content
   if sealed:
-    about = _tried(place, lambda: checksums.read_sealed(path))["about"]
-  version = about.get("format") if isinstance(about, dict) else 1 if _tried(place, (place / "state").exists) else None
+    about = _tried(path, lambda: checksums.read_sealed(file))["about"]
+  version = about.get("format") if isinstance(about, dict) else 1 if _tried(path, (path / "state").exists) else None
   if version != FORMAT and (sealed or version in (1, 2)):
     raise InputError(
-      f"checkpoint {place} is of format {version}, and this version reads format {FORMAT} alone: finish that run with the"
+      f"checkpoint {path} has format {version}, and this version reads format {FORMAT} alone: finish that run with the"
       " version that began it, or use another workdir"
     )
   if not sealed:
-    raise Damaged(f"{path} lacks its checksum")
-  return about, found["host"]
+    raise Damaged(f"{file} lacks its checksum")
+  return about, content["host"]
 
 
 def shapes(tree, item: str) -> dict[str, str]:
-  """Type and shape of every leaf of an item by its path."""
+  """Dtype and shape of every leaf of an item, by path."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {item + jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
 def first_line(error: BaseException) -> str:
-  """Of an error's message, for a line of our own."""
+  """First line of an error's message, at most 300 characters, for one of our own."""
   lines = str(error).strip().splitlines()
   return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _restored(manager, place: epath.Path, targets: dict[str, Any]):
-  """The arrays; where they cannot be read, the checksums of all their files decide whether that is damage."""
+def _restored(manager, path: epath.Path, targets: dict[str, Any]):
+  """The arrays; if they cannot be read, the checksums of all their files decide whether that is damage."""
   arguments = {name: _restore_as(target) for name, target in targets.items()}
   try:
-    return manager.restore(int(place.name), args=ocp.args.Composite(**arguments))
-  except Exception as error:  # Each storage has its own, and none of them tells damage from a passing fault.
+    return manager.restore(int(path.name), args=ocp.args.Composite(**arguments))
+  except Exception as error:  # Each storage raises its own exceptions, and none tells damage from a passing fault.
     for name in targets:
-      _tried(place, lambda name=name: checksums.check_files(place / name))
-    raise _unreadable(place, error) from error
+      _tried(path, lambda name=name: checksums.check_files(path / name))
+    raise _unreadable(path, error) from error
 
 
-def _tried(place: epath.Path, call: Callable):
-  """What the call returns; an error that is no proof of damage becomes one line with its own message."""
+def _tried(path: epath.Path, call: Callable):
+  """Result of the call; an error that does not prove damage becomes one line with its own message."""
   try:
     return call()
   except (Damaged, InputError):
     raise
   except Exception as error:
-    raise _unreadable(place, error) from error
+    raise _unreadable(path, error) from error
 
 
-def _unreadable(place: epath.Path, error: Exception) -> InputError:
+def _unreadable(path: epath.Path, error: Exception) -> InputError:
   return InputError(
-    f"checkpoint {place} could not be read ({first_line(error)}); nothing proves it damaged, and nothing was changed:"
-    " mend the cause, then start the same command again"
+    f"checkpoint {path} could not be read ({first_line(error)}); nothing proves it damaged, and nothing was changed:"
+    " fix the cause, then start the same command again"
   )
 
 
-def _check_shapes(place: epath.Path, there: dict[str, str], targets: dict[str, Any]) -> None:
-  here = {}
+def _check_shapes(path: epath.Path, saved: dict[str, str], targets: dict[str, Any]) -> None:
+  expected = {}
   for item, target in targets.items():
-    here |= shapes(target, item)
-  there = {name: leaf for name, leaf in there.items() if ("params" if name.startswith("params") else "rest") in targets}
-  for name in [*here, *there]:
-    if here.get(name) != there.get(name):
+    expected |= shapes(target, item)
+  saved = {name: leaf for name, leaf in saved.items() if ("params" if name.startswith("params") else "rest") in targets}
+  for name in [*expected, *saved]:
+    if expected.get(name) != saved.get(name):
       raise InputError(
-        f"checkpoint {place} is of another model or optimizer: {name} is {there.get(name, 'absent')} there and"
-        f" {here.get(name, 'absent')} here; use the config that it was made with, or another workdir"
+        f"checkpoint {path} is of another model or optimizer: {name} is {saved.get(name, 'absent')} there and"
+        f" {expected.get(name, 'absent')} here; use the config that it was made with, or another workdir"
       )
 
 
@@ -124,7 +124,7 @@ def _restore_as(target):
 
 
 def _on_any_process(flag: bool) -> bool:
-  """Whether it is so on any process of the run; each must ask."""
+  """True if the flag is set on any process of the run; every process must call it."""
   if jax.process_count() == 1:
     return flag
   from jax.experimental import multihost_utils

@@ -1,6 +1,6 @@
-"""Checksums of a checkpoint: over the bits of its arrays, over every file of them, and over the host's record.
+"""Checksums of a checkpoint: over the bits of its arrays, over each of their files, and over the host's record.
 
-They are what proves damage. A checkpoint that cannot be read, but whose checksums agree, is whole: the fault lies elsewhere.
+They prove damage. An unreadable checkpoint with matching checksums is whole, and the fault lies elsewhere.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-SUMS = "checksums.json"  # in the folder of each item
+SUMS = "checksums.json"  # File in the folder of each item.
 
-_BLOCK = 2**22  # bytes of a file in memory at once
-_UNSIGNED = {1: np.uint8, 2: np.uint16}  # what is wider is taken as one or two of 4 bytes
+_BLOCK = 2**22  # Bytes of a file in memory at once.
+_UNSIGNED = {1: np.uint8, 2: np.uint16}  # Wider types are read as one or two numbers of 4 bytes.
 
 
 class Damaged(Exception):
@@ -25,10 +25,10 @@ class Damaged(Exception):
 
 
 class TreeHandler(ocp.PyTreeCheckpointHandler):
-  """Orbax's handler of a pytree, which adds a checksum of every file before the checkpoint gets its name."""
+  """Orbax's pytree handler, extended by a checksum of every file before the checkpoint gets its name."""
 
   def finalize(self, directory: epath.Path) -> None:
-    """Completes the files, then writes their checksums beside them, on the first process."""
+    """Completes the files, then writes their checksums in the same folder, on the first process."""
     super().finalize(directory)
     if jax.process_index() == 0:
       files = {str(path.relative_to(directory)): _file_sum(path) for path in _files(directory)}
@@ -49,21 +49,21 @@ def check_files(folder: epath.Path) -> None:
   """Compares every file of an item's folder with its checksum.
 
   Raises:
-    Damaged: a file is missing, or is not the one that was written.
+    Damaged: a file is missing, or differs from the written one.
     OSError: a file cannot be read.
   """
   for name, expected in read_sealed(folder / SUMS)["files"].items():
     path = folder / name
     try:
-      found = _file_sum(path)
+      actual = _file_sum(path)
     except FileNotFoundError as error:
       raise Damaged(f"{path} is missing") from error
-    if found != expected:
+    if actual != expected:
       raise Damaged(f"the checksum of {path} differs")
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:
-  """The record with `sum`, the CRC-32 of the rest of it as JSON."""
+  """The record with `sum`, the CRC-32 of the rest of the record as JSON."""
   return record | {"sum": _record_sum(record)}
 
 
@@ -91,7 +91,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   try:
     record = json.loads(path.read_bytes())
   except FileNotFoundError as error:
-    if not path.parent.parent.exists():  # The whole checkpoint went, which is no damage.
+    if not path.parent.parent.exists():  # The whole checkpoint was removed, which is not damage.
       raise
     raise Damaged(f"{path} is missing") from error
   except (ValueError, RecursionError) as error:
@@ -102,14 +102,14 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def bits(tree) -> int:
-  """Sum of all bits as numbers, modulo 2^32: exact, so the same under any sharding.
+  """Sum of all bits as numbers, modulo 2^32: exact, and so independent of the sharding.
 
-  Each process sums what its own devices hold, each part of an array once; on accelerators the devices themselves do.
+  Each process sums the shards of its own devices, each part of an array once; accelerators compute their own sums.
   """
   parts = []
   for index, leaf in enumerate(map(jnp.asarray, jax.tree.leaves(tree))):
-    own = [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
-    parts += [(2 * index + 1, _host_bits(part) if _is_on_cpu(part) else _device_bits(part)) for part in own]
+    shards = [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
+    parts += [(2 * index + 1, _host_bits(shard) if _is_on_cpu(shard) else _device_bits(shard)) for shard in shards]
   total = sum(weight * int(part) for weight, part in parts) % 2**32
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
@@ -119,7 +119,7 @@ def bits(tree) -> int:
 
 
 def _host_bits(array):
-  """XLA's sum of integers takes about ten times as long on a CPU."""
+  """NumPy's sum: XLA's sum of integers takes about ten times as long on a CPU."""
   flat = np.ascontiguousarray(array).reshape(-1)
   return np.sum(flat.view(_UNSIGNED.get(flat.dtype.itemsize, np.uint32)), dtype=np.uint32)
 
@@ -154,5 +154,5 @@ def _file_sum(path: epath.Path) -> list[int]:
 
 
 def _record_sum(record: dict[str, Any]) -> int:
-  """Of the record as it comes back from JSON, its keys sorted."""
+  """CRC-32 of the record as read back from JSON, with sorted keys."""
   return zlib.crc32(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode())

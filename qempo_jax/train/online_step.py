@@ -1,7 +1,7 @@
 """The online step: one pure function from (state, scored groups) to (state, metrics).
 
-Policy and multipliers move together: the policy climbs the Lagrangian of `methods.group_loss`, and each multiplier of a
-constraint with a bound follows its controller on the value measured on this step's on-policy samples.
+It updates policy and multipliers. The policy maximises the Lagrangian of `methods.group_loss`. The multiplier of each
+constraint with a bound follows its controller, on the value measured on this step's on-policy samples.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from qempo_jax.models.config import ModelConfig
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train import accumulation
 from qempo_jax.train.state import TrainState
-from qempo_jax.train.state import unless
+from qempo_jax.train.state import keep_if_skipped
 from qempo_jax.train.state import whole_policy
 from qempo_jax.train.step import dual_step
 from qempo_jax.train.step import policy_step
@@ -42,12 +42,13 @@ class GroupBatch:
 
   Attributes:
     packed: prompts and responses.
-    mask: [P, G, T] True on response tokens, the ending token included.
-    rewards: [P, G] by name, each in its own unit; "reward" is the main one. NaN where a response was not scored.
+    mask: [P, G, T] True on response tokens, EOS included.
+    rewards: [P, G] by name, each in its own unit; "reward" is the main one. NaN for an unscored response.
     fresh: [P, G] on-policy mask: True on samples of the current policy (with stale_steps=1: drawn one update earlier).
-    replayed: [P, G] True on responses found earlier. Slots where both masks are False are padding.
-    features: [P, ...] arrays by name that the method asked for.
-    behaviour_log_probs: [P, G] of fresh responses under the policy that drew them, nats; None where that is the current one.
+    replayed: [P, G] True on responses from the replay buffer. Slots where both masks are False are padding.
+    features: [P, ...] arrays by name that the method needs.
+    behaviour_log_probs: [P, G] sequence log-probs of on-policy responses under their behaviour policy, nats; None: the
+      current policy drew them.
   """
 
   packed: PackedGroups | None
@@ -61,13 +62,13 @@ class GroupBatch:
 
 @dataclasses.dataclass(frozen=True)
 class OnlineObjective:
-  """What the online step climbs.
+  """Objective of the online step.
 
   Attributes:
     method: see `methods`.
-    constraints: by name; each has a multiplier, which is learned where the constraint has a bound.
-    replay_weight: weight of a replayed response beside a fresh one's 1, by trajectory balance.
-    averaging: decay of the measured averages.
+    constraints: by name; each has a multiplier, which is learned if the constraint has a bound.
+    replay_weight: weight of a replayed response in trajectory balance; an on-policy one has 1.
+    averaging: decay of the moving averages of measured values.
     max_importance: upper clip of the importance weight pi(y) / pi_behaviour(y).
   """
 
@@ -98,18 +99,18 @@ def online_step(
   as_policy: Callable = whole_policy,
   micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update of the policy and of the multipliers; neither moves where the loss or its gradient is not finite.
+  """One update of the policy and of the multipliers; both are kept if the loss or its gradient is not finite.
 
   Args:
-    state: the run.
+    state: the train state.
     ref_params: the reference policy.
-    batch: groups of fresh samples, and replayed responses beside them.
-    config: the decoder's shape.
-    objective: what is climbed.
+    batch: groups of on-policy samples, with replayed responses.
+    config: the decoder's config.
+    objective: method and constraints.
     optimizers: the policy's and the multipliers'.
-    temperature: that of the sampler.
-    chunk_size: tokens whose logits exist at once.
-    as_policy: (state.params, ref_params) -> the policy's parameters; adapters are put beside the reference here.
+    temperature: the sampling temperature.
+    chunk_size: tokens whose logits are in memory at once.
+    as_policy: (state.params, ref_params) -> the policy's parameters; it merges adapters with the reference.
     micro_batches: parts of the batch whose gradients are summed, one part in memory at a time; they divide P.
 
   Returns:
@@ -141,7 +142,7 @@ def policy_and_duals(
   optimizers: Optimizers,
   micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """`online_step` for any policy: `score` maps (state.params, groups) to the TokenStats [P, G, T] of their responses."""
+  """`online_step` for any policy: `score` maps (state.params, groups) to TokenStats [P, G, T] of the responses."""
   prompts = batch.mask.shape[0]
   prices = Prices(objective.method.entropy_weight, duals.multipliers(state.dual_params))
 
@@ -152,7 +153,7 @@ def policy_and_duals(
     )
     return jax.vmap(one)(stats, groups) / prompts
 
-  moved, stats, metrics = policy_step(
+  updated, stats, metrics = policy_step(
     state,
     (batch, ref_log_probs),
     score=lambda params, rows: score(params, rows[0]),
@@ -165,17 +166,17 @@ def policy_and_duals(
   if batch.behaviour_log_probs is not None:
     measured |= importance_metrics(stats, batch, objective.max_importance)
   next_state, dual_metrics = dual_step(
-    moved,
+    updated,
     measured | values,
     constraints=objective.constraints,
     controller=optimizers.dual,
     averaging=objective.averaging,
   )
-  return unless(metrics["skipped"], next_state, moved), measured | dual_metrics | metrics
+  return keep_if_skipped(metrics["skipped"], next_state, updated), measured | dual_metrics | metrics
 
 
 def as_groups(batch: GroupBatch, stats: TokenStats, ref_log_probs: jax.Array, max_importance: float) -> Group:
-  """The groups that constraints and methods read, [P, ...]."""
+  """Groups in the form that constraints and methods read, [P, ...]."""
   weight = jnp.ones(batch.fresh.shape)
   if batch.behaviour_log_probs is not None:
     log_probs = jnp.sum(masked(stats.log_prob, batch.mask), axis=-1)
@@ -191,7 +192,7 @@ def measure(
 
   Returns:
     ({reward, entropy (summed next-token entropies, the Rao-Blackwell estimate), entropy_per_token, kl, length}, each
-    constraint's value by its name); NaN where no sample was scored, which multipliers and averages skip.
+    constraint's value by name); NaN if no sample was scored, which multipliers and averages skip.
   """
   log_probs, entropies = (jnp.sum(masked(x, groups.mask), axis=-1) for x in (stats.log_prob, stats.entropy))
   named = {
@@ -201,13 +202,13 @@ def measure(
     "length": constraint_lib.length_budget(None),
   }
   with_entropies = groups.replace(features=groups.features | {"entropies": entropies})
-  found = constraint_lib.measure(named, with_entropies, log_probs)
-  found["entropy_per_token"] = found["entropy"] / jnp.maximum(found["length"], 1)
-  return found, constraint_lib.measure(constraints, groups, log_probs)
+  measured = constraint_lib.measure(named, with_entropies, log_probs)
+  measured["entropy_per_token"] = measured["entropy"] / jnp.maximum(measured["length"], 1)
+  return measured, constraint_lib.measure(constraints, groups, log_probs)
 
 
 def importance_metrics(stats: TokenStats, batch: GroupBatch, max_importance: float) -> dict[str, jax.Array]:
-  """`importance/effective_share` and `importance/cut`, the share of weights at their clip."""
+  """`importance/effective_share` (of the sample size) and `importance/cut` (share of weights at their clip)."""
   log_probs = jnp.sum(masked(stats.log_prob, batch.mask), axis=-1)
   weight = importance.weights(log_probs, batch.behaviour_log_probs, max_weight=max_importance)
   return {

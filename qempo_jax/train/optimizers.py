@@ -24,15 +24,15 @@ def adamw(
   """AdamW with clipping by global norm, a linear warm-up and a linear decay.
 
   Args:
-    learning_rate: at the end of the warm-up.
-    warmup_steps: updates until then; 0 for none.
-    total_steps: updates in all.
-    final_fraction: of the learning rate, reached at the last update; 1 keeps it constant.
+    learning_rate: learning rate at the end of the warm-up.
+    warmup_steps: updates of the warm-up; 0: none.
+    total_steps: all updates.
+    final_fraction: learning rate at the last update as a fraction of `learning_rate`; 1: constant.
     b1: decay of the first moment.
     b2: decay of the second moment.
-    weight_decay: of matrices; norms' scales and biases are not decayed.
+    weight_decay: decay of matrices; norms' scales and biases are not decayed.
     max_grad_norm: gradients of larger global norm are scaled down to it.
-    moments_dtype: what both moments are stored in; whatever the parameters' dtype, the arithmetic is float32.
+    moments_dtype: dtype of both stored moments; the arithmetic is float32.
 
   Returns:
     The gradient transformation.
@@ -48,12 +48,12 @@ def adamw(
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-  """g min(1, max_norm / |g|), as optax's to rounding (Pascanu et al., arXiv 1211.5063).
+  """g min(1, max_norm / |g|), equal to optax's up to rounding (Pascanu et al., arXiv 1211.5063).
 
-  One factor, cheap to apply again: XLA does so where the clipped gradient is read, and never writes a copy of it.
+  XLA fuses the factor into each use of the clipped gradient, and never writes a scaled copy.
 
   Args:
-    max_norm: of all leaves together.
+    max_norm: largest norm of all leaves together.
   """
 
   def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
@@ -65,7 +65,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def with_state_dtype(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
-  """The same transformation, computed in float32 at least, its state's floats stored in another dtype.
+  """The same transformation, computed in float32 at least, with the floats of its state stored in another dtype.
 
   Args:
     inner: the transformation.

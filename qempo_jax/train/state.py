@@ -1,4 +1,4 @@
-"""Everything a training run carries from step to step, as one pytree."""
+"""The train state: all that a run carries from step to step, as one pytree."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from qempo_jax.duals import DualParams
 
 @struct.dataclass
 class Averages:
-  """Exponential moving averages of measured scalars, corrected for their start at zero.
+  """Exponential moving averages of measured scalars, bias-corrected.
 
   Attributes:
     sums: decayed sums by name.
@@ -25,11 +25,11 @@ class Averages:
 
   @classmethod
   def create(cls, names):
-    """Averages of nothing yet."""
+    """Averages without measurements."""
     return cls({name: jnp.zeros(()) for name in names}, jnp.zeros(()))
 
   def update(self, values, decay):
-    """Adds one measurement of each; one that is not finite keeps its average, and the first must all be finite."""
+    """Adds one measurement of each; a non-finite value keeps its average, and the first values must all be finite."""
     finite = {name: jnp.isfinite(values[name]) for name in self.sums}
     counts = jnp.all(jnp.stack(list(finite.values()))) | (self.weight > 0)
     new = {name: jnp.where(finite[name], values[name], average) for name, average in self.values().items()}
@@ -43,15 +43,15 @@ class Averages:
 
 @struct.dataclass
 class TrainState:
-  """The state of a run; what a checkpoint holds.
+  """The state of a run, and the content of a checkpoint.
 
   Attributes:
-    step: updates done.
-    params: what is trained: the policy, or adapters beside the reference.
-    opt_state: the policy's optimizer.
+    step: number of updates.
+    params: trainable parameters: the policy, or adapters of the reference.
+    opt_state: state of the policy's optimizer.
     dual_params: multipliers of the constraints, see `duals`.
-    dual_opt_state: their controller.
-    averages: measured averages (values of the constraints, multipliers, entropy).
+    dual_opt_state: state of their controller.
+    averages: averages of measurements (values of the constraints, multipliers, entropy).
     rng: key of the run; random numbers are folded from it by step, prompt and sample.
   """
 
@@ -65,7 +65,7 @@ class TrainState:
 
 
 def whole_policy(trainable, ref_params):
-  """The policy where all of it is trained: what is trained, and nothing of the reference."""
+  """The policy in full fine-tuning: the trainable parameters, without the reference."""
   del ref_params
   return trainable
 
@@ -74,33 +74,34 @@ def whole_policy(trainable, ref_params):
 def move_policy(
   state: TrainState, gradient: Any, loss: jax.Array, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update of what is trained; where the loss or its gradient is not finite only the step moves, and so the data.
+  """One update of the trainable parameters.
 
-  The update is a branch, not a choice between old and new: each new array then takes its old one's memory.
+  If the loss or gradient norm is not finite, parameters and optimizer state are kept; `step` still advances, so the
+  next batch is drawn. The update is a `cond`, not a `where`, so that each new array reuses its old one's memory.
 
   Args:
-    state: the run.
-    gradient: of `state.params`.
+    state: the train state.
+    gradient: gradient with respect to `state.params`.
     loss: a scalar.
-    optimizer: the policy's.
+    optimizer: the policy's optimizer.
 
   Returns:
-    (the moved state, {"loss", "grad_norm", "skipped": 0 or 1}).
+    (the next state, {"loss", "grad_norm", "skipped": 0 or 1}).
   """
   norm = optax.global_norm(gradient)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-  def moved(params, opt_state):
+  def update(params, opt_state):
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  params, opt_state = jax.lax.cond(finite, moved, lambda *same: same, state.params, state.opt_state)
+  params, opt_state = jax.lax.cond(finite, update, lambda *same: same, state.params, state.opt_state)
   next_state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
   return next_state, {"loss": loss, "grad_norm": norm, "skipped": 1.0 - finite}
 
 
-def unless(skipped: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-  """The new state, or the old one where an update was skipped; what both share is not touched."""
+def keep_if_skipped(skipped: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+  """Selects `old` where the update was skipped; leaves that both share are returned unchanged."""
   return jax.tree.map(lambda after, before: after if after is before else jnp.where(skipped, before, after), new, old)
 
 
@@ -116,7 +117,7 @@ def create(
   dual_optimizer: optax.GradientTransformation,
   averaged: Sequence[str] = AVERAGED,
 ) -> TrainState:
-  """The state before the first step; it averages the values named `averaged`, and every multiplier as `multiplier/NAME`."""
+  """Initial state; it averages the values named `averaged`, and each multiplier as `multiplier/NAME`."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,

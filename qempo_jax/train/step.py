@@ -1,4 +1,4 @@
-"""The seam of every training step: a score, a loss and constraints are arguments, whatever the policy is."""
+"""The seam of all training steps: score, loss and constraints are arguments, for any kind of policy."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -25,17 +25,17 @@ def policy_step(
   optimizer: optax.GradientTransformation,
   micro_batches: int = 1,
 ) -> tuple[TrainState, Any, dict[str, jax.Array]]:
-  """One update of the trainable parameters; nothing but `step` moves where the loss or its gradient is not finite.
+  """One update of the trainable parameters, which are kept if the loss or its gradient is not finite.
 
       L = sum_rows loss(score(params, rows), rows)
 
   Args:
-    state: the run.
-    batch: a pytree whose leaves have the batch's rows as their first axis.
-    score: (parameters, rows) -> what the loss and the measurements read: a transformer's `TokenStats`, an enumerable
-      policy's, a reward head's scores.
+    state: the train state.
+    batch: a pytree with the batch's rows on each leaf's first axis.
+    score: (parameters, rows) -> input of the loss and the measurements, such as `TokenStats` of a transformer or of an
+      enumerable policy, or a reward head's scores.
     loss: (scored, rows) -> each row's part of the loss, [rows], already divided by the whole batch's count.
-    optimizer: of the trainable parameters.
+    optimizer: optimizer of the trainable parameters.
     micro_batches: parts of the batch whose gradients are summed, one part in memory at a time; they divide the rows.
 
   Returns:
@@ -47,8 +47,8 @@ def policy_step(
     return jnp.sum(loss(scored, rows)), scored
 
   (value, scored), gradient = accumulation.value_and_grad(loss_fn, state.params, batch, micro_batches=micro_batches)
-  moved, metrics = move_policy(state, gradient, value, optimizer)
-  return moved, scored, metrics
+  next_state, metrics = move_policy(state, gradient, value, optimizer)
+  return next_state, scored, metrics
 
 
 def dual_step(
@@ -59,18 +59,18 @@ def dual_step(
   controller: optax.GradientTransformation,
   averaging: float = 0.9,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update of the multipliers of constraints that have a bound, and of the averages, on measured values.
+  """One update, from measured values, of the multipliers of bounded constraints and of the averages.
 
   Args:
-    state: the run.
-    measured: values by name: of each constraint with a bound, and of what `state.averages` keeps besides multipliers.
+    state: the train state.
+    measured: values by name, of each constraint with a bound and of each entry of `state.averages` but multipliers.
     constraints: by name.
-    controller: of the multipliers, see `duals`.
+    controller: controller of the multipliers, see `duals`.
     averaging: decay of the averages.
 
   Returns:
-    (the next state, `dual/NAME/multiplier` and `dual/NAME/value` of all constraints and `duals.dual_metrics` of the
-    enforced ones, multipliers as they were when measured).
+    (the next state, metrics: `dual/NAME/multiplier` and `dual/NAME/value` of all constraints and `duals.dual_metrics`
+    of the enforced ones, with multipliers before the update).
   """
   multipliers = duals.multipliers(state.dual_params)
   dual_params, dual_opt_state, enforced = duals.dual_step(
@@ -78,6 +78,6 @@ def dual_step(
   )
   metrics = {f"dual/{name}/multiplier": value for name, value in multipliers.items()}
   metrics |= {f"dual/{name}/value": measured[name] for name in constraints if name in measured} | enforced
-  seen = dict(measured) | {f"multiplier/{name}": value for name, value in multipliers.items()}
-  averages = state.averages.update(seen, averaging)
+  values = dict(measured) | {f"multiplier/{name}": value for name, value in multipliers.items()}
+  averages = state.averages.update(values, averaging)
   return state.replace(dual_params=dual_params, dual_opt_state=dual_opt_state, averages=averages), metrics

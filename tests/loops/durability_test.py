@@ -175,10 +175,12 @@ def test_one_value_that_is_not_finite_is_enough(bad):
     assert told["skipped"] == 1 and kept.step == 1
     jax.tree.map(np.testing.assert_array_equal, kept.replace(step=old.step), old)
     duals_moved = kept.replace(dual_params=kept.dual_params + 1)
-    assert not train_state.unless(told["skipped"], duals_moved, kept).dual_params.any()
+    assert not train_state.keep_if_skipped(told["skipped"], duals_moved, kept).dual_params.any()
   moved, told = train_state.move_policy(old, fine, one, optimizer)
   assert told["skipped"] == 0 and (moved.params == 2).all() and (moved.opt_state.trace == 1).all()
-  assert train_state.unless(told["skipped"], moved.replace(dual_params=moved.dual_params + 1), moved).dual_params.all()
+  assert train_state.keep_if_skipped(
+    told["skipped"], moved.replace(dual_params=moved.dual_params + 1), moved
+  ).dual_params.all()
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -194,7 +196,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_last_checkpoint(tmp_path, monke
   try:
     with monkeypatch.context() as patch:
       _break(patch, (3,), fill)
-      with pytest.raises(InputError, match="could not be written to .*; that of step 2 stands: free space"):
+      with pytest.raises(InputError, match="could not be written to .*; that of step 2 is intact: free space"):
         _run(tmp_path / "run", checkpoint__asynchronous=asynchronous)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -220,8 +220,8 @@ MUTANTS = (
   _M(
     "packing_source_off_by_one",
     "qempo_jax/packing.py",
-    "np.concatenate([[before - 1], np.arange(at, stop)])",
-    "np.concatenate([[before], np.arange(at, stop)])",
+    "np.concatenate([[prompt_end - 1], np.arange(start, input_end)])",
+    "np.concatenate([[prompt_end], np.arange(start, input_end)])",
     "first token predicted from the wrong place",
   ),
   _M(
@@ -356,7 +356,7 @@ MUTANTS = (
   _M(
     "skipped_multipliers_move",
     "qempo_jax/train/online_step.py",
-    'return unless(metrics["skipped"], next_state, moved), measured',
+    'return keep_if_skipped(metrics["skipped"], next_state, updated), measured',
     "return next_state, measured",
     "multipliers move on a skipped step",
   ),

@@ -175,7 +175,7 @@ def test_a_passing_fault_is_raised_with_its_own_message_and_moves_nothing(saved,
     if where == "arrays":
       patch.setattr(checkpoints._manager, "restore", fail)
     else:
-      patch.setattr(type(checkpoints._place(1)), "read_bytes", fail)
+      patch.setattr(type(checkpoints._path(1)), "read_bytes", fail)
     for read in (checkpoints.restore, lambda state: checkpoints.restore_params(state.params, step=2)):
       with pytest.raises(InputError) as caught:
         read(_state())
