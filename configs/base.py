@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
   config.sampling.group_size = 32  # Samples a prompt.
   config.sampling.max_response_length = 6  # Tokens; part of the problem statement, since entropy grows with length.
   config.sampling.temperature = 1.0  # Temperature of both sampling and scoring.
+  config.sampling.allowed_tokens = ()  # Special tokens, by text, that may be sampled; (): stop tokens alone.
   # Off-policy lag in updates. 1: sample for update t+1 before update t, so that scoring overlaps it; samples are
   # importance-weighted. 0: on-policy.
   config.sampling.stale_steps = 0

@@ -37,6 +37,7 @@ LOADED = (
   "compute.kv_cache",
   "compute.mesh",
   "compute.dcn_mesh",
+  "sampling.allowed_tokens",
 )
 DTYPES = ("float32", "bfloat16")
 
@@ -81,6 +82,9 @@ def policy(config: ConfigDict) -> Policy:
     remat=config.compute.remat,
     kv_cache=config.compute.kv_cache,
     num_tokens=special_tokens.num_tokens(tokenizer, model_config.vocab_size),
+    forbidden=special_tokens.forbidden_token_ids(
+      tokenizer, allowed=config.sampling.allowed_tokens, vocab_size=model_config.vocab_size
+    ),
   )
   return Policy(model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), placed)
 

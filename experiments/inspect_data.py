@@ -14,6 +14,7 @@ from qempo_jax.data import inspection
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data import sources
+from qempo_jax.data import special_tokens
 from qempo_jax.data import tokenization
 from qempo_jax.data.examples import Preference
 from qempo_jax.models import demo_model
@@ -26,13 +27,15 @@ def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
   source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
   tokenizer = tokenization.load_tokenizer(source)
   examples, line = load(config, tokenizer)
+  limits = packed_pairs.limits(config)
+  limits["forbidden"] = special_tokens.forbidden_token_ids(tokenizer, allowed=config.sampling.allowed_tokens)
   print(f"{config.data.source}: {line}")
   for place in range(0 if dry_run else min(config.inspection.examples, len(examples))):
-    _show(tokenizer, examples[place], place, packed_pairs.limits(config))
+    _show(tokenizer, examples[place], place, limits)
   print("\nOver the data set:")
-  for line in inspection.summarise(tokenizer, examples, **packed_pairs.limits(config)).lines():
+  for line in inspection.summarise(tokenizer, examples, **limits).lines():
     print(f"  {line}")
-  if (share := padding(config, tokenizer, examples)) is not None:
+  if (share := padding(config, tokenizer, examples, limits)) is not None:
     print(f"  padding {share:.1%} of the places of a batch, over the first epoch")
 
 
@@ -58,12 +61,12 @@ def load(config, tokenizer=None) -> tuple[list[Preference], str]:
   return loaded.examples, loaded.line()
 
 
-def padding(config, tokenizer, examples) -> float | None:
+def padding(config, tokenizer, examples, limits) -> float | None:
   """The share of padding in the packed batches of the first epoch; None where there are no responses to pack."""
   if examples[0].chosen is None:
     return None
   responses = 1 if examples[0].rejected is None else 2
-  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **packed_pairs.limits(config))
+  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **limits)
   packed = packed_pairs.PackedPairs(config, pairs)
   empty = places = 0
   for step in range(max(len(pairs.rows) // config.offline.pairs_per_step, 1)):

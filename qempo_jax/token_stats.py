@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from qempo_jax import sharding
-from qempo_jax.errors import InputError
 from qempo_jax.kernels import blocks
 from qempo_jax.kernels import choice
 from qempo_jax.kernels import online_softmax
 from qempo_jax.kernels.head import Head
+from qempo_jax.kernels.head import counted_columns
 from qempo_jax.kernels.head import softcap as softcap
 
 # Logits that exist at once: 16 MiB of them, a size at which products run as fast as on whole vocabularies.
@@ -35,8 +35,7 @@ class TokenStats(NamedTuple):
 
 def mask_columns(logits: jax.Array, num_tokens: int | None, forbidden: tuple[int, ...] = ()) -> jax.Array:
   """Logits [..., V] with -inf in the columns from `num_tokens` on, which stand for no token, and in `forbidden` ones."""
-  columns = np.arange(logits.shape[-1])
-  kept = (columns < (num_tokens or columns.size)) & ~np.isin(columns, forbidden)
+  kept = counted_columns(logits.shape[-1], num_tokens, forbidden)
   return logits if kept.all() else jnp.where(jnp.asarray(kept), logits, -jnp.inf)
 
 
@@ -86,7 +85,7 @@ def token_stats(
     compute_dtype: what the product's operands are rounded to; its sums are float32.
     logit_softcap: of the decoder's logits, before the temperature; None where it has none.
     num_tokens: columns of V that stand for tokens; later ones only pad the vocabulary. None for all.
-    forbidden: ids that no distribution gives anything; log pi of such a target is -inf. The kernels do not compute it.
+    forbidden: ids that no distribution gives anything; log pi of such a target is -inf.
     max_logits: how many logits a chunk's block of the vocabulary has, on each part of the vocabulary.
     implementation: of the forward sums: "xla", "pallas" (a kernel for TPU or GPU, which holds a tile of logits in
       fast memory and needs neither size), or "auto": `kernels.choice`.
@@ -99,9 +98,6 @@ def token_stats(
   """
   chex.assert_rank([hidden, unembedding, targets], [2, 2, 1])
   chex.assert_equal_shape_prefix([hidden, targets], 1)
-  if forbidden and implementation == "pallas":
-    raise InputError("compute.token_stats=pallas cannot leave out forbidden tokens; use auto or xla")
-  implementation = "xla" if forbidden else implementation
   kernel = choice.chosen(implementation, sharding.platform(), hidden, unembedding, compute_dtype)
   chunk_size = min(chunk_size, targets.shape[0])
   block = max(1, max_logits // chunk_size)
@@ -120,10 +116,9 @@ def _token_stats(
 def _forward(head: Head, hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, temperature: jax.Array):
   sums = (blocks.sums if head.kernel == "xla" else choice.kernel_sums)(head, hidden, unembedding, targets, temperature)
   log_prob, entropy, log_normaliser = (x[:, 0] for x in online_softmax.finish(sums))
-  if head.num_tokens is not None:
-    log_prob = jnp.where(targets >= head.num_tokens, -jnp.inf, log_prob)
-  if head.forbidden:
-    log_prob = jnp.where(jnp.isin(targets, jnp.asarray(head.forbidden)), -jnp.inf, log_prob)
+  counted = head.counted(unembedding.shape[0])
+  if not counted.all():
+    log_prob = jnp.where(jnp.asarray(counted)[targets], log_prob, -jnp.inf)
   return TokenStats(log_prob, entropy), (hidden, unembedding, targets, temperature, log_normaliser, entropy)
 
 

@@ -93,7 +93,7 @@ def test_files_of_bare_completions_are_scored_without_a_model(config, run, tmp_p
     "--config.evaluation.floor=0.5",
   )
   mine, base = (found["methods"][name]["splits"]["prompts"] for name in ("mine", "base"))
-  expected = sum(toy.value(p, [int(t) for t in c.split()]) for p in toy.PROMPTS for c in texts["mine"]) / 6
+  expected = sum(toy.value(p, toy.tokens_of(c)) for p in toy.PROMPTS for c in texts["mine"]) / 6
   assert mine["reward"]["mean"] == pytest.approx(expected)
   assert mine["entropy"]["mean"] is None and mine["coverage"]["mean"] is None
   assert mine["certificates"][0]["constraint"] == "reward over reference"

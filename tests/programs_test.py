@@ -146,7 +146,7 @@ def test_a_dry_run_of_the_demo(dry, config, tmp_path, monkeypatch):
 
 def test_a_dry_run_of_inspection(dry, config, monkeypatch):
   monkeypatch.setattr(inspect_data, "load", lambda *args: _no_examples())
-  monkeypatch.setattr(inspect_data.tokenization, "load_tokenizer", lambda source: None)
+  monkeypatch.setattr(inspect_data.tokenization, "load_tokenizer", lambda source: toy.ToyTokenizer())
   monkeypatch.setattr(inspect_data.demo_model, "demo_model_path", lambda: "")
   monkeypatch.setattr(inspect_data.inspection, "summarise", lambda *args, **kwargs: _Summary())
   monkeypatch.setattr(inspect_data, "padding", lambda *args: 0.25)

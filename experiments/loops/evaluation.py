@@ -11,6 +11,7 @@ from experiments.loops import sampling
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.data import columns
+from qempo_jax.data import pair_tokens
 from qempo_jax.data.prompts import Row
 from qempo_jax.rewards import answers
 
@@ -35,6 +36,7 @@ class Evaluator:
     self._sample = sampling.GroupSampler(policy, config, rows)
     self.dropped = self._sample.dropped
     self._score = jax.jit(scoring.score_groups, static_argnames=_STATIC)
+    self._encoder = pair_tokens.Encoder(policy.tokenizer)
 
   def __call__(self, params, *, method: str, seed: int) -> list[dict]:
     """One dict a sample: see `evaluation.summary` for the fields.
@@ -57,7 +59,7 @@ class Evaluator:
       for index in range(len(rows)):
         labels = {"method": method, "seed": seed} | ({"task": tasks[start + index]} if tasks[start + index] else {})
         labels |= {name: rows[index][name] for name in config.cluster if name in rows[index]}
-        found += _rows_of(samples, index, scores, ref_log_probs, labels)
+        found += _rows_of(samples, index, scores, ref_log_probs, labels, self._encoder)
     return found
 
   def _reference(self, samples) -> np.ndarray:
@@ -78,9 +80,9 @@ class Evaluator:
 _STATIC = ("config", "group_size", "max_length", "chunk_size")
 
 
-def _rows_of(samples, index, scores, ref_log_probs, labels):
+def _rows_of(samples, index, scores, ref_log_probs, labels, encoder):
   row, rollout = samples.rows[index], samples.rollout
-  for sample, text in enumerate(samples.texts[index]):
+  for sample, (text, ids) in enumerate(zip(samples.texts[index], samples.responses[index])):
     at = (index, sample)
     set_name = row.get("set_name", "")
     yield labels | {
@@ -89,6 +91,8 @@ def _rows_of(samples, index, scores, ref_log_probs, labels):
       "prompt": _text(row["prompt"]),
       "sample": sample,
       "completion": text,
+      "token_ids": ids.tolist(),
+      "noncanonical": not encoder.is_canonical(row["prompt"], ids, text),
       "answer": answers.parse_answer(text, set_name) if set_name else None,
       **{name: float(found[at]) for name, found in scores.items()},
       "log_prob": float(rollout.log_probs[at].sum()),

@@ -77,6 +77,8 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   encoded = pairs.encode(config, reference, found)
   if encoded.ended:
     display.note(f"{encoded.ended} pairs left out: a response holds the token that ends it before its end")
+  if encoded.forbidden:
+    display.note(f"{encoded.forbidden} pairs left out: special tokens in a response (sampling.allowed_tokens)")
   if encoded.dropped or encoded.seams:
     display.note(f"{encoded.dropped} pairs too long, left out; {encoded.seams} responses merge with their prompt")
   batches = pairs.Batches(config, reference, encoded)

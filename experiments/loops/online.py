@@ -41,7 +41,7 @@ def train(config, workdir: pathlib.Path, policy: builders.Policy, display):
   # 1. Data and rewards.
   sample = sampling.GroupSampler(policy, config, builders.training_rows(config, policy.tokenizer))
   reward = builders.reward(config)
-  replay = Replay(config)
+  replay = Replay(config, policy.config.forbidden)
   replay.check(sample.rows)
   if sample.dropped:
     display.note(f"{sample.dropped} prompts longer than {config.data.max_prompt_length} tokens left out")
@@ -131,10 +131,10 @@ def compile_step(config, policy: builders.Policy, optimizers, shardings):
 class Replay:
   """Puts replayed responses beside the fresh ones of each group."""
 
-  def __init__(self, config):
-    """Reads the sizes from the config."""
+  def __init__(self, config, forbidden=()):
+    """Reads the sizes from the config; `forbidden` are ids that the policy never samples."""
     self._config, self._features = config, constrained.method(config).features
-    self.buffer = ReplayBuffer(config.replay.min_reward)
+    self.buffer = ReplayBuffer(config.replay.min_reward, forbidden)
 
   def check(self, rows) -> None:
     """Raises InputError where finds are kept by a column that a row does not have."""

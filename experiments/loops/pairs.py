@@ -59,6 +59,7 @@ def encode(config, policy: builders.Policy, found) -> pair_tokens.PairTokens:
     policy.tokenizer,
     found,
     responses=offline_losses.LOSSES[config.offline.loss].responses,
+    forbidden=policy.config.forbidden,
     **packed_pairs.limits(config),
   )
 

@@ -18,7 +18,7 @@ _TYPES = {
   **dict.fromkeys(("method", "split", "set_name"), ((str,), "a text")),
   **dict.fromkeys(("seed", "sample"), ((int,), "a whole number")),
   **dict.fromkeys(("reward", "log_prob", "ref_log_prob", "entropy", "num_tokens"), (_NUMBERS, "a finite number")),
-  "truncated": (_NUMBERS, "true or false"),
+  **dict.fromkeys(("truncated", "noncanonical"), (_NUMBERS, "true or false")),
 }
 # Fields of one sample, which tell no tasks apart, and the columns that do.
 _KNOWN = {*_TYPES, "prompt", "completion", "tokens", "token_ids", "judge", *columns.TASKS}
@@ -140,5 +140,5 @@ def _completed(rows: Iterable[dict]) -> Iterable[dict]:
     place = counts[cell] = counts.get(cell, -1) + 1
     if "answer" not in row:
       row["answer"] = answers.parse_answer(row["completion"], row["set_name"]) if row["set_name"] else None
-    unknown = {"log_prob": None, "ref_log_prob": None, "entropy": None}
+    unknown = {"log_prob": None, "ref_log_prob": None, "entropy": None, "noncanonical": None}
     yield unknown | {"sample": place, "num_tokens": len(lexical.split(row["completion"])), "truncated": False} | row

@@ -28,7 +28,7 @@ class Samples(NamedTuple):
     rows: P rows.
     prompts: P prompts as token ids.
     responses: [P][G] token ids, the ending token included.
-    texts: [P][G] responses as text, without special tokens.
+    texts: [P][G] responses as text, without the ending token.
     rollout: the same as arrays, on the host.
   """
 
@@ -89,7 +89,7 @@ class GroupSampler:
   def of_rollout(self, rows: Sequence[Row], rollout: Rollout) -> Samples:
     """The samples of these rows as text and ids, from the sampler's arrays."""
     responses = [[tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)]
-    decode = lambda ids: self._policy.tokenizer.decode(ids, skip_special_tokens=True)
+    decode = lambda ids: tokenization.decode_response(self._policy.tokenizer, ids, self._policy.stop_tokens)
     texts = [[decode(ids) for ids in group] for group in responses]
     return Samples(rows, [self.encode(row) for row in rows], responses, texts, rollout)
 

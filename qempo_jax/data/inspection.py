@@ -1,5 +1,6 @@
 """What a model will really be trained on: an example token by token, and what is odd about a whole data set."""
 
+from collections.abc import Collection
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -37,6 +38,7 @@ class Summary(NamedTuple):
     long_responses: examples with a response over the limit, which are dropped.
     seams: responses whose tokens would differ if prompt and response were encoded as one text.
     early_ends: examples with a response that holds its ending token before its end, which are dropped.
+    forbidden: examples with a response that holds a special token which the policy never samples, which are dropped.
     endings: responses that end otherwise than with exactly one ending token.
     bos: prompts by their number of BOS tokens.
     prompt_tokens: (mean, largest).
@@ -51,6 +53,7 @@ class Summary(NamedTuple):
   long_responses: int
   seams: int
   early_ends: int
+  forbidden: int
   endings: int
   bos: dict[int, int]
   prompt_tokens: tuple[float, int]
@@ -70,6 +73,7 @@ class Summary(NamedTuple):
       (self.long_prompts, "prompts longer than data.max_prompt_length, dropped"),
       (self.long_responses, "examples with a response longer than sampling.max_response_length, dropped"),
       (self.early_ends, "examples with the ending token inside a response, dropped"),
+      (self.forbidden, "examples with a special token in a response (sampling.allowed_tokens), dropped"),
       (self.endings, "responses without exactly one ending token at their end"),
       (self.seams, "responses whose first token would merge with the prompt's last (prefix violations)"),
       (self.alike, "pairs whose chosen and rejected response have the same tokens"),
@@ -96,7 +100,9 @@ def explain(tokenizer: Any, example: Preference) -> dict[str, list[Token]]:
   return found
 
 
-def faults(tokens: dict[str, list[Token]], *, max_prompt_length: int, max_response_length: int) -> list[str]:
+def faults(
+  tokens: dict[str, list[Token]], *, max_prompt_length: int, max_response_length: int, forbidden: Collection[int] = ()
+) -> list[str]:
   """What keeps an explained example from being trained on as it is."""
   found = []
   if len(tokens["prompt"]) > max_prompt_length:
@@ -105,17 +111,24 @@ def faults(tokens: dict[str, list[Token]], *, max_prompt_length: int, max_respon
     ends = [token.part == "end" for token in side]
     if name != "prompt" and len(side) > max_response_length:
       found.append(f"{name} response of {len(side)} tokens, over {max_response_length}: dropped")
+    if name != "prompt" and (held := [token.piece for token in side if token.id in forbidden]):
+      found.append(f"{name} response with the special token {held[0]}: dropped (sampling.allowed_tokens)")
     if name != "prompt" and (not ends[-1] or sum(ends) != 1):
       found.append(f"{name} response with {sum(ends)} ending tokens" + " and none at the end" * (not ends[-1]))
   return found
 
 
 def summarise(
-  tokenizer: Any, examples: Sequence[Preference], *, max_prompt_length: int, max_response_length: int
+  tokenizer: Any,
+  examples: Sequence[Preference],
+  *,
+  max_prompt_length: int,
+  max_response_length: int,
+  forbidden: Collection[int] = (),
 ) -> Summary:
   """Encodes every example and counts."""
   encoder, stops = pair_tokens.Encoder(tokenizer), set(tokenization.stop_token_ids(tokenizer))
-  long_prompts = long_responses = early = endings = alike = 0
+  long_prompts = long_responses = early = masked = endings = alike = 0
   bos, prompt_lengths, response_lengths = {}, [], []
   for row, *pair in examples:
     prompt = encoder.prompt(row["prompt"])
@@ -126,6 +139,7 @@ def summarise(
     long_prompts += len(prompt) > max_prompt_length
     long_responses += any(len(ids) > max_response_length for ids in responses)
     early += any(isinstance(text, str) and encoder.ends_early(ids) for text, ids in zip(given, responses))
+    masked += any(token in forbidden for ids in responses for token in ids)
     endings += sum(ids[-1] not in stops or sum(token in stops for token in ids) != 1 for ids in responses)
     alike += len(responses) == 2 and tuple(responses[0]) == tuple(responses[1])
     prompt_lengths.append(len(prompt))
@@ -134,7 +148,7 @@ def summarise(
   sizes = mean_and_most(prompt_lengths), mean_and_most(response_lengths)
   gaps = [columns.score_gap(example.row) for example in examples if example.rejected is not None]
   against = {"tied": sum(gap == 0 for gap in gaps), "reversed": sum(gap is not None and gap < 0 for gap in gaps)}
-  counts = long_prompts, long_responses, encoder.seams, early, endings
+  counts = long_prompts, long_responses, encoder.seams, early, masked, endings
   return Summary(len(examples), *counts, bos, *sizes, alike, **against)
 
 

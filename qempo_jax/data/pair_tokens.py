@@ -1,5 +1,6 @@
 """Preference pairs as token ids: a prompt as it is sampled from, each response with the token that ends it."""
 
+from collections.abc import Collection
 from collections.abc import Sequence
 import hashlib
 from typing import Any
@@ -27,6 +28,7 @@ class PairTokens(NamedTuple):
     dropped: pairs left out because a prompt or a response is too long.
     seams: responses whose tokens would differ if prompt and response were encoded as one text.
     ended: pairs left out because a response holds the token that ends it before its end.
+    forbidden: pairs left out because a response holds a token that the policy never samples.
   """
 
   rows: list[Row]
@@ -35,6 +37,7 @@ class PairTokens(NamedTuple):
   dropped: int
   seams: int
   ended: int = 0
+  forbidden: int = 0
 
   def lengths(self) -> list[int]:
     """Tokens of every example, the prompt once: what rows are sorted by to bound padding."""
@@ -57,8 +60,9 @@ def encode_pairs(
   max_prompt_length: int,
   max_response_length: int,
   cut: bool = False,
+  forbidden: Collection[int] = (),
 ) -> PairTokens:
-  """Encodes pairs; those with a prompt or a response that is too long are dropped and counted.
+  """Encodes pairs; those that the policy could not have written, or that are too long, are dropped and counted.
 
   Args:
     tokenizer: the model's.
@@ -68,6 +72,7 @@ def encode_pairs(
     max_response_length: tokens, the ending token included.
     cut: cut responses that are too long, the ending token kept, instead; a pair whose responses are alike then is
       dropped. For what judges responses that a sampler cuts; a policy would learn to end in the middle.
+    forbidden: ids that the policy never samples, `ModelConfig.forbidden`; their log-probability is -inf.
 
   Returns:
     The examples, in order.
@@ -76,12 +81,15 @@ def encode_pairs(
     InputError: no pair is left, or G = 3 and there is only one prompt.
   """
   encoder = Encoder(tokenizer)
-  rows, prompts, groups, ended = [], [], [], 0
+  rows, prompts, groups, ended, masked = [], [], [], 0, 0
   for row, *pair in preferences:
     prompt = encoder.prompt(row["prompt"])
     group = tuple(encoder.response(row["prompt"], response) for response in pair[: min(responses, 2)])
     if any(isinstance(given, str) and encoder.ends_early(ids) for given, ids in zip(pair, group)):
       ended += 1
+      continue
+    if any(token in forbidden for ids in group for token in ids):
+      masked += 1
       continue
     if cut:
       group = tuple(
@@ -93,13 +101,15 @@ def encode_pairs(
       prompts.append(prompt)
       groups.append(group)
   if not rows:
+    others = f", but for {ended} that end early and {masked} with special tokens (sampling.allowed_tokens)"
     raise InputError(
-      f"no pair is left: every pair is too long{f', but for {ended} that end early' * bool(ended)}: raise data.max_prompt_length={max_prompt_length} or"
-      f" sampling.max_response_length={max_response_length} (tokens, the ending token included)"
+      f"no pair is left: every pair is too long{others * bool(ended + masked)}: raise data.max_prompt_length="
+      f"{max_prompt_length} or sampling.max_response_length={max_response_length} (tokens, the ending token included)"
     )
   if responses == 3:
     groups = [(*group, groups[other][0]) for group, other in zip(groups, _next_other(rows))]
-  return PairTokens(rows, prompts, groups, len(preferences) - len(rows) - ended, encoder.seams, ended)
+  too_long = len(preferences) - len(rows) - ended - masked
+  return PairTokens(rows, prompts, groups, too_long, encoder.seams, ended, masked)
 
 
 def dealt(lengths: Sequence[int], indices: Sequence[int], per_row: int) -> list[int]:
@@ -161,10 +171,15 @@ class Encoder:
       # The two texts merge at the seam. A sampler starts from the prompt's own ids, and so do we.
       self.seams += 1
       ids = self._tokenizer.encode(response, add_special_tokens=False)
-    end, ids = self.end, list(ids)
-    while ids and ids[-1] in (end, self._tokenizer.eos_token_id):
+    ids = list(ids)
+    while ids and ids[-1] in self.stops:
       ids.pop()  # the text's own ending, or one that the tokenizer adds
-    return (*ids, end)
+    return (*ids, self.end)
+
+  def is_canonical(self, prompt, ids: Sequence[int], text: str) -> bool:
+    """Whether the text of a sampled response, itself one of many token sequences, encodes to these very tokens."""
+    body = lambda tokens: tuple(tokens[:-1] if len(tokens) and tokens[-1] in self.stops else tokens)
+    return body(self.response(prompt, text)) == body([int(token) for token in ids])
 
   @property
   def end(self) -> int:
@@ -173,11 +188,16 @@ class Encoder:
       self._end = end_token_id(self._tokenizer)
     return self._end
 
-  def ends_early(self, ids: Sequence[int]) -> bool:
-    """Whether a sampler would have stopped before the last of these tokens."""
+  @property
+  def stops(self) -> frozenset[int]:
+    """The tokens that end a response wherever they stand."""
     if self._stops is None:
       self._stops = frozenset(tokenization.stop_token_ids(self._tokenizer))
-    return any(token in self._stops for token in ids[:-1])
+    return self._stops
+
+  def ends_early(self, ids: Sequence[int]) -> bool:
+    """Whether a sampler would have stopped before the last of these tokens."""
+    return any(token in self.stops for token in ids[:-1])
 
   def _text(self, prompt) -> str:
     if not self._tokenizer.chat_template:

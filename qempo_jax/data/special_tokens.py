@@ -99,24 +99,30 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
   return ending
 
 
-def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, *, allowed: Sequence[str] = ()) -> tuple[int, ...]:
+def forbidden_token_ids(
+  tokenizer: PreTrainedTokenizerBase, *, allowed: Sequence[str] = (), vocab_size: int | None = None
+) -> tuple[int, ...]:
   """Special tokens that no response may hold, ascending: all but the stop tokens and the named ones.
 
-  Decoding hides them, so a reward would not see what entropy, KL and length count.
+  Readers of the text never see them, while entropy, KL and length would count them.
 
   Args:
     tokenizer: of the model.
     allowed: special tokens, by text, that responses may hold.
+    vocab_size: rows of the model's embedding, beyond which special tokens are not listed; None lists all.
 
   Raises:
-    InputError: a name is no token of the tokenizer.
+    InputError: a name is no special token of the tokenizer.
   """
   special = {id_ for id_, token in _added_tokens(tokenizer).items() if token.special}
   special |= set(getattr(tokenizer, "all_special_ids", ()))
-  vocabulary = tokenizer.get_vocab()
-  if unknown := [name for name in allowed if name not in vocabulary]:
-    raise InputError(f"sampling.allowed_tokens names {unknown[0]!r}, which is no token of this tokenizer")
-  return tuple(sorted(special - set(stop_token_ids(tokenizer)) - {vocabulary[name] for name in allowed}))
+  named = {name: tokenizer.get_vocab().get(name) for name in allowed}
+  if unknown := [name for name, id_ in named.items() if id_ not in special]:
+    raise InputError(
+      f"sampling.allowed_tokens names {unknown[0]!r}, which is no special token of this tokenizer; others need no leave"
+    )
+  kept = special - set(stop_token_ids(tokenizer)) - set(named.values())
+  return tuple(sorted(id_ for id_ in kept if vocab_size is None or id_ < vocab_size))
 
 
 def num_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:

@@ -137,6 +137,21 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages_or_prompt: Sequence
   return list(tokenizer.encode(text, add_special_tokens=False))
 
 
+def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_tokens: Sequence[int]) -> str:
+  """All text of a response but the stop token that ends it; special tokens within it show.
+
+  Args:
+    tokenizer: The model's tokenizer.
+    ids: Token ids of the response, the stop token included unless it was cut.
+    stop_tokens: Ids that end a response.
+
+  Returns:
+    The text.
+  """
+  body = ids[:-1] if len(ids) and ids[-1] in stop_tokens else ids
+  return tokenizer.decode(body, skip_special_tokens=False)
+
+
 def _without_eos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
   """Encodes a plain prompt; an EOS that the tokenizer adds of itself would end what is to be continued."""
   ids = list(tokenizer.encode(text))

@@ -128,6 +128,7 @@ _COLUMNS = (
   ("kl", "KL to reference (nats)", 2),
   ("length", "Length (tokens)", 1),
   ("truncation", "Truncated", 3),
+  ("noncanonical", "Re-encodes to other tokens", 3),
   ("repetition", "Repeated 4-grams", 3),
 )
 

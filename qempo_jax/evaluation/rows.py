@@ -25,6 +25,7 @@ SPLIT_LABELS = {
 
 _NUMBERS = ("reward", "log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated")
 _MAY_BE_NONE = ("log_prob", "ref_log_prob", "entropy")  # where no model was at hand to compute them
+_OPTIONAL = ("noncanonical",)  # known to a program that has the tokens
 _FIELDS = ("method", "seed", "split", "set_name", "prompt", "sample", "completion", "answer", *_NUMBERS)
 
 
@@ -146,7 +147,8 @@ def _arrange_one(key, cells, num_samples, acceptable, cluster):
         raise InputError(f"Prompt {prompt!r} has several values of the cluster column {name!r}: give it one family.")
   table = [[kept[prompt, seed] for seed in seeds] for prompt in prompts]
   figures = {
-    field: np.array([[[_number(row[field]) for row in cell] for cell in line] for line in table]) for field in _NUMBERS
+    field: np.array([[[_number(row.get(field)) for row in cell] for cell in line] for line in table])
+    for field in (*_NUMBERS, *_OPTIONAL)
   }
   return SplitSamples(
     prompts=tuple(prompts),

@@ -51,7 +51,7 @@ def summarise(
     rows: one mapping a sampled completion, with method, seed, split, set_name ("" for none), prompt, sample,
       completion, answer, reward, log_prob and ref_log_prob (nats, sums over response tokens, EOS included), entropy
       (nats, the sum of the exact next-token entropies along the sample), num_tokens and truncated. The three in nats
-      may be None.
+      may be None. Optional: noncanonical, whether the completion's text encodes to other tokens than were sampled.
     floor: the reward floor certified for every method, by `floor_kind`.
     floor_kind: see `quality_floors.certify_floor`; the relative ones need rows of the method "base".
     acceptable: the least reward of an acceptable output; by default the floor.

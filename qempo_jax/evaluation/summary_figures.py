@@ -16,7 +16,7 @@ from qempo_jax.evaluation import solutions
 from qempo_jax.evaluation.rows import SplitSamples
 from qempo_jax.rewards import answers as known_answers
 
-PER_SAMPLE = ("reward", "entropy", "kl", "length", "truncation", "repetition")
+PER_SAMPLE = ("reward", "entropy", "kl", "length", "truncation", "noncanonical", "repetition")
 KS = (1, 8, 64)  # of pass@k, majority@k and distinct@k, as far as the samples go
 
 
@@ -51,6 +51,7 @@ def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np
     "kl": raw["log_prob"] - raw["ref_log_prob"],
     "length": raw["num_tokens"],
     "truncation": raw["truncated"],
+    "noncanonical": raw["noncanonical"],
     "repetition": lexical.repeated_shares(lexical.encode(flat)),
   }
   known = np.array([np.nan if size is None else 1.0 for size in sizes])[:, None]

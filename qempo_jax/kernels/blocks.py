@@ -98,17 +98,16 @@ def _columns(head: Head, index, width, slabs_GxSxD):
   """Block `index` of every slab: its place, its columns [G B], and which count [G B].
 
   The last block is moved back to end with its slab; columns that an earlier block had do not count, nor do those that
-  stand for no token, or a forbidden one.
+  the head masks.
   """
   parts, size = slabs_GxSxD.shape[:2]
   start = jnp.minimum(index * width, size - width)
   offsets = jnp.arange(parts)[:, None] * size
   columns = offsets + start + jnp.arange(width)
   counted = columns >= offsets + index * width
-  if head.num_tokens is not None:
-    counted &= columns < head.num_tokens
-  if head.forbidden:
-    counted &= ~jnp.isin(columns, jnp.asarray(head.forbidden))
+  of_vocabulary = head.counted(parts * size)
+  if not of_vocabulary.all():
+    counted &= jax.lax.dynamic_slice_in_dim(jnp.asarray(of_vocabulary.reshape(parts, size)), start, width, axis=1)
   return start, columns.reshape(-1), counted.reshape(-1)
 
 

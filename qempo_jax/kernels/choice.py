@@ -51,20 +51,18 @@ def kernel_sums(head: Head, hidden_TxD, unembedding_VxD, targets_T, temperature)
   vocab_size = unembedding_VxD.shape[0]
   parts = sharding.head_shards()
   parts = parts if vocab_size % parts == 0 else 1
-  size = vocab_size // parts
-  num_tokens = vocab_size if head.num_tokens is None else head.num_tokens
 
-  def part(firsts, hidden_TxD, rows_VxD, targets_T, temperature):
-    first = firsts[0]
-    return run(head, hidden_TxD, rows_VxD, targets_T - first, jnp.clip(num_tokens - first, 0, size), temperature)
+  def part(firsts, hidden_TxD, rows_VxD, counted_V, targets_T, temperature):
+    return run(head, hidden_TxD, rows_VxD, counted_V, targets_T - firsts[0], temperature)
 
   along = P("tensor") if parts > 1 else P()
   if axes := sharding.split_axes():
     part = jax.shard_map(
-      part, in_specs=(along, P(), along, P(), P()), out_specs=along, axis_names=axes, check_vma=False
+      part, in_specs=(along, P(), along, along, P(), P()), out_specs=along, axis_names=axes, check_vma=False
     )
-  firsts = jnp.arange(parts, dtype=jnp.int32) * size
-  return online_softmax.merge(part(firsts, hidden_TxD, unembedding_VxD, targets_T, temperature))
+  firsts = jnp.arange(parts, dtype=jnp.int32) * (vocab_size // parts)
+  counted = jnp.asarray(head.counted(vocab_size), jnp.int32)
+  return online_softmax.merge(part(firsts, hidden_TxD, unembedding_VxD, counted, targets_T, temperature))
 
 
 def _obstacle(platform: str, hidden_TxD, unembedding_VxD, dtype) -> str | None:

@@ -19,7 +19,7 @@ TOKENS, COLUMNS, WIDTH = 128, 128, 64  # of a tile; powers of two, as Triton has
 PROGRAMS = 264  # two for each multiprocessor of an H100
 
 
-def sums(head: Head, hidden_TxD, rows_VxD, targets_T, limit, temperature) -> online_softmax.Sums:
+def sums(head: Head, hidden_TxD, rows_VxD, counted_V, targets_T, temperature) -> online_softmax.Sums:
   """The sums of every token over some rows of the unembedding; arguments as in `kernels.tpu.sums`.
 
   Returns:
@@ -39,19 +39,19 @@ def sums(head: Head, hidden_TxD, rows_VxD, targets_T, limit, temperature) -> onl
     interpret=head.interpret,
     name="token_sums",
   )(
-    jnp.minimum(limit, vocab_size).astype(jnp.int32).reshape(1, 1),
     jnp.asarray(temperature, jnp.float32).reshape(1, 1),
     jnp.pad(hidden_TxD.astype(head.dtype), ((0, padding), (0, 0))),
     rows_VxD,
+    counted_V[None, :],
     jnp.pad(targets_T, (0, padding))[:, None],
   )
   return jax.tree.map(lambda x: x[:, :length], found)
 
 
-def _kernel(limit_ref, temperature_ref, hidden_ref, rows_ref, targets_ref, *sums_refs, head: Head, each: int):
+def _kernel(temperature_ref, hidden_ref, rows_ref, counted_ref, targets_ref, *sums_refs, head: Head, each: int):
   """One tile of tokens against one share of the rows."""
   tokens, share = pl.ds(pl.program_id(0) * TOKENS, TOKENS), pl.program_id(1)
-  (vocab_size, width), limit, temperature = rows_ref.shape, limit_ref[...], temperature_ref[...]
+  (vocab_size, width), temperature = rows_ref.shape, temperature_ref[...]
   targets = targets_ref[tokens, :]
 
   def block(index, sums):
@@ -67,7 +67,7 @@ def _kernel(limit_ref, temperature_ref, hidden_ref, rows_ref, targets_ref, *sums
 
     product = jax.lax.fori_loop(0, pl.cdiv(width, WIDTH), part, jnp.zeros((TOKENS, COLUMNS), jnp.float32))
     column = start + jnp.arange(COLUMNS)[None, :]
-    counted = column < limit
+    counted = triton.load(counted_ref.at[:, pl.ds(start, COLUMNS)], mask=column < vocab_size, other=0) > 0
     logits = jnp.where(counted, softcap(product, head.softcap) / temperature, online_softmax.NONE)
     return online_softmax.add(sums, logits, (column == targets) & counted)
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Head(NamedTuple):
@@ -16,8 +17,8 @@ class Head(NamedTuple):
     chunk_size: tokens of a chunk of XLA's blocks.
     block: columns of one of XLA's blocks.
     kernel: what sums over the vocabulary: "xla", "tpu" or "gpu".
-    forbidden: further columns that do not count; XLA's blocks alone leave them out.
     interpret: run a kernel step by step, on any device.
+    forbidden: ids among them that no distribution gives anything.
   """
 
   dtype: str
@@ -28,6 +29,17 @@ class Head(NamedTuple):
   kernel: str = "xla"
   interpret: bool = False
   forbidden: tuple[int, ...] = ()
+
+  def counted(self, vocab_size: int) -> np.ndarray:
+    """True for the columns that distributions are over: [V] bool."""
+    return counted_columns(vocab_size, self.num_tokens, self.forbidden)
+
+
+def counted_columns(vocab_size: int, num_tokens: int | None, forbidden: tuple[int, ...]) -> np.ndarray:
+  """The one mask of sampler and scorer: [V] bool, False from `num_tokens` on and for `forbidden` ids."""
+  counted = np.arange(vocab_size) < (vocab_size if num_tokens is None else num_tokens)
+  counted[list(forbidden)] = False
+  return counted
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:

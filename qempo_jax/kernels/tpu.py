@@ -21,15 +21,15 @@ TOKENS, COLUMNS = (512, 256, 128), (512, 256, 128)  # sizes of a tile, best firs
 _VMEM = 24 * 2**20  # of a tile with its buffers; the compiler may have a third more
 
 
-def sums(head: Head, hidden_TxD, rows_VxD, targets_T, limit, temperature) -> online_softmax.Sums:
+def sums(head: Head, hidden_TxD, rows_VxD, counted_V, targets_T, temperature) -> online_softmax.Sums:
   """The sums of every token over some rows of the unembedding.
 
   Args:
     head: dtype of the product's operands and soft-cap.
     hidden_TxD: final hidden states.
     rows_VxD: the rows, cast to the operands' dtype tile by tile.
+    counted_V: 1 for rows that distributions are over, else 0.
     targets_T: target of each token, counted from the first row; any other number where it is not among them.
-    limit: how many of the rows stand for tokens, the first ones.
     temperature: divides the logits.
 
   Returns:
@@ -38,16 +38,15 @@ def sums(head: Head, hidden_TxD, rows_VxD, targets_T, limit, temperature) -> onl
   (length, width), vocab_size = hidden_TxD.shape, rows_VxD.shape[0]
   tokens, columns = _fitting(width, rows_VxD.dtype, head.dtype)
   tokens, columns = min(tokens, length), min(columns, vocab_size)
-  scalar = pl.BlockSpec((1, 1), lambda i, j: (0, 0))
   per_token = pl.BlockSpec((tokens, 1), lambda i, j: (i, 0))
   found = pl.pallas_call(
-    functools.partial(_kernel, head=head, columns=columns),
+    functools.partial(_kernel, head=head, vocab_size=vocab_size),
     grid=(pl.cdiv(length, tokens), pl.cdiv(vocab_size, columns)),
     in_specs=[
-      scalar,
-      scalar,
+      pl.BlockSpec((1, 1), lambda i, j: (0, 0)),
       pl.BlockSpec((tokens, width), lambda i, j: (i, 0)),
       pl.BlockSpec((columns, width), lambda i, j: (j, 0)),
+      pl.BlockSpec((1, columns), lambda i, j: (0, j)),
       per_token,
     ],
     out_specs=online_softmax.Sums(*[per_token] * 4),
@@ -58,10 +57,10 @@ def sums(head: Head, hidden_TxD, rows_VxD, targets_T, limit, temperature) -> onl
     interpret=head.interpret,
     name="token_sums",
   )(
-    jnp.asarray(limit, jnp.int32).reshape(1, 1),
     jnp.asarray(temperature, jnp.float32).reshape(1, 1),
     hidden_TxD.astype(head.dtype),
     rows_VxD,
+    counted_V[None, :],
     targets_T[:, None],
   )
   return jax.tree.map(lambda x: x[None], found)
@@ -81,7 +80,7 @@ def _fitting(width: int, stored_dtype, dtype) -> tuple[int, int] | None:
   return next(((c, b) for c in TOKENS for b in COLUMNS if size(c, b) <= _VMEM), None)
 
 
-def _kernel(limit_ref, temperature_ref, hidden_ref, rows_ref, targets_ref, *sums_refs, head: Head, columns: int):
+def _kernel(temperature_ref, hidden_ref, rows_ref, counted_ref, targets_ref, *sums_refs, head: Head, vocab_size: int):
   """One tile of tokens against one tile of rows; the sums stay in VMEM along the second axis of the grid."""
   index, refs = pl.program_id(1), online_softmax.Sums(*sums_refs)
 
@@ -95,8 +94,8 @@ def _kernel(limit_ref, temperature_ref, hidden_ref, rows_ref, targets_ref, *sums
     (((1,), (1,)), ((), ())),
     preferred_element_type=jnp.float32,
   )
-  column = index * columns + jax.lax.broadcasted_iota(jnp.int32, product.shape, 1)
-  counted = column < limit_ref[...]  # nor do rows beyond the last, which hold anything
+  column = index * rows_ref.shape[0] + jax.lax.broadcasted_iota(jnp.int32, product.shape, 1)
+  counted = (counted_ref[...] > 0) & (column < vocab_size)  # rows beyond the last hold anything
   logits = jnp.where(counted, softcap(product, head.softcap) / temperature_ref[...], online_softmax.NONE)
   before = online_softmax.Sums(*(ref[...] for ref in refs))
   _write(refs, online_softmax.add(before, logits, (column == targets_ref[...]) & counted))

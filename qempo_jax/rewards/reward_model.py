@@ -14,6 +14,7 @@ from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
+from qempo_jax.data import special_tokens
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
@@ -75,7 +76,8 @@ def load_model(
   mesh = sharding.make_mesh() if mesh is None else mesh
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, reward_head.RULES))
   tokenizer = tokenization.load_tokenizer(place)
-  config = dataclasses.replace(config, compute_dtype=compute_dtype)
+  num_tokens = special_tokens.num_tokens(tokenizer, config.vocab_size)  # refuses ids that the embedding lacks
+  config = dataclasses.replace(config, compute_dtype=compute_dtype, num_tokens=num_tokens)
   return Loaded(config, params, tokenizer, padding_id(tokenizer) if pad is None else pad, mesh, has_head)
 
 

@@ -1,5 +1,6 @@
 """Acceptable responses found so far, kept so that an answer which left the samples can be found again."""
 
+from collections.abc import Collection
 from collections.abc import Sequence
 import json
 from typing import Any
@@ -14,14 +15,19 @@ class ReplayBuffer:
   fresh one for training; it never counts in what is measured.
   """
 
-  def __init__(self, min_reward: float):
-    """Keeps responses whose reward is at least `min_reward`."""
-    self.min_reward = min_reward
+  def __init__(self, min_reward: float, forbidden: Collection[int] = ()):
+    """Keeps responses whose reward is at least `min_reward`, and none that holds an id of `forbidden`.
+
+    Args:
+      min_reward: the least reward that is kept.
+      forbidden: ids that the policy never samples, `ModelConfig.forbidden`; an older checkpoint may hold them.
+    """
+    self.min_reward, self._forbidden = min_reward, frozenset(forbidden)
     self._found: dict[str, dict[tuple[int, ...], float]] = {}
 
   def add(self, key: Any, response: Sequence[int], reward: float) -> None:
     """Remembers a response of token ids, its ending token included, if it is good enough."""
-    if reward >= self.min_reward:
+    if reward >= self.min_reward and self._forbidden.isdisjoint(map(int, response)):
       self._found.setdefault(_name(key), {})[tuple(int(token) for token in response)] = float(reward)
 
   def draw(self, key: Any, count: int, rng: np.random.Generator):
@@ -44,7 +50,8 @@ class ReplayBuffer:
     """Takes back what `to_json` gave."""
     self._found = {}
     for key, response, reward in rows:
-      self._found.setdefault(_name(key), {})[tuple(response)] = reward
+      if self._forbidden.isdisjoint(response):
+        self._found.setdefault(_name(key), {})[tuple(response)] = reward
 
 
 def _name(key: Any) -> str:

@@ -11,9 +11,12 @@ import transformers
 from experiments import cli
 from experiments import inspect_data
 from qempo_jax.data import inspection
+from qempo_jax.data import pair_tokens
+from qempo_jax.data import special_tokens
 from qempo_jax.data import tokenization
 from qempo_jax.data.examples import Message
 from qempo_jax.data.examples import Preference
+from qempo_jax.errors import InputError
 from tests.data import demo_tokenizer
 
 CHAT = (
@@ -87,12 +90,54 @@ def test_faults_of_every_kind_are_counted():
     Preference({"prompt": "hi"}, (5, 6), (7, 1)),  # sampled ids, the first cut before it ended
   ]
   found = inspection.summarise(tokenizer, examples, **LIMITS)
-  assert found[:6] == (6, 1, 1, 1, 1, 2)
+  assert found[:7] == (6, 1, 1, 1, 1, 0, 2)
   assert found.prompt_tokens == ((41 + 2 * 4 + 3) / 6, 41) and found.response_tokens[1] == 21
   notes = [inspection.faults(inspection.explain(tokenizer, example), **LIMITS) for example in examples]
   assert [len(lines) for lines in notes] == [0, 1, 1, 0, 1, 1]
   assert notes[2] == ["chosen response of 21 tokens, over 20: dropped"]
   assert notes[5] == ["chosen response with 0 ending tokens and none at the end"]
+
+
+def test_pairs_that_the_policy_could_not_have_written_are_counted():
+  tokenizer = _tiny(template=None)
+  forbidden = special_tokens.forbidden_token_ids(tokenizer)
+  examples = [PAIR, Preference({"prompt": "hi"}, "y<u>o", "no"), Preference({"prompt": "h<u>i"}, "yo", "n<pad>o<u>")]
+  limits = LIMITS | {"forbidden": forbidden}
+  found = inspection.summarise(tokenizer, examples, **limits)
+  assert (found.examples, found.forbidden, found.endings) == (3, 2, 0)
+  assert "2 examples with a special token in a response (sampling.allowed_tokens), dropped" in found.lines()
+  explained = [inspection.faults(inspection.explain(tokenizer, example), **limits) for example in examples]
+  assert explained[0] == [] and explained[1] == [
+    "chosen response with the special token <u>: dropped (sampling.allowed_tokens)"
+  ]
+  encoded = pair_tokens.encode_pairs(tokenizer, examples, responses=2, **limits)
+  assert (len(encoded.rows), encoded.forbidden, encoded.dropped, encoded.ended) == (1, 2, 0, 0)
+  with pytest.raises(InputError, match="0 that end early and 2 with special tokens"):
+    pair_tokens.encode_pairs(tokenizer, examples[1:], responses=2, **limits)
+
+
+def test_every_ending_of_a_text_is_replaced_by_the_one_that_is_trained():
+  tokenizer = _tiny(template=CHAT)
+  special_tokens.declare_stop_ids(tokenizer, [{"eos_token_id": [1, 3]}])  # </s> and <pad>
+  encoder, end = pair_tokens.Encoder(tokenizer), tokenizer.convert_tokens_to_ids("</s>")
+  expected = encoder.response("hi", "yo")
+  assert expected[-1] == end
+  for text in ("yo</s>", "yo<pad>", "yo<pad></s>", "yo</s><pad><pad>"):
+    assert encoder.response("hi", text) == expected
+
+
+def test_the_tokens_of_a_sample_are_held_against_those_of_its_text():
+  tokenizer = _tiny(template=CHAT)
+  ids = lambda *names: tokenizer.convert_tokens_to_ids(list(names))
+  for names, canonical in (
+    (["!a", "</s>"], True),
+    (["!", "a", "</s>"], False),
+    (["!a"], True),  # cut
+    (["y", "!", "a"], False),
+    (["</s>"], True),
+  ):
+    text = tokenization.decode_response(tokenizer, ids(*names), tokenization.stop_token_ids(tokenizer))
+    assert pair_tokens.Encoder(tokenizer).is_canonical("hi", ids(*names), text) == canonical
 
 
 def test_scores_against_the_pair_and_equal_tokens_are_counted():

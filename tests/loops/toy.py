@@ -35,15 +35,18 @@ _WEIGHTS = np.random.default_rng(7).normal(scale=0.7, size=(len(PROMPTS), 4, 6))
 
 
 class ToyTokenizer:
-  """Token ids as text: "3 1 0"."""
+  """Token ids as text: "3 1" for the response 3 1 0."""
 
   chat_template = None
   eos_token_id = EOS
 
-  def encode(self, text):
+  def get_vocab(self):
+    return {str(token): token for token in range(MODEL.vocab_size)}
+
+  def encode(self, text, add_special_tokens=True):
     return [int(token) for token in text.split()]
 
-  def decode(self, ids, skip_special_tokens=True):
+  def decode(self, ids, skip_special_tokens=False):
     return " ".join(str(int(token)) for token in ids)
 
 
@@ -54,8 +57,14 @@ def value(prompt: str, response) -> float:
 
 
 def reward(prompts, completions, **columns):
-  """The same in TRL's shape."""
-  return [value(p, [int(t) for t in c.split()]) for p, c in zip(prompts, completions)]
+  """The same in TRL's shape, of texts without the ending token."""
+  return [value(p, tokens_of(c)) for p, c in zip(prompts, completions)]
+
+
+def tokens_of(completion: str) -> list[int]:
+  """The response that a text stands for: one that is shorter than it may be has ended."""
+  tokens = [int(token) for token in completion.split()]
+  return tokens if len(tokens) == SPACE.max_length or EOS in tokens else [*tokens, EOS]
 
 
 def policy() -> builders.Policy:
