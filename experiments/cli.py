@@ -14,9 +14,9 @@ from typing import NoReturn
 
 from ml_collections.config_dict import ConfigDict
 
-from experiments import compilations
-from experiments import distributed
 from experiments import overrides
+from experiments.run import compilations
+from experiments.run import distributed
 from qempo_jax.errors import InputError
 
 Main = Callable[..., None]  # (config, workdir, dry_run, and any of _FLAGS by name)

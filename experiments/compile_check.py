@@ -8,7 +8,6 @@ Shapes alone are compiled: no weights are read. It needs libtpu beside JAX (`pip
 import argparse
 import functools
 import json
-import math
 import os
 import pathlib
 import sys
@@ -21,13 +20,14 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, so 
 
 import jax
 
-from experiments import builders
-from experiments import chips
+from experiments import build
 from experiments import cli
-from experiments import compile_programs
-from experiments import compile_report
-from experiments import dry_run as dry_runs
 from experiments import overrides
+from experiments.build import policy as build_policy
+from experiments.compile import chips
+from experiments.compile import dry_run as dry_runs
+from experiments.compile import programs
+from experiments.compile import report as compile_report
 from qempo_jax.errors import InputError
 
 EXAMPLE = (
@@ -43,10 +43,9 @@ def check(config, topology: str) -> list[compile_report.ProgramReport]:
   Raises:
     InputError: the topology, or the config for it, is wrong.
   """
-  builders.check_one_method(config)
-  chip, found = chips.chip_of(topology), devices(topology, math.prod(config.compute.dcn_mesh))
+  chip, found = chips.chip_of(topology), devices(topology, build_policy.slices(config))
   reports = []
-  for program in compile_programs.programs(config, found):
+  for program in programs.of_plan(plan(config, found)):
     try:
       compiled = program.jitted.lower(*program.arguments, **program.options).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -68,6 +67,13 @@ def check(config, topology: str) -> list[compile_report.ProgramReport]:
       )
     )
   return reports
+
+
+def plan(config, devices):
+  """The plan of the config's run on devices that need not exist, without weights."""
+  build.check_one_method(config)
+  policy = build_policy.with_reference_in_its_place(config, build_policy.abstract_policy(config, devices))
+  return build.plan(config, policy)
 
 
 def devices(topology: str, slices: int = 1):
@@ -112,7 +118,8 @@ def main(argv=None) -> int:
     arguments, extra = parser.parse_known_args(argv)
     config = cli.complete_config(arguments.config, extra)
     if arguments.dry_run:
-      print(dry_runs.describe_programs(config, devices(arguments.topology, math.prod(config.compute.dcn_mesh))))
+      there = devices(arguments.topology, build_policy.slices(config))
+      print(dry_runs.describe_programs(plan(config, there)))
       print(overrides.resolved(config))
       return 0
     reports = check(config, arguments.topology)

@@ -4,13 +4,12 @@ import pathlib
 
 import jax
 
-from experiments import builders
+from experiments import build
 from experiments import cli
-from experiments import dry_run as dry_runs
-from experiments import workdir as workdirs
-from experiments.loops import runs
+from experiments.build import policy as build_policy
+from experiments.compile import dry_run as dry_runs
+from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
-from qempo_jax.models import demo_model
 from qempo_jax.models import export
 from qempo_jax.models import export_tensors
 from qempo_jax.models import verify_export
@@ -18,7 +17,7 @@ from qempo_jax.models import verify_export
 
 def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | None = None) -> None:
   """Writes a checkpoint of the workdir, or the config's own model where nothing was trained there."""
-  builders.check_one_method(config)
+  build.check_one_method(config)
   settings = config.export
   target = pathlib.Path(settings.target).expanduser() if settings.target else workdir / "export"
   if settings.dtype not in export_tensors.DTYPES:
@@ -27,20 +26,20 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     raise InputError(f"config.export.max_shard_gb={settings.max_shard_gb} must be positive")
   export.check_target(target)
   if dry_run:
-    policy = builders.policy(config)
+    policy = build_policy.policy(config)
     size = sum(leaf.size for leaf in jax.tree.leaves(policy.params)) * jax.numpy.dtype(settings.dtype).itemsize
     print(dry_runs.model_line(policy))
     print(f"The model would be exported to {target}: {size / dry_runs.GIB:.2f} GiB of {settings.dtype}")
     return
   workdir = workdirs.open_workdir(workdir, workdirs.of_the_run(config, workdir, ("export", "evaluation")), lock=False)
-  policy = builders.policy(config)
-  params, what = runs.trained_params(config, workdir, policy, checkpoint)
+  policy = build_policy.policy(config)
+  params, what = build.trained_params(config, workdir, policy, checkpoint)
   export.export_model(
     target,
     params,
     policy.config,
     tokenizer=policy.tokenizer,
-    source=demo_model.demo_model_path() if config.model.source == "demo" else config.model.source,
+    source=policy.source,
     dtype=settings.dtype,
     max_shard_bytes=int(settings.max_shard_gb * 10**9),
   )

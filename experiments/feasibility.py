@@ -8,14 +8,16 @@ import time
 import numpy as np
 from rich.console import Console
 
-from experiments import builders
+from experiments import build
 from experiments import cli
-from experiments import constrained
-from experiments import dry_run as dry_runs
-from experiments import workdir as workdirs
-from experiments.loops import feasibility
-from experiments.loops import feasibility_tables
-from experiments.loops import forecast
+from experiments.build import constraints as build_constraints
+from experiments.build import data as build_data
+from experiments.build import policy as build_policy
+from experiments.compile import dry_run as dry_runs
+from experiments.measure import feasibility_tables
+from experiments.measure import forecast
+from experiments.measure.reference import Measured
+from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import intervals
 
@@ -24,32 +26,27 @@ MAX_PROMPTS = 32  # spread evenly over the training rows
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples the reference, forecasts, prints two tables and writes feasibility.json."""
-  builders.check_one_method(config)
+  build.check_one_method(config)
   programs = forecast.programs(config)
-  aim, samples = constrained.bound(config, "quality", aim=True), config.feasibility.samples_per_prompt
+  samples = config.feasibility.samples_per_prompt
   if samples < 1:
     raise InputError(f"feasibility.samples_per_prompt={samples} draws nothing; give at least 1")
   group_size = min(samples, config.evaluation.samples_per_prompt)
   rounds = -(-samples // group_size)
-  prompts = min(MAX_PROMPTS, len(builders.training_rows(config)))
+  prompts = min(MAX_PROMPTS, len(build_data.training_rows(config)))
   if dry_run:
     print(f"Would draw {rounds * group_size} samples of each of {prompts} prompts from the reference policy.")
-    print(dry_runs.describe_sampling(config, builders.policy(config)))
+    print(dry_runs.describe_sampling(build_data.sampling(config), build_policy.policy(config)))
     return
-  policy = builders.policy(config)
-  if None not in (aim, config.reward.max) and aim > config.reward.max:
-    feasibility.check(config, policy)  # raises, with what the reference reaches, without the long wait
+  policy = build_policy.policy(config)
+  reference = build.reference(config, policy)
+  if reference.beyond_reach():
+    reference.check(4, group_size)  # raises, with what the reference reaches, without the long wait
   workdir = workdirs.open_workdir(workdir, config)
   started = time.monotonic()
-  found = feasibility.measure(
-    config,
-    policy,
-    num_prompts=prompts,
-    batch=min(prompts, config.evaluation.prompts_per_batch),
-    group_size=group_size,
-    rounds=rounds,
-  )
-  feasibility.check_floor(config, found)
+  batch = min(prompts, config.evaluation.prompts_per_batch)
+  found = reference.measure(num_prompts=prompts, batch=batch, group_size=group_size, rounds=rounds)
+  reference.check_floor(found)
   results = report(config, programs, found)
   results["seconds"] = time.monotonic() - started
   path = workdir / "feasibility.json"
@@ -60,14 +57,14 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   print(f"Written to {path}")
 
 
-def report(config, programs, found: feasibility.Measured) -> dict:
+def report(config, programs, found: Measured) -> dict:
   """Everything that is printed and written.
 
   Raises:
     InputError: the KL budget is below what the floor costs, as far as the samples can tell.
   """
   forecasts = [forecast.forecast(program, found) for program in programs]
-  budget = constrained.bound(config, "kl")
+  budget = build_constraints.bound(config, "kl")
   if budget is not None and forecasts[0]["status"] == "forecast" and budget < forecasts[0]["kl"]["low"]:
     kl = forecasts[0]["kl"]
     raise InputError(
@@ -75,10 +72,10 @@ def report(config, programs, found: feasibility.Measured) -> dict:
       f" [{kl['low']:.3g}, {kl['high']:.3g}] is the least; raise it, or lower the floor"
     )
   own = next(program for program in programs if program.configured)
-  aim = constrained.bound(config, "quality", aim=True)
+  aim = build_constraints.bound(config, "quality", aim=True)
   return {
     "command": "python -m experiments.feasibility " + " ".join(sys.argv[1:]),
-    "floor": config.constraints.quality.bound,
+    "floor": build_constraints.bound(config, "quality"),
     "aim": aim,
     "max_kl": budget,
     "level": forecast.LEVEL,

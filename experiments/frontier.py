@@ -6,8 +6,8 @@ import sys
 import time
 
 from experiments import cli
-from experiments import workdir as workdirs
-from experiments.loops import frontier
+from experiments.measure import frontier_runs as frontier
+from experiments.run import workdir as workdirs
 from qempo_jax.evaluation import frontier_page
 
 

@@ -12,11 +12,13 @@ import pathlib
 
 import jax
 
-from experiments import builders
+from experiments import build
 from experiments import cli
-from experiments import dry_run as dry_runs
-from experiments import workdir as workdirs
-from experiments.loops import sampling
+from experiments import samples as sampling
+from experiments.build import data as build_data
+from experiments.build import policy as build_policy
+from experiments.compile import dry_run as dry_runs
+from experiments.run import workdir as workdirs
 from qempo_jax.data import pair_selection
 from qempo_jax.errors import InputError
 
@@ -25,23 +27,21 @@ FILE = "pairs.jsonl"
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples every prompt of config.data once and writes the pairs."""
-  builders.check_one_method(config)
+  build.check_one_method(config)
   select = selection(config)
-  policy = builders.policy(config)
-  sample, reward = (
-    sampling.GroupSampler(policy, config, builders.training_rows(config, policy.tokenizer)),
-    builders.reward(config),
-  )
-  print(f"{len(sample.rows)} prompts ({sample.dropped} too long), {config.sampling.group_size} samples each")
+  policy, settings, reward = build_policy.policy(config), build_data.sampling(config), build_data.reward(config)
+  sample = sampling.GroupSampler(policy, settings, build_data.training_rows(config, policy.tokenizer))
+  seed = build.plan(config, policy, trains=False).seed
+  print(f"{len(sample.rows)} prompts ({sample.dropped} too long), {settings.group_size} samples each")
   if dry_run:
-    print(dry_runs.describe_sampling(config, policy))
+    print(dry_runs.describe_sampling(settings, policy))
     return
   workdir = workdirs.open_workdir(workdir, config)
-  found, without, size = [], 0, config.data.prompts_per_step
+  found, without, size = [], 0, settings.prompts
   for start in range(0, len(sample.rows), size):
     chosen = sample.rows[start : start + size]
-    rng = jax.random.fold_in(jax.random.key(config.seed), start)
-    samples = sample(policy.params, chosen + chosen[:1] * (size - len(chosen)), rng, config.sampling.group_size)
+    rng = jax.random.fold_in(jax.random.key(seed), start)
+    samples = sample(policy.params, chosen + chosen[:1] * (size - len(chosen)), rng, settings.group_size)
     rewards = sampling.group_rewards(reward, samples)
     for row, texts, cut, scores in zip(chosen, samples.texts, samples.rollout.truncated, rewards):
       pairs = rows_of(row, texts, scores, cut, select)

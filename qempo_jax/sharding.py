@@ -65,6 +65,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(ROWS))
 
 
+def rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+  """Sharding of a batch of so many rows: over the data axes where they divide evenly, else replicated."""
+  return replicated(mesh) if rows % (mesh.shape["data"] * mesh.shape["fsdp"]) else batch_sharding(mesh)
+
+
+def abstract(tree, mesh: Mesh, rules=STATE_RULES):
+  """The shapes of a tree's arrays, each with its sharding by the rules; no memory is taken."""
+  place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+  return jax.tree.map(place, tree, tree_shardings(tree, mesh, rules))
+
+
 def on_mesh(function, mesh: Mesh):
   """The function, traced with the mesh that the functions below read."""
 

@@ -103,10 +103,10 @@ def test_time_of_a_program_goes_to_its_scopes():
 def test_rows_are_shared_and_not_in_turn(tmp_path, monkeypatch, capsys, whole):
   """Of the whole program, or of all but the step that it times and the reference's scores."""
   policy = toy.policy()
-  monkeypatch.setattr(shared_rows.builders, "policy", lambda config: policy)
+  monkeypatch.setattr(shared_rows.build_policy, "policy", lambda config: policy)
   if not whole:
-    monkeypatch.setattr(shared_rows.offline, "compile_step", lambda *_: lambda state, batch, frozen: (state, None))
-    monkeypatch.setattr(shared_rows.pairs.Batches, "_score", lambda self, policy, visited: np.zeros((len(visited), 2)))
+    monkeypatch.setattr(shared_rows.pairs, "compile_step", lambda *_: lambda state, batch, frozen: (state, None))
+    monkeypatch.setattr(shared_rows.pairs.Pairs, "_score", lambda self, policy, visited: np.zeros((len(visited), 2)))
   config = offline_toy.config(tmp_path, count=40, scale=4.0)
   config.steps, config.compute.bucket, config.offline.pairs_per_row = 2, 8, 4
   shared_rows.main(config, tmp_path, False)

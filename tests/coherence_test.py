@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 
 from configs import base
-from experiments import constrained
+from experiments.build import constraints as build_constraints
 from qempo_jax import constraints
 from qempo_jax import exact
 from qempo_jax import methods
@@ -94,7 +94,7 @@ def _of_config(**settings):
   config.constraints.quality.bound = settings.pop("floor", 0.5)
   config.constraints.coherence.update(settings)
   group = constraints.Group.on_policy({"reward": jnp.array([0.2, 0.5, 0.8])}, jnp.ones((3, 1), bool), -jnp.ones(3))
-  return np.asarray(constrained.constraints(config)["coherence"].value(group)).tolist()
+  return np.asarray(build_constraints.constraints(config)["coherence"].value(group)).tolist()
 
 
 def test_the_config_says_what_is_acceptable_the_floor_where_it_says_nothing():

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from experiments import builders
-from experiments import chips
+from experiments import build
 from experiments import cli
 from experiments import compile_check
-from experiments import compile_programs
-from experiments import compile_report
-from experiments import hlo_costs
+from experiments.build import policy as build_policy
+from experiments.compile import chips
+from experiments.compile import hlo_costs
+from experiments.compile import programs as programs_lib
+from experiments.compile import report as compile_report
 from experiments.studies import compile_table
 from qempo_jax.errors import InputError
 from qempo_jax.models.config import ModelConfig
@@ -79,14 +80,15 @@ def test_flops_count_scans():
 
 
 def _programs(monkeypatch, loss, **changes):
-  monkeypatch.setattr(compile_programs, "model_config", lambda source: MODEL)
+  monkeypatch.setattr(build_policy, "model_config_of", lambda source: MODEL)
   config = base.get_config()
   config.compute.mesh, config.compute.bucket = (2, 4, 1), 16
   config.data.prompts_per_step = config.offline.pairs_per_step = 16
   config.data.max_prompt_length, config.sampling.max_response_length, config.sampling.group_size = 8, 5, 2
   config.offline.loss = loss
   config.update_from_flattened_dict(changes)
-  return {program.name: program for program in compile_programs.programs(config, jax.devices())}
+  of_run = build.plan(config, build_policy.abstract_policy(config, jax.devices()))
+  return {program.name: program for program in programs_lib.of_plan(of_run)}
 
 
 @pytest.mark.parametrize("loss", [None, pytest.param("dpo", marks=pytest.mark.slow)])
@@ -153,7 +155,7 @@ def test_every_paper_config_has_a_row_and_names_its_slice():
     chips_in_slice = math.prod(int(side) for side in topology.partition(":")[2].split("x"))
     assert math.prod(complete.compute.mesh) == chips_in_slice
     mesh = jax.sharding.AbstractMesh(tuple(complete.compute.mesh), ("data", "fsdp", "tensor"))
-    assert builders.micro_batches(complete, rows, mesh) >= 1
+    assert build_policy.micro_batches(complete, rows, mesh) >= 1
 
 
 @pytest.mark.slow
@@ -161,15 +163,13 @@ def test_every_paper_config_has_a_row_and_names_its_slice():
 def test_a_small_slice_is_really_compiled_for(monkeypatch, name):
   pytest.importorskip("libtpu", reason="the TPU compiler, from jax[tpu], is not installed")
   small = ModelConfig(512, 128, 256, 2, 4, 2, 64, 1e4, 1e-5, True)
-  monkeypatch.setattr(compile_programs, "model_config", lambda source: small)
+  monkeypatch.setattr(build_policy, "model_config_of", lambda source: small)
   config = base.get_config()
   config.compute.mesh, config.compute.bucket, config.compute.dtype = (1, 4, 1), 128, "bfloat16"
   config.data.prompts_per_step, config.data.max_prompt_length = 4, 64
   config.sampling.max_response_length, config.sampling.group_size = 33, 2
-  only = lambda config, devices, programs=compile_programs.programs: [
-    p for p in programs(config, devices) if p.name == name
-  ]
-  monkeypatch.setattr(compile_programs, "programs", only)
+  every = programs_lib.of_plan
+  monkeypatch.setattr(programs_lib, "of_plan", lambda plan: [one for one in every(plan) if one.name == name])
   (report,) = compile_check.check(config, "v5e:2x2")
   assert report.fits and report.seconds > 0 and 0 < report.utilisation <= 1
   shapes = _shapes(small)

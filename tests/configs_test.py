@@ -5,8 +5,9 @@ import pathlib
 import pytest
 
 from configs import base
-from experiments import builders
 from experiments import cli
+from experiments.build import data as build_data
+from experiments.build import objective as build_objective
 from qempo_jax.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -29,10 +30,10 @@ def _methods(config):
 def test_a_config_has_exactly_the_keys_of_base_and_builds(path):
   for config in _methods(cli.load_config(path)):
     assert _keys(config) == _keys(base.get_config())
-    assert builders.training_rows(config)
-    assert callable(builders.reward(config))
-    builders.objective(config)
-    builders.optimizer_pair(config)
+    assert build_data.training_rows(config)
+    assert callable(build_data.reward(config))
+    build_objective.online(config)
+    build_objective.optimizer_pair(config)
 
 
 @pytest.mark.parametrize(("method", "refused"), [("grpo(beta=0.04)", True), ("ucpo(tau=0.5)", True), ("qempo", False)])
@@ -40,13 +41,13 @@ def test_groups_of_one_without_an_advantage_are_refused(method, refused):
   config = base.get_config()
   config.method, config.sampling.group_size = method, 1
   if not refused:
-    builders.objective(config)
+    build_objective.online(config)
     return
   with pytest.raises(InputError, match="sampling.group_size=1 leaves .* nothing to learn from") as caught:
-    builders.objective(config)
+    build_objective.online(config)
   assert "\n" not in str(caught.value)
   config.sampling.group_size = 2
-  builders.objective(config)
+  build_objective.online(config)
 
 
 def test_every_key_of_base_is_explained():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from experiments import demo
-from experiments import offline_builders
-from experiments.loops import frontier
+from experiments.build import data as build_data
+from experiments.build import objective as build_objective
+from experiments.measure import frontier_runs as frontier
 from experiments.studies import collect
 from experiments.studies import countdown_tables
 
@@ -77,7 +77,7 @@ def test_every_method_asks_for_as_many_rewards_and_trains_on_as_many_responses()
   budgets = {(c.steps, c.data.prompts_per_step, c.sampling.group_size, c.replay.size) for c in trained}
   assert len(budgets) == 1 and budgets.pop()[-1] == 0
   assert len({len(config.points[method]) for method in config.methods if config[method].steps}) == 1
-  assert {row["split"] for row in demo.evaluation_rows(config.grpo)} == {"validation", "heldout"}
+  assert {row["split"] for row in build_data.evaluation_rows(config.grpo)} == {"validation", "heldout"}
 
 
 @pytest.mark.parametrize("name", ["offline_pairs", "offline_countdown"])
@@ -86,4 +86,4 @@ def test_an_offline_study_is_a_config_that_can_be_run(name):
   frontier.check(config)
   for method in config.methods:
     if config[method].steps:
-      offline_builders.objective(config[method])
+      build_objective.offline(config[method])

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from experiments import display
+from experiments.run import display
 
 METRICS = {
   "reward": 0.8123, "floor": 0.85, "dual/quality/multiplier": 3.25, "dual/kl/multiplier": 0.5, "entropy": 6.5,

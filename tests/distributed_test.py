@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-from experiments import distributed
+from experiments import plan
+from experiments.build import policy as build_policy
+from experiments.run import distributed
 from qempo_jax.errors import InputError
 from tests.metrics_file import timeless
 
@@ -119,9 +121,8 @@ def _worker(workdir: pathlib.Path, mode: str) -> None:
   import jax
   import numpy as np
 
-  from experiments import builders
+  from experiments import loop
   from experiments import train
-  from experiments.loops import saving
   from qempo_jax import sharding
   from qempo_jax.models import transformer
   from tests.loops import toy
@@ -130,23 +131,27 @@ def _worker(workdir: pathlib.Path, mode: str) -> None:
     mesh = sharding.make_mesh(tuple(config.compute.mesh))
     params = jax.tree.map(np.asarray, transformer.init(jax.random.key(0), toy.MODEL, stddev=0.3))
     params = sharding.place(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
-    return builders.Policy(toy.MODEL, params, toy.ToyTokenizer(), (toy.EOS,), mesh)
+    return plan.Policy(toy.MODEL, params, toy.ToyTokenizer(), (toy.EOS,), mesh)
 
-  class Faulty(saving.Saver):
+  class Faulty(loop.Saver):
     """Kills this process once the checkpoint of `DIES_AFTER` is on disk, or gives it a notice in its first step."""
 
-    def after_step(self, state, *rest):
-      if mode == "notice" and int(state.step) == 1:
+    def due(self, step):
+      if mode == "notice" and step == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-      super().after_step(state, *rest)
+      found = super().due(step)
       if mode in ("notice", "slow"):
         time.sleep(1)  # as a step may take: all processes are told meanwhile
-      if mode == "dies" and int(state.step) == DIES_AFTER:
+      return found
+
+    def save(self, state, step, *rest):
+      super().save(state, step, *rest)
+      if mode == "dies" and step == DIES_AFTER:
         self._checkpoints.wait()
         os.kill(os.getpid(), signal.SIGKILL)
 
-  builders.policy = policy
-  saving.Saver = Faulty
+  build_policy.policy = policy
+  loop.Saver = Faulty
   folder = workdir.parent / f"data_{jax.process_index()}"
   folder.mkdir(exist_ok=True)
   config = toy.config(folder)

@@ -4,22 +4,16 @@ import json
 
 import pytest
 
-from experiments import builders
 from experiments import cli
 from experiments import evaluate
-from experiments.loops import evaluation_results
-from experiments.loops import online
-from experiments.loops import sample_files
+from experiments.build import data as build_data
+from experiments.build import policy as build_policy
+from experiments.measure import results as results_lib
+from experiments.measure import sample_files
+from experiments.measure import samples_once
+from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 from tests.loops import toy
-
-
-class _Silent:
-  def note(self, text):
-    pass
-
-  def step(self, step, metrics):
-    pass
 
 
 @pytest.fixture
@@ -29,7 +23,7 @@ def config(tmp_path, monkeypatch):
   found.constraints.quality.bound = 0.4
   found.evaluation.samples_per_prompt, found.evaluation.prompts_per_batch = 8, 16
   found.evaluation.axes, found.evaluation.num_draws = ("lexical",), 50
-  monkeypatch.setattr(builders, "policy", lambda config: toy.policy())
+  monkeypatch.setattr(build_policy, "policy", lambda config: toy.policy())
   monkeypatch.setattr(cli, "load_config", lambda path: found)
   return found
 
@@ -46,10 +40,8 @@ def run(tmp_path):
 
 def test_a_trained_policy_and_its_reference_are_sampled_once_and_reported(config, run, tmp_path, capsys):
   workdir = tmp_path / "run"
-  from experiments import workdir as workdirs
-
   workdirs.open_workdir(workdir, config)
-  online.train(config, workdir, toy.policy(), _Silent())
+  toy.train(config, workdir)
   capsys.readouterr()
   found = run("--config.evaluation.num_draws=60")  # the run's other settings of evaluation don't stand in the way
   assert list(found["methods"]) == ["base", "qempo_kl"]
@@ -80,7 +72,7 @@ def test_a_checkpoint_is_no_matter_of_files(config, run, capsys):
 
 
 def test_files_of_bare_completions_are_scored_without_a_model(config, run, tmp_path, monkeypatch):
-  monkeypatch.setattr(builders, "policy", None)
+  monkeypatch.setattr(build_policy, "policy", None)
   folder = tmp_path / "run" / "samples"
   folder.mkdir(parents=True)
   texts = {"base": ["1 2", "1 2", "3"], "mine": ["1 2 3", "4", "5 4"]}
@@ -113,12 +105,12 @@ def _samples(folder, rows, name="mine"):
 
 
 def test_two_tasks_with_one_prompt_are_two_tasks(config, run, tmp_path, monkeypatch):
-  monkeypatch.setattr(builders, "policy", None)
+  monkeypatch.setattr(build_policy, "policy", None)
 
   def equal(prompts, completions, answer, **columns):
     return [float(pair[0] == pair[1]) for pair in zip(completions, answer)]
 
-  monkeypatch.setattr(builders, "reward", lambda config: equal)
+  monkeypatch.setattr(build_data, "reward", lambda config: equal)
   tasks = [{"prompt": prompt, "answer": answer} for prompt in toy.PROMPTS for answer in ("1", "2")]
   _samples(tmp_path / "run" / "samples", [task | {"completion": text} for task in tasks for text in ("1", "1", "2")])
   found = run("--config.evaluation.sample=False", "--config.evaluation.floor=0.5")
@@ -166,49 +158,49 @@ def test_mt_bench_prompts_are_read_and_the_temperature_pinned(config, tmp_path, 
   monkeypatch.setenv("SOMEWHERE", str(tmp_path))
   config.evaluation.prompts = "jsonl:$SOMEWHERE/mt_bench/question.jsonl"
   config.sampling.temperature = 0.7
-  rows = evaluate.evaluation_samples.prompt_rows(config)
+  rows = build_data.evaluation_prompts(config)
   assert [(row["prompt"], row["split"]) for row in rows] == [("Add 1 and 2.", "mt_bench")]
-  assert evaluate.evaluation_samples.settings(config).sampling.temperature == 1.0
+  assert samples_once.settings(config).sampling.temperature == 1.0
   monkeypatch.delenv("SOMEWHERE")
   with pytest.raises(InputError, match="environment variable"):
-    evaluate.evaluation_samples.prompt_rows(config)
+    build_data.evaluation_prompts(config)
 
 
 def test_prompts_are_the_splits_where_the_source_has_them(config, tmp_path, capsys):
-  rows = evaluate.evaluation_samples.prompt_rows(config)
+  rows = build_data.evaluation_prompts(config)
   assert (
     len(rows) == 16 and "those that are trained on" in capsys.readouterr().out
   )  # a file, and splits of another task
   config.evaluation.max_prompts = 3
-  assert len(evaluate.evaluation_samples.prompt_rows(config)) == 3
+  assert len(build_data.evaluation_prompts(config)) == 3
   (tmp_path / "held.jsonl").write_text('{"prompt": "p"}\n{"prompt": "q"}\n')
   config.evaluation.splits = (f"jsonl:{tmp_path / 'held.jsonl'}",)
-  assert [row["prompt"] for row in evaluate.evaluation_samples.prompt_rows(config)] == ["p", "q"]
+  assert [row["prompt"] for row in build_data.evaluation_prompts(config)] == ["p", "q"]
   config.data.source, config.evaluation.splits = "countdown", ("heldout",)
-  assert {row["split"] for row in evaluate.evaluation_samples.prompt_rows(config)} == {"heldout"}
+  assert {row["split"] for row in build_data.evaluation_prompts(config)} == {"heldout"}
   config.evaluation.temperature = 0.0
   with pytest.raises(InputError, match="temperature=0 must be positive"):
-    evaluate.evaluation_samples.settings(config)
+    samples_once.settings(config)
 
 
 def test_an_axis_without_its_tool_is_left_out_with_the_reason(config, monkeypatch):
   def fail():
     raise InputError("no network")
 
-  monkeypatch.setattr(evaluation_results.sentence_encoder, "load", fail)
+  monkeypatch.setattr(results_lib.sentence_encoder, "load", fail)
   config.evaluation.axes, config.evaluation.parser = ("semantic", "syntactic"), "absent_model"
-  embed, parse, left_out = evaluation_results.tools(config.evaluation)
+  embed, parse, left_out = results_lib.tools(config.evaluation)
   assert (
     embed is None and parse is None and left_out["semantic"] == "no network" and "absent_model" in left_out["syntactic"]
   )
   config.evaluation.axes = ("musical",)
   with pytest.raises(InputError, match="musical"):
-    evaluation_results.tools(config.evaluation)
+    results_lib.tools(config.evaluation)
 
 
 def test_the_floor_is_the_objectives_or_the_reference(config):
-  assert evaluation_results.floor_of(config) == ("absolute", 0.4)
+  assert results_lib.floor_of(config) == ("absolute", 0.4)
   config.constraints.quality.bound = None
-  assert evaluation_results.floor_of(config) == ("reference minus", 0.0)
+  assert results_lib.floor_of(config) == ("reference minus", 0.0)
   config.evaluation.floor, config.evaluation.floor_kind = 0.1, "reference quantile"
-  assert evaluation_results.floor_of(config) == ("reference quantile", 0.1)
+  assert results_lib.floor_of(config) == ("reference quantile", 0.1)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import builders
+from experiments import build
 from experiments import cli
 from experiments import export
-from experiments import workdir as workdirs
-from experiments.loops import runs
+from experiments import plan
+from experiments.build import policy as build_policy
+from experiments.run import checkpoints
+from experiments.run import workdir as workdirs
 from qempo_jax.models import conversion
 from qempo_jax.models import verify_export
 
@@ -35,7 +37,7 @@ def program(tmp_path, monkeypatch):
   config.write_text(CONFIG.format(source=str(FAMILY)))
   vocabulary = {str(index): index for index in range(60)}  # of the embedding's 64 rows
   stand_in = types.SimpleNamespace(get_vocab=lambda: vocabulary, eos_token_id=2, save_pretrained=lambda folder: None)
-  monkeypatch.setattr(builders.tokenization, "load_tokenizer", lambda source: stand_in)
+  monkeypatch.setattr(build_policy.tokenization, "load_tokenizer", lambda source: stand_in)
 
   def run(*arguments):
     cli.run(
@@ -55,13 +57,13 @@ def _train(workdir, *, lora_rank=0):
   """A workdir with a checkpoint whose parameters are not the model's own."""
   config = _config()
   config.lora.rank = lora_rank
-  policy = builders.policy(config)
+  policy = build_policy.policy(config)
   workdirs.open_workdir(workdir, config)
-  _, state, _ = runs.initial(config, policy)
+  state, _ = plan.initial(build.plan(config, policy, trains=False).first_state, policy.params, policy.mesh)
   moved = jax.tree.map(lambda leaf: leaf + 0.5, state.params)
-  checkpoints = runs.checkpoints(config, workdir)
-  checkpoints.save(state.replace(step=state.step + 3, params=moved), {})
-  checkpoints.close()
+  saved = build.saving(config).open(workdir)
+  saved.save(state.replace(step=state.step + 3, params=moved), {})
+  saved.close()
   return policy, moved
 
 
@@ -95,16 +97,16 @@ def _measured(workdir, qualities):
   """A run with a floor whose checkpoints were measured; parameters of STEP are the model's plus STEP."""
   config = _config()
   config.constraints.quality.bound = 0.5
-  policy = builders.policy(config)
+  policy = build_policy.policy(config)
   workdirs.open_workdir(workdir, config)
-  _, state, _ = runs.initial(config, policy)
+  state, _ = plan.initial(build.plan(config, policy, trains=False).first_state, policy.params, policy.mesh)
   config.checkpoint.keep = 9
-  checkpoints = runs.checkpoints(config, workdir)
+  saved = build.saving(config).open(workdir)
   for step, quality in qualities.items():
     moved = jax.tree.map(lambda leaf, step=step: leaf + step, state.params)
-    checkpoints.save(state.replace(step=state.step + step, params=moved), {}, quality)
-    checkpoints.wait()
-  checkpoints.close()
+    saved.save(state.replace(step=state.step + step, params=moved), {}, quality)
+    saved.wait()
+  saved.close()
   return policy
 
 
@@ -122,7 +124,8 @@ def test_the_checkpoint_that_was_asked_for_goes_out(program, tmp_path, capsys):
     (1, bounded, 1, "as asked"),
   ):
     notes = []
-    params, what = runs.trained_params(of_run, tmp_path / "run", policy, asked, note=notes.append)
+    found = build.plan(of_run, policy, trains=False), build.saving(of_run), tmp_path / "run"
+    params, what = checkpoints.trained_params(*found, asked, note=notes.append)
     np.testing.assert_allclose(params["embedding"], np.asarray(policy.params["embedding"]) + step, rtol=1e-6)
     assert (
       notes == [f"Checkpoint: step {step}, {why}; those there are 1, 2, 3"] and what == f"the policy after step {step}"
@@ -147,7 +150,8 @@ def test_a_checkpoint_that_is_not_there_is_one_line(program, tmp_path, capsys):
   assert "was measured, so none is best: --checkpoint=last, or a step of 1, 3" in line("--checkpoint=best")
   notes, config = [], _config()
   config.constraints.quality.bound = 0.5
-  runs.trained_params(config, tmp_path / "run", builders.policy(config), note=notes.append)
+  found = build.plan(config, build_policy.policy(config), trains=False), build.saving(config), tmp_path / "run"
+  checkpoints.trained_params(*found, note=notes.append)
   assert "step 3, the last (none was measured)" in notes[0]
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import builders
+from experiments import build
 from experiments import cli
 from experiments import feasibility as verb
-from experiments.loops import feasibility
-from experiments.loops import feasibility_tables
-from experiments.loops import forecast
+from experiments import samples
+from experiments.build import policy as build_policy
+from experiments.measure import feasibility_tables
+from experiments.measure import forecast
 from qempo_jax import exact
 from qempo_jax import methods
 from qempo_jax.errors import InputError
@@ -48,7 +49,7 @@ def config(tmp_path):
 @pytest.fixture
 def run(config, tmp_path, monkeypatch, capsys):
   """Runs the verb as the command line does; returns feasibility.json, with what was printed."""
-  monkeypatch.setattr(builders, "policy", lambda config: toy.policy())
+  monkeypatch.setattr(build_policy, "policy", lambda config: toy.policy())
   config_path = tmp_path / "config.py"
   config_path.write_text("")
   monkeypatch.setattr(cli, "load_config", lambda path: config)
@@ -154,7 +155,7 @@ def test_an_infeasible_budget_is_one_line_with_the_least_kl_and_exit_code_2(run,
 
 
 def test_dry_run_samples_nothing(run, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(feasibility, "measure", None)
+  monkeypatch.setattr(samples.GroupSampler, "__call__", None)
   with pytest.raises(FileNotFoundError):
     run("--dry_run")
   assert "1024 samples of each of 2 prompts" in capsys.readouterr().out
@@ -183,7 +184,7 @@ def test_a_demo_config_is_turned_away(tmp_path):
 
 
 def test_the_measured_groups_are_distinct_and_scored_under_the_reference(config):
-  found = feasibility.measure(config, toy.policy(), num_prompts=None, batch=2, group_size=64, rounds=3)
+  found = build.reference(config, toy.policy()).measure(num_prompts=None, batch=2, group_size=64, rounds=3)
   assert found.rewards.shape == found.log_probs.shape == (2, 192)
   for block in (slice(0, 64), slice(64, 128)):
     assert (found.log_probs[:, block] != found.log_probs[:, 128:]).any(axis=1).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import builders
+from experiments.build import policy as build_policy
 from qempo_jax import meshes
 from qempo_jax.errors import InputError
 
@@ -86,8 +86,8 @@ def test_slices_of_one_process_are_refused():
 def test_the_config_gives_the_mesh_and_its_rows_must_fit():
   config = base.get_config()
   config.compute.mesh = (1, 2, 1, -1)
-  mesh = builders.mesh(config)
+  mesh = build_policy.mesh(config)
   assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 1, "sequence": 4} and mesh.size == jax.device_count()
   config.compute.bucket = 66
   with pytest.raises(InputError, match="compute.bucket a multiple of 4"):
-    builders.mesh(config)
+    build_policy.mesh(config)

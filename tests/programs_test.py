@@ -14,12 +14,10 @@ import jax
 from ml_collections import ConfigDict
 import pytest
 
-from experiments import builders
+from experiments import build
 from experiments import cli
 from experiments import compile_check
-from experiments import compile_programs
 from experiments import demo
-from experiments import dry_run
 from experiments import evaluate
 from experiments import export
 from experiments import feasibility
@@ -27,6 +25,10 @@ from experiments import inspect_data
 from experiments import make_pairs
 from experiments import train
 from experiments import train_sentiment
+from experiments.build import data as build_data
+from experiments.build import policy as build_policy
+from experiments.compile import dry_run
+from experiments.compile import programs
 from tests.loops import toy
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -87,7 +89,7 @@ def test_bad_input_is_one_line_and_exit_code_2(call, verb, tmp_path):
 def config(tmp_path, monkeypatch):
   """The toy's config and model for whatever asks for one."""
   found = toy.config(tmp_path)
-  monkeypatch.setattr(builders, "policy", lambda config: _policy())
+  monkeypatch.setattr(build_policy, "policy", lambda config: _policy())
   monkeypatch.setattr(cli, "load_config", lambda path: found)
   return found
 
@@ -145,9 +147,9 @@ def test_a_dry_run_of_the_demo(dry, config, tmp_path, monkeypatch):
 
 
 def test_a_dry_run_of_inspection(dry, config, monkeypatch):
-  monkeypatch.setattr(inspect_data, "load", lambda *args: _no_examples())
+  monkeypatch.setattr(build_data, "examples", lambda *args: _no_examples())
   monkeypatch.setattr(inspect_data.tokenization, "load_tokenizer", lambda source: toy.ToyTokenizer())
-  monkeypatch.setattr(inspect_data.demo_model, "demo_model_path", lambda: "")
+  monkeypatch.setattr(build_policy, "source", lambda config: "")
   monkeypatch.setattr(inspect_data.inspection, "summarise", lambda *args, **kwargs: _Summary())
   monkeypatch.setattr(inspect_data, "padding", lambda *args: 0.25)
   out = dry(inspect_data)
@@ -165,8 +167,8 @@ def _no_examples():
 
 def test_memory_counts_each_part_once(config):
   policy = _policy()
-  programs = compile_programs.of_policy(config, policy)
-  parts = dry_run.memory(config, policy, programs)
+  plan = build.plan(config, policy)
+  parts = dry_run.memory(plan, programs.of_plan(plan))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.params))
   assert parts["trained parameters"] == parts["reference"] == parts["gradients"] == size
   assert 2 * size <= parts["optimizer"] <= 2 * size + 64  # two moments, and a few scalars
@@ -204,7 +206,7 @@ def test_a_failure_exits_1_with_its_traceback(tmp_path):
   command = [sys.executable, "-m", "experiments.inspect_data", f"--config={broken}"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
-  program = "from experiments import inspect_data, cli; inspect_data.load = None; cli.run(inspect_data.main, description='', example='')"
+  program = "from experiments import inspect_data, cli; inspect_data.padding = None; cli.run(inspect_data.main, description='', example='')"
   done = subprocess.run(
     [sys.executable, "-c", program, "--config=configs/offline_dpo.py", "--workdir=w"],
     cwd=ROOT,

@@ -6,14 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import builders
-from experiments.loops import offline
-from experiments.loops import online
+from experiments import build
+from experiments import loop
+from experiments.build import policy as build_policy
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from tests.loops import killed_runs
 from tests.loops import toy
-from tests.loops.online_exact_test import Silent
 
 
 def _policy():
@@ -29,9 +28,11 @@ def _run(folder, memory, loss, policy):
   config.data.prompts_per_step = config.offline.pairs_per_step = 4
   if loss:
     config.replay.size, config.offline.pairs, config.offline.measure_every = 0, "sampled", 1
-  policy = builders.with_reference_in_its_place(config, policy)
-  assert jax.tree.leaves(policy.params)[0].sharding.memory_kind == {"host": "pinned_host", "device": "device"}[memory]
-  state = (offline if loss else online).train(config, folder, policy, Silent())
+  run = build.run(config, policy, check=False)
+  assert (
+    jax.tree.leaves(run.policy.params)[0].sharding.memory_kind == {"host": "pinned_host", "device": "device"}[memory]
+  )
+  state = loop.train(run, folder, toy.Silent())
   assert jax.tree.leaves(state.params)[0].sharding.memory_kind == "device"
   return jax.device_get(state.params), killed_runs.metrics(folder)
 
@@ -55,11 +56,11 @@ def test_a_platform_without_such_memory_says_so(tmp_path):
   config.compute.reference_memory = "host"
   with mock.patch.object(sharding, "HOST", "absent_host"):
     with pytest.raises(InputError, match="reference_memory=host needs absent_host memory, and this cpu has device"):
-      builders.with_reference_in_its_place(config, toy.policy())
+      build_policy.with_reference_in_its_place(config, toy.policy())
 
 
 def test_adapters_keep_their_reference(tmp_path):
   config = toy.config(tmp_path)
   config.compute.reference_memory, config.lora.rank = "host", 2
   with pytest.raises(InputError, match="reference_memory=host with lora.rank"):
-    builders.with_reference_in_its_place(config, toy.policy())
+    build_policy.with_reference_in_its_place(config, toy.policy())

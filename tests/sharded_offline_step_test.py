@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import builders
-from experiments import offline_builders
-from experiments.loops import offline
+from experiments import build
+from experiments import plan
+from experiments.batches import pairs
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data.pair_tokens import PairTokens
@@ -28,8 +28,8 @@ def _responses(rng, count, group_size):
 
 def _pair_batch(rng, group_size, per_row):
   prompts = [[int(token) for token in rng.integers(1, 48, 3)] for _ in range(16)]
-  pairs = PairTokens([{}] * 16, prompts, _responses(rng, 16, group_size), 0, 0)
-  packed, mask = pack_pairs(pairs, range(16), bucket=16, max_length=4, per_row=per_row)
+  found = PairTokens([{}] * 16, prompts, _responses(rng, 16, group_size), 0, 0)
+  packed, mask = pack_pairs(found, range(16), bucket=16, max_length=4, per_row=per_row)
   return offline_step.PairBatch(packed, mask, -rng.exponential(8.0, (16, group_size)).astype(np.float32))
 
 
@@ -56,18 +56,15 @@ def _both_steps(tmp_path, mesh, loss, group_size, per_row=1):
   config.offline.pairs_per_step = 16
   params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
-  policy = builders.Policy(MODEL, params, toy.ToyTokenizer(), (0,), mesh)
-  optimizers = builders.optimizer_pair(config)
-  state = builders.initial_state(config, params, optimizers)
-  shardings = sharding.tree_shardings(state, mesh)
-  state = jax.device_put(state, shardings)
-  arguments = (config, policy, offline_builders.objective(config), optimizers, shardings)
+  policy = plan.Policy(MODEL, params, toy.ToyTokenizer(), (0,), mesh)
+  of_run = build.plan(config, policy)
+  state, shardings = plan.initial(of_run.first_state, params, mesh)
   rng = np.random.default_rng(0)
   groups, stats = _groups(rng)
   with donation.checked(state):
-    between, measured = offline.compile_dual_step(*arguments)(state, params, groups, stats)
+    between, measured = pairs.compile_dual_step(of_run, shardings)(state, params, groups, stats)
   with donation.checked(between):
-    state, metrics = offline.compile_step(*arguments)(between, _pair_batch(rng, group_size, per_row), None)
+    state, metrics = pairs.compile_step(of_run, shardings)(between, _pair_batch(rng, group_size, per_row), None)
   return state, metrics | measured
 
 

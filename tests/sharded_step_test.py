@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import builders
-from experiments.loops import online
-from experiments.loops import sampling
+from experiments import build
+from experiments import plan
+from experiments import samples as sampling
+from experiments.batches import groups
+from experiments.build import policy as build_policy
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import transformer
@@ -29,20 +31,19 @@ def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1):
   config.sampling.group_size = 4
   params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
-  policy = builders.Policy(dataclasses.replace(MODEL, compute_dtype=dtype), params, toy.ToyTokenizer(), (0,), mesh)
+  policy = plan.Policy(dataclasses.replace(MODEL, compute_dtype=dtype), params, toy.ToyTokenizer(), (0,), mesh)
   rng = np.random.default_rng(0)
   responses = [[rng.integers(1, 48, rng.integers(1, 5)) for _ in range(4)] for _ in range(16)]
   prompts = [[int(t) for t in rng.integers(1, 48, 3)] for _ in range(16)]
   rollout = sampling.Rollout(None, None, None, None, np.zeros((16, 4), bool))
   samples = sampling.Samples([{"prompt": str(i)} for i in range(16)], prompts, responses, None, rollout)
-  batch = online.Replay(config).make_batch(samples, {"reward": rng.random((16, 4)).astype(np.float32)}, rng)
+  of_run = build.plan(config, policy)
+  replay = groups.Replay(of_run, min_reward=config.replay.min_reward, key=config.replay.key, rows=samples.rows)
+  batch = replay.make_batch(samples, {"reward": rng.random((16, 4)).astype(np.float32)}, rng)
 
-  optimizers = builders.optimizer_pair(config)
-  state = builders.initial_state(config, params, optimizers)
-  shardings = sharding.tree_shardings(state, mesh)
-  state = jax.device_put(state, shardings)
+  state, shardings = plan.initial(of_run.first_state, params, mesh)
   with donation.checked(state):
-    return online.compile_step(config, policy, optimizers, shardings)(state, params, batch)
+    return groups.compile_step(of_run, shardings)(state, params, batch)
 
 
 @functools.cache
@@ -115,6 +116,6 @@ def test_impossible_mesh_is_refused():
 def test_rows_that_the_mesh_cannot_share_are_refused(tmp_path):
   config = toy.config(tmp_path)
   config.compute.micro_batches = 4
-  assert builders.micro_batches(config, 16, sharding.make_mesh((2, 2, 2))) == 4
+  assert build_policy.micro_batches(config, 16, sharding.make_mesh((2, 2, 2))) == 4
   with pytest.raises(InputError, match="leave 4 for data x fsdp = 8 .* a multiple of 32"):
-    builders.micro_batches(config, 16, sharding.make_mesh((2, 4, 1)))
+    build_policy.micro_batches(config, 16, sharding.make_mesh((2, 4, 1)))

@@ -12,9 +12,9 @@ from ml_collections.config_dict import placeholder
 import pytest
 
 from configs import base
-from experiments.workdir import check_workdir
-from experiments.workdir import open_workdir
-from experiments.workdir import write_atomically
+from experiments.run.workdir import check_workdir
+from experiments.run.workdir import open_workdir
+from experiments.run.workdir import write_atomically
 from qempo_jax.errors import InputError
 
 
@@ -149,7 +149,7 @@ HOLDER = """
 import os, sys, time
 from tests.workdir_test import make_config
 from configs import base
-from experiments.workdir import open_workdir
+from experiments.run.workdir import open_workdir
 open_workdir(sys.argv[1], make_config())
 if child := os.fork():
   print(os.getpid(), child, flush=True)

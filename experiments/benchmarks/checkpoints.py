@@ -13,14 +13,10 @@ import statistics
 import time
 
 import jax
-import numpy as np
 
-from experiments import builders
+from experiments import build
 from experiments import cli
-from experiments.loops import online
-from experiments.loops import runs
-from experiments.loops import sampling
-from qempo_jax import sharding
+from experiments import plan as plans
 from qempo_jax.train.checkpoint import Checkpoints
 
 ROUNDS = 3
@@ -32,21 +28,13 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   config = config.qempo_kl if "qempo_kl" in config else config
   if dry_run:
     return
-  policy = builders.policy(config)
-  optimizers, state, shardings = runs.initial(config, policy)
-  sample = sampling.GroupSampler(policy, config, builders.training_rows(config))
-  step, replay = online.compile_step(config, policy, optimizers, shardings), online.Replay(config)
-  reward, as_policy = builders.reward(config), builders.as_policy(config)
-  split = runs.split(policy.mesh, config.data.prompts_per_step)
+  run = build.run(config, check=False)
+  state, shardings = plans.initial(run.first_state, run.policy.params, run.policy.mesh)
+  run.batches.compile(shardings)
 
   def advance(state):
     started, index = time.monotonic(), int(state.step)
-    rows = sample.rows[: config.data.prompts_per_step]
-    rng = jax.random.fold_in(state.rng, index)
-    samples = sample(as_policy(state.params, policy.params), rows, rng, config.sampling.group_size)
-    rewards = sampling.group_scores(reward, samples)
-    batch = replay.make_batch(samples, rewards, np.random.default_rng(index))
-    state, metrics = step(state, policy.params, sharding.place(batch, split))
+    state, metrics, _ = run.batches(state, index)
     jax.block_until_ready((state, metrics))
     return state, time.monotonic() - started
 
@@ -72,7 +60,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   jax.block_until_ready(checkpoints.restore(state)[0].params)
   restore = time.monotonic() - started
   started = time.monotonic()
-  shapes = runs.trained_shapes(config, policy)
+  shapes = build.plan(config, run.policy).abstract_state().params
   jax.block_until_ready(checkpoints.restore_params(shapes)[0])
   params_only = time.monotonic() - started
   checkpoints.close()

@@ -9,8 +9,10 @@ import time
 
 import jax
 
+from experiments import build
 from experiments import cli
-from experiments import compile_programs
+from experiments.build import policy as build_policy
+from experiments.compile import programs
 
 
 def main() -> None:
@@ -21,7 +23,7 @@ def main() -> None:
   jax.config.update("jax_enable_compilation_cache", False)
   runs = {name: whole[name] for name in whole if hasattr(whole[name], "compute")} or {"": whole}
   for name, config in runs.items():
-    for program in compile_programs.programs(config, jax.devices()[:1]):
+    for program in programs.of_plan(build.plan(config, build_policy.abstract_policy(config, jax.devices()[:1]))):
       started = time.monotonic()
       lowered = program.jitted.lower(*program.arguments, **program.options)
       traced = time.monotonic()

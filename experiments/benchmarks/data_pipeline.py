@@ -8,18 +8,15 @@ Times are CPU seconds of all threads, so that other work on the machine does not
 model. What the input must keep ahead of is STEP_SECONDS.
 """
 
-import itertools
 import pathlib
 import time
 
 from experiments import cli
-from experiments import inspect_data
-from experiments import packed_pairs
+from experiments.build import data as build_data
+from experiments.build import policy as build_policy
 from qempo_jax.data import pair_tokens
-from qempo_jax.data import pipeline
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
-from qempo_jax.models import demo_model
 
 # Seconds of one training step of the demo (online, 4 prompts of 32 samples) on two CPU cores.
 STEP_SECONDS = 2.6
@@ -27,35 +24,29 @@ BATCHES = 200
 
 
 def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
-  """Times reading, tokenising and packing, each apart, then batches as a run gets them; in CPU seconds of all threads."""
+  """Times reading, tokenising and packing, each apart; in CPU seconds of all threads."""
   del workdir, dry_run
-  source = str(demo_model.demo_model_path()) if config.model.source == "demo" else config.model.source
-  tokenizer = tokenization.load_tokenizer(source)
+  tokenizer = tokenization.load_tokenizer(build_policy.source(config))
   seconds = {}
   started = time.process_time()
-  examples, line = inspect_data.load(config)
+  examples, line = build_data.examples(config)
   seconds["read"] = time.process_time() - started
-  print(f"{config.data.source}: {line}")
+  print(line)
   if examples[0].chosen is None:
     raise InputError("this benchmark needs pairs or completions: set offline.loss and offline.pairs=source")
   started = time.process_time()
   responses = 1 if examples[0].rejected is None else 2
-  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **packed_pairs.limits(config))
+  pairs = pair_tokens.encode_pairs(tokenizer, examples, responses=responses, **build_data.limits(config))
   seconds["tokenise"] = time.process_time() - started
-  size = config.offline.pairs_per_step
-  batch = packed_pairs.PackedPairs(config, pairs)
+  batch, size = build_data.pair_rows(config, pairs)[0], config.offline.pairs_per_step
   started = time.process_time()
   shares = [pair_tokens.padding_share(batch(step)[0]) for step in range(BATCHES)]
   packing = (time.process_time() - started) / BATCHES
-  ahead = pipeline.Prefetched(batch, steps=BATCHES)
-  started = time.process_time()
-  count = sum(1 for _ in itertools.islice(ahead, BATCHES))
-  prefetched = (time.process_time() - started) / count
   each = (seconds["read"] + seconds["tokenise"]) / len(examples) * size + packing
   print(
     f"read {len(examples) / seconds['read']:,.0f} rows/s; tokenise {len(examples) / seconds['tokenise']:,.0f} rows/s"
   )
-  print(f"pack {1 / packing:,.0f} batches/s of {size} pairs; by threads ahead of the step {1 / prefetched:,.0f}")
+  print(f"pack {1 / packing:,.0f} batches/s of {size} pairs")
   print(f"padding {sum(shares) / BATCHES:.1%} with data.length_window={config.data.length_window}")
   print(f"all of it, read and tokenised afresh for each batch: {each * 1e3:.1f} ms a batch")
   print(
@@ -66,7 +57,7 @@ def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
 if __name__ == "__main__":
   cli.run(
     main,
-    description="Times the input: reading, tokenising, packing, and batches ahead of the step.",
+    description="Times the input: reading, tokenising, packing.",
     example="python -m experiments.benchmarks.data_pipeline --config=configs/offline_dpo.py --config.offline.pairs=source",
     needs_workdir=False,
   )

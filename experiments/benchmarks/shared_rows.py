@@ -13,14 +13,13 @@ import time
 
 import jax
 
-from experiments import builders
+from experiments import build
 from experiments import cli
-from experiments import offline_builders
+from experiments import plan as plans
+from experiments.batches import pairs
 from experiments.benchmarks.bench import machine
-from experiments.loops import offline
-from experiments.loops import pairs
-from experiments.loops import runs
-from qempo_jax import sharding
+from experiments.build import data as build_data
+from experiments.build import policy as build_policy
 from qempo_jax.data import pair_tokens
 from qempo_jax.errors import InputError
 
@@ -29,24 +28,22 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Times `config.steps` batches both ways, prints a line for each, and writes all of it down."""
   if config.offline.pairs_per_row < 2:
     raise InputError("one pair a row is what this compares with: set config.offline.pairs_per_row, such as 4")
-  policy = builders.policy(config)
-  found = pairs.load(config, policy, workdir)
   if dry_run:
     return
-  encoded = pairs.encode(config, policy, found)
-  batches = {}
+  policy = build_policy.policy(config)
+  encoded = build_data.encoded(config, policy, build_data.pairs(config, policy.tokenizer))
+  plan, batches = build.plan(config, policy), {}
   for per_row in (1, config.offline.pairs_per_row):
-    config.offline.pairs_per_row = per_row
-    batches[per_row] = pairs.Batches(config, policy, encoded)
-  optimizers, state, shardings = runs.initial(config, policy)
-  step = offline.compile_step(config, policy, offline_builders.objective(config), optimizers, shardings)
-  frozen = policy.params if builders.lora_config(config) else None
+    planned = plan._replace(pairs=plan.pairs._replace(per_row=per_row, measure_every=0))
+    batches[per_row] = pairs.Pairs(planned, encoded, encode=None, measure=None, cached=False, chosen_fall=0.0)
+    batches[per_row].prepare(workdir, print)
+  state, shardings = plans.initial(plan.first_state, policy.params, policy.mesh)
+  step, frozen = pairs.compile_step(plan, shardings), policy.params if plan.adapters else None
   seconds, padding = {per_row: [] for per_row in batches}, {per_row: [] for per_row in batches}
   for timed in (False, True):
-    for index in range(config.steps):
+    for index in range(plan.steps):
       for per_row, made in batches.items():
-        batch = made(index)
-        placed = sharding.place(batch, runs.split(policy.mesh, config.offline.pairs_per_step))
+        batch, placed = made.make(index)
         started = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, placed, frozen))
         if timed:

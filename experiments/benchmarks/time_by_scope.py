@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from experiments import builders
-from experiments import offline_builders
+from experiments import build
+from experiments import plan as plans
+from experiments.batches import pairs
 from experiments.benchmarks.bench import machine
-from experiments.loops import offline
-from experiments.loops import runs
+from experiments.build import policy as build_policy
 from qempo_jax import packing
 from qempo_jax.errors import InputError
 from qempo_jax.sampling import sampler
@@ -113,8 +113,9 @@ def _score(policy):
 
 
 def _train(policy, config):
-  optimizers, state, shardings = runs.initial(config, policy)
-  step = offline.compile_step(config, policy, offline_builders.objective(config), optimizers, shardings)
+  plan = build.plan(config, policy)
+  state, shardings = plans.initial(plan.first_state, policy.params, policy.mesh)
+  step = pairs.compile_step(plan, shardings)
   packed, mask = _pairs(policy)
   return step, (state, offline_step.PairBatch(packed, mask, np.zeros((4, 2), np.float32)), None)
 
@@ -132,7 +133,7 @@ def main() -> None:
   found = {}
   makers = {"sample": _sample, "score": _score, "train": lambda policy: _train(policy, config)}
   for name in args.programs:
-    run, inputs = makers[name](builders.policy(config))
+    run, inputs = makers[name](build_policy.policy(config))
     seconds, wall = by_scope(run, *inputs)
     found[name] = {"seconds": wall, "by_scope": seconds}
     print(f"{name}: {wall:.2f} s")

@@ -35,9 +35,8 @@ def qempo_kl(model, train_example, algo_config, pad_id, eos_id, **_):
   groups = tunix_model.as_groups(e, algo_config.num_generations)
   log_p, no_entropies = log_p.reshape(groups.mask.shape), jnp.zeros(groups.mask.shape)  # this method reads none
   prices = qj.methods.Prices(method.entropy_weight, e.multipliers)
-  one = lambda stats, group: qj.group_loss(
-    stats, group, prices, tunix_model.constraints(None), method, replay_weight=0.0
-  )
+  given = prices, tunix_model.constraints(None), method
+  one = lambda stats, group: qj.group_loss(stats, group, *given, replay_weight=0.0)
   kl = jnp.mean(jnp.sum(log_p, -1) - groups.ref_log_probs)
   return jnp.mean(jax.vmap(one)(qj.token_stats.TokenStats(log_p, no_entropies), groups)), {"kl": kl, "pg_clipfrac": 0.0}
 

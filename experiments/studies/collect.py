@@ -13,8 +13,8 @@ import sys
 import numpy as np
 
 from configs import base
-from experiments import workdir as workdirs
-from experiments.loops import metrics_file
+from experiments.run import metrics_file
+from experiments.run import workdir as workdirs
 from qempo_jax.evaluation import diversity_metrics
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import lexical

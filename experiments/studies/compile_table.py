@@ -22,7 +22,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 from configs.paper import models
 from experiments import cli
 from experiments import compile_check
-from experiments.workdir import write_atomically
+from experiments.run.workdir import write_atomically
 from qempo_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]

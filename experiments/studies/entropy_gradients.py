@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from configs import frontier_toy
-from experiments.loops import enumerable
+from experiments.measure import enumerable
 from qempo_jax import exact
 from qempo_jax.evaluation import intervals
 

@@ -12,11 +12,11 @@ import json
 import jax
 import numpy as np
 
-from experiments import builders
 from experiments import cli
-from experiments import workdir as workdirs
-from experiments.demo import evaluation_rows
-from experiments.loops import sampling
+from experiments import samples
+from experiments.build import data as build_data
+from experiments.build import policy as build_policy
+from experiments.run import workdir as workdirs
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.rewards import open_list
@@ -28,12 +28,12 @@ DRAWS = 2000
 def main(config, workdir, dry_run):
   """Scores every acceptable string under the reference and writes optima.json."""
   shared = config.qempo_kl
-  policy = builders.policy(shared)
+  policy = build_policy.policy(shared)
   if dry_run:
     return
   workdir = workdirs.open_workdir(workdir, config)
-  rows = evaluation_rows(shared)
-  encoded = sampling.GroupSampler(policy, shared, rows)
+  rows = build_data.evaluation_rows(shared)
+  encoded = samples.GroupSampler(policy, build_data.sampling(shared), rows)
   found = [optima_of(row, policy, shared, encoded.encode(row)) for row in encoded.rows]
   for split in dict.fromkeys(row["split"] for row in found):
     here = [row for row in found if row["split"] == split]

@@ -156,3 +156,8 @@ def _as_number(value) -> float:
 def _filled(entry, name) -> bool:
   value = entry.get(name)
   return not examples.is_empty(value) and not (isinstance(value, str) and not value.strip())
+
+
+def fingerprint(rows) -> str:
+  """SHA-256 over rows of JSON-able columns."""
+  return hashlib.sha256(json.dumps(list(rows), sort_keys=True, default=str).encode()).hexdigest()

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.loops import pairs as loop_pairs
+from experiments import build
+from experiments.batches import pairs
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import reference_cache
 from qempo_jax.errors import InputError
@@ -108,14 +109,19 @@ def test_a_run_scores_the_reference_once_and_a_second_run_reads_it(tmp_path, mon
   config = toy.config(tmp_path)
   config.offline.loss, config.offline.pairs_per_step, config.steps = "dpo", 2, 3
   policy = toy.policy()._replace(tokenizer=_Tokenizer())
-  pairs = pair_tokens.PairTokens([{}] * 5, [[1, 2]] * 5, [((i, 0), (3, i, 0)) for i in range(1, 6)], 0, 0)
-  plain = loop_pairs.Batches(config, policy, pairs)
-  config.offline.reference_cache = True
-  first = loop_pairs.Batches(config, policy, pairs)
-  monkeypatch.setattr(loop_pairs.Batches, "_score", lambda *_: pytest.fail("scored the reference again"))
-  second = loop_pairs.Batches(config, policy, pairs)
+  examples = pair_tokens.PairTokens([{}] * 5, [[1, 2]] * 5, [((i, 0), (3, i, 0)) for i in range(1, 6)], 0, 0)
+
+  def prepared(cached):
+    of_run = build.plan(config, policy)
+    made = pairs.Pairs(of_run, examples, encode=None, measure=None, cached=cached, chosen_fall=0.0)
+    made.prepare(tmp_path, print)
+    return made
+
+  plain, first = prepared(cached=False), prepared(cached=True)
+  monkeypatch.setattr(pairs.Pairs, "_score", lambda *_: pytest.fail("scored the reference again"))
+  second = prepared(cached=True)
   for step in range(3):
-    values = [np.asarray(batches(step).ref_log_probs) for batches in (plain, first, second)]
+    values = [np.asarray(batches.make(step)[0].ref_log_probs) for batches in (plain, first, second)]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
     np.testing.assert_array_equal(values[1], values[2])
   assert [line.split(":")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == [

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import compilations
-from experiments.loops import offline
-from experiments.loops import online
+from experiments.run import compilations
 from tests.loops import offline_toy
 from tests.loops import toy
 
@@ -35,7 +33,7 @@ def test_online_steps_compile_nothing_after_the_first_though_lengths_vary(tmp_pa
   config = toy.config(tmp_path)
   config.steps, config.compute.bucket, config.sampling.group_size, config.data.prompts_per_step = 5, 64, 4, 4
   config.constraints.quality.bound = 0.6
-  online.train(config, tmp_path, toy.policy(), offline_toy.Recorder())
+  toy.train(config, tmp_path, toy.policy(), offline_toy.Recorder())
   rows = _rows(tmp_path)
   assert len({row["length"] for row in rows}) > 2
   assert rows[0]["compilations"] > 0
@@ -46,7 +44,7 @@ def test_online_steps_compile_nothing_after_the_first_though_lengths_vary(tmp_pa
 def test_offline_steps_compile_nothing_after_the_first_measurement(tmp_path):
   config = offline_toy.config(tmp_path, count=64, scale=2.0)
   config.steps, config.offline.measure_every, config.compute.bucket = 6, 2, 128
-  offline.train(config, tmp_path, toy.policy(), offline_toy.Recorder())
+  toy.train(config, tmp_path, toy.policy(), offline_toy.Recorder())
   rows = _rows(tmp_path)
   assert rows[0]["compilations"] > 0
   assert [row["compilations"] for row in rows[3:]] == [0, 0, 0]

@@ -7,13 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.loops import draws
-from experiments.loops import online
-from experiments.loops import runs
+from experiments import build
+from experiments.batches import draws
+from experiments.batches import groups
 from qempo_jax.errors import InputError
 from tests.loops import killed_runs
 from tests.loops import toy
-from tests.loops.online_exact_test import Silent
 
 STEPS = 6
 
@@ -22,7 +21,7 @@ def _run(folder, *, stale=1, every=-1):
   folder.mkdir(exist_ok=True)
   config = killed_runs.config(folder, STEPS)
   config.sampling.stale_steps, config.checkpoint.every = stale, every
-  state = online.train(config, folder, toy.policy(), Silent())
+  state = toy.train(config, folder)
   raw = state.replace(rng=jax.random.key_data(state.rng))
   return jax.device_get(raw), killed_runs.metrics(folder)
 
@@ -49,7 +48,7 @@ def test_a_stale_run_repeats_itself_and_says_how_stale(tmp_path, stale):
 
 @pytest.mark.parametrize("dies_at", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_stale_run_resumes_bit_by_bit(tmp_path, monkeypatch, stale, dies_at):
-  calls, make_batch = [], online.Replay.make_batch
+  calls, make_batch = [], groups.Replay.make_batch
 
   def dying(self, *args):
     calls.append(1)
@@ -58,7 +57,7 @@ def test_a_stale_run_resumes_bit_by_bit(tmp_path, monkeypatch, stale, dies_at):
     return make_batch(self, *args)
 
   with monkeypatch.context() as patch:
-    patch.setattr(online.Replay, "make_batch", dying)
+    patch.setattr(groups.Replay, "make_batch", dying)
     with pytest.raises(KeyboardInterrupt):
       _run(tmp_path / "cut", every=dies_at)
   drawn, draw = [], draws.Draws._draw
@@ -77,7 +76,7 @@ def _until(true, seconds):
 @pytest.mark.parametrize(("stale", "patience"), [(1, 60), pytest.param(0, 0.3, marks=pytest.mark.slow)])
 def test_rewards_are_computed_beside_the_update_before_theirs(tmp_path, monkeypatch, stale, patience):
   """Every update waits for the next batch's scoring to begin, and that scoring for the update."""
-  begun, updates, beside, compile_step = [], [], [], online.compile_step
+  begun, updates, beside, compile_step = [], [], [], groups.compile_step
 
   def slow_reward(prompts, completions, **columns):
     begun.append(len(updates))
@@ -96,12 +95,12 @@ def test_rewards_are_computed_beside_the_update_before_theirs(tmp_path, monkeypa
 
     return patient
 
-  monkeypatch.setattr(online, "compile_step", compiled)
+  monkeypatch.setattr(groups, "compile_step", compiled)
   monkeypatch.setattr(toy, "slow_reward", slow_reward, raising=False)
   config = killed_runs.config(tmp_path, STEPS)
   config.sampling.stale_steps, config.checkpoint.every = stale, -1
   config.reward.function = "tests.loops.toy.slow_reward"
-  online.train(config, tmp_path, toy.policy(), Silent())
+  toy.train(config, tmp_path)
   assert beside == [bool(stale)] * (STEPS - 1)
 
 
@@ -114,7 +113,7 @@ def test_a_mistake_in_the_thread_is_the_runs(tmp_path):
   config = killed_runs.config(tmp_path, STEPS)
   config.sampling.stale_steps, config.reward.function = 1, "tests.loops.draws_test.failing_reward"
   with pytest.raises(InputError, match="raised ValueError"):
-    online.train(config, tmp_path, toy.policy(), Silent())
+    toy.train(config, tmp_path)
   assert not [thread for thread in threading.enumerate() if thread.name.startswith("rewards")]
 
 
@@ -122,4 +121,4 @@ def test_two_steps_of_staleness_are_refused(tmp_path):
   config = killed_runs.config(tmp_path, STEPS)
   config.sampling.stale_steps = 2
   with pytest.raises(InputError, match="sampling.stale_steps=2 is not one of 0, 1"):
-    online.compile_step(config, toy.policy(), *runs.initial(config, toy.policy())[::2])
+    build.run(config, toy.policy())

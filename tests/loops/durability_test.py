@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,15 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import build
 from experiments import evaluate
-from experiments.loops import metrics_file
-from experiments.loops import online
-from experiments.loops import preemption
-from experiments.loops import runs
-from experiments.loops import saving
+from experiments import plan as plans
+from experiments.batches import groups
+from experiments.build import constraints as build_constraints
+from experiments.run import metrics_file
+from experiments.run import metrics_log
+from experiments.run import preemption
+from experiments.run import saving
 from qempo_jax.errors import InputError
 from qempo_jax.train import checkpoint
 from qempo_jax.train import state as train_state
@@ -34,7 +36,7 @@ def _run(folder, **changes):
     group, name = key.split("__")
     config[group][name] = value
   recorder = offline_toy.Recorder()
-  return online.train(config, folder, toy.policy(), recorder), recorder
+  return toy.train(config, folder, toy.policy(), recorder), recorder
 
 
 def _raw(state):
@@ -51,14 +53,14 @@ def whole(tmp_path_factory):
 
 def _break(monkeypatch, steps, what):
   """At these calls of the loop's `make_batch`, from 1, `what` gets the batch and returns another."""
-  calls, make_batch = [], online.Replay.make_batch
+  calls, make_batch = [], groups.Replay.make_batch
 
   def broken(self, *args):
     calls.append(1)
     batch = make_batch(self, *args)
     return what(batch) if len(calls) in steps else batch
 
-  monkeypatch.setattr(online.Replay, "make_batch", broken)
+  monkeypatch.setattr(groups.Replay, "make_batch", broken)
 
 
 def _signal_ourselves(batch):
@@ -135,13 +137,14 @@ def test_the_grace_period_ends(monkeypatch, capsys):
 
 
 def test_a_broken_update_is_skipped_and_counted(tmp_path, monkeypatch, whole):
-  states, after_step = [], saving.Saver.after_step
+  states, call = [], groups.Groups.__call__
 
-  def record(self, state, *args):
-    states.append(_raw(state))
-    return after_step(self, state, *args)
+  def record(self, *args):
+    found = call(self, *args)
+    states.append(_raw(found[0]))
+    return found
 
-  monkeypatch.setattr(saving.Saver, "after_step", record)
+  monkeypatch.setattr(groups.Groups, "__call__", record)
   _break(monkeypatch, (3,), _infinite_rewards)
   _run(tmp_path / "run")
   found = killed_runs.metrics(tmp_path / "run")
@@ -218,17 +221,17 @@ def test_a_resumed_run_refuses_other_prompts_and_another_config(tmp_path):
   lines = (tmp_path / "prompts.jsonl").read_text().splitlines(keepends=True)
   (tmp_path / "prompts.jsonl").write_text("".join(lines[::-1]))
   with pytest.raises(InputError, match="the prompts are not those of the checkpoint"):
-    online.train(config, tmp_path / "run", toy.policy(), offline_toy.Recorder())
+    toy.train(config, tmp_path / "run", toy.policy(), offline_toy.Recorder())
 
 
 def test_a_state_makes_room_before_the_saved_one_is_read(tmp_path, monkeypatch):
   _run(tmp_path / "run")
-  create, restore, found = runs.initial, checkpoint.Checkpoints.restore, []
+  create, restore, found = plans.initial, checkpoint.Checkpoints.restore, []
   fresh = lambda *args: found.append(create(*args)) or found[-1]
-  monkeypatch.setattr(runs, "initial", fresh)
+  monkeypatch.setattr(plans, "initial", fresh)
 
   def read(self, state):
-    _, before, _ = found[-1]
+    before, _ = found[-1]
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))
     return restore(self, state)
 
@@ -239,7 +242,7 @@ def test_a_state_makes_room_before_the_saved_one_is_read(tmp_path, monkeypatch):
 
 
 def _write(path, keep, steps):
-  log = runs.MetricsLog(path, keep=keep)
+  log = metrics_log.MetricsLog(path, keep=keep)
   for step in steps:
     log.write({"step": step, "loss": 0.5})
   log.close()
@@ -289,7 +292,7 @@ def test_other_damage_of_the_metrics_is_named_in_one_line(tmp_path, middle, caps
 
 def test_metrics_are_json_whatever_their_values(tmp_path):
   path = tmp_path / "metrics.jsonl"
-  log = runs.MetricsLog(path, keep=0)
+  log = metrics_log.MetricsLog(path, keep=0)
   log.write({"step": 1, "loss": np.nan, "a": np.inf, "b": -np.inf, "c": 1.5, "floor": None})
   log.close()
 
@@ -303,7 +306,7 @@ def test_metrics_are_json_whatever_their_values(tmp_path):
 
 
 def _read_twice(path):
-  runs.MetricsLog(path, keep=1).close()
+  metrics_log.MetricsLog(path, keep=1).close()
   return metrics_file.read(path)
 
 
@@ -311,7 +314,8 @@ def _saver(folder, notes, **changes):
   config = toy.config(folder)
   config.checkpoint.every, config.checkpoint.asynchronous = 0, False
   config.checkpoint.update(changes)
-  return saving.Saver(config, folder, types.SimpleNamespace(tokenizer=None), notes.append, same={})
+  own = {"config": json.loads(config.to_json_best_effort()), "steps": 2, "constraints": {}}
+  return saving.Saver(build.saving(config), folder, notes.append, same={}, tokenizer=None, order=None, **own)
 
 
 def _rows(folder, count):
@@ -334,11 +338,10 @@ def test_the_first_line_says_where_a_run_starts(tmp_path):
 
 
 def test_a_run_neither_starts_anew_nor_loses_metrics_beside_checkpoints_that_it_cannot_use(tmp_path):
-  saver, log = _saver(tmp_path, []), runs.MetricsLog(tmp_path / "metrics.jsonl", keep=0)
+  saver, log = _saver(tmp_path, []), metrics_log.MetricsLog(tmp_path / "metrics.jsonl", keep=0)
   _rows(tmp_path, 2)
-  config = saver._config
-  config.steps = 2
-  saver.after_step(_state().replace(step=jnp.asarray(2, jnp.int32)), log)
+  assert saver.due(2)
+  saver.save(_state().replace(step=jnp.asarray(2, jnp.int32)), 2, log)
   with saver:
     pass
   before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -375,7 +378,7 @@ def test_a_checkpoint_of_another_program_is_one_line(tmp_path):
 
 
 def test_metrics_that_cannot_be_written_are_one_error(tmp_path):
-  log = runs.MetricsLog(tmp_path / "metrics.jsonl", keep=0)
+  log = metrics_log.MetricsLog(tmp_path / "metrics.jsonl", keep=0)
   (tmp_path / "metrics.jsonl").mkdir()
   with pytest.raises(InputError, match="metrics.jsonl cannot be written .*the last checkpoint stands"):
     log.write({"step": 1})
@@ -392,9 +395,10 @@ def test_quality_compares_measured_values_with_the_constraints(tmp_path, reward,
   values = {"quality": reward, "kl": kl, "entropy": 3.0}
   averages = train_state.Averages(values, jnp.ones(()))
   state = train_state.TrainState(*(None,) * 5, averages, None)
-  found = saving.quality(config, state)
+  constraints = build_constraints.constraints(config, aim=False)
+  found = saving.quality(constraints, state)
   assert found == expected or found == pytest.approx({"entropy": 3.0, "shortfall": expected}, abs=1e-6)
-  assert saving.quality(config, state.replace(averages=train_state.Averages.create(values))) is None
+  assert saving.quality(constraints, state.replace(averages=train_state.Averages.create(values))) is None
 
 
 def test_quality_counts_the_floors_of_further_rewards(tmp_path):
@@ -402,4 +406,4 @@ def test_quality_counts_the_floors_of_further_rewards(tmp_path):
   config.reward.functions = (("short", "length", 1.0, "none", 0.8), ("other", "length", 1.0, "none", None))
   values = {"quality": 1.0, "kl": 0.0, "entropy": 3.0, "short": 0.6}
   state = train_state.TrainState(*(None,) * 5, train_state.Averages(values, jnp.ones(())), None)
-  assert saving.quality(config, state)["shortfall"] == pytest.approx(0.25)
+  assert saving.quality(build_constraints.constraints(config, aim=False), state)["shortfall"] == pytest.approx(0.25)

@@ -6,11 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import build
 from experiments import cli
-from experiments.loops import enumerable
-from experiments.loops import evaluation
-from experiments.loops import frontier
-from experiments.loops import online
+from experiments.measure import enumerable
+from experiments.measure import frontier_runs as frontier
 from qempo_jax.errors import InputError
 from tests.loops import toy
 
@@ -95,7 +94,7 @@ def test_a_judge_stands_beside_the_runs_own_reward(tmp_path):
   of_toy = toy.config(tmp_path)
   of_toy.evaluation.samples_per_prompt, of_toy.evaluation.prompts_per_batch = 4, 2
   policy, rows = toy.policy(), [{"prompt": prompt, "split": "train"} for prompt in toy.PROMPTS]
-  evaluate = lambda *judges: evaluation.Evaluator(of_toy, policy, rows, toy.reward, *judges)(
+  evaluate = lambda *judges: build.evaluator(of_toy, policy, rows, toy.reward, *judges)(
     policy.params, method="m", seed=0
   )
   opposite = lambda prompts, completions, **columns: [-value for value in toy.reward(prompts, completions)]
@@ -112,17 +111,9 @@ def test_batches_of_an_evaluation_have_random_numbers_of_their_own(tmp_path):
   of_toy = toy.config(tmp_path)
   of_toy.evaluation.samples_per_prompt, of_toy.evaluation.prompts_per_batch = 16, 1
   rows = [{"prompt": toy.PROMPTS[0], "split": split} for split in "ab"]
-  found = evaluation.Evaluator(of_toy, toy.policy(), rows, toy.reward)(toy.policy().params, method="m", seed=0)
+  found = build.evaluator(of_toy, toy.policy(), rows, toy.reward)(toy.policy().params, method="m", seed=0)
   texts = [[row["completion"] for row in found if row["split"] == split] for split in "ab"]
   assert len(texts[0]) == len(texts[1]) == 16 and texts[0] != texts[1]
-
-
-class Silent:
-  def step(self, step, metrics):
-    pass
-
-  def note(self, line):
-    pass
 
 
 @pytest.mark.slow
@@ -130,12 +121,11 @@ def test_the_online_loop_takes_the_transformation_that_needs_the_responses(tmp_p
   of_toy = toy.config(tmp_path)
   of_toy.steps, of_toy.sampling.group_size = 1, 4
   of_toy.method = "setpo(weight=1.0)"
-  policy = toy.policy()
-  changed = online.train(of_toy, tmp_path, policy, Silent()).params
+  changed = toy.train(of_toy, tmp_path).params
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(changed))
   with pytest.raises(InputError, match="no method 'other'"):
     of_toy.method = "other"
-    online.train(of_toy, tmp_path, policy, Silent())
+    toy.train(of_toy, tmp_path)
 
 
 def test_a_point_that_runs_made_together_would_ignore_is_refused(config):

@@ -19,17 +19,16 @@ import time
 import jax
 import numpy as np
 
-from experiments import workdir as workdirs
-from experiments.loops import online
+from experiments.run import workdir as workdirs
 from tests.loops import toy
 from tests.metrics_file import timeless
 
-scored: list[str] = []  # names of the prompts of the step in progress
+scored: list[list[str]] = []  # names of the prompts of every step that was sampled and not shown yet
 
 
 def reward(prompts, completions, name, **columns):
   """The toy's, remembering whose turn it was."""
-  scored[:] = dict.fromkeys(name)
+  scored.append(list(dict.fromkeys(name)))
   return toy.reward(prompts, completions)
 
 
@@ -57,7 +56,7 @@ class Notes:
 
   def step(self, step, metrics):
     """Keeps the names of the step's prompts."""
-    self._append("turns.jsonl", json.dumps([step, scored]))
+    self._append("turns.jsonl", json.dumps([step, scored.pop(0)]))
 
   def note(self, line):
     """Keeps a line."""
@@ -74,7 +73,7 @@ def live(folder: pathlib.Path, steps: int) -> None:
   # The prompts' file is the same for all, so that the configs are.
   chosen = config(folder.parent, steps)
   workdirs.open_workdir(folder, chosen)
-  state = online.train(chosen, folder, toy.policy(), Notes(folder))
+  state = toy.train(chosen, folder, toy.policy(), Notes(folder))
   raw = state.replace(rng=jax.random.key_data(state.rng))
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(raw))
   np.savez(folder / "final.npz", **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
@@ -201,7 +200,7 @@ def main(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict:
     "running": count("running"),
     "runs": done,
     "steps_of_a_run": steps,
-    "resumed": sum("resumed" in line for line in notes),
+    "resumed": sum("resuming at" in line for line in notes),
     "damaged": [line for line in notes if "damaged" in line],
     "differences": wrong,
     "seconds": round(time.monotonic() - started),

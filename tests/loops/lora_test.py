@@ -6,15 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import builders
-from experiments.loops import offline
-from experiments.loops import online
-from experiments.loops import pairs
+from experiments.batches import pairs
+from experiments.build import policy as build_policy
 from qempo_jax.errors import InputError
 from qempo_jax.models import lora
 from tests.loops import offline_toy
 from tests.loops import toy
-from tests.loops.online_exact_test import Silent
 
 
 def _offline_config(folder, **changes):
@@ -43,7 +40,7 @@ def test_offline_trains_adapters_alone_and_resumes_bit_by_bit(tmp_path, monkeypa
   policy = toy.policy()
   before = jax.device_get(policy.params)
   config = _offline_config(tmp_path / "whole", checkpoint__every=-1)
-  whole = offline.train(config, tmp_path / "whole", policy, Silent())
+  whole = toy.train(config, tmp_path / "whole", policy)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(policy.params), before)
   found = _metrics(tmp_path / "whole")
   assert found[-1]["loss"] < found[0]["loss"]
@@ -52,23 +49,23 @@ def test_offline_trains_adapters_alone_and_resumes_bit_by_bit(tmp_path, monkeypa
   assert sizes[0] < sizes[1] / 3
   assert sum(leaf.size for leaf in jax.tree.leaves(whole.opt_state)) < 2 * sizes[0] + 10
 
-  make_batch = pairs.Batches.__call__
+  make = pairs.Pairs.make
 
-  def fail_at_the_fifth(self, step):
-    if step == 4:
+  def fail_at_the_fifth(self, index):
+    if index == 4:
       raise KeyboardInterrupt
-    return make_batch(self, step)
+    return make(self, index)
 
   config = _offline_config(tmp_path / "cut", checkpoint__every=3)
   with monkeypatch.context() as patch:
-    patch.setattr(pairs.Batches, "__call__", fail_at_the_fifth)
+    patch.setattr(pairs.Pairs, "make", fail_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
-      offline.train(config, tmp_path / "cut", policy, Silent())
-  resumed = offline.train(config, tmp_path / "cut", policy, Silent())
+      toy.train(config, tmp_path / "cut", policy)
+  resumed = toy.train(config, tmp_path / "cut", policy)
   jax.tree.map(np.testing.assert_array_equal, _raw(resumed), _raw(whole))
 
   # The whole policy is base and adapters: merged, it scores the responses as the run's own does.
-  applied = builders.as_policy(config)(whole.params, policy.params)
+  applied = build_policy.as_policy(config)(whole.params, policy.params)
   merged = toy.log_probs(lora.merge(policy.params, whole.params))
   np.testing.assert_allclose(toy.log_probs(applied), merged, atol=1e-4)
   assert np.abs(merged - toy.log_probs(policy.params)).max() > 0.05
@@ -83,7 +80,7 @@ def test_online_trains_adapters(tmp_path):
   config.constraints.quality.start, config.optimizer.learning_rate = 30.0, 1e-2
   policy = toy.policy()
   before = jax.device_get(policy.params)
-  state = online.train(config, tmp_path, policy, Silent())
+  state = toy.train(config, tmp_path, policy)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(policy.params), before)
   found = _metrics(tmp_path)
   assert found[0]["kl"] == pytest.approx(0, abs=1e-5) and found[-1]["kl"] > 0.01
@@ -97,15 +94,15 @@ def test_micro_batches_must_divide_the_batch(tmp_path):
   config = toy.config(tmp_path)
   config.compute.micro_batches = 3
   with pytest.raises(InputError, match="micro_batches=3 does not divide the 16 rows"):
-    builders.micro_batches(config, 16)
+    build_policy.micro_batches(config, 16)
 
 
 def test_half_precision_parameters_are_warned_of(tmp_path):
   config, params = toy.config(tmp_path), toy.policy().params
-  assert builders.precision_note(config, params) is None
+  assert build_policy.precision_note(config, params) is None
   config.model.dtype = "bfloat16"
-  assert "away on about 100%" in builders.precision_note(config, params)
+  assert "away on about 100%" in build_policy.precision_note(config, params)
   config.optimizer.learning_rate = 1.0
-  assert "away on about 0%" in builders.precision_note(config, params)
+  assert "away on about 0%" in build_policy.precision_note(config, params)
   config.lora.rank = 2
-  assert builders.precision_note(config, params) is None
+  assert build_policy.precision_note(config, params) is None

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import offline_builders
-from experiments.loops import offline
-from experiments.loops import pairs
-from experiments.loops import runs
+from experiments import build
+from experiments import plan as plans
+from experiments.batches import pairs
+from experiments.build import objective as build_objective
+from experiments.run import metrics_log
 from qempo_jax import duals
 from qempo_jax.errors import InputError
 from tests.loops import offline_toy
@@ -31,7 +32,7 @@ def _config(folder, **changes):
 def _run(folder, **changes):
   folder.mkdir(exist_ok=True)
   recorder = offline_toy.Recorder()
-  return offline.train(_config(folder, **changes), folder, toy.policy(), recorder), recorder
+  return toy.train(_config(folder, **changes), folder, toy.policy(), recorder), recorder
 
 
 def _metrics(folder):
@@ -39,25 +40,23 @@ def _metrics(folder):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-  make_batch, write, events = pairs.Batches.__call__, runs.MetricsLog.write, []
+  make, write, events = pairs.Pairs.make, metrics_log.MetricsLog.write, []
   with monkeypatch.context() as patch:
+    patch.setattr(pairs.Pairs, "make", lambda self, index: (events.append(f"pack {index}"), make(self, index))[1])
     patch.setattr(
-      pairs.Batches, "__call__", lambda self, step: (events.append(f"pack {step}"), make_batch(self, step))[1]
-    )
-    patch.setattr(
-      runs.MetricsLog, "write", lambda self, row: (events.append(f"row {row['step']}"), write(self, row))[1]
+      metrics_log.MetricsLog, "write", lambda self, row: (events.append(f"row {row['step']}"), write(self, row))[1]
     )
     whole, _ = _run(tmp_path / "whole")
-  # Each batch is packed while the step before it runs, whose metrics are waited for only then.
-  assert events == ["pack 0"] + [f"{what} {step}" for step in range(1, 6) for what in ("pack", "row")] + ["row 6"]
+  # Each batch is packed while the step before it runs, whose metrics are read beside the step after it.
+  assert events[:4] == ["pack 0", "pack 1", "pack 2", "row 1"] and events[-2:] == ["row 5", "row 6"]
 
-  def fail_at_the_fifth(self, step):
-    if step == 4:
+  def fail_at_the_fifth(self, index):
+    if index == 4:
       raise KeyboardInterrupt
-    return make_batch(self, step)
+    return make(self, index)
 
   with monkeypatch.context() as patch:
-    patch.setattr(pairs.Batches, "__call__", fail_at_the_fifth)
+    patch.setattr(pairs.Pairs, "make", fail_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
       _run(tmp_path / "cut", checkpoint__every=3)
   resumed, recorder = _run(tmp_path / "cut", checkpoint__every=3, logging__profile_steps=1, logging__profile_after=2)
@@ -73,7 +72,7 @@ def test_a_resumed_run_refuses_other_pairs(tmp_path):
   config = _config(tmp_path / "a", checkpoint__every=3)
   offline_toy.write_pairs(tmp_path / "a" / "pairs.jsonl", 40, scale=4.0, seed=1)
   with pytest.raises(InputError, match="pairs are not those of the checkpoint"):
-    offline.train(config, tmp_path / "a", toy.policy(), offline_toy.Recorder())
+    toy.train(config, tmp_path / "a", toy.policy(), offline_toy.Recorder())
 
 
 FIXED = dict(
@@ -104,9 +103,9 @@ def test_every_kind_of_loss_trains(tmp_path, loss):
 
 
 def test_metrics_of_the_first_batch_are_those_of_its_pairs(tmp_path, monkeypatch):
-  make_batch, indices = pairs.Batches.__call__, []
-  record = lambda self, step: (indices.append(self._rows.indices(step)), make_batch(self, step))[1]
-  monkeypatch.setattr(pairs.Batches, "__call__", record)
+  make, indices = pairs.Pairs.make, []
+  record = lambda self, index: (indices.append(self._rows.indices(index)), make(self, index))[1]
+  monkeypatch.setattr(pairs.Pairs, "make", record)
   _run(tmp_path / "a")
   first = _metrics(tmp_path / "a")[0]
   log_probs = toy.log_probs(toy.policy().params)
@@ -154,14 +153,13 @@ def test_multipliers_move_at_measurements_and_weights_follow(tmp_path):
 
 
 def test_no_reference_pass_where_nothing_reads_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(pairs.Batches, "_reference", lambda *_: pytest.fail("scored the reference"))
+  monkeypatch.setattr(pairs.Pairs, "_reference", lambda *_: pytest.fail("scored the reference"))
   config = _config(tmp_path, offline__loss="qempo", offline__log_change=False)
   config.constraints.kl.bound = None
-  policy = toy.policy()
-  batches = pairs.Batches(config, policy, pairs.encode(config, policy, pairs.load(config, policy, tmp_path)))
-  optimizers, state, shardings = runs.initial(config, policy)
-  step = offline.compile_step(config, policy, offline_builders.objective(config), optimizers, shardings)
-  metrics = step.eval_shape(state, batches(0), None)[1]
+  run, plan = build.run(config, toy.policy(), check=False), build.plan(config, toy.policy())
+  run.batches.prepare(tmp_path, print)
+  state, shardings = plans.initial(plan.first_state, plan.policy.params, plan.policy.mesh)
+  metrics = pairs.compile_step(plan, shardings).eval_shape(state, run.batches.make(0)[0], None)[1]
   assert "chosen_log_prob" in metrics and "chosen_change" not in metrics
 
 
@@ -176,24 +174,27 @@ def test_sampled_pairs_are_kept_and_read_again(tmp_path, monkeypatch):
   folder.mkdir()
   config = _config(folder, **changes)
   config.data.source = f"jsonl:{folder / 'prompts.jsonl'}"
-  first = pairs.load(config, toy.policy(), folder)
+  sample = lambda: build.run(config, toy.policy(), check=False).batches._pairs(
+    toy.policy(), folder / pairs.SAMPLED_FILE
+  )
+  first = sample()
   rewards = lambda pair: [toy.value(pair.row["prompt"], response) for response in pair[1:]]
   assert len(first) == 16 * 2 and all(good > bad for good, bad in map(rewards, first))
   monkeypatch.setattr(pairs.sampling, "GroupSampler", lambda *_: pytest.fail("sampled again"))
-  assert pairs.load(config, toy.policy(), folder) == first
+  assert sample() == first
 
 
 def test_equal_rewards_make_no_pairs(tmp_path):
   config = _config(tmp_path, offline__pairs="sampled", reward__function="tests.loops.offline_test.equal_reward")
   config.data.source = f"jsonl:{tmp_path / 'prompts.jsonl'}"
   with pytest.raises(InputError, match="make no pairs"):
-    pairs.load(config, toy.policy(), tmp_path)
+    toy.train(config, tmp_path)
 
 
 def test_answers_need_an_answer_set(tmp_path):
   config = _config(tmp_path, offline__pairs="answers_against_samples")
   with pytest.raises(InputError, match="needs data.source=open_list"):
-    pairs.load(config, toy.policy(), tmp_path)
+    build.run(config, toy.policy())
 
 
 def equal_reward(prompts, completions, **columns):
@@ -217,7 +218,7 @@ def equal_reward(prompts, completions, **columns):
 )
 def test_a_config_that_cannot_work_is_refused(tmp_path, changes, message):
   with pytest.raises(InputError, match=message):
-    offline_builders.objective(_config(tmp_path, **changes))
+    build_objective.offline(_config(tmp_path, **changes))
 
 
 @pytest.mark.parametrize(("per_row", "micro_batches"), [(0, 1), (3, 1), (8, 4)])
@@ -225,33 +226,32 @@ def test_rows_that_pairs_do_not_fill_are_refused(tmp_path, per_row, micro_batche
   config = _config(tmp_path, offline__pairs_per_row=per_row, compute__micro_batches=micro_batches)
   config.offline.pairs_per_step = 16
   with pytest.raises(InputError, match=f"pairs_per_row={per_row} must divide the {16 // micro_batches} pairs"):
-    offline.check(config, toy.policy())
+    build.run(config, toy.policy())
 
 
 def test_dpo_without_a_kl_multiplier_is_refused(tmp_path):
   config = _config(tmp_path, offline__loss="dpo")
   config.constraints.kl.start = 0.0
   with pytest.raises(InputError, match="positive constraints.kl.start"):
-    offline_builders.objective(config)
+    build_objective.offline(config)
 
 
 def test_the_check_reports_pairs_and_finds_an_impossible_floor(tmp_path):
   config = _config(tmp_path)
-  line = offline.check(config, toy.policy())
+  line = build.run(config, toy.policy()).line
   assert "40 pairs of 2 prompts (0 pairs too long); reference policy: reward 0.2" in line
   config.constraints.quality.bound = 1.2
   with pytest.raises(InputError, match="out of reach"):
-    offline.check(config, toy.policy())
+    build.run(config, toy.policy())
   config = _config(tmp_path, offline__weights="fixed", offline__measure_every=0)
-  assert "not measured" in offline.check(config, toy.policy())
+  assert "not measured" in build.run(config, toy.policy()).line
 
 
 def test_exploding_entropy_and_a_broken_loss_stop_the_run(tmp_path, monkeypatch):
   with pytest.raises(InputError, match="entropy per token"):
     _run(tmp_path / "a", alarms__max_entropy_per_token=0.01)
-  make_batch = pairs.Batches.__call__
-  broken = lambda self, step: (batch := make_batch(self, step)).replace(ref_log_probs=np.nan * batch.ref_log_probs)
-  monkeypatch.setattr(pairs.Batches, "__call__", broken)
+  reference = pairs.Pairs._reference
+  monkeypatch.setattr(pairs.Pairs, "_reference", lambda *args: np.nan * reference(*args))
   with pytest.raises(InputError, match="loss is not finite"):
     _run(tmp_path / "b", faults__max_skipped_in_row=2)
 

@@ -5,24 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import builders
-from experiments.loops import online
-from experiments.loops import runs
+from experiments import build
+from experiments import plan as plans
 from qempo_jax import duals
 from qempo_jax import exact
 from qempo_jax import train
 from qempo_jax.testing.sequence_space import sequence_space
 from tests.loops import toy
-
-
-class Silent:
-  """A display that shows nothing."""
-
-  def step(self, step, metrics):
-    """Shows nothing."""
-
-  def note(self, line):
-    """Shows nothing."""
 
 
 def _exact(ref_log_probs, min_reward, kl_position):
@@ -73,7 +62,7 @@ def test_loop_reaches_the_exact_optimum(tmp_path, kl_position, entropy_gradient,
   config.optimizer.learning_rate, config.optimizer.final_fraction = 5e-3 if kl_position is None else 4e-3, 0.1
   if change:
     change(config)
-  state = online.train(config, tmp_path, policy, Silent())
+  state = toy.train(config, tmp_path, policy)
 
   log_probs = toy.log_probs(state.params)
   probs = np.exp(log_probs)
@@ -94,10 +83,11 @@ def test_loop_reaches_the_exact_optimum(tmp_path, kl_position, entropy_gradient,
 def test_multipliers_stay_where_no_constraint_moves_them(tmp_path):
   config = toy.config(tmp_path)
   config.constraints.quality.bound = None
-  optimizers, state, _ = runs.initial(config, toy.policy())
+  plan = build.plan(config, toy.policy())
+  state, _ = plans.initial(plan.first_state, plan.policy.params, plan.policy.mesh)
   measured = dict.fromkeys(("reward", "entropy", "kl", "quality"), jnp.float32(9.0))
-  constraints = builders.objective(config).constraints
-  move = lambda state: train.dual_step(state, measured, constraints=constraints, controller=optimizers.dual)[0]
+  settings = {"constraints": plan.objective.constraints, "controller": plan.optimizers.dual}
+  move = lambda state: train.dual_step(state, measured, **settings)[0]
   state = jax.jit(move)(state)
   assert float(state.averages.values()["kl"]) == pytest.approx(9.0)
   values = duals.multipliers(state.dual_params)

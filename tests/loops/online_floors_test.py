@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import builders
-from experiments.loops import online
+from experiments.build import data as build_data
 from qempo_jax.errors import InputError
 from qempo_jax.testing.sequence_space import sequence_space
 from tests.loops import killed_runs
@@ -15,18 +14,9 @@ from tests.loops import toy
 FLOOR = 0.85
 
 
-class Quiet:
-  """A display that shows nothing."""
-
-  def step(self, *args):
-    pass
-
-  note = step
-
-
 def starts_high(prompts, completions, **columns):
   """1 where the first token is 3 or 4; None for every response that begins with 5."""
-  first = [int(text.split()[0]) for text in completions]
+  first = [int((text.split() or ["0"])[0]) for text in completions]
   return [None if token == 5 else float(token in (3, 4)) for token in first]
 
 
@@ -49,7 +39,7 @@ def make(folder):
 def test_the_floor_of_the_second_reward_is_reached_by_its_own_multiplier(tmp_path, monkeypatch):
   monkeypatch.setattr(toy, "SPACE", sequence_space(6, 2))
   config, policy = make(tmp_path), toy.policy()
-  state = online.train(config, tmp_path, policy, Quiet())
+  state = toy.train(config, tmp_path, policy)
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert rows[0]["dual/high/value"] < 0.4 and rows[0]["unscored"] == 0.0
   assert rows[-1]["dual/high/multiplier"] > 1.2 and rows[-1]["dual/high/bound"] == pytest.approx(FLOOR)
@@ -65,7 +55,7 @@ def test_a_floor_needs_online_training_without_replay(tmp_path):
   config = make(tmp_path)
   config.replay.size = 4
   with pytest.raises(InputError, match="'high' has a floor"):
-    builders.reward(config)
+    build_data.reward(config)
 
 
 def test_what_nothing_scored_is_left_out_of_its_group(tmp_path):
@@ -74,6 +64,6 @@ def test_what_nothing_scored_is_left_out_of_its_group(tmp_path):
     (("high", "tests.loops.online_floors_test.starts_high", 1.0, "none", None),),
     -1,
   )
-  online.train(config, tmp_path, toy.policy(), Quiet())
+  toy.train(config, tmp_path)
   row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
   assert 0 < row["unscored"] < 0.5 and np.isfinite(row["loss"]) and 0 < row["reward"] < 1

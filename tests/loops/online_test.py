@@ -6,14 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import builders
-from experiments.loops import feasibility
-from experiments.loops import online
-from experiments.loops import sampling
+from experiments import build
+from experiments import samples as sampling
+from experiments.batches import groups
+from experiments.build import objective as build_objective
 from qempo_jax.errors import InputError
 from tests.loops import killed_runs
 from tests.loops import toy
-from tests.loops.online_exact_test import Silent
 from tests.metrics_file import timeless
 
 
@@ -27,13 +26,13 @@ def _run(folder, **changes):
   for key, value in changes.items():
     group, name = key.split("__")
     config[group][name] = value
-  return online.train(config, folder, toy.policy(), Silent()), config
+  return toy.train(config, folder), config
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
   whole, _ = _run(tmp_path / "whole", checkpoint__every=-1)
   calls = []
-  make_batch = online.Replay.make_batch
+  make_batch = groups.Replay.make_batch
 
   def fail_at_the_fifth(self, *args):
     calls.append(1)
@@ -42,7 +41,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     return make_batch(self, *args)
 
   with monkeypatch.context() as patch:
-    patch.setattr(online.Replay, "make_batch", fail_at_the_fifth)
+    patch.setattr(groups.Replay, "make_batch", fail_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
       _run(tmp_path / "cut", checkpoint__every=3)
   resumed, _ = _run(tmp_path / "cut", checkpoint__every=3, logging__profile_steps=1, logging__profile_after=2)
@@ -55,14 +54,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
 
 def test_replayed_responses_are_never_measured(tmp_path, monkeypatch):
   _run(tmp_path / "a", checkpoint__every=-1)
-  make_batch, found = online.Replay.make_batch, []
+  make_batch, found = groups.Replay.make_batch, []
 
   def without(self, *args):
     batch = make_batch(self, *args)
     found.append(batch.replayed.any())
     return batch.replace(replayed=np.zeros_like(batch.replayed))
 
-  monkeypatch.setattr(online.Replay, "make_batch", without)
+  monkeypatch.setattr(groups.Replay, "make_batch", without)
   _run(tmp_path / "b", checkpoint__every=-1)
   first = found.index(True)  # until here both are the same policy
   row, other = (timeless(tmp_path / name / "metrics.jsonl")[first] for name in "ab")
@@ -82,10 +81,9 @@ def test_finds_are_kept_by_the_whole_row(tmp_path):
   rollout = types.SimpleNamespace(truncated=np.zeros((2, 1), bool), log_probs=np.zeros((2, 1, 2)))
   samples = sampling.Samples(rows, [[5], [5]], [[[7, 9]], [[7, 9]]], [["1"], ["1"]], rollout)
   rewards = {"reward": np.array([[1.0], [0.0]], np.float32)}
+  plan = build.plan(config, toy.policy())
   for key, expected in (("", [True, False]), ("answer", [True, False]), ("prompt", [True, True])):
-    config.replay.size, config.replay.key = 2, key
-    replay = online.Replay(config)
-    replay.check(rows)
+    replay = groups.Replay(plan, min_reward=0.3, key=key, rows=rows)
     replay.make_batch(samples, rewards, np.random.default_rng(0))
     assert replay.make_batch(samples, rewards, np.random.default_rng(0)).replayed.any(axis=1).tolist() == expected
 
@@ -94,7 +92,7 @@ def test_a_multiplier_above_its_cap_is_refused(tmp_path):
   config = _config(tmp_path)
   config.constraints.quality.start, config.duals.cap = 2000.0, 1000.0
   with pytest.raises(InputError, match="constraints.quality.start=2000 is above duals.cap=1000"):
-    builders.optimizer_pair(config)
+    build_objective.optimizer_pair(config)
 
 
 def test_columns_are_those_of_all_rows():
@@ -141,16 +139,16 @@ def test_an_impossible_floor_is_found_before_training(tmp_path):
   config = _config(tmp_path)
   config.constraints.quality.bound = 1.2
   with pytest.raises(InputError, match="out of reach.*have mean"):
-    feasibility.check(config, toy.policy())
+    build.run(config, toy.policy())
   config.constraints.quality.bound = 0.9
-  assert "aimed at is 0.9" in feasibility.check(config, toy.policy())
+  assert "aimed at is 0.9" in build.run(config, toy.policy()).line
 
 
 def test_an_unknown_choice_is_named(tmp_path):
   config = _config(tmp_path)
   config.method = "banana"
   with pytest.raises(InputError, match="no method 'banana'"):
-    builders.objective(config)
+    build_objective.online(config)
 
 
 @pytest.mark.parametrize(
@@ -159,9 +157,10 @@ def test_an_unknown_choice_is_named(tmp_path):
 )
 def test_a_multiplier_that_drowns_entropy_is_pointed_out(tmp_path, multiplier, reward, method, warned):
   config = _config(tmp_path)
-  config.method = method
-  line = online._not_acting({"step": 5, "dual/quality/multiplier": multiplier, "reward": reward}, config)
-  assert ("5.0 nats" in line) if warned else line is None
+  config.method, config.steps = method, 20
+  batches = build.run(config, toy.policy(), check=False).batches
+  lines = list(batches.remarks({"step": 5, "dual/quality/multiplier": multiplier, "reward": reward}))
+  assert ["5.0 nats" in line for line in lines] == [True] * warned
 
 
 def test_a_response_without_a_score_is_neither_fresh_nor_replayed(tmp_path):
@@ -169,5 +168,6 @@ def test_a_response_without_a_score_is_neither_fresh_nor_replayed(tmp_path):
   rollout = sampling.Rollout(None, None, None, None, np.zeros((1, 3), bool))
   samples = sampling.Samples([{"prompt": "p"}], [[1, 2]], [[np.array([3, 0])] * 3], None, rollout)
   rewards = {"reward": np.array([[1.0, np.nan, 0.5]], np.float32)}
-  batch = online.Replay(config).make_batch(samples, rewards, np.random.default_rng(0))
+  replay = groups.Replay(build.plan(config, toy.policy()), min_reward=0.3, key="", rows=[])
+  batch = replay.make_batch(samples, rewards, np.random.default_rng(0))
   assert batch.fresh[0, :3].tolist() == [True, False, True] and not batch.replayed[0, :3].any()

@@ -3,16 +3,12 @@
 import jax
 import pytest
 
-from configs import base
-from experiments.loops import profiling
+from experiments import build
+from experiments.run import profiling
 from qempo_jax.errors import InputError
+from tests.loops import toy
 
-
-@pytest.fixture
-def config():
-  found = base.get_config()
-  found.logging.profile_steps, found.logging.profile_after = 2, 1
-  return found
+TWO = profiling.Profiling(steps=2, after=1)
 
 
 def recorded(workdir) -> list[int]:
@@ -23,9 +19,9 @@ def recorded(workdir) -> list[int]:
   return sorted(dict(event.stats)["step_num"] for event in events)
 
 
-def test_the_steps_asked_for_are_recorded_and_all_are_run(config, tmp_path):
+def test_the_steps_asked_for_are_recorded_and_all_are_run(tmp_path):
   notes = []
-  assert list(profiling.traced(range(4, 9), config, tmp_path, notes.append)) == [4, 5, 6, 7, 8]
+  assert list(profiling.traced(range(4, 9), TWO, tmp_path, notes.append)) == [4, 5, 6, 7, 8]
   assert recorded(tmp_path) == [
     6,
     7,
@@ -33,9 +29,9 @@ def test_the_steps_asked_for_are_recorded_and_all_are_run(config, tmp_path):
   assert notes == [f"steps 6 to 7 are profiled in {tmp_path / profiling.FOLDER}"]
 
 
-def test_an_error_leaves_what_was_recorded(config, tmp_path):
+def test_an_error_leaves_what_was_recorded(tmp_path):
   def loop():
-    for step in profiling.traced(range(9), config, tmp_path, print):
+    for step in profiling.traced(range(9), TWO, tmp_path, print):
       if step == 2:
         raise KeyError(step)
 
@@ -43,25 +39,26 @@ def test_an_error_leaves_what_was_recorded(config, tmp_path):
     loop()
   assert 2 in recorded(tmp_path)
   (tmp_path / "again").mkdir()
-  list(profiling.traced(range(3), config, tmp_path / "again", print))  # no profile of before is still open
+  list(profiling.traced(range(3), TWO, tmp_path / "again", print))  # no profile of before is still open
   assert recorded(tmp_path / "again") == [2, 3]
 
 
-def test_too_few_steps_are_said(config, tmp_path):
+def test_too_few_steps_are_said(tmp_path):
   notes = []
-  assert list(profiling.traced(range(8, 9), config, tmp_path, notes.append)) == [8]
+  assert list(profiling.traced(range(8, 9), TWO, tmp_path, notes.append)) == [8]
   assert not (tmp_path / profiling.FOLDER).exists()
   assert notes == ["no step is profiled: 1 are left, and logging.profile_after=1 go first"]
 
 
 def test_none_are_recorded_by_default(tmp_path):
   notes = []
-  assert list(profiling.traced(range(5), base.get_config(), tmp_path, notes.append)) == list(range(5))
+  assert list(profiling.traced(range(5), profiling.Profiling(0, 3), tmp_path, notes.append)) == list(range(5))
   assert not (tmp_path / profiling.FOLDER).exists() and not notes
 
 
 @pytest.mark.parametrize("key", ["profile_steps", "profile_after"])
-def test_a_negative_number_is_said_in_a_line(config, key):
+def test_a_negative_number_is_said_in_a_line(tmp_path, key):
+  config = toy.config(tmp_path)
   config.logging[key] = -1
   with pytest.raises(InputError, match=f"config.logging.{key}=-1 must be at least 0"):
-    profiling.check(config)
+    build.run(config, toy.policy())

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import builders
-from experiments import reward_builders
-from experiments.loops import reward_model as loop
-from experiments.loops import reward_pairs
+from experiments import build
+from experiments import loop
+from experiments.build import data as build_data
+from experiments.build import policy as build_policy
+from experiments.build import reward_data
 from experiments.train_reward_model import main
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import reward_report
@@ -110,11 +111,9 @@ def test_a_resumed_run_is_the_same_bit_for_bit(run, tmp_path, source):
       pass
 
   config = make_config(run, source)
-  model = reward_builders.model(config)
-  parts = reward_builders.pairs(config, model.tokenizer)
   (tmp_path / "w").mkdir()
   with pytest.raises(Stop):
-    loop.train(config, tmp_path / "w", model, parts, Interrupting())
+    loop.train(build.reward_run(config)[0], tmp_path / "w", Interrupting())
   main(config, tmp_path / "w", False)
   assert _metrics(tmp_path / "w") == _metrics(run / "w")
   ours, theirs = (reward_checkpoint.load(folder / "w" / "model")[1] for folder in (tmp_path, run))
@@ -124,8 +123,8 @@ def test_a_resumed_run_is_the_same_bit_for_bit(run, tmp_path, source):
 def test_the_workdir_serves_as_a_reward_and_scores_as_in_training(run, source):
   config = make_config(run, source)
   config.reward.function = f"reward_model:{run / 'w'}"
-  reward = builders.reward(config)
-  parts = reward_builders.pairs(config, reward_builders.model(config).tokenizer)["heldout"]
+  reward = build_data.reward(config)
+  parts = reward_data.parts(config, build_policy.reward_policy(config).tokenizer)["heldout"]
   texts = [[*p, *r] for p, pair in zip(parts.prompts, parts.responses) for r in pair]
   scores = np.array(reward.score_ids(texts)).reshape(-1, 2)
   held = json.loads((run / "w" / "results.json").read_text())["heldout"]
@@ -139,7 +138,7 @@ def test_no_prompt_is_in_two_parts_and_heldout_files_win(tmp_path, source):
   lines = (tmp_path / "pairs.jsonl").read_text().splitlines()
   (tmp_path / "more.jsonl").write_text("\n".join(lines[:10]))
   config.reward_model.heldout = (f"jsonl:{tmp_path / 'more.jsonl'}",)
-  parts = reward_builders.pairs(config, tokenizer())
+  parts = reward_data.parts(config, tokenizer())
   keys = {part: set(found.prompt_keys) for part, found in parts.items()}
   assert not keys["train"] & keys["validation"] and not keys["heldout"] & (keys["train"] | keys["validation"])
   assert all(len(found.prompts) for found in parts.values())
@@ -160,22 +159,12 @@ def test_no_prompt_is_in_two_parts_and_heldout_files_win(tmp_path, source):
 )
 def test_mistakes_in_the_config_are_said_in_a_line(tmp_path, source, changes, message):
   with pytest.raises(InputError, match=message):
-    reward_builders.pairs(make_config(tmp_path, source, **changes), tokenizer())
+    reward_data.parts(make_config(tmp_path, source, **changes), tokenizer())
 
 
 def test_margins_follow_the_scores_of_the_file(tmp_path, source):
-  parts = reward_builders.pairs(make_config(tmp_path, source, margin_scale=0.25), tokenizer())
+  parts = reward_data.parts(make_config(tmp_path, source, margin_scale=0.25), tokenizer())
   np.testing.assert_allclose(parts["train"].margins, 0.5)
-
-
-def test_an_epoch_visits_every_pair_once_in_an_order_of_the_seed():
-  lengths = np.random.default_rng(0).integers(5, 50, 37)
-  epoch = lambda number, seed: [
-    tuple(reward_pairs.batch_indices(step, 4, lengths, seed)) for step in range(10 * number, 10 * number + 10)
-  ]
-  for number in (0, 1):
-    assert sorted(index for batch in epoch(number, 0) for index in batch) == list(range(37))
-  assert epoch(0, 0) == epoch(0, 0) and epoch(0, 0) != epoch(1, 0) and epoch(0, 0) != epoch(0, 1)
 
 
 def test_report_of_scores_worked_out_by_hand():
@@ -208,9 +197,9 @@ def test_files_of_one_name_are_all_read(tmp_path, source):
   names = tuple(f"jsonl:{tmp_path / folder / 'train.jsonl'}" for folder in ("a", "b"))
   config = make_config(tmp_path, source, sources=names)
   with pytest.raises(InputError, match="on_bad_row"):
-    reward_builders.pairs(config, tokenizer())
+    reward_data.parts(config, tokenizer())
   config.data.on_bad_row, config.data.max_bad_share = "skip", 0.1
-  parts = reward_builders.pairs(config, tokenizer())
+  parts = reward_data.parts(config, tokenizer())
   assert sum(len(part.prompts) for part in parts.values()) == 60
   assert set(parts["train"].sources) == {"a/train", "b/train"}
 
@@ -222,7 +211,7 @@ def test_keys_that_reward_models_do_not_read_are_refused(tmp_path, source, key, 
   config = make_config(tmp_path, source)
   config.update_from_flattened_dict({key: value})
   with pytest.raises(InputError, match=f"config.{key}="):
-    reward_builders.model(config)
+    build_policy.reward_policy(config)
 
 
 def test_a_cache_without_room_is_one_error(tmp_path, source, monkeypatch):

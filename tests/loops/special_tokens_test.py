@@ -1,5 +1,6 @@
 """Special tokens from the config to the samples: masked in sampler and scorer alike, seen by rewards where allowed."""
 
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -11,10 +12,12 @@ import tokenizers
 import transformers
 
 from configs import base
-from experiments import builders
-from experiments.loops import evaluation
-from experiments.loops import online
+from experiments import build
+from experiments.batches import groups
+from experiments.build import policy as build_policy
+from experiments.plan import Policy
 from qempo_jax.data import special_tokens
+from tests.loops import toy
 
 FAMILY = pathlib.Path(__file__).parents[1] / "golden" / "families" / "llama3"
 SPECIAL = ["<s>", "</s>", "<u>", "<pad>"]
@@ -46,9 +49,9 @@ def _config(*allowed):
 
 @pytest.mark.parametrize(("allowed", "masked"), [((), {0, 2, 3}), (("<u>",), {0, 3})])
 def test_what_is_sampled_is_scored_and_seen(monkeypatch, allowed, masked):
-  monkeypatch.setattr(builders.tokenization, "load_tokenizer", lambda source: _tokenizer())
+  monkeypatch.setattr(build_policy.tokenization, "load_tokenizer", lambda source: _tokenizer())
   config, texts = _config(*allowed), []
-  policy = builders.policy(config)
+  policy = build_policy.policy(config)
   assert set(policy.config.forbidden) == masked and policy.config.num_tokens == 40
 
   def reward(prompts, completions, **columns):
@@ -56,7 +59,7 @@ def test_what_is_sampled_is_scored_and_seen(monkeypatch, allowed, masked):
     return [0.0] * len(completions)
 
   rows = [{"prompt": "abc", "split": "train"}, {"prompt": "xyz", "split": "train"}]
-  found = evaluation.Evaluator(config, policy, rows, reward)(policy.params, method="base", seed=0)
+  found = build.evaluator(config, policy, rows, reward)(policy.params, method="base", seed=0)
   drawn = {token for row in found for token in row["token_ids"]}
   assert len(found) == 128 and drawn.isdisjoint(masked) and max(drawn) < 40 and len(drawn) == 40 - len(masked)
   np.testing.assert_allclose(
@@ -74,7 +77,10 @@ def test_what_is_sampled_is_scored_and_seen(monkeypatch, allowed, masked):
 
 def test_finds_of_an_older_checkpoint_that_are_masked_now_are_dropped():
   config = base.get_config()
-  replay = online.Replay(config, special_tokens.forbidden_token_ids(_tokenizer()))
+  forbidden = special_tokens.forbidden_token_ids(_tokenizer())
+  model = dataclasses.replace(toy.MODEL, forbidden=forbidden)
+  plan = build.plan(config, Policy(model, None, None, (), None))
+  replay = groups.Replay(plan, min_reward=1.0, key="", rows=[])
   replay.buffer.from_json([["key", [4, 1], 1.0], ["key", [4, 2, 1], 1.0]])
   replay.buffer.add("key", np.array([3, 1]), 1.0)
   assert replay.buffer.to_json() == [["key", [4, 1], 1.0]]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.loops import text_figures
+from experiments.measure import text_figures
 
 
 def test_figures_by_hand():

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from experiments import builders
+from experiments import build
+from experiments import loop
+from experiments import plan
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.models import transformer
@@ -67,12 +69,28 @@ def tokens_of(completion: str) -> list[int]:
   return tokens if len(tokens) == SPACE.max_length or EOS in tokens else [*tokens, EOS]
 
 
-def policy() -> builders.Policy:
+def policy() -> plan.Policy:
   """The reference: a random tiny transformer, far from uniform, on one device."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
   params = transformer.init(jax.random.key(3), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
-  return builders.Policy(MODEL, params, ToyTokenizer(), (EOS,), mesh)
+  return plan.Policy(MODEL, params, ToyTokenizer(), (EOS,), mesh)
+
+
+class Silent:
+  """A display that shows nothing."""
+
+  def step(self, step, metrics):
+    """Shows nothing."""
+
+  def note(self, line):
+    """Shows nothing."""
+
+
+def train(config, folder, of_policy=None, display=None):
+  """The last state of a run of the toy's policy, or another."""
+  run = build.run(config, of_policy or policy(), check=False)
+  return loop.train(run, folder, display or Silent())
 
 
 def config(folder):

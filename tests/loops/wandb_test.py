@@ -5,8 +5,7 @@ import types
 
 import pytest
 
-from configs import base
-from experiments.loops import wandb_log
+from experiments.run import wandb_log
 from qempo_jax.errors import InputError
 
 
@@ -24,34 +23,30 @@ class _Log:
     self.closed = True
 
 
-@pytest.fixture
-def config():
-  found = base.get_config()
-  found.logging.wandb = "a_project"
-  return found
+RUN = {"name": "qempo_kl-seed0", "config": {"steps": 40}}
 
 
 def test_without_a_project_nothing_is_imported(monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
-  config, log = base.get_config(), _Log()
-  wandb_log.check(config)
-  assert wandb_log.also(config, log) is log
+  log = _Log()
+  wandb_log.check("")
+  assert wandb_log.also("", log, **RUN) is log
 
 
-def test_an_absent_package_is_said_in_a_line(config, monkeypatch):
+def test_an_absent_package_is_said_in_a_line(monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(InputError, match="pip install wandb"):
-    wandb_log.check(config)
+    wandb_log.check("a_project")
 
 
-def test_rows_reach_both(config, monkeypatch):
+def test_rows_reach_both(monkeypatch):
   calls = []
   run = types.SimpleNamespace(log=lambda row, step: calls.append((row, step)), finish=lambda: calls.append("finished"))
   init = lambda **options: calls.append(options) or run
   monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-  wandb_log.check(config)
+  wandb_log.check("a_project")
   inner = _Log()
-  log = wandb_log.also(config, inner)
+  log = wandb_log.also("a_project", inner, **RUN)
   log.write({"step": 3, "reward": 0.5, "floor": None})
   log.sync()
   log.close()
@@ -62,7 +57,7 @@ def test_rows_reach_both(config, monkeypatch):
   assert calls[1:] == [({"step": 3, "reward": 0.5}, 3), "finished"]
 
 
-def test_other_processes_than_the_first_do_not_log(config, monkeypatch):
+def test_other_processes_than_the_first_do_not_log(monkeypatch):
   monkeypatch.setattr(wandb_log.distributed, "is_writer", lambda: False)
   log = _Log()
-  assert wandb_log.also(config, log) is log
+  assert wandb_log.also("a_project", log, **RUN) is log

@@ -6,8 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import builders
-from experiments.loops import sampling
+from experiments import plan
+from experiments import samples
+from experiments.build import data as build_data
+from experiments.build import objective as build_objective
+from experiments.build import policy as build_policy
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import transformer
@@ -21,14 +24,16 @@ MODEL = ModelConfig(48, 32, 64, 1, 4, 2, 8, 100.0, 1e-5, True)
 def _policy(mesh, **changes):
   params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
-  return builders.Policy(dataclasses.replace(MODEL, **changes), params, toy.ToyTokenizer(), (0,), mesh)
+  return plan.Policy(dataclasses.replace(MODEL, **changes), params, toy.ToyTokenizer(), (0,), mesh)
 
 
 def _rollout(tmp_path, mesh, shape):
   config = toy.config(tmp_path)
   config.sampling.max_response_length, config.sampling.mesh = 6, shape
   policy, rows = _policy(mesh), [{"prompt": f"{i + 1} {2 * i + 1}"} for i in range(8)]
-  return sampling.GroupSampler(policy, config, rows)(policy.params, rows, jax.random.key(1), 8).rollout
+  return samples.GroupSampler(policy, build_data.sampling(config), rows)(
+    policy.params, rows, jax.random.key(1), 8
+  ).rollout
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +58,8 @@ def test_parameters_are_split_over_tensor_alone_in_the_compute_dtype(tmp_path, r
   config = toy.config(tmp_path)
   config.lora.rank = rank
   policy = _policy(sharding.make_mesh((1, 4, 2)), compute_dtype="bfloat16")
-  state = builders.initial_state(config, policy.params, builders.optimizer_pair(config))
-  current = builders.as_policy(config)(state.params, policy.params)
+  state = build_objective.first_state(config)(policy.params)
+  current = build_policy.as_policy(config)(state.params, policy.params)
   mesh = layout.sampling_mesh(policy.mesh, (4, 1, 2))
   found = layout.arrangement(current, policy.config, mesh)(current)
   gate = found["layers"]["gate"].base if rank else found["layers"]["gate"]

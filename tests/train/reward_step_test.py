@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import builders
-from experiments.loops import reward_model
+from experiments import build
+from experiments import plan
+from experiments.batches import reward_pairs
 from qempo_jax import duals
 from qempo_jax import sharding
 from qempo_jax.losses.reward_model import bradley_terry_loss
@@ -135,8 +136,9 @@ def test_sharded_equals_single_device(shape):
     trained, frozen = reward_head.split(_params(), MODEL, "last:2")
     place = lambda tree: jax.device_put(tree, sharding.tree_shardings(tree, mesh, reward_head.RULES))
     state, frozen, rows = place(_state(trained)), place(frozen), jax.device_put(_batch(), sharding.batch_sharding(mesh))
-    model, shardings = builders.Policy(MODEL, None, None, (0,), mesh), jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = reward_model.compile_step(config, model, online_step.Optimizers(ADAMW, ADAMW), shardings, frozen)
+    model, shardings = plan.Policy(MODEL, None, None, (0,), mesh), jax.tree.map(lambda leaf: leaf.sharding, state)
+    of_run = build.reward_plan(config, model)._replace(optimizers=online_step.Optimizers(ADAMW, ADAMW))
+    step = reward_pairs.compile_step(of_run, shardings, frozen)
     with donation.checked(state):
       after, metrics = step(state, frozen, rows)
     return jax.device_get((after.opt_state[1][0].mu, metrics)), after

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 
 from configs import base
-from experiments import builders
-from experiments import offline_builders
+from experiments import build
+from experiments import plan as plans
+from experiments.batches import groups
+from experiments.batches import pairs
 from experiments.benchmarks.bench import batches
 from experiments.benchmarks.bench import serving
 from experiments.benchmarks.bench import settings
-from experiments.loops import offline
-from experiments.loops import online
-from experiments.loops import runs
+from experiments.build import policy as build_policy
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.models import conversion
@@ -51,11 +51,12 @@ def _offline(spec):
   config, shape = _config(spec), spec["shape"]
   config.offline.loss, config.offline.beta = "dpo", settings.DPO_BETA
   config.offline.pairs_per_step = shape["pairs"]
-  policy = builders.policy(config)
-  optimizers, state, shardings = runs.initial(config, policy)
+  policy = build_policy.policy(config)
+  plan = build.plan(config, policy)
+  state, shardings = plans.initial(plan.first_state, policy.params, policy.mesh)
   reference = _reference(spec, policy)
   policy = policy._replace(params=reference)
-  step = offline.compile_step(config, policy, offline_builders.objective(config), optimizers, shardings)
+  step = pairs.compile_step(plan._replace(policy=policy), shardings)
   chosen = {"temperature": 1.0, "chunk_size": config.compute.chunk_size, "config": policy.config}
   score = jax.jit(lambda params, batch: offline_step.score(params, batch, **chosen).log_prob.sum(-1))
   prompts, responses = batches.pairs(spec["inputs"], shape)
@@ -99,9 +100,10 @@ def _online(spec):
   config, shape = _config(spec), spec["shape"]
   config.data.prompts_per_step, config.sampling.group_size = shape["prompts"], shape["group"]
   config.method = f"grpo(beta={settings.KL_WEIGHT})"
-  policy = builders.policy(config)
-  optimizers, state, shardings = runs.initial(config, policy)
-  step = online.compile_step(config, policy, optimizers, shardings)
+  policy = build_policy.policy(config)
+  plan = build.plan(config, policy)
+  state, shardings = plans.initial(plan.first_state, policy.params, policy.mesh)
+  step = groups.compile_step(plan, shardings)
   prompts, sample = _sampled(spec, policy)
   check = _given_loss(spec, policy, policy.params, prompts)
   held = [state]
@@ -124,7 +126,7 @@ def _online(spec):
 
 
 def _decode(spec):
-  policy = builders.policy(_config(spec))
+  policy = build_policy.policy(_config(spec))
   prompts, sample = _sampled(spec, policy)
   check = _given_loss(spec, policy, policy.params, prompts)
   keys = iter(range(10**6))

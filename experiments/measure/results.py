@@ -4,7 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from experiments import constrained
+from experiments.build import constraints as build_constraints
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import clusters
 from qempo_jax.evaluation import diversity_metrics
@@ -29,8 +29,8 @@ def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
   e = config.evaluation
   embed, parse, left_out = tools(e)
   kind, floor = floor_of(config)
-  max_kl = constrained.bound(config, "kl")
-  budget = {} if max_kl is None else {constrained.label(config): max_kl}
+  max_kl = build_constraints.bound(config, "kl")
+  budget = {} if max_kl is None else {build_constraints.label(config): max_kl}
   found = summary.summarise(
     rows,
     floor=floor,
@@ -58,9 +58,8 @@ def floor_of(config) -> tuple[str, float]:
   e = config.evaluation
   if e.floor is not None:
     return e.floor_kind, e.floor
-  if config.constraints.quality.bound is not None:
-    return "absolute", config.constraints.quality.bound
-  return "reference minus", 0.0
+  bound = build_constraints.bound(config, "quality")
+  return ("reference minus", 0.0) if bound is None else ("absolute", bound)
 
 
 def tools(e) -> tuple[Callable | None, Callable | None, dict[str, str]]:

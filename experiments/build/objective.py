@@ -1,26 +1,91 @@
-"""The `offline` group of a config -> typed objects, with what does not go together said in one line."""
+"""The `method`, `offline`, `optimizer` and `duals` groups of a config -> objectives, optimizers and the first state."""
 
+from collections.abc import Callable
 import dataclasses
 
 import jax
 from ml_collections import ConfigDict
 
-from experiments import constrained
+from experiments.build import constraints as build_constraints
+from experiments.build import policy as build_policy
+from experiments.build.policy import one_of
 from qempo_jax import offline_losses
 from qempo_jax.errors import InputError
 from qempo_jax.offline_losses import LossSettings
+from qempo_jax.train import online_step
+from qempo_jax.train import optimizers
+from qempo_jax.train import state as train_state
 from qempo_jax.train.offline_step import OfflineObjective
 
 
-def objective(config: ConfigDict) -> OfflineObjective:
-  """What the offline steps do.
+def online(config: ConfigDict) -> online_step.OnlineObjective:
+  """The objective of the online step.
+
+  Raises:
+    InputError: the method's baseline leaves no advantage in the groups of one that the config asks for.
+  """
+  one_of("sampling.stale_steps", config.sampling.stale_steps, (0, 1))
+  method = build_constraints.method(config)
+  if config.sampling.group_size == 1 and not method.baseline(jax.numpy.ones(1), jax.numpy.ones(1, bool)).any():
+    raise InputError(
+      f"sampling.group_size=1 leaves {config.method} nothing to learn from: its baseline is the mean of the group, so every"
+      " advantage is 0; set it to 2 or more"
+    )
+  return online_step.OnlineObjective(
+    method=method,
+    constraints=build_constraints.constraints(config),
+    replay_weight=config.replay.weight,
+    averaging=config.duals.averaging,
+    max_importance=config.sampling.max_importance,
+  )
+
+
+def optimizer_pair(config: ConfigDict) -> online_step.Optimizers:
+  """The policy's AdamW and the multipliers' controller."""
+  o = config.optimizer
+  one_of("optimizer.moments_dtype", o.moments_dtype, build_policy.DTYPES)
+  policy_optimizer = optimizers.adamw(
+    learning_rate=o.learning_rate,
+    warmup_steps=o.warmup_steps,
+    total_steps=config.steps,
+    final_fraction=o.final_fraction,
+    b1=o.b1,
+    b2=o.b2,
+    weight_decay=o.weight_decay,
+    max_grad_norm=o.max_grad_norm,
+    moments_dtype=o.moments_dtype,
+  )
+  return online_step.Optimizers(policy_optimizer, build_constraints.controller(config))
+
+
+def first_state(config: ConfigDict, trainable: Callable | None = None) -> Callable:
+  """The function from the reference's parameters to the state before the first step.
+
+  Args:
+    config: a complete config.
+    trainable: parameters -> the trainable ones; by default the whole policy, or its adapters.
+  """
+  tools, multipliers = optimizer_pair(config), build_constraints.dual_params(config)
+  trainable = trainable or (lambda params: build_policy.trainable(config, params))
+  return lambda params: train_state.create(
+    trainable(params),
+    multipliers,
+    jax.random.key(config.seed),
+    optimizer=tools.policy,
+    dual_optimizer=tools.dual,
+    averaged=(*train_state.AVERAGED, *build_constraints.settings(config)),
+  )
+
+
+def offline(config: ConfigDict) -> OfflineObjective:
+  """The objective of the offline steps.
 
   Raises:
     InputError: an unknown choice, a number out of range, or a floor or budget that nothing could enforce.
   """
   o = config.offline
   _check(config)
-  learned, found = o.weights == "multipliers", constrained.constraints(config)
+  learned, found = o.weights == "multipliers", build_constraints.constraints(config)
   return OfflineObjective(
     loss=o.loss,
     weights=None if learned else (o.alpha, o.beta),
@@ -55,12 +120,12 @@ def pairs_per_row(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> 
 
 def _check(config) -> None:
   o = config.offline
-  _one_of("loss", o.loss, tuple(offline_losses.LOSSES))
-  _one_of("weights", o.weights, ("fixed", "multipliers"))
-  _one_of("pairs", o.pairs, ("source", "sampled", "answers_against_samples"))
+  one_of("offline.loss", o.loss, tuple(offline_losses.LOSSES))
+  one_of("offline.weights", o.weights, ("fixed", "multipliers"))
+  one_of("offline.pairs", o.pairs, ("source", "sampled", "answers_against_samples"))
   entry, learned = offline_losses.LOSSES[o.loss], o.weights == "multipliers"
-  bounds = {name: c.bound for name, c in constrained.constraints(config).items() if c.bound is not None}
-  others = sorted(set(bounds) - set(constrained.ALWAYS))
+  bounds = {name: c.bound for name, c in build_constraints.constraints(config).items() if c.bound is not None}
+  others = sorted(set(bounds) - set(build_constraints.ALWAYS))
   reads_beta = offline_losses.acts_with_beta_alone(o.loss)
   for wrong, advice in (
     (o.alpha <= 0 or o.beta < 0, "offline.alpha must be positive and offline.beta at least 0"),
@@ -92,8 +157,3 @@ def _check(config) -> None:
   ):
     if wrong:
       raise InputError(f"{advice} (config.offline)")
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-  if value not in allowed:
-    raise InputError(f"config.offline.{key}={value!r} is not one of {', '.join(allowed)}")

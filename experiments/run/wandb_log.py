@@ -1,37 +1,39 @@
 """Metrics to Weights & Biases beside `metrics.jsonl` and TensorBoard, where config.logging.wandb names a project."""
 
+from collections.abc import Mapping
 import importlib
-import json
+from typing import Any
 
-from experiments import constrained
-from experiments import distributed
+from experiments.run import distributed
 from qempo_jax.errors import InputError
 
 
-def check(config) -> None:
+def check(project: str) -> None:
   """Raises InputError where a project is named and the package is absent; to be called before anything slow."""
-  if config.logging.wandb:
+  if project:
     _package()
 
 
-def also(config, log):
-  """`log` itself, or one that writes to it first and to the config's project then."""
-  if not config.logging.wandb or not distributed.is_writer():
+def also(project: str, log, *, name: str, config: Mapping[str, Any]):
+  """`log` itself, or one that writes to it first and to a Weights & Biases project then.
+
+  Args:
+    project: of Weights & Biases; "" for none.
+    log: of the metrics.
+    name: of the run.
+    config: of the run, JSON-able.
+  """
+  if not project or not distributed.is_writer():
     return log
-  return WandbLog(config, log)
+  return WandbLog(log, _package().init(project=project, name=name, config=dict(config)))
 
 
 class WandbLog:
   """A metrics log that passes every row on; what is on this disk stays the record."""
 
-  def __init__(self, config, log):
-    """Starts a run of the project, named after the method and the seed."""
-    self._log = log
-    self._run = _package().init(
-      project=config.logging.wandb,
-      name=f"{constrained.label(config)}-seed{config.seed}",
-      config=json.loads(config.to_json_best_effort()),
-    )
+  def __init__(self, log, run):
+    """Passes rows on to a log and to a run of Weights & Biases."""
+    self._log, self._run = log, run
 
   def write(self, metrics) -> None:
     """Appends one step."""

@@ -1,13 +1,16 @@
 """What --dry_run says of a run that was built and not started: shapes, and the memory they need at least."""
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import math
 
 import jax
-from ml_collections import ConfigDict
 
-from experiments import builders
-from experiments import compile_programs
+from experiments.batches.reward_pairs import RewardPlan
+from experiments.compile import programs
+from experiments.plan import Plan
+from experiments.plan import Policy
+from experiments.plan import Sampling
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.models import reward_head
@@ -17,23 +20,22 @@ from qempo_jax.token_stats import MAX_LOGITS
 GIB = 2**30
 
 
-def describe(config: ConfigDict, policy: builders.Policy) -> str:
+def describe(plan: Plan) -> str:
   """Shapes of one run's model and batches, and the memory that one of its devices needs at least."""
-  programs = compile_programs.of_policy(config, policy)
-  return "\n".join([model_line(policy), *_batches(programs), memory_line(memory(config, policy, programs), policy)])
+  steps = programs.of_plan(plan)
+  return "\n".join([model_line(plan.policy), *_batches(steps), memory_line(memory(plan, steps), plan.policy)])
 
 
-def describe_programs(config: ConfigDict, devices) -> str:
+def describe_programs(plan: Plan) -> str:
   """The same for devices that need not exist, without weights."""
-  programs = compile_programs.programs(config, devices)
-  steps = [program.parts for program in programs if program.name.endswith("_step")]
+  found = programs.of_plan(plan)
+  steps = [program.parts for program in found if program.name.endswith("_step")]
   parts = {name: max(_bytes(step.get(name, ())) for step in steps) for name in ("params", "optimizer", "reference")}
-  parts["gradients"] = _bytes(programs[0].parts["params"])
-  parts |= _laid_out(programs)
-  return "\n".join([*_batches(programs), memory_line(parts)])
+  parts["gradients"] = _bytes(found[0].parts["params"])
+  return "\n".join([*_batches(found), memory_line(parts | _laid_out(found))])
 
 
-def model_line(policy: builders.Policy) -> str:
+def model_line(policy: Policy) -> str:
   """The decoder's shape."""
   c, leaves = policy.config, jax.tree.leaves(policy.params)
   dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
@@ -44,38 +46,37 @@ def model_line(policy: builders.Policy) -> str:
   )
 
 
-def memory(config: ConfigDict, policy: builders.Policy, programs) -> dict[str, int]:
+def memory(plan: Plan, steps: Sequence[programs.Program]) -> dict[str, int]:
   """Bytes on one device by part; what is alive only within a step is its gradients and a block's logits.
 
   A lower bound: activations, the compiler's scratch and what stays of the sampler are not in it, which
   `experiments.compile_check` finds for TPUs by compiling.
   """
-  trained = programs[0].parts
+  trained, policy = steps[0].parts, plan.policy
+  in_host_memory = jax.tree.leaves(policy.params)[0].sharding.memory_kind == sharding.HOST
   found = {
     "trained parameters": _bytes(trained["params"]),
     "optimizer": _bytes(trained["optimizer"]),
-    "reference": _bytes(policy.params) if config.compute.reference_memory == "device" else 0,
+    "reference": 0 if in_host_memory else _bytes(policy.params),
     "gradients": _bytes(trained["params"]),
-    "logits of a block": 2
-    * 4
-    * min(config.compute.chunk_size * policy.config.vocab_size, MAX_LOGITS),  # and their gradient
+    # and their gradient
+    "logits of a block": 8 * min(plan.sampling.chunk_size * policy.config.vocab_size, MAX_LOGITS),
   }
-  if any(program.name == "sampler" for program in programs):
-    found |= _laid_out(programs)
-    found["keys and values while sampling"] = _cache_bytes(config, policy)
+  if any(program.name == "sampler" for program in steps):
+    found |= _laid_out(steps)
+    found["keys and values while sampling"] = _cache_bytes(plan.sampling, policy)
   return found
 
 
-def _laid_out(programs) -> dict[str, int]:
+def _laid_out(steps) -> dict[str, int]:
   """The policy as it is sampled from, where that is another copy than the one in training."""
   before, after = (
-    sum(_bytes(program.parts["params"]) for program in programs if program.name == name)
-    for name in ("reshard", "sampler")
+    sum(_bytes(program.parts["params"]) for program in steps if program.name == name) for name in ("reshard", "sampler")
   )
   return {"parameters while sampling": after} if after != before else {}
 
 
-def memory_line(parts: dict[str, int], policy: builders.Policy | None = None) -> str:
+def memory_line(parts: dict[str, int], policy: Policy | None = None) -> str:
   """The estimate, and what the policy's devices have where they say so."""
   each = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
   stats = policy.mesh.devices.flat[0].memory_stats() if policy else None
@@ -84,29 +85,24 @@ def memory_line(parts: dict[str, int], policy: builders.Policy | None = None) ->
   return f"Memory of a device: at least {sum(parts.values()) / GIB:.2f} GiB{there} ({each}); activations come on top"
 
 
-def describe_sampling(config: ConfigDict, policy: builders.Policy) -> str:
+def describe_sampling(sampling: Sampling, policy: Policy) -> str:
   """The same where samples are drawn and nothing is trained."""
-  parts = {"parameters": _bytes(policy.params), "keys and values while sampling": _cache_bytes(config, policy)}
+  parts = {"parameters": _bytes(policy.params), "keys and values while sampling": _cache_bytes(sampling, policy)}
   return f"{model_line(policy)}\n{memory_line(parts, policy)}"
 
 
-def describe_reward_model(config: ConfigDict, model: builders.Policy) -> str:
+def describe_reward_model(plan: RewardPlan) -> str:
   """The same for a reward model."""
-  trained, frozen = reward_head.split(model.params, model.config, config.reward_model.trainable)
-  create = lambda params: builders.initial_state(config, params, builders.optimizer_pair(config))
-  state = jax.eval_shape(create, trained)
-  placed = jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    state,
-    sharding.tree_shardings(state, model.mesh, reward_head.RULES),
-  )
-  parts = {"trained parameters": _bytes(placed.params), "optimizer": _bytes(placed.opt_state)}
-  parts |= {"frozen parameters": _bytes(frozen), "gradients": _bytes(placed.params)}
+  model = plan.model
+  state = sharding.abstract(jax.eval_shape(plan.first_state, model.params), model.mesh, reward_head.RULES)
+  frozen = reward_head.split(model.params, model.config, plan.settings.trainable)[1]
+  parts = {"trained parameters": _bytes(state.params), "optimizer": _bytes(state.opt_state)}
+  parts |= {"frozen parameters": _bytes(frozen), "gradients": _bytes(state.params)}
   return f"{model_line(model)}\n{memory_line(parts, model)}"
 
 
-def _batches(programs) -> list[str]:
-  taken = {program.name: ", ".join(dict.fromkeys(_batch_shapes(program))) for program in programs}
+def _batches(steps) -> list[str]:
+  taken = {program.name: ", ".join(dict.fromkeys(_batch_shapes(program))) for program in steps}
   return [f"{name}: takes {shapes}" for name, shapes in taken.items() if shapes]
 
 
@@ -124,13 +120,13 @@ def _bytes(tree) -> int:
   return sum(size(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf.dtype, "itemsize"))
 
 
-def _cache_bytes(config: ConfigDict, policy: builders.Policy) -> int:
+def _cache_bytes(s: Sampling, policy: Policy) -> int:
   """Keys and values of the prompts, once and beside each slot that queues, and of the slots; rows are split over the data axes."""
-  c, s, rows = policy.config, config.sampling, config.data.prompts_per_step
-  mesh = dict(layout.sampling_mesh(policy.mesh, tuple(config.sampling.mesh)).shape)
+  c, rows = policy.config, s.prompts
+  mesh = dict(layout.sampling_mesh(policy.mesh, s.mesh).shape)
   ways = mesh["data"] * mesh["fsdp"]
   ways = ways if rows % ways == 0 else 1
-  prompt = packing.round_up(config.data.max_prompt_length, 16)
+  prompt = packing.round_up(s.max_prompt_length, 16)
   samples = rows // ways * s.group_size
   slots = -(-s.slots // ways)
   queues = 0 < slots < samples

@@ -1,63 +1,22 @@
-"""The `reward_model` group of a config -> a model with a head, and pairs parted by prompt."""
+"""The `reward_model` group of a config -> pairs parted by prompt."""
 
-import dataclasses
 import hashlib
 import json
 import pathlib
 from typing import Any
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from experiments import builders
+from experiments.batches.reward_rows import PARTS
+from experiments.batches.reward_rows import RewardData
+from experiments.build import data as build_data
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
-from qempo_jax.data.tokenization import stop_token_ids
 from qempo_jax.errors import InputError
-from qempo_jax.rewards import reward_model
-
-PARTS = ("train", "validation", "heldout")
 
 
-class Pairs(NamedTuple):
-  """Encoded pairs of one part.
-
-  Attributes:
-    prompts: token ids.
-    responses: of each, (chosen, rejected) token ids with their ending tokens.
-    margins: [N] of the loss, reward units.
-    prompt_keys: [N] what pairs of one prompt share.
-    sources: [N] which data set each came from.
-    dropped: pairs left out because a prompt or a response is too long.
-  """
-
-  prompts: list[list[int]]
-  responses: list[tuple]
-  margins: np.ndarray
-  prompt_keys: np.ndarray
-  sources: np.ndarray
-  dropped: int
-
-  def lengths(self) -> np.ndarray:
-    """[N] tokens of each pair, its prompt once."""
-    return np.array([len(p) + sum(map(len, pair)) for p, pair in zip(self.prompts, self.responses)])
-
-
-def model(config: ConfigDict) -> builders.Policy:
-  """The model that the config names, with its own head or, for a language model, one that scores all texts 0."""
-  mesh = builders.mesh(config)
-  builders.check_choices(config)
-  for key, allowed in (("compute.micro_batches", 1), ("model.dtype", "float32"), ("compute.distributed", False)):
-    group, name = key.split(".")
-    if config[group][name] != allowed:
-      raise InputError(f"config.{key}={config[group][name]} is not for reward models; leave it at {allowed}")
-  found = reward_model.load_model(config.model.source, mesh=mesh, compute_dtype=config.compute.dtype)
-  shape = dataclasses.replace(found.config, attention=config.compute.attention, remat=config.compute.remat)
-  return builders.Policy(shape, found.params, found.tokenizer, tuple(stop_token_ids(found.tokenizer)), found.mesh)
-
-
-def pairs(config: ConfigDict, tokenizer: Any) -> dict[str, Pairs]:
+def parts(config: ConfigDict, tokenizer: Any) -> dict[str, RewardData]:
   """The pairs of every part of `PARTS`; no prompt is in two of them.
 
   A prompt of a held-out file is held out wherever it occurs; of the others a share is, by a hash of the prompt, so
@@ -72,32 +31,22 @@ def pairs(config: ConfigDict, tokenizer: Any) -> dict[str, Pairs]:
     raise InputError("reward models are trained without adapters: set lora.rank to 0 and choose reward_model.trainable")
   kept = _read(config, r.heldout, tokenizer)
   measured = {_key(pair) for _, found in kept for pair in found}
-  parts: dict[str, list] = {part: [] for part in PARTS}
+  by_name: dict[str, list] = {part: [] for part in PARTS}
   for name, found in _read(config, r.sources, tokenizer):
     by_part: dict[str, list] = {part: [] for part in PARTS}
     for pair in found:
       by_part["heldout" if _key(pair) in measured else _part(_key(pair), r)].append(pair)
-    parts["heldout"].append((name, by_part["heldout"]))
-    parts["train"].append((name, by_part["train"]))
-    parts["validation"].append((name, by_part["validation"]))
-  parts["heldout"] = [*kept, *parts["heldout"]]
+    by_name["heldout"].append((name, by_part["heldout"]))
+    by_name["train"].append((name, by_part["train"]))
+    by_name["validation"].append((name, by_part["validation"]))
+  by_name["heldout"] = [*kept, *by_name["heldout"]]
   shares = {"train": 1 - r.validation_share, "validation": r.validation_share}
   most = {part: r.pairs_per_source and max(1, int(r.pairs_per_source * share + 0.5)) for part, share in shares.items()}
   most["heldout"] = r.heldout_per_source
-  return {part: _encoded(config, tokenizer, parts[part], most[part], part) for part in PARTS}
+  return {part: _encoded(config, tokenizer, by_name[part], most[part], part) for part in PARTS}
 
 
-def fingerprint(parts: dict[str, Pairs]) -> str:
-  """A hash of all pairs, in order: tells whether a resumed run has the same ones."""
-  digest = hashlib.sha256()
-  for part in PARTS:
-    found = parts[part]
-    ids = [[p, *map(list, pair)] for p, pair in zip(found.prompts, found.responses)]
-    digest.update(json.dumps([part, ids, found.margins.tolist()], default=int).encode())
-  return digest.hexdigest()
-
-
-def _encoded(config, tokenizer, named, most, part) -> Pairs:
+def _encoded(config, tokenizer, named, most, part) -> RewardData:
   prompts, responses, margins, keys, sources, dropped = [], [], [], [], [], 0
   for name, found in named:
     if not found:
@@ -107,8 +56,7 @@ def _encoded(config, tokenizer, named, most, part) -> Pairs:
         tokenizer,
         found,
         responses=2,
-        max_prompt_length=config.data.max_prompt_length,
-        max_response_length=config.sampling.max_response_length,
+        **build_data.limits(config),
         cut=config.reward_model.cut_responses,
       )
     except InputError:  # none fits
@@ -127,7 +75,7 @@ def _encoded(config, tokenizer, named, most, part) -> Pairs:
       f"no pair is left for {part}: raise data.max_prompt_length={config.data.max_prompt_length},"
       f" sampling.max_response_length={config.sampling.max_response_length} or the share of its prompts"
     )
-  return Pairs(prompts, responses, np.array(margins, np.float32), np.array(keys), np.array(sources), dropped)
+  return RewardData(prompts, responses, np.array(margins, np.float32), np.array(keys), np.array(sources), dropped)
 
 
 def _read(config, sources, tokenizer) -> list[tuple[str, list[preferences.Preference]]]:
@@ -140,15 +88,8 @@ def _read(config, sources, tokenizer) -> list[tuple[str, list[preferences.Prefer
     name = pathlib.Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
     if stems.count(pathlib.Path(source).name) > 1:
       name = f"{pathlib.Path(path).parent.name}/{name}"
-    pairs = preferences.load_preferences(
-      source,
-      rejected=True,
-      on_bad_row=config.data.on_bad_row,
-      max_bad_share=config.data.max_bad_share,
-      note=print,
-      tokenizer=tokenizer,
-    )
-    found.append((name, pairs))
+    options = {"tokenizer": tokenizer} | build_data.bad_rows(config)
+    found.append((name, preferences.load_preferences(source, rejected=True, **options)))
   return found
 
 

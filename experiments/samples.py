@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import builders
-from experiments.loops import runs
+from experiments.plan import Policy
+from experiments.plan import Sampling
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data import tokenization
@@ -42,19 +42,18 @@ class Samples(NamedTuple):
 class GroupSampler:
   """Samples groups from a policy; prompts are padded to one length, so one shape is compiled."""
 
-  def __init__(self, policy: builders.Policy, config, rows: Sequence[Row]):
+  def __init__(self, policy: Policy, settings: Sampling, rows: Sequence[Row]):
     """Prepares to sample for these rows.
 
     Args:
       policy: the model and tokenizer.
-      config: the run's config.
+      settings: of sampling.
       rows: every row that may be asked for.
     """
-    self._policy = policy
-    self._settings = config.sampling
-    self._mesh = layout.sampling_mesh(policy.mesh, tuple(config.sampling.mesh))
+    self._policy, self._settings = policy._replace(params=None), settings
+    self._mesh = layout.sampling_mesh(policy.mesh, settings.mesh)
     self._arrangements = {}
-    limit = config.data.max_prompt_length
+    limit = settings.max_prompt_length
     encoded = {
       row["prompt"]: _encoded(policy.tokenizer, row["prompt"], place) for place, row in enumerate(rows, start=1)
     }
@@ -70,7 +69,7 @@ class GroupSampler:
   def __call__(self, params, rows: Sequence[Row], rng, group_size: int, *, first: int = 0) -> Samples:
     """Samples a group for each row; random numbers depend on `rng`, the row's place after `first`, sample and token."""
     prompts = [self.encode(row) for row in rows]
-    batch = sharding.place(self._pad(prompts), runs.split(self._mesh, len(prompts)))
+    batch = sharding.place(self._pad(prompts), sharding.rows_sharding(self._mesh, len(prompts)))
     rollout = sharding.on_mesh(sampler.sample_groups, self._mesh)(
       self._arranged(params),
       self._policy.config,

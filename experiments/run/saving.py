@@ -1,21 +1,19 @@
 """When a loop saves, what is saved beside the state, and what makes a run stop: a notice, or updates that break."""
 
 from collections.abc import Callable
-import hashlib
-import json
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import builders
-from experiments import constrained
-from experiments import distributed
-from experiments import workdir as workdirs
-from experiments.loops import metrics_file
-from experiments.loops import preemption
-from experiments.loops import runs
+from experiments.run import distributed
+from experiments.run import metrics_file
+from experiments.run import preemption
+from experiments.run import workdir as workdirs
+from experiments.run.checkpoints import Saving
+from experiments.run.metrics_log import MetricsLog
 from qempo_jax import constraints as constraint_lib
 from qempo_jax.data import order as orders
 from qempo_jax.data import reference_cache
@@ -29,35 +27,41 @@ class Saver:
 
   def __init__(
     self,
-    config,
+    settings: Saving,
     workdir: pathlib.Path,
-    policy: builders.Policy,
     note: Callable[[str], None],
     *,
-    same: dict[str, str],
-    order: orders.Order | None = None,
+    config: Mapping[str, Any],
+    steps: int,
+    same: Mapping[str, str],
+    tokenizer: Any,
+    order: orders.Order | None,
+    constraints: Mapping[str, constraint_lib.Constraint],
   ):
     """Opens the checkpoints; nothing is written yet.
 
     Args:
-      config: a complete config.
+      settings: of saving.
       workdir: of the run.
-      policy: the reference, with its tokenizer.
       note: told what the user should know.
+      config: the run's complete config, JSON-able.
+      steps: parameter updates of the run.
       same: hashes by name of what must not change under a run, such as its pairs.
+      tokenizer: of the policy.
       order: of the data, whose position is saved.
+      constraints: of the run, by which checkpoints are ranked.
     """
-    self._config, self._workdir, self._note, self._order = config, workdir, note, order
-    self._config_json = json.loads(config.to_json_best_effort())
-    self._same = same
-    if hasattr(policy.tokenizer, "get_vocab") and hasattr(policy.tokenizer, "special_tokens_map"):
-      self._same = same | {"tokenizer's tokens": reference_cache.tokenizer_hash(policy.tokenizer)}
+    self._settings, self._workdir, self._note, self._order = settings, workdir, note, order
+    self._config, self._steps, self._constraints = config, steps, constraints
+    self._same = dict(same)
+    if hasattr(tokenizer, "get_vocab") and hasattr(tokenizer, "special_tokens_map"):
+      self._same["tokenizer's tokens"] = reference_cache.tokenizer_hash(tokenizer)
     self._skipped = {"in_row": 0, "total": 0}
-    self._checkpoints = runs.checkpoints(config, workdir, note=note)
-    self._notice = preemption.Notice(config.faults.grace_seconds)
+    self._checkpoints = settings.open(workdir, note=note)
+    self._notice = preemption.Notice(settings.grace_seconds)
 
   def restore(self, state) -> tuple[Any, dict[str, Any]]:
-    """(the state of the newest whole checkpoint, what `after_step` was given); (`state`, {}) where there is none.
+    """(the state of the newest whole checkpoint, what `save` was given as memory); (`state`, {}) where there is none.
 
     The given state's memory is free for the restored one: what is trained and its optimizer's leaves are deleted first.
 
@@ -77,7 +81,7 @@ class Saver:
     for name, value in self._same.items():
       if host["same"].get(name) != value:
         raise InputError(f"the {name} are not those of {place}; restore them, or use another workdir")
-    if differing := workdirs.differences(host["config"], self._config_json):
+    if differing := workdirs.differences(host["config"], self._config):
       raise InputError(f"{place} is of another config ({differing}); use that one, or another folder")
     if self._order:
       self._order.resume(host["order"])
@@ -87,14 +91,13 @@ class Saver:
 
   def _start(self) -> None:
     """Says that the run starts at step 1, or raises InputError where that would lose one that can go on."""
-    c = self._config.checkpoint
     if self._checkpoints:
       self._checkpoints.check_start()
     else:
-      folder = pathlib.Path(c.folder or self._workdir / "checkpoints")
+      folder = pathlib.Path(self._settings.place(self._workdir))
       if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
         raise InputError(
-          f"{folder} holds a run, and checkpoint.every={c.every} reads none: set it to 0, or use another workdir"
+          f"{folder} holds a run, and checkpoint.every={self._settings.every} reads none: set it to 0, or use another workdir"
         )
     old = len(metrics_file.read(self._workdir / metrics_file.NAME, self._note)) if distributed.is_writer() else 0
     self._note(
@@ -107,7 +110,7 @@ class Saver:
     if distributed.is_writer():
       known &= {row["step"] for row in metrics_file.read(self._workdir / metrics_file.NAME, self._note)}
     lost = f"; {metrics_file.NAME} lacks {step - len(known)} rows before it" if len(known) < step else ""
-    where = f"resuming at step {step + 1}" if step < self._config.steps else f"all {step} steps were done before"
+    where = f"resuming at step {step + 1}" if step < self._steps else f"all {step} steps were done before"
     self._note(f"{where}: step {step} was restored{lost}")
 
   def __enter__(self):
@@ -133,41 +136,48 @@ class Saver:
     }
     return {"skipped_total": self._skipped["total"]}
 
-  def after_step(self, state, log: runs.MetricsLog, loop: Callable[[], dict[str, Any]] = dict) -> None:
-    """Stops a run whose updates break; saves where one is due; ends the process with 0 after a notice.
-
-    Args:
-      state: after the step.
-      log: of the metrics, on disk before the checkpoint that vouches for them.
-      loop: makes what the loop itself must remember, JSON-able.
-    """
-    step, c = int(state.step), self._config.checkpoint
-    most = self._config.faults.max_skipped_in_row
+  def check(self, step: int) -> None:
+    """Raises InputError where too many updates in a row were skipped, as `count` was told."""
+    most = self._settings.max_skipped_in_row
     if self._skipped["in_row"] > most:
       raise InputError(
         f"step {step}: the loss is not finite, or its gradient, {self._skipped['in_row']} times in a row (faults."
         f"max_skipped_in_row={most}); those updates were skipped: lower optimizer.learning_rate, then start anew"
       )
-    stop = self._notice.came(step)
-    due = step == self._config.steps or (c.every > 0 and step % c.every == 0)
-    if self._checkpoints and (due or stop):
+
+  def due(self, step: int) -> bool:
+    """Whether `save` must be called after this step; every process of a run must ask after every step."""
+    every = self._settings.every
+    self._stop = self._notice.came(step)
+    return self._stop or step == self._steps or (every > 0 and step % every == 0)
+
+  def save(self, state, step: int, log: MetricsLog, memory: Callable[[], dict[str, Any]] = dict) -> None:
+    """Saves the state after a step; ends the process with 0 after a notice.
+
+    Args:
+      state: after the step.
+      step: its number.
+      log: of the metrics, on disk before the checkpoint that vouches for them.
+      memory: makes what the batches must remember, JSON-able.
+    """
+    if self._checkpoints:
       log.sync()
-      host = {"same": self._same, "config": self._config_json, "skipped": self._skipped, "loop": loop()}
+      host = {"same": self._same, "config": self._config, "skipped": self._skipped, "loop": memory()}
       if self._order:
         host["order"] = self._order.state(step)
-      self._checkpoints.save(state, host, quality(self._config, state))
-    if stop and step < self._config.steps:
+      self._checkpoints.save(state, host, quality(self._constraints, state))
+    if self._stop and step < self._steps:
       self._note(f"told to stop: {self._farewell(step)}")
       raise SystemExit(0)
 
   def _farewell(self, step: int) -> str:
     if not self._checkpoints:
-      return f"step {step} is lost, since checkpoint.every={self._config.checkpoint.every} saves nothing"
+      return f"step {step} is lost, since checkpoint.every={self._settings.every} saves nothing"
     self._checkpoints.wait()
     return f"step {step} is saved, and the same command goes on from there"
 
 
-def quality(config, state) -> dict[str, float] | None:
+def quality(constraints: Mapping[str, constraint_lib.Constraint], state) -> dict[str, float] | None:
   """What checkpoints are compared by: averaged entropy, and how far averaged values are from the constraints.
 
   The shortfall is the largest of all constraints', each relative to its bound; the margin that the controller aims inside
@@ -176,13 +186,7 @@ def quality(config, state) -> dict[str, float] | None:
   if not float(state.averages.weight):
     return None
   values = {name: float(value) for name, value in state.averages.values().items()}
-  constraints = constrained.constraints(config, aim=False)
   relative = lambda name, short: short / max(abs(constraints[name].bound), 1e-6)
   shortfalls = [relative(*item) for item in constraint_lib.shortfall(constraints, values).items()]
   found = {"entropy": values["entropy"], "shortfall": float(np.max([0.0, *shortfalls]))}
   return found if np.isfinite(list(found.values())).all() else None
-
-
-def fingerprint(rows) -> str:
-  """SHA-256 over rows of JSON-able columns."""
-  return hashlib.sha256(json.dumps(list(rows), sort_keys=True, default=str).encode()).hexdigest()

@@ -1,39 +1,38 @@
-"""A few steps of a run under JAX's profiler, where `config.logging.profile_steps` asks for it."""
+"""A few steps of a run under JAX's profiler."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
 import pathlib
+from typing import NamedTuple
 
 import jax
-
-from qempo_jax.errors import InputError
 
 FOLDER = "profile"
 
 
-def check(config) -> None:
-  """Raises InputError where a number of steps is negative; to be called before anything slow."""
-  for key in ("profile_steps", "profile_after"):
-    if config.logging[key] < 0:
-      raise InputError(f"config.logging.{key}={config.logging[key]} must be at least 0")
+class Profiling(NamedTuple):
+  """Settings: `steps` updates are recorded, 0 for none, after `after` others of this process, which compile."""
+
+  steps: int
+  after: int
 
 
-def traced(steps: range, config, workdir: pathlib.Path, note: Callable[[str], None]) -> Iterator[int]:
-  """The steps of a loop, each named in a profile; those that the config asks for are recorded in `workdir/profile`.
+def traced(steps: range, settings: Profiling, workdir: pathlib.Path, note: Callable[[str], None]) -> Iterator[int]:
+  """The steps of a loop, each named in a profile; those that the settings ask for are recorded in `workdir/profile`.
 
   `logging.profile_after` steps of this process go first, which compile. Every process writes a file of its own, for
   TensorBoard's profile page, XProf or Perfetto. A loop that ends in between, in an error too, leaves what was recorded.
 
   Args:
     steps: of the run, from where it resumes.
-    config: a run's config.
+    settings: of the profile.
     workdir: the run's folder.
     note: gets a line once the profile is written, or where too few steps are left for one.
 
   Yields:
     Every step.
   """
-  first, count = config.logging.profile_after, config.logging.profile_steps
+  first, count = settings.after, settings.steps
   chosen = steps[first : first + count]
   if count and not chosen:
     note(f"no step is profiled: {len(steps)} are left, and logging.profile_after={first} go first")

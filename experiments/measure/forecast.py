@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import constrained
-from experiments.loops.feasibility import Measured
+from experiments.build import constraints as build_constraints
+from experiments.measure.reference import Measured
 from qempo_jax import sampled_duals
 from qempo_jax import sampled_evidence
 from qempo_jax.errors import InputError
@@ -48,10 +48,10 @@ class Program(NamedTuple):
 
 def programs(config) -> list[Program]:
   """The config's own program and its neighbours at the same floor; its own alone where its multipliers are fixed."""
-  floor, budget = (constrained.bound(config, name, aim=True) for name in ("quality", "kl"))
-  weight, settings = constrained.method(config).entropy_weight, constrained.settings(config)
+  floor, budget = (build_constraints.bound(config, name, aim=True) for name in ("quality", "kl"))
+  weight, settings = build_constraints.method(config).entropy_weight, build_constraints.settings(config)
   quality, kl = settings["quality"].start, settings["kl"].start
-  if others := [name for name in settings if name not in constrained.ALWAYS]:
+  if others := [name for name in settings if name not in build_constraints.ALWAYS]:
     raise InputError(
       f"constraint {others[0]!r} is not foretold; leave it out here (its bound none and its multiplier 0)"
     )

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from experiments import hlo_costs
-from experiments.chips import Chip
+from experiments.compile import hlo_costs
+from experiments.compile.chips import Chip
 
 GIB = 2**30
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.loops import sampling
+from experiments import samples as sampling
 from qempo_jax.types import Rollout
 
 _REWARD = "rewards/"  # before a reward's name in the saved arrays
@@ -37,17 +37,20 @@ class Scored(NamedTuple):
 class Draws:
   """Scored samples by the index of their update; a context manager that ends its thread."""
 
-  def __init__(self, config, sample: sampling.GroupSampler, reward, order):
+  def __init__(self, sample: sampling.GroupSampler, reward, order, *, group_size: int, steps: int, ahead: bool):
     """Draws nothing yet.
 
     Args:
-      config: a complete config.
       sample: of the run's rows.
       reward: the reward function.
       order: of the rows.
+      group_size: samples a prompt.
+      steps: parameter updates of the run.
+      ahead: draw the samples of update t+1 before update t.
     """
-    self._config, self._sample, self._reward, self._order = config, sample, reward, order
-    self._thread = futures.ThreadPoolExecutor(1, "rewards") if config.sampling.stale_steps else None
+    self.sample, self.reward, self.order = sample, reward, order
+    self._group_size, self._steps = group_size, steps
+    self._thread = futures.ThreadPoolExecutor(1, "rewards") if ahead else None
     self._ahead: tuple[int, futures.Future] | None = None
 
   def __call__(self, index: int, params, rng) -> Scored:
@@ -65,7 +68,7 @@ class Draws:
       return self._score(self._draw(index, params, rng))
     own = self._ahead[1] if self._ahead else self._submit(index, params, rng)
     self._ahead = None
-    if index + 1 < self._config.steps:
+    if index + 1 < self._steps:
       self._ahead = index + 1, self._submit(index + 1, params, rng)
     return own.result()
 
@@ -93,7 +96,7 @@ class Draws:
     with np.load(io.BytesIO(base64.b64decode(saved["arrays"]))) as file:
       arrays = dict(file)
     rewards = {name.removeprefix(_REWARD): arrays.pop(name) for name in list(arrays) if name.startswith(_REWARD)}
-    samples = self._sample.of_rollout(self._rows(saved["index"]), Rollout(**arrays))
+    samples = self.sample.of_rollout(self._rows(saved["index"]), Rollout(**arrays))
     done = futures.Future()
     done.set_result(Scored(samples, rewards, saved["counts"]))
     self._ahead = saved["index"], done
@@ -102,12 +105,12 @@ class Draws:
     return self._thread.submit(self._score, self._draw(index, params, rng))
 
   def _draw(self, index, params, rng) -> sampling.Samples:
-    return self._sample(params, self._rows(index), jax.random.fold_in(rng, index), self._config.sampling.group_size)
+    return self.sample(params, self._rows(index), jax.random.fold_in(rng, index), self._group_size)
 
   def _rows(self, index):
-    return [self._sample.rows[i] for i in self._order.batch(index)]
+    return [self.sample.rows[i] for i in self.order.batch(index)]
 
   def _score(self, samples) -> Scored:
-    rewards = sampling.group_scores(self._reward, samples)
-    counts = self._reward.take_counts() if hasattr(self._reward, "take_counts") else {}
+    rewards = sampling.group_scores(self.reward, samples)
+    counts = self.reward.take_counts() if hasattr(self.reward, "take_counts") else {}
     return Scored(samples, rewards, counts)

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import builders
-from experiments import constrained
+from experiments import build
+from experiments.build import constraints as build_constraints
+from experiments.plan import Plan
+from experiments.plan import Policy
 from qempo_jax import call_text
 from qempo_jax import methods
 from qempo_jax.errors import InputError
@@ -104,9 +106,8 @@ FREE = (
 
 def same_method(configs: Sequence) -> bool:
   """Whether the methods of these configs differ only in numbers among their settings."""
-  return (
-    len({(path, tuple(numbers), tuple(sorted(rest.items()))) for path, numbers, rest in map(_parsed, configs)}) == 1
-  )
+  parsed = map(_parsed, map(build_constraints.label, configs))
+  return len({(path, tuple(numbers), tuple(sorted(rest.items()))) for path, numbers, rest in parsed}) == 1
 
 
 def train(configs: Sequence, problem: Problem):
@@ -119,10 +120,13 @@ def train(configs: Sequence, problem: Problem):
   Returns:
     The last TrainState of all, stacked along a first axis.
   """
-  optimizers, objective = builders.optimizer_pair(configs[0]), builders.objective(configs[0])
-  make = methods.table()[_parsed(configs[0])[0]]
-  states = [builders.initial_state(config, problem.params, optimizers) for config in configs]
-  numbers = [(_parsed(config)[1], _bounds(config)) for config in configs]
+  on_toy = Policy(None, problem.params, None, (), None)
+  plans = [build.plan(config, on_toy) for config in configs]
+  first = plans[0]
+  path, _, fixed = _parsed(first.label)
+  make, objective = methods.table()[path], first.objective
+  states = [plan.first_state(problem.params) for plan in plans]
+  numbers = [(_parsed(plan.label)[1], _bounds(plan)) for plan in plans]
   stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x, jnp.float32) for x in leaves]), *trees)
   features = objective.method.features(problem.space.tokens, problem.space.mask)
   reference = problem.log_probs(problem.params)
@@ -133,12 +137,10 @@ def train(configs: Sequence, problem: Problem):
       name: dataclasses.replace(constraint, bound=bounds.get(name))
       for name, constraint in objective.constraints.items()
     }
-    own = dataclasses.replace(objective, method=make(**of_method, **_parsed(configs[0])[2]), constraints=constraints)
-    step = lambda state, index: (
-      _step(state, index, problem, reference, own, optimizers, configs[0].sampling.group_size, features),
-      None,
-    )
-    return jax.lax.scan(step, state, jnp.arange(configs[0].steps))[0]
+    own = dataclasses.replace(objective, method=make(**of_method, **fixed), constraints=constraints)
+    settings = own, first.optimizers, first.sampling.group_size, features
+    step = lambda state, index: (_step(state, index, problem, reference, *settings), None)
+    return jax.lax.scan(step, state, jnp.arange(first.steps))[0]
 
   states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
   return jax.jit(jax.vmap(run))(states, stack(numbers))
@@ -205,13 +207,13 @@ def _step(state, index, problem, ref_log_probs, objective, optimizers, group_siz
   )[0]
 
 
-def _parsed(config) -> tuple[str, dict[str, float], dict[str, Any]]:
+def _parsed(method: str) -> tuple[str, dict[str, float], dict[str, Any]]:
   """(the method's name, numbers among its settings, its other settings)."""
-  path, _, settings = call_text.parse(config.method, "method")
+  path, _, settings = call_text.parse(method, "method")
   numbers = {key: value for key, value in settings.items() if type(value) in (int, float)}
   return path, dict(sorted(numbers.items())), {key: value for key, value in settings.items() if key not in numbers}
 
 
-def _bounds(config) -> dict[str, float]:
+def _bounds(plan: Plan) -> dict[str, float]:
   """The bounds that the controllers aim at."""
-  return {name: c.bound for name, c in constrained.constraints(config).items() if c.bound is not None}
+  return {name: c.bound for name, c in plan.objective.constraints.items() if c.bound is not None}

@@ -1,55 +1,86 @@
-"""Batches of a reward model's pairs, and the frozen blocks' output kept on disk so that they run once a pair."""
+"""Rows of a reward model's pairs, and the frozen blocks' output kept on disk so that they run once a pair."""
 
 import functools
+import hashlib
 import json
 import os
 import pathlib
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import reward_builders
-from experiments import workdir as workdirs
-from experiments.loops import runs
+from experiments.plan import Policy
+from experiments.run import workdir as workdirs
+from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import reward_head
 from qempo_jax.train import reward_step
 
-_WINDOW = 16  # batches whose pairs are sorted by length together, which leaves less padding
+PARTS = ("train", "validation", "heldout")
 
 
-def batch_indices(step: int, size: int, lengths: np.ndarray, seed: int) -> np.ndarray:
-  """Which pairs a step visits: a pure function of (seed, step), each pair once an epoch; the last may be fewer."""
-  epoch, place = divmod(step, -(-len(lengths) // size))
-  rng = np.random.default_rng([seed, epoch])
-  order = rng.permutation(len(lengths))
-  windows = [order[start : start + _WINDOW * size] for start in range(0, len(order), _WINDOW * size)]
-  alike = np.concatenate([window[np.argsort(lengths[window], kind="stable")] for window in windows])
-  batches = [alike[start : start + size] for start in range(0, len(alike), size)]
-  return batches[rng.permutation(len(batches))[place]]
+class RewardData(NamedTuple):
+  """Encoded pairs of one part.
+
+  Attributes:
+    prompts: token ids.
+    responses: of each, (chosen, rejected) token ids with their ending tokens.
+    margins: [N] of the loss, reward units.
+    prompt_keys: [N] what pairs of one prompt share.
+    sources: [N] which data set each came from.
+    dropped: pairs left out because a prompt or a response is too long.
+  """
+
+  prompts: list[list[int]]
+  responses: list[tuple]
+  margins: np.ndarray
+  prompt_keys: np.ndarray
+  sources: np.ndarray
+  dropped: int
+
+  def lengths(self) -> np.ndarray:
+    """[N] tokens of each pair, its prompt once."""
+    return np.array([len(p) + sum(map(len, pair)) for p, pair in zip(self.prompts, self.responses)])
 
 
-class Batches:
-  """Batches of any pairs of any part, with the frozen blocks' output beside them where it is kept."""
+def fingerprint(parts: dict[str, RewardData]) -> str:
+  """A hash of all pairs, in order: tells whether a resumed run has the same ones."""
+  digest = hashlib.sha256()
+  for part in PARTS:
+    found = parts[part]
+    ids = [[p, *map(list, pair)] for p, pair in zip(found.prompts, found.responses)]
+    digest.update(json.dumps([part, ids, found.margins.tolist()], default=int).encode())
+  return digest.hexdigest()
 
-  def __init__(self, config, model, parts: dict[str, reward_builders.Pairs], frozen, workdir: pathlib.Path, note):
+
+class RewardRows:
+  """Packed rows of any pairs of any part, with the frozen blocks' output beside them where it is kept."""
+
+  def __init__(self, parts: dict[str, RewardData], *, bucket: int):
+    """Packs nothing yet.
+
+    Args:
+      parts: the pairs.
+      bucket: multiple to which rows are rounded up, tokens.
+    """
+    self._parts, self._bucket, self._hidden = parts, bucket, None
+
+  def keep_frozen(self, model: Policy, frozen, workdir: pathlib.Path, size: int, note) -> None:
     """Runs the frozen blocks over all pairs, or takes up where an earlier run stopped.
 
     Args:
-      config: a complete config.
       model: the model before training.
-      parts: the pairs.
       frozen: the frozen part of the parameters.
       workdir: where the output is kept.
+      size: pairs of a batch.
       note: told how far it is.
     """
-    self._config, self._parts, self._hidden = config, parts, None
-    if config.reward_model.cache:
-      self._starts, total = {}, 0
-      for part, found in parts.items():
-        stops = total + np.cumsum(found.lengths())
-        self._starts[part], total = stops - found.lengths(), int(stops[-1])
-      self._fill(model, frozen, workdir, total, note)
+    self._starts, total = {}, 0
+    for part, found in self._parts.items():
+      stops = total + np.cumsum(found.lengths())
+      self._starts[part], total = stops - found.lengths(), int(stops[-1])
+    self._fill(model, frozen, workdir, total, size, note)
 
   def __call__(self, part: str, indices, rows: int) -> reward_step.RewardBatch:
     """A batch of some pairs, filled up to `rows` with rows of weight 0."""
@@ -66,33 +97,31 @@ class Batches:
   def _packed(self, part, indices, rows):
     found = self._parts[part]
     take = lambda values: [values[index] for index in indices]
-    bucket = self._config.compute.bucket
     return reward_step.pack_pairs(
-      take(found.prompts), take(found.responses), take(found.margins), bucket=bucket, rows=rows
+      take(found.prompts), take(found.responses), take(found.margins), bucket=self._bucket, rows=rows
     )
 
-  def _fill(self, model, frozen, workdir, total, note) -> None:
-    config, width = self._config, model.config.hidden_size
+  def _fill(self, model, frozen, workdir, total, size, note) -> None:
+    width = model.config.hidden_size
     path, state = workdir / "frozen.float32", workdir / "frozen.json"
-    mark = {"pairs": reward_builders.fingerprint(self._parts), "tokens": total, "width": width, "done": 0}
-    mark |= {"model": config.model.source, "dtype": config.compute.dtype, "blocks": reward_head.frozen_blocks(frozen)}
+    mark = {"pairs": fingerprint(self._parts), "tokens": total, "width": width, "done": 0}
+    mark |= {"model": model.source, "dtype": model.config.compute_dtype, "blocks": reward_head.frozen_blocks(frozen)}
     if state.exists() and path.exists():
       earlier = json.loads(state.read_text(encoding="utf-8"))
       mark["done"] = earlier["done"] if earlier | {"done": 0} == mark else 0
     if not mark["done"]:
       _reserve(path, 4 * total * width)
     self._hidden = np.memmap(path, np.float32, "r+", shape=(total, width))
-    size = config.reward_model.pairs_per_step
     places = [(part, index) for part in self._parts for index in range(len(self._parts[part].prompts))]
     lengths = np.concatenate([self._parts[part].lengths() for part in self._parts])
     order = np.argsort(lengths, kind="stable")
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen), runs.split(model.mesh, size)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, frozen), sharding.rows_sharding(model.mesh, size)
     run = jax.jit(functools.partial(reward_step.frozen_hidden, config=model.config), in_shardings=shardings)
     for start in range(mark["done"], len(order), size):
       chosen = [places[index] for index in order[start : start + size]]
       found = [self._parts[part] for part, _ in chosen]
       pairs = [(p.prompts[i], p.responses[i], 0.0) for p, (_, i) in zip(found, chosen)]
-      batch = reward_step.pack_pairs(*zip(*pairs), bucket=config.compute.bucket, rows=size)
+      batch = reward_step.pack_pairs(*zip(*pairs), bucket=self._bucket, rows=size)
       for row, (hidden, (part, index)) in enumerate(zip(np.asarray(run(frozen, batch)), chosen)):
         first, count = self._starts[part][index], lengths[order[start + row]]
         self._hidden[first : first + count] = hidden[:count]

@@ -11,18 +11,18 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import builders
-from experiments import constrained
-from experiments import demo
+from experiments import build
+from experiments import loop
 from experiments import overrides
-from experiments import workdir as workdirs
-from experiments.display import Display
-from experiments.loops import enumerable
-from experiments.loops import evaluation
-from experiments.loops import offline
-from experiments.loops import online
-from experiments.loops import runs as run_files
-from experiments.loops import text_figures
+from experiments.build import constraints as build_constraints
+from experiments.build import data as build_data
+from experiments.build import objective as build_objective
+from experiments.build import policy as build_policy
+from experiments.measure import enumerable
+from experiments.measure import text_figures
+from experiments.run import checkpoints
+from experiments.run import workdir as workdirs
+from experiments.run.display import Display
 from qempo_jax import exact
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import equivalence
@@ -69,17 +69,17 @@ def check(config, checkpoint: str | int | None = None) -> None:
   for method in config.methods:
     if method not in config or method not in config.points or not config.points[method]:
       raise InputError(f"config.methods has {method!r}, which lacks a config of its own, or points.{method}: add both")
-  constrained.check_names(config)
+  build_constraints.check_names(config)
   runs = planned(config)
   configs = [config_of(config, run) for run in runs]
   for run, of_run in zip(runs, configs, strict=True):
-    builders.objective(of_run)
+    build_objective.online(of_run)
     if checkpoint not in (None, "last") and of_run.steps and not _keeps_checkpoints(config, of_run):
       raise InputError(
         f"{run.name} keeps no checkpoints, so --checkpoint={checkpoint} names none: only its last state is there"
       )
   if config.runner == "online":
-    _check_shared(runs, configs, lambda key: key.startswith("model.") or key in builders.LOADED)
+    _check_shared(runs, configs, lambda key: key.startswith("model.") or key in build_policy.LOADED)
     return
   for method in config.methods:
     trained = [place for place, run in enumerate(runs) if run.method == method and config[method].steps]
@@ -128,7 +128,7 @@ def check_made(config, workdir: pathlib.Path, checkpoint: str | int | None) -> N
   for run in planned(config):
     path = _result(workdir, run)
     made = json.loads(path.read_text(encoding="utf-8")).get("checkpoint") if path.exists() else None
-    asked = str(checkpoint or run_files.default_checkpoint(config_of(config, run)))
+    asked = _asked_checkpoint(config_of(config, run), checkpoint)
     if made not in (None, asked):
       raise InputError(f"{path} is of --checkpoint={made}, not {asked}: remove that file, or choose another --workdir")
 
@@ -193,12 +193,12 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run], checkpoint: str |
   """Makes the runs with a language model, one after another, online or on pairs.
 
   Seeds come last, so that a sweep that was cut short holds whole comparisons. Runs that keep checkpoints are measured at the
-  one that `checkpoint` names (see `trained_params` in `runs.py`), others in their last state.
+  one that `checkpoint` names (see `checkpoints.trained_params`), others in their last state.
   """
   if not runs:
     return {}
   shared = config[config.methods[-1]]
-  policy = builders.policy(shared)
+  policy = build_policy.policy(shared)
   for run in sorted(runs, key=lambda run: config.seeds.index(run.seed)):
     of_run = config_of(config, run)
     folder = _result(workdir, run).parent
@@ -207,16 +207,16 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run], checkpoint: str |
     folder.mkdir(parents=True, exist_ok=True)
     if of_run.steps:
       with Display(of_run.steps, title=run.name) as display:
-        loop = online if of_run.offline.loss is None else offline
-        state = loop.train(of_run, folder, policy, display)
+        state = loop.train(build.run(of_run, policy, check=False), folder, display)
       if _keeps_checkpoints(config, of_run):
         _free(state)  # the checkpoint takes its place
-        params, what = run_files.trained_params(of_run, folder, policy, checkpoint)
-        of_checkpoint = {"checkpoint": str(checkpoint or run_files.default_checkpoint(of_run)), "policy": what}
+        params, what = build.trained_params(of_run, folder, policy, checkpoint)
+        of_checkpoint = {"checkpoint": _asked_checkpoint(of_run, checkpoint), "policy": what}
       else:
-        params = builders.as_policy(of_run)(state.params, policy.params)
+        params = build_policy.as_policy(of_run)(state.params, policy.params)
     judge = registry.resolve(of_run.evaluation.reward) if of_run.evaluation.reward else None
-    evaluate = evaluation.Evaluator(of_run, policy, demo.evaluation_rows(of_run), builders.reward(of_run), judge)
+    rows = build_data.evaluation_rows(of_run)
+    evaluate = build.evaluator(of_run, policy, rows, build_data.reward(of_run), judge)
     rows = evaluate(params, method=run.method, seed=run.seed)
     workdirs.write_atomically(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     names, figures = sampled_figures(rows)
@@ -260,6 +260,10 @@ def sampled_figures(rows: list[dict], embed: Callable | None = None) -> tuple[li
     distinct = [functional.distinct_k(of, k=k, equivalence=equivalence.exact) for of in given]
     figures[f"distinct@{k}"] = np.array(distinct)[:, None]
   return list(by_prompt), figures
+
+
+def _asked_checkpoint(config, checkpoint: str | int | None) -> str:
+  return str(checkpoint or checkpoints.default_checkpoint(build_constraints.constraints(config, aim=False)))
 
 
 def _free(state) -> None:

@@ -1,13 +1,16 @@
 """Fresh samples of a policy on given rows, as evaluation rows."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import builders
-from experiments.loops import sampling
+from experiments import samples as samples_lib
+from experiments.plan import Policy
+from experiments.plan import Sampling
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.data import columns
@@ -16,25 +19,45 @@ from qempo_jax.data.prompts import Row
 from qempo_jax.rewards import answers
 
 
+class Settings(NamedTuple):
+  """Settings of an evaluation.
+
+  Attributes:
+    samples_per_prompt: samples of each prompt.
+    prompts_per_batch: prompts sampled at once.
+    seed: of the samples; the same for every policy.
+    cluster: columns whose values are families of prompts.
+  """
+
+  samples_per_prompt: int
+  prompts_per_batch: int
+  seed: int
+  cluster: tuple[str, ...]
+
+
 class Evaluator:
   """Samples policies on the same rows with the same random numbers, and scores them under the reference."""
 
   def __init__(
-    self, config, policy: builders.Policy, rows: Sequence[Row], reward: Callable, judge: Callable | None = None
+    self,
+    policy: Policy,
+    rows: Sequence[Row],
+    judges: Mapping[str, Callable],
+    sampling: Sampling,
+    settings: Settings,
   ):
     """Prepares for these rows.
 
     Args:
-      config: a run's config.
       policy: the reference.
       rows: the prompts with their columns.
-      reward: the reward function.
-      judge: another one, whose scores stand beside the rewards.
+      judges: reward functions by the name of their field, "reward" among them.
+      sampling: settings of sampling and scoring.
+      settings: of the evaluation.
     """
-    self._config, self._policy = config, policy
-    self._judges = {"reward": reward} | ({"judge": judge} if judge else {})
-    self._sample = sampling.GroupSampler(policy, config, rows)
-    self.dropped = self._sample.dropped
+    self._policy, self._judges, self._sampling, self._settings = policy, judges, sampling, settings
+    self._sample = samples_lib.GroupSampler(policy, sampling, rows)
+    self.dropped, self.max_prompt_length = self._sample.dropped, sampling.max_prompt_length
     self._score = jax.jit(scoring.score_groups, static_argnames=_STATIC)
     self._encoder = pair_tokens.Encoder(policy.tokenizer)
 
@@ -46,33 +69,33 @@ class Evaluator:
       method: its label.
       seed: the training seed that made it.
     """
-    config = self._config.evaluation
+    settings = self._settings
     every = self._sample.rows
     tasks = columns.tell_apart([(row["split"], row["prompt"]) for row in every], list(map(columns.whole_task, every)))
-    found, rng = [], jax.random.fold_in(jax.random.key(config.seed), 0)
-    for start in range(0, len(self._sample.rows), config.prompts_per_batch):
-      rows = list(self._sample.rows[start : start + config.prompts_per_batch])
-      missing = config.prompts_per_batch - len(rows)
-      samples = self._sample(params, rows + rows[:1] * missing, rng, config.samples_per_prompt, first=start)
-      scores = {name: sampling.group_rewards(judge, samples) for name, judge in self._judges.items()}
+    found, rng = [], jax.random.fold_in(jax.random.key(settings.seed), 0)
+    for start in range(0, len(self._sample.rows), settings.prompts_per_batch):
+      rows = list(self._sample.rows[start : start + settings.prompts_per_batch])
+      missing = settings.prompts_per_batch - len(rows)
+      samples = self._sample(params, rows + rows[:1] * missing, rng, settings.samples_per_prompt, first=start)
+      scores = {name: samples_lib.group_rewards(judge, samples) for name, judge in self._judges.items()}
       ref_log_probs = self._reference(samples)
       for index in range(len(rows)):
         labels = {"method": method, "seed": seed} | ({"task": tasks[start + index]} if tasks[start + index] else {})
-        labels |= {name: rows[index][name] for name in config.cluster if name in rows[index]}
+        labels |= {name: rows[index][name] for name in settings.cluster if name in rows[index]}
         found += _rows_of(samples, index, scores, ref_log_probs, labels, self._encoder)
     return found
 
   def _reference(self, samples) -> np.ndarray:
     """Log-probability of every response under the reference: [P, G] nats."""
-    packed = packing.pack_groups(samples.prompts, samples.responses, bucket=self._config.compute.bucket)
+    packed = packing.pack_groups(samples.prompts, samples.responses, bucket=self._sampling.bucket)
     stats = self._score(
       self._policy.params,
       self._policy.config,
       packed,
       group_size=len(samples.responses[0]),
-      max_length=self._config.sampling.max_response_length,
-      temperature=self._config.sampling.temperature,
-      chunk_size=self._config.compute.chunk_size,
+      max_length=self._sampling.max_response_length,
+      temperature=self._sampling.temperature,
+      chunk_size=self._sampling.chunk_size,
     )
     return np.asarray(stats.log_prob.sum(-1))
 

@@ -1,0 +1,189 @@
+"""Batches of online training: groups of samples with their rewards, and replayed responses beside them."""
+
+from collections.abc import Iterator
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.batches.draws import Draws
+from experiments.plan import Plan
+from experiments.plan import reading_reference
+from experiments.samples import Samples
+from qempo_jax import packing
+from qempo_jax import sharding
+from qempo_jax.data import columns
+from qempo_jax.errors import InputError
+from qempo_jax.sampling.replay import ReplayBuffer
+from qempo_jax.train import online_step
+
+
+class Groups:
+  """The online update of every step; a context manager that ends the thread of its rewards."""
+
+  def __init__(self, plan: Plan, draws: Draws, replay: "Replay", *, max_reward: float | None):
+    """Prepares; nothing is sampled yet.
+
+    Args:
+      plan: the run's computation.
+      draws: scored samples by the index of their update.
+      replay: the replayed responses.
+      max_reward: the largest reward there is; None where unknown.
+    """
+    self._plan, self._draws, self._replay, self._max_reward = plan, draws, replay, max_reward
+    self.same, self.order = {"prompts": columns.fingerprint(draws.sample.rows)}, draws.order
+    self.notes = []
+    if draws.sample.dropped:
+      limit = plan.sampling.max_prompt_length
+      self.notes.append(f"{draws.sample.dropped} prompts longer than {limit} tokens left out")
+    self._step = None
+
+  def prepare(self, workdir, note) -> None:
+    """Nothing is made before the first step."""
+
+  def compile(self, shardings) -> None:
+    """Sets up the one jitted step; it is compiled at the first batch."""
+    self._step = compile_step(self._plan, shardings)
+
+  def __call__(self, state, index: int) -> tuple[Any, dict[str, jax.Array], dict[str, float]]:
+    """Update `index`, from 0: (the next state, metrics on the devices, metrics of the host)."""
+    plan, params = self._plan, self._plan.policy.params
+    jax.block_until_ready(state.step)  # so that `sampling_seconds` leaves the update before it out
+    started = time.monotonic()
+    samples, rewards, counts = self._draws(index, plan.as_policy(state.params, params), state.rng)
+    seconds = time.monotonic() - started
+    batch = self._replay.make_batch(samples, rewards, np.random.default_rng([plan.seed, index]))
+    batch = sharding.place(batch, sharding.rows_sharding(plan.policy.mesh, plan.sampling.prompts))
+    state, metrics = self._step(state, params, batch)
+    host = {
+      "truncation": float(np.mean(samples.rollout.truncated)),
+      "sampling/utilisation": float(samples.rollout.utilisation),
+      "unscored": float(np.mean(np.isnan(rewards["reward"]))),
+      "found": self._replay.buffer.total,
+      "sampling_seconds": seconds,
+      "tokens": int(samples.rollout.mask.sum()),
+    }
+    return state, metrics, host | {f"reward_counts/{kind}": count for kind, count in counts.items()}
+
+  def remarks(self, metrics: dict[str, float]) -> Iterator[str]:
+    """Lines for the user about a step's metrics: a multiplier that leaves entropy no say.
+
+    Between two good responses the gradient favours the likelier one by lambda (max r - E[r]), and entropy the rarer one by the
+    spread of their log-probs, which is 2 to 3 nats.
+    """
+    steps, multiplier = self._plan.steps, metrics["dual/quality/multiplier"]
+    known = self._max_reward is not None and self._plan.objective.method.entropy_weight
+    if not known or steps < 20 or metrics["step"] != steps // 4:
+      return
+    nats = multiplier * (self._max_reward - metrics["reward"])
+    if nats > 2:
+      yield (
+        f"step {metrics['step']}: entropy is not acting yet: the quality multiplier {multiplier:.1f} times the"
+        f" missing reward is {nats:.1f} nats, above 2; start it lower, train longer, or lower the floor"
+      )
+
+  def to_json(self) -> dict[str, Any]:
+    """What a checkpoint keeps: samples drawn ahead, replayed responses, and what the reward function remembers."""
+    ahead = self._draws.to_json()  # first: its rewards may still change what the reward function remembers
+    reward = self._draws.reward
+    own = reward.to_json() if hasattr(reward, "to_json") else {}
+    return {"ahead": ahead, "replay": self._replay.buffer.to_json(), "reward": own}
+
+  def from_json(self, saved: dict[str, Any]) -> None:
+    """Restores `to_json`."""
+    self._draws.from_json(saved.get("ahead", {}))  # older checkpoints have none
+    self._replay.buffer.from_json(saved["replay"])
+    if hasattr(self._draws.reward, "from_json"):
+      self._draws.reward.from_json(saved["reward"])
+
+  def __enter__(self):
+    self._draws.__enter__()
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._draws.__exit__(*exception)
+
+
+def compile_step(plan: Plan, shardings):
+  """The one jitted step of a run: state placed by its shardings and donated."""
+  policy, settings = plan.policy, plan.sampling
+  step = functools.partial(
+    online_step.online_step,
+    config=policy.config,
+    objective=plan.objective,
+    optimizers=plan.optimizers,
+    temperature=settings.temperature,
+    chunk_size=settings.chunk_size,
+    as_policy=plan.as_policy,
+    micro_batches=plan.micro_batches,
+  )
+  reference = jax.tree.map(lambda leaf: leaf.sharding, policy.params)
+  return jax.jit(
+    sharding.on_mesh(reading_reference(step, reference), policy.mesh),
+    in_shardings=(shardings, reference, sharding.rows_sharding(policy.mesh, settings.prompts)),
+    out_shardings=(shardings, sharding.replicated(policy.mesh)),
+    donate_argnums=0,
+  )
+
+
+class Replay:
+  """Puts replayed responses beside the fresh ones of each group."""
+
+  def __init__(self, plan: Plan, *, min_reward: float, key: str, rows):
+    """Starts with an empty buffer.
+
+    Args:
+      plan: the run's computation.
+      min_reward: least reward of a response that is kept.
+      key: column whose value shares its finds; "" for the whole row.
+      rows: the prompts.
+
+    Raises:
+      InputError: finds are kept by a column that a row does not have.
+    """
+    self._plan, self._column, self.buffer = plan, key, ReplayBuffer(min_reward, plan.policy.config.forbidden)
+    if plan.replay_size and key and (lacking := [row for row in rows if key not in row]):
+      raise InputError(
+        f"replay.key={key!r} is no column of {len(lacking)} prompts, the first with {', '.join(lacking[0])}; set it to"
+        " prompt, to an empty text for the whole row, or replay.size to 0"
+      )
+
+  def _key(self, row):
+    return row.get(self._column) if self._column else columns.whole_row(row)
+
+  def make_batch(self, samples: Samples, rewards: dict[str, np.ndarray], rng) -> online_step.GroupBatch:
+    """Packs the fresh samples with replayed ones, then remembers the fresh ones that are good.
+
+    What was not scored (NaN) is neither fresh nor replayed: it is left out of its group.
+    """
+    main, replay_size = rewards["reward"], self._plan.replay_size
+    fresh_size = main.shape[1]
+    shape = (len(samples.rows), fresh_size + replay_size)
+    all_rewards, replayed = {name: np.full(shape, np.nan, np.float32) for name in rewards}, np.zeros(shape, bool)
+    for name, values in rewards.items():
+      all_rewards[name][:, :fresh_size] = values
+    mask = np.zeros((*shape, self._plan.sampling.max_response_length), bool)
+    tokens = np.zeros(mask.shape, np.int32)
+    groups = []
+    for row, responses in enumerate(samples.responses):
+      key = self._key(samples.rows[row])
+      drawn = self.buffer.draw(key, replay_size, rng)
+      for slot, (_, value) in enumerate(drawn, start=fresh_size):
+        all_rewards["reward"][row, slot], replayed[row, slot] = value, True
+      empty = [()] * (replay_size - len(drawn))
+      groups.append([*responses, *(response for response, _ in drawn), *empty])
+      for slot, response in enumerate(groups[-1]):
+        mask[row, slot, : len(response)], tokens[row, slot, : len(response)] = True, response
+      for response, value, truncated in zip(responses, main[row], samples.rollout.truncated[row]):
+        if replay_size and not truncated and np.isfinite(value):
+          self.buffer.add(key, response, value)
+    fresh = np.zeros(shape, bool)
+    fresh[:, :fresh_size] = np.isfinite(main)
+    packed = packing.pack_groups(samples.prompts, groups, bucket=self._plan.sampling.bucket)
+    features, behaviour = self._plan.objective.method.features(tokens, mask), None
+    if self._plan.stale_steps:
+      behaviour = np.zeros(shape, np.float32)
+      behaviour[:, :fresh_size] = samples.rollout.log_probs.sum(axis=-1)
+    return online_step.GroupBatch(packed, mask, all_rewards, fresh, replayed, features, behaviour)

@@ -1,0 +1,186 @@
+"""The `data`, `reward`, `sampling` and `offline` groups of a config -> prompts, rewards and pairs."""
+
+from collections.abc import Callable
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.batches.pair_rows import PairRows
+from experiments.plan import PairSettings
+from experiments.plan import Policy
+from experiments.plan import Sampling
+from qempo_jax import offline_losses
+from qempo_jax.data import formats
+from qempo_jax.data import pair_tokens
+from qempo_jax.data import preferences
+from qempo_jax.data import prompts
+from qempo_jax.data import sources
+from qempo_jax.errors import InputError
+from qempo_jax.rewards import compose
+from qempo_jax.rewards import registry
+
+
+def sampling(config: ConfigDict) -> Sampling:
+  """Settings of sampling and scoring."""
+  s = config.sampling
+  return Sampling(
+    prompts=config.data.prompts_per_step,
+    group_size=s.group_size,
+    max_prompt_length=config.data.max_prompt_length,
+    max_response_length=s.max_response_length,
+    temperature=s.temperature,
+    mesh=tuple(s.mesh),
+    slots=s.slots,
+    halvings=s.halvings,
+    bucket=config.compute.bucket,
+    chunk_size=config.compute.chunk_size,
+  )
+
+
+def training_rows(config: ConfigDict, tokenizer: Any = None) -> list[prompts.Row]:
+  """The prompts to train on, with their columns; rows that the tokenizer's chat template refuses are bad rows."""
+  d = config.data
+  own = {"sets": tuple(d.sets), "wordings": tuple(d.wordings), "tokenizer": tokenizer}
+  return prompts.load_rows(d.source, **own, **bad_rows(config))
+
+
+def bad_rows(config: ConfigDict) -> dict[str, Any]:
+  """What readers of files do with rows that do not fit."""
+  return {"on_bad_row": config.data.on_bad_row, "max_bad_share": config.data.max_bad_share, "note": print}
+
+
+def evaluation_rows(config: ConfigDict) -> list[prompts.Row]:
+  """The prompts that are evaluated: splits of the task, or sources; held-out sets are asked for in the trained wordings."""
+  splits = config.evaluation.splits
+  if config.data.source == "countdown":
+    return [row for split in splits for row in prompts.countdown_rows(split)]
+  if config.data.source != "open_list":
+    most = config.evaluation.max_prompts or None
+    return [row | {"split": split.rpartition("/")[2]} for split in splits for row in prompts.load_rows(split)[:most]]
+  sets, wordings = tuple(config.data.sets), tuple(config.data.wordings)
+  chosen = {
+    "train": {"sets": sets, "wordings": wordings},
+    "validation_wordings": {"sets": sets},
+    "heldout_wordings": {"sets": sets},
+    "heldout_set": {"wordings": wordings},
+  }
+  return [row for split in splits for row in prompts.open_list_rows(split, **chosen[split])]
+
+
+def evaluation_prompts(config: ConfigDict) -> list[prompts.Row]:
+  """The prompts to sample; a benchmark's split is named after its file."""
+  e = config.evaluation
+  if not e.prompts:
+    named = config.data.source in ("open_list", "countdown") or all(":" in split for split in e.splits)
+    if named and e.splits:
+      return evaluation_rows(config)
+    print("Prompts: those that are trained on; name others by evaluation.prompts, or sources by evaluation.splits")
+    return training_rows(config)[: e.max_prompts or None]
+  source = os.path.expandvars(e.prompts)
+  if "$" in source:
+    raise InputError(
+      f"evaluation.prompts={e.prompts} names an environment variable that is not set; set it, or give the path"
+    )
+  path = pathlib.Path(source.partition(":")[2])
+  stem = path.name.removesuffix(".gz").partition(".")[0]
+  name = path.parent.name if stem == "question" else stem
+  rows = prompts.load_rows(source, **bad_rows(config))
+  return [row | {"split": name} for row in rows[: e.max_prompts or None]]
+
+
+def evaluation_reward(config: ConfigDict) -> Callable:
+  """The reward function that judges: the evaluation's own, else the run's."""
+  return registry.resolve(config.evaluation.reward) if config.evaluation.reward else reward(config)
+
+
+def reward(config: ConfigDict) -> Callable:
+  """The reward function that the config names, or the composition of several.
+
+  Raises:
+    InputError: a function cannot be made, or a quality floor is set on a sum that is not in the rewards' own units.
+  """
+  r = config.reward
+  if not r.functions:
+    function = registry.resolve(r.function)
+    terms = [compose.Term("reward", function)]
+    return function if r.unscored is None else compose.Composition(terms, unscored=r.unscored)
+  composed = compose.Composition([_term(entry) for entry in r.functions], unscored=r.unscored)
+  moving = [term.name for term in composed.terms if term.weight and term.normalise != "none"]
+  if moving and config.constraints.quality.bound is not None:
+    raise InputError(
+      f"reward {moving[0]!r} is normalised, so constraints.quality.bound has no fixed meaning: set its normalisation to"
+      ' "none", or the bound to none and a floor on that reward'
+    )
+  if composed.floors and (config.offline.loss is not None or config.replay.size):
+    raise InputError(
+      f"reward {next(iter(composed.floors))!r} has a floor, which only online training without replay enforces:"
+      " set offline.loss to none and replay.size to 0, or the floor to None"
+    )
+  return composed
+
+
+def reward_names(config: ConfigDict) -> tuple[str, ...]:
+  """Names of the rewards that samples get, "reward" first."""
+  return tuple(dict.fromkeys(["reward", *(entry[0] for entry in config.reward.functions)]))
+
+
+def pairs(config: ConfigDict, tokenizer: Any) -> list[preferences.Preference]:
+  """The pairs of `offline.pairs=source`."""
+  if config.data.source == "open_list":
+    rows = training_rows(config)
+    return preferences.open_list_preferences(rows, per_prompt=config.offline.pairs_per_prompt, seed=config.seed)
+  rejected = offline_losses.LOSSES[config.offline.loss].responses > 1
+  return preferences.load_preferences(config.data.source, rejected=rejected, tokenizer=tokenizer, **bad_rows(config))
+
+
+def encoded(config: ConfigDict, policy: Policy, found) -> pair_tokens.PairTokens:
+  """Pairs as token ids, with as many responses each as the loss reads."""
+  responses = offline_losses.LOSSES[config.offline.loss].responses
+  options = {"responses": responses, "forbidden": policy.config.forbidden} | limits(config)
+  return pair_tokens.encode_pairs(policy.tokenizer, found, **options)
+
+
+def pair_rows(config: ConfigDict, found: pair_tokens.PairTokens, per_row: int | None = None) -> tuple[PairRows, int]:
+  """(the packed rows of every step of a run on these pairs, batches of an epoch)."""
+  o = config.offline
+  per_row = o.pairs_per_row if per_row is None else per_row
+  settings = PairSettings(o.pairs_per_step, per_row, config.data.length_window, o.measure_every, o.log_change)
+  lengths = {"bucket": config.compute.bucket, "max_length": config.sampling.max_response_length}
+  return PairRows(found, settings, seed=config.seed, **lengths), len(found.rows) // o.pairs_per_step
+
+
+def limits(config: ConfigDict) -> dict[str, int]:
+  """The longest prompt and response that are trained on, in tokens, as `encode_pairs` takes them."""
+  return {
+    "max_prompt_length": config.data.max_prompt_length,
+    "max_response_length": config.sampling.max_response_length,
+  }
+
+
+def examples(config: ConfigDict, tokenizer: Any = None) -> tuple[list[preferences.Preference], str]:
+  """What a run of this config reads, to be looked at, and a line about it; a template's refusals are bad rows."""
+  loss, source = config.offline.loss, config.data.source
+  from_source = loss and config.offline.pairs == "source"
+  if source in ("open_list", "countdown"):
+    rows = training_rows(config)
+    if source == "open_list" and from_source:
+      made = pairs(config, tokenizer)
+      return made, f"{source}: {len(made):,} pairs of {len(rows):,} prompts"
+    return [preferences.Preference(row, None, None) for row in rows], f"{source}: {len(rows):,} prompts"
+  needs = formats.PROMPT
+  if from_source:
+    needs = formats.PAIR if offline_losses.LOSSES[loss].responses > 1 else formats.COMPLETION
+  options = {key: value for key, value in bad_rows(config).items() if key != "note"}
+  loaded = sources.load(source, needs=needs, tokenizer=tokenizer, **options)
+  return loaded.examples, f"{source}: {loaded.line()}"
+
+
+def _term(entry) -> compose.Term:
+  if not isinstance(entry, (tuple, list)) or len(entry) != 5:
+    raise InputError(
+      f"reward.functions has {entry!r}; each must be (name, function, weight, normalisation, floor or None)"
+    )
+  name, function, weight, normalise, floor = entry
+  return compose.Term(name, registry.resolve(function), weight, normalise, floor)

@@ -1,0 +1,118 @@
+"""The reference on the training prompts: what it reaches before training, and whether the floor can be met at all."""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import samples
+from qempo_jax import duals
+from qempo_jax.errors import InputError
+
+
+class Measured(NamedTuple):
+  """Samples of the reference, scored.
+
+  Attributes:
+    rewards: [P, n].
+    log_probs: [P, n] of whole responses under the reference at the sampler's temperature, nats.
+    entropies: [P, n] sums of the exact next-token entropies along the samples, nats.
+    truncated: [P, n].
+    dropped: prompts left out as too long.
+  """
+
+  rewards: np.ndarray
+  log_probs: np.ndarray
+  entropies: np.ndarray
+  truncated: np.ndarray
+  dropped: int
+
+
+class Reference:
+  """Samples the reference and scores the responses."""
+
+  def __init__(
+    self,
+    sample: samples.GroupSampler,
+    reward: Callable,
+    params: Any,
+    *,
+    seed: int,
+    floor: float | None,
+    margin: float,
+    max_reward: float | None,
+  ):
+    """Samples nothing yet.
+
+    Args:
+      sample: of the training prompts.
+      reward: the reward function.
+      params: of the reference.
+      seed: of the samples.
+      floor: least mean reward; None for none.
+      margin: how far above the floor the controller aims.
+      max_reward: the largest reward there is; None where unknown.
+    """
+    self.sample, self.reward, self._params, self._seed = sample, reward, params, seed
+    self._floor, self._margin, self._max_reward = floor, margin, max_reward
+
+  def beyond_reach(self) -> bool:
+    """Whether the floor aimed at is above the largest reward there is."""
+    return None not in (self._floor, self._max_reward) and self._floor + self._margin > self._max_reward
+
+  def check(self, num_prompts: int, group_size: int) -> str:
+    """Samples a few training prompts and checks the floor against their rewards; returns a line for the user.
+
+    Raises:
+      InputError: the floor is out of reach; the message says what the reference policy can reach.
+    """
+    found = self.measure(num_prompts=num_prompts, batch=num_prompts, group_size=group_size, rounds=1)
+    self.check_floor(found)
+    rewards, aim = found.rewards, None if self._floor is None else round(self._floor + self._margin, 6)
+    return (
+      f"Reference policy: reward {rewards.mean():.3f} on average, {rewards.max(axis=1).mean():.3f} for the best of"
+      f" {rewards.shape[1]} (from {rewards.size} samples of {num_prompts} prompts);"
+      f" entropy {found.entropies.mean():.1f} nats a response; the floor aimed at is {aim}"
+    )
+
+  def measure(self, *, num_prompts: int | None, batch: int, group_size: int, rounds: int) -> Measured:
+    """Samples the reference on training prompts and scores the responses.
+
+    Args:
+      num_prompts: how many, spread evenly over the training rows; None for all of them.
+      batch: prompts sampled at once.
+      group_size: samples of a prompt at once.
+      rounds: how many such groups for each prompt: n = rounds * group_size.
+    """
+    sample = self.sample
+    num_prompts = num_prompts or len(sample.rows)
+    rows = [sample.rows[i * len(sample.rows) // num_prompts] for i in range(num_prompts)]
+    rng = jax.random.fold_in(jax.random.key(self._seed), 1)
+    blocks = []
+    for start in range(0, num_prompts, batch):
+      chosen = rows[start : start + batch]
+      padded = chosen + chosen[:1] * (batch - len(chosen))  # one shape is compiled
+      found = []
+      for index in range(rounds):
+        key = rng if not start + index else jax.random.fold_in(rng, start * rounds + index)
+        found.append(self._scored(sample(self._params, padded, key, group_size)))
+      blocks.append([np.concatenate(part, axis=1)[: len(chosen)] for part in zip(*found)])
+    return Measured(*(np.concatenate(part) for part in zip(*blocks)), sample.dropped)
+
+  def check_floor(self, found: Measured) -> None:
+    """Raises InputError where the floor aimed at is above the largest reward there is, or, unknown, the best seen."""
+    if self._floor is None:
+      return
+    try:
+      duals.resolve_floor(self._floor + self._margin, found.rewards, max_reward=self._max_reward)
+    except InputError as error:
+      raise InputError(
+        f"{error} (constraints.quality.bound={self._floor:g} plus its margin={self._margin:g})"
+      ) from error
+
+  def _scored(self, drawn: samples.Samples) -> tuple[np.ndarray, ...]:
+    rollout = drawn.rollout
+    sums = (np.asarray(part, np.float64).sum(-1) for part in (rollout.log_probs, rollout.entropies))
+    return samples.group_rewards(self.reward, drawn), *sums, np.asarray(rollout.truncated)

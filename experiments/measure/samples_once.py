@@ -1,0 +1,77 @@
+"""Fresh samples for `experiments.evaluate`: of which prompts, how, and once."""
+
+import json
+import pathlib
+
+from experiments import build
+from experiments.build import constraints as build_constraints
+from experiments.build import policy as build_policy
+from experiments.run import workdir as workdirs
+from qempo_jax.errors import InputError
+
+
+def settings(config):
+  """The config with the evaluation's own temperature and lengths, for sampler and scorer alike."""
+  e, found = config.evaluation, config.copy_and_resolve_references()
+  if e.temperature <= 0:
+    raise InputError(f"evaluation.temperature={e.temperature:g} must be positive: diversity is that of samples")
+  found.sampling.temperature = e.temperature
+  if e.max_response_length:
+    found.sampling.max_response_length = e.max_response_length
+  if e.max_prompt_length:
+    found.data.max_prompt_length = e.max_prompt_length
+  return found
+
+
+def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | None = None) -> None:
+  """Writes samples of the reference and, where there is a checkpoint, of the trained policy (see `checkpoints.trained_params`)."""
+  policy = build_policy.policy(config)
+  plan = build.plan(config, policy, trains=False)
+  params, what = build.trained_params(config, workdir, policy, checkpoint)
+  evaluate = build.evaluator(config, policy, rows, reward)
+  if evaluate.dropped:
+    print(f"{evaluate.dropped} of {len(rows)} prompts are longer than {evaluate.max_prompt_length} tokens and left out:"
+          " see evaluation.max_prompt_length")  # fmt: skip
+  prefix = f"{rows[0]['split']}-" if config.evaluation.prompts else ""
+  write_once(
+    config, workdir, f"{prefix}base", "the reference", lambda: evaluate(policy.params, method="base", seed=plan.seed)
+  )
+  if params is not policy.params:
+    method, seed = plan.label, plan.seed
+    name = prefix + run_name(build_constraints.file_name(method), seed)
+    write_once(config, workdir, name, what, lambda: evaluate(params, method=method, seed=seed))
+  else:
+    print(f"Evaluated {what} alone")
+
+
+def write_once(config, workdir: pathlib.Path, name: str, what: str, make) -> None:
+  """Writes samples/NAME.jsonl unless it is there, made from the same policy in the same way."""
+  keys = ("prompts", "max_prompts", "splits", "samples_per_prompt", "seed", "temperature", "max_prompt_length",
+          "max_response_length", "reward")  # fmt: skip
+  made = {"policy": what} | {key: config.evaluation[key] for key in keys}
+  path = workdir / "samples" / f"{name}.jsonl"
+  beside = path.with_suffix(".json")
+  if (
+    path.exists() and beside.exists() and json.loads(beside.read_text(encoding="utf-8")) != json.loads(json.dumps(made))
+  ):
+    raise InputError(
+      f"{path} holds samples made in another way (see {beside}): remove both, or choose another --workdir."
+    )
+  if not path.exists():
+    workdirs.write_atomically(beside, json.dumps(made, indent=1) + "\n")
+  run_once(workdir, name, make)
+
+
+def run_once(workdir: pathlib.Path, name: str, make) -> None:
+  """Writes samples/NAME.jsonl, unless an earlier call did."""
+  path = workdir / "samples" / f"{name}.jsonl"
+  if path.exists():
+    print(f"{name}: done before, kept {path}")
+    return
+  text = "".join(json.dumps(row) + "\n" for row in make())
+  workdirs.write_atomically(path, text)
+
+
+def run_name(method: str, seed: int) -> str:
+  """Names the folder and the samples of one run."""
+  return f"{method}-seed{seed}"
