@@ -66,7 +66,8 @@ def points(runs: Sequence[Mapping]) -> list[Point]:
 
 def label(point: Sequence) -> str:
   """An operating point in words: the last part of each key with its value."""
-  return ", ".join(f"{'.'.join(key.split('.')[-2:])} {value:.3g}" for key, value in point)
+  written = lambda value: value if isinstance(value, str) else f"{value:.3g}"
+  return ", ".join(f"{'.'.join(key.split('.')[-2:])} {written(value)}" for key, value in point)
 
 
 def dominated(values: np.ndarray) -> np.ndarray:
