@@ -211,4 +211,6 @@ def main(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict:
 
 
 if __name__ == "__main__":
-  print(json.dumps(main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+  from tests.loops import killed_runs  # the module that the config's reward function belongs to, with its `scored`
+
+  print(json.dumps(killed_runs.main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
