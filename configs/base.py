@@ -7,7 +7,8 @@ from ml_collections import config_dict
 def constraint(kind: str, *, start: float = 0.0, parametrisation: str = "linear", gain: float) -> ConfigDict:
   """Settings of one constraint; a config adds its own as config.constraints.NAME = base.constraint(...)."""
   config = ConfigDict()
-  # "reward", "kl", "length", "entropy", "coherence", or a dotted path to a function: bound -> constraints.Constraint.
+  # "reward", "kl", "length", "entropy", "entropy_budget", "coherence", or a dotted path to a function:
+  # bound -> constraints.Constraint.
   config.kind = kind
   config.reward = "reward"  # Constrained reward: "reward" (the sum), or a name of reward.functions.
   config.bound = config_dict.placeholder(float)  # Least mean of a floor, largest of a budget; none: not enforced.
@@ -88,6 +89,8 @@ def get_config() -> ConfigDict:
   config.constraints.length = constraint("length", gain=0.002)
   # Entropy floor: H(pi) >= bound, nats a response.
   config.constraints.entropy = constraint("entropy", gain=0.02)
+  # H(pi) <= bound, nats a response; at the same bound as `entropy` the two hold entropy at a target.
+  config.constraints.entropy_budget = constraint("entropy_budget", gain=0.02)
   # Coherence budget: E[1{r < threshold} (-log pi_ref)] <= bound, nats.
   config.constraints.coherence = constraint("coherence", gain=0.02)
 

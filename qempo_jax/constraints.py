@@ -107,9 +107,21 @@ def kl_budget(bound: chex.Numeric | None) -> Constraint:
 
 
 def entropy_floor(bound: chex.Numeric | None) -> Constraint:
-  """H(pi) >= bound, nats a response: an entropy target for methods that maximise the reward."""
-  zeros = lambda group: jnp.zeros_like(group.ref_log_probs)
-  return Constraint(zeros, bound, FLOOR, log_prob=-1.0, unit="nats")
+  """Lower bound H(pi) >= bound on response entropy, nats: with rewards maximised, entropy cannot collapse below it."""
+  return Constraint(_nothing, bound, FLOOR, log_prob=-1.0, unit="nats")
+
+
+def entropy_budget(bound: chex.Numeric | None) -> Constraint:
+  """Upper bound H(pi) <= bound on response entropy, nats; with `entropy_floor` at the same bound, entropy at a target.
+
+  The two multipliers then act as one of either sign, m = m_floor - m_budget, as an equality's does.
+  """
+  return Constraint(_nothing, bound, BUDGET, log_prob=-1.0, unit="nats")
+
+
+def _nothing(group: Group) -> jax.Array:
+  """Zeros: the value is log pi alone."""
+  return jnp.zeros_like(group.ref_log_probs)
 
 
 def length_budget(bound: chex.Numeric | None) -> Constraint:

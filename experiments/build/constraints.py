@@ -20,6 +20,7 @@ KINDS: dict[str, Callable[[ConfigDict, float | None], Constraint]] = {
   "kl": lambda settings, bound: constraint_lib.kl_budget(bound),
   "length": lambda settings, bound: constraint_lib.length_budget(bound),
   "entropy": lambda settings, bound: constraint_lib.entropy_floor(bound),
+  "entropy_budget": lambda settings, bound: constraint_lib.entropy_budget(bound),
   "coherence": lambda settings, bound: constraint_lib.coherence_budget(
     bound, settings.threshold, reward=settings.reward, quantile=settings.quantile, width=settings.width
   ),

@@ -4,12 +4,14 @@
   python -m experiments.studies.countdown_claim runs/countdown_model docs/results/countdown_claim --seeds=0,1,2 [POINT ...]
 
 Sampling, reward, update and multipliers are one `lax.scan`, so that a run of 600 updates of 5 puzzles x 32 samples takes
-about two minutes on one core. No method replays. Every run writes POINT-seedN.json as it ends; what is there is kept.
-Right strings are enumerated and scored, so evaluation has no sampling noise.
+about 65 CPU-seconds with one thread (XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"). No
+method replays. Every run writes POINT-seedN.json as it ends; what is there is kept. Right strings are enumerated and
+scored, so evaluation has no sampling noise; at the end it is repeated with logits divided by each of `TEMPERATURES`.
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -26,17 +28,22 @@ from qempo_jax import methods
 from qempo_jax import token_stats
 from qempo_jax.data import tokenization
 from qempo_jax.models import conversion
+from qempo_jax.models import kv_cache
+from qempo_jax.models import layers
+from qempo_jax.models import positions
 from qempo_jax.models import transformer
 from qempo_jax.rewards import countdown
-from qempo_jax.sampling import sampler
 from qempo_jax.train import online_step
 from qempo_jax.train import optimizers
 from qempo_jax.train import state as train_state
-from qempo_jax.types import PromptBatch
+from qempo_jax.train.step import dual_step
+from qempo_jax.train.step import policy_step
 
 PROMPTS, GROUP, LENGTH = 5, 32, 8
 SPLITS = ("train", "validation", "heldout")
 STEPS, EVERY = 600, 50
+TEMPERATURES = (0.8, 1.2, 1.4)
+ENTROPIES = (3.0, 4.0)  # targets of the points that hold entropy, nats a response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Point:
     start: quality multiplier at the start, nats; None takes the method's.
     parametrisation: of the quality multiplier.
     temperature: of the training samples; scores are at 1 whatever it is.
+    entropy: target of the response entropy, nats, held by a floor and a budget; None for none.
   """
 
   method: str
@@ -58,6 +66,7 @@ class Point:
   start: float | None = None
   parametrisation: str = "linear"
   temperature: float = 1.0
+  entropy: float | None = None
 
 
 def points() -> dict[str, Point]:
@@ -72,6 +81,10 @@ def points() -> dict[str, Point]:
       found[f"mara_{quality:g}_{text}"] = Point(f"mara(beta={1 / quality:g})", rate)
       found[f"qempo_c_fixed{quality:g}_{text}"] = Point("qempo_c", rate, start=quality)
     found[f"maxrl_{text}"] = Point("maxrl", rate)
+    found[f"darling_{text}"] = Point("darling(beta=0.04)", rate)
+    found[f"repo_{text}"] = Point("repo(share=1.0)", rate)
+    for target in ENTROPIES:
+      found[f"entropy{target:g}_{text}"] = Point("grpo(beta=0.0)", rate, entropy=target)
     found[f"qempo_{text}"] = Point("qempo", rate, floor=0.85, start=25.0, parametrisation="log")
     found[f"qempo_c_{text}"] = Point("qempo_c", rate, floor=0.85, start=2.0)
     found[f"qempo_c_fixed4_hot_{text}"] = Point("qempo_c", rate, start=4.0, temperature=1.2)
@@ -102,6 +115,15 @@ class Puzzles(NamedTuple):
   puzzle: np.ndarray
   solution: np.ndarray
   splits: dict[str, list[int]]
+
+
+class Trained(NamedTuple):
+  """Puzzles on the device: `Puzzles.prompts`, `mask` and `codes`, and those that are trained on."""
+
+  prompts: jax.Array
+  mask: jax.Array
+  codes: jax.Array
+  trained: jax.Array
 
 
 def make_puzzles(tokenizer, stop: int) -> Puzzles:
@@ -146,38 +168,105 @@ def code(tokens, mask):
   return jnp.where(jnp.any(mask[..., 6:], axis=-1), -1, value)
 
 
-def score_rows(params, config, prompts, prompt_mask, tokens, mask):
-  """TokenStats [R, T] of responses, each behind its own prompt in a row of its own."""
-  row = jnp.concatenate([prompts, tokens], axis=1)
-  valid = jnp.concatenate([prompt_mask, mask], axis=1)
-  positions = jnp.cumsum(valid, axis=1) - 1
-  hidden = transformer.forward(params, config, row, positions, transformer.causal_mask(positions, valid), remat=False)
-  width = prompts.shape[1]
-  logits = transformer.logits(hidden[:, width - 1 : -1], transformer.unembedding(params), config)
-  stats = token_stats.from_logits(logits, tokens)
-  return jax.tree.map(lambda x: jnp.where(mask, x, 0.0), stats)
+def draw(params, config, prompts, prompt_mask, temperature, noise):
+  """Tokens [P, G, T] of samples; a token is the argmax of logits / temperature + noise.
+
+  Args:
+    params: of a decoder.
+    config: its shape.
+    prompts: [P, L] padded on the left.
+    prompt_mask: [P, L].
+    temperature: of the draws.
+    noise: [T, P, G, V] Gumbel noise.
+  """
+  hidden, keys, values = transformer.prefill(params, config, prompts, prompt_mask)
+  count, rows, group, _ = noise.shape
+  cache = kv_cache.KVCache.create(keys, values, prompt_mask, group_size=group, max_length=count)
+  decoder = transformer.for_decoding(params, config, prompts.shape[1] + count)
+  chosen = lambda hidden, noise: jnp.argmax(
+    transformer.logits(hidden, decoder["unembedding"], config) / temperature + noise, axis=-1
+  )
+
+  def turn(carry, noise):
+    token = chosen(carry[0], noise)
+    return transformer.decode(decoder, config, token, carry[1]), token
+
+  hidden = jnp.broadcast_to(hidden[:, None], (rows, group, hidden.shape[-1]))
+  (hidden, _), tokens = jax.lax.scan(turn, (hidden, cache), noise[:-1])
+  return jnp.moveaxis(jnp.concatenate([tokens, chosen(hidden, noise[-1])[None]]), 0, -1)
 
 
-def train(point: Point, seed: int, config, reference, stop: int, puzzles: Puzzles, steps: int, evaluate) -> list[dict]:
-  """The exact figures along one run, and what was measured on its samples."""
-  method = methods.resolve(point.method)
-  bounds = {"quality": constraints.reward_floor("reward", point.floor), "kl": constraints.kl_budget(None)}
-  if "coherence" in method.multipliers:
-    bounds["coherence"] = constraints.coherence_budget(None, 1.0)
-  starts = {"quality": 1.0, "kl": 0.0} | dict(method.multipliers)
+def score(params, config, prompts, prompt_mask, owner, tokens, temperature=1.0):
+  """TokenStats [R, T] of responses, each prompt being computed once; blocks are unrolled, which is faster here than a scan.
+
+  Args:
+    params: of a decoder.
+    config: its shape.
+    prompts: [P, L] padded on the left.
+    prompt_mask: [P, L].
+    owner: [R] the prompt of each response.
+    tokens: [R, T]; what stands behind the ending token does not matter.
+    temperature: divides the logits.
+  """
+  places = jnp.cumsum(prompt_mask, axis=1) - 1
+  own_places = places[:, -1][owner][:, None] + 1 + jnp.arange(tokens.shape[1] - 1)
+  rotations = [
+    positions.block_rotation(positions.rope_rotations(config, where), None) for where in (places, own_places)
+  ]
+  causal = transformer.causal_mask(places, prompt_mask)
+  own = jnp.broadcast_to(jnp.tri(own_places.shape[1], dtype=bool), (len(owner), *(own_places.shape[1],) * 2))
+  shared = jnp.broadcast_to(prompt_mask[owner][:, None], (*own_places.shape, prompts.shape[1]))
+  sees = jnp.concatenate([shared, own], axis=-1)
+  behind = lambda old, new: jnp.concatenate([old[owner], new], axis=1)
+  prompt, response = params["embedding"][prompts], params["embedding"][tokens[:, :-1]]
+  for index in range(config.num_layers):
+    block = functools.partial(layers.block, jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"]))
+    prompt, past = block(
+      prompt, rotations[0], config, lambda q, k, v: (layers.attention(q, k, v, causal, config), (k, v))
+    )
+    response, _ = block(
+      response, rotations[1], config,
+      lambda q, k, v, past=past: (layers.attention(q, behind(past[0], k), behind(past[1], v), sees, config), None),
+    )  # fmt: skip
+  hidden = jnp.concatenate([prompt[:, -1][owner][:, None], response], axis=1)
+  hidden = layers.rms_norm(hidden, params["final_norm"], config.norm_epsilon, config.norm_offset)
+  logits = transformer.logits(hidden, transformer.unembedding(params), config)
+  return token_stats.from_logits(logits / temperature, tokens)
+
+
+def bounds_of(point: Point) -> dict[str, constraints.Constraint]:
+  """The constraints of a point by name; those without a bound have a fixed multiplier."""
+  found = {"quality": constraints.reward_floor("reward", point.floor), "kl": constraints.kl_budget(None)}
+  if "coherence" in methods.resolve(point.method).multipliers:
+    found["coherence"] = constraints.coherence_budget(None, 1.0)
+  if point.entropy is not None:
+    found["entropy"] = constraints.entropy_floor(point.entropy)
+    found["entropy_budget"] = constraints.entropy_budget(point.entropy)
+  return found
+
+
+def optimizers_of(point: Point, rate, steps: int) -> online_step.Optimizers:
+  """AdamW whose rate falls linearly to a tenth, and the integral controller of the multipliers."""
+  gain = 0.05 if point.parametrisation == "linear" else 0.03
+  gains = {name: gain for name in bounds_of(point)} | {"entropy": 0.01, "entropy_budget": 0.01}
+  return online_step.Optimizers(
+    optimizers.adamw(
+      learning_rate=rate, warmup_steps=2, total_steps=steps, final_fraction=0.1, b1=0.9, b2=0.95,
+      weight_decay=0.0, max_grad_norm=1.0,
+    ),
+    duals.pi_controller(proportional_gain=0.0, integral_gain=gains, smoothing=0.7, cap=1000.0),
+  )  # fmt: skip
+
+
+def start(point: Point, seed: int, reference, steps: int) -> train_state.TrainState:
+  """The state before the first update."""
+  bounds, method = bounds_of(point), methods.resolve(point.method)
+  starts = {name: 0.0 for name in bounds} | {"quality": 1.0} | dict(method.multipliers)
   starts |= {} if point.start is None else {"quality": point.start}
   dual_params = duals.init_dual_params(
     starts, parametrisation={name: "linear" for name in starts} | {"quality": point.parametrisation}
   )
-  gain = 0.05 if point.parametrisation == "linear" else 0.03
-  tools = online_step.Optimizers(
-    optimizers.adamw(
-      learning_rate=point.learning_rate, warmup_steps=2, total_steps=steps, final_fraction=0.1, b1=0.9, b2=0.95,
-      weight_decay=0.0, max_grad_norm=1.0,
-    ),
-    duals.pi_controller(proportional_gain=0.0, integral_gain=gain, smoothing=0.7, cap=1000.0),
-  )  # fmt: skip
-  objective = online_step.OnlineObjective(method, bounds, replay_weight=0.0, averaging=0.9)
+  tools = optimizers_of(point, point.learning_rate, steps)
   state = train_state.create(
     jax.tree.map(jnp.copy, reference),
     dual_params,
@@ -185,62 +274,98 @@ def train(point: Point, seed: int, config, reference, stop: int, puzzles: Puzzle
     optimizer=tools.policy,
     dual_optimizer=tools.dual,
   )
-  chosen = jnp.asarray(puzzles.splits["train"])
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  return jax.device_put(state, jax.devices()[0])
 
-  def step(state, index):
+
+@functools.cache
+def program(point: Point, config, stop: int, steps: int):
+  """(state, first step, learning rate, temperature, reference, puzzles) -> EVERY updates; any seed, rate and temperature."""
+  method, bounds = methods.resolve(point.method), bounds_of(point)
+
+  def step(state, index, rate, temperature, reference, puzzles):
+    tools = optimizers_of(point, rate, steps)
+    prices = methods.Prices(method.entropy_weight, duals.multipliers(state.dual_params))
     rng = jax.random.fold_in(state.rng, index)
-    half = jax.random.permutation(jax.random.fold_in(jax.random.key(seed + 1), index // 2), chosen)
-    rows = jax.lax.dynamic_slice_in_dim(half, (index % 2) * PROMPTS, PROMPTS)
-    prompts, mask = jnp.asarray(puzzles.prompts)[rows], jnp.asarray(puzzles.mask)[rows]
-    rollout = sampler.sample_groups(
-      state.params, config, PromptBatch(prompts, mask), rng, group_size=GROUP, max_length=LENGTH,
-      temperature=point.temperature, stop_tokens=(stop,), prompt_ids=rows,
-    )  # fmt: skip
-    own = jnp.asarray(puzzles.codes)[rows]
-    found = code(rollout.tokens, rollout.mask)
+    shuffled = jax.random.permutation(jax.random.fold_in(state.rng, steps + index // 2), puzzles.trained)
+    rows = jax.lax.dynamic_slice_in_dim(shuffled, (index % 2) * PROMPTS, PROMPTS)
+    own, prompts, mask = puzzles.codes[rows], puzzles.prompts[rows], puzzles.mask[rows]
+    noise = jax.random.gumbel(rng, (LENGTH, PROMPTS, GROUP, config.vocab_size))
+    tokens = draw(state.params, config, prompts, mask, temperature, noise)
+    alive = jnp.cumsum(tokens == stop, axis=-1) - (tokens == stop) == 0
+    tokens = jnp.where(alive, tokens, 0)
+    found = code(tokens, alive)
     place = jax.vmap(jnp.searchsorted)(own, found)
     right = jnp.take_along_axis(own, jnp.minimum(place, own.shape[1] - 1), axis=1) == found
-    repeated = lambda x: jnp.repeat(x, GROUP, axis=0)
+    same = jnp.all(tokens[:, :, None] == tokens[:, None], axis=-1)
 
-    def score(params, batch):
-      del batch
-      stats = score_rows(params, config, repeated(prompts), repeated(mask), flat(rollout.tokens), flat(rollout.mask))
-      return jax.tree.map(lambda x: x.reshape(PROMPTS, GROUP, LENGTH), stats)
-
-    everything = jnp.ones((PROMPTS, GROUP), bool)
-    batch = online_step.GroupBatch(None, rollout.mask, {"reward": right.astype(jnp.float32)}, everything, ~everything)
-    state, metrics = online_step.policy_and_duals(
-      state,
-      batch,
-      jnp.sum(score(reference, None).log_prob, axis=-1),
-      score=score,
-      objective=objective,
-      optimizers=tools,
+    # Equal responses are scored once, in the smallest of three programs that has room for the different ones.
+    flat, owner = tokens.reshape(-1, LENGTH), jnp.repeat(jnp.arange(PROMPTS), GROUP)
+    _, first, inverse = jnp.unique(
+      jnp.concatenate([owner[:, None], flat], axis=1), axis=0, size=len(owner), return_index=True, return_inverse=True
     )
-    kept = ("reward", "entropy", "kl", "length", "dual/quality/multiplier")
-    return state, {name: metrics[name] for name in kept}
 
-  scan = jax.jit(lambda state, start: jax.lax.scan(step, state, start + jnp.arange(EVERY)))
+    def update(size):
+      def scored(params):
+        stats = score(params, config, prompts, mask, owner[first[:size]], flat[first[:size]])
+        return jax.tree.map(lambda x: jnp.where(alive, x[inverse].reshape(tokens.shape), 0.0), stats)
+
+      def branch(state):
+        group = constraints.Group.on_policy(
+          {"reward": right.astype(jnp.float32)}, alive, jnp.sum(scored(reference).log_prob, axis=-1)
+        ).replace(features={"similarities": same.astype(jnp.float32)})
+        one = lambda stats, group: methods.group_loss(stats, group, prices, bounds, method, replay_weight=0.0)
+        moved, stats, _ = policy_step(
+          state,
+          (),
+          score=lambda params, _: scored(params),
+          loss=lambda stats, _: jax.vmap(one)(stats, group) / PROMPTS,
+          optimizer=tools.policy,
+        )
+        return moved, *online_step.measure(stats, group, bounds)
+
+      return branch
+
+    sizes = (64, 96, len(owner))
+    choice = jnp.searchsorted(jnp.asarray(sizes), jnp.max(inverse) + 1)
+    moved, measured, values = jax.lax.switch(choice, list(map(update, sizes)), state)
+    state, metrics = dual_step(moved, measured | values, constraints=bounds, controller=tools.dual)
+    multipliers = {name: value for name, value in metrics.items() if name.endswith("/multiplier")}
+    kept = {name: measured[name] for name in ("reward", "entropy", "kl", "length")} | multipliers
+    return state, kept | {"different": jnp.max(inverse) + 1.0}
+
+  def run(state, first, *arguments):
+    return jax.lax.scan(lambda state, index: step(state, index, *arguments), state, first + jnp.arange(EVERY))
+
+  return jax.jit(run, donate_argnums=0)
+
+
+def train(point: Point, seed: int, config, reference, stop: int, puzzles: Puzzles, steps: int, evaluate):
+  """The exact figures along one run with what was measured on its samples, and the trained parameters."""
+  state = start(point, seed, reference, steps)
+  compiled = program(dataclasses.replace(point, learning_rate=0.0, temperature=1.0), config, stop, steps)
+  chosen = Trained(*map(jnp.asarray, (puzzles.prompts, puzzles.mask, puzzles.codes, puzzles.splits["train"])))
+  arguments = (jnp.float32(point.learning_rate), jnp.float32(point.temperature), reference, chosen)
   rows = [{"step": 0} | evaluate(state.params)]
-  for start in range(0, steps, EVERY):
-    state, metrics = scan(state, start)
-    measured = {name: float(values[-10:].mean()) for name, values in metrics.items()}
-    rows.append({"step": start + EVERY, "measured": measured} | evaluate(state.params))
-  return rows
+  for first in range(0, steps, EVERY):
+    state, metrics = compiled(state, first, *arguments)
+    measured = {name: float(f"{values[-10:].mean():.4g}") for name, values in metrics.items()}
+    rows.append({"step": first + EVERY, "measured": measured} | evaluate(state.params))
+  return rows, state.params
 
 
 def evaluator(config, puzzles: Puzzles):
   """params -> exact figures a puzzle: P(right), expected different right answers of 64, effective right answers."""
-  mask = np.arange(LENGTH) < puzzles.lengths[:, None]
-  prompts, prompt_mask = puzzles.prompts[puzzles.puzzle], puzzles.mask[puzzles.puzzle]
-  scored = jax.jit(lambda params, *rows: score_rows(params, config, *rows).log_prob.sum(-1))
-  rows = tuple(map(jnp.asarray, (prompts, prompt_mask, puzzles.strings, mask)))
+  scored = jax.jit(lambda params, temperature, *rows: score(params, config, *rows, temperature).log_prob)
+  width = max(puzzles.lengths)
+  rows = tuple(map(jnp.asarray, (puzzles.prompts, puzzles.mask, puzzles.puzzle, puzzles.strings[:, :width])))
+  mask = np.arange(width) < puzzles.lengths[:, None]
   owner = {number: puzzle for number, puzzle in zip(puzzles.solution, puzzles.puzzle)}
   of_solution = np.array([owner[number] for number in range(len(owner))])
 
-  def evaluate(params) -> dict:
-    mass = np.bincount(puzzles.solution, np.exp(np.asarray(scored(params, *rows), np.float64)))
+  def evaluate(params, temperature=1.0) -> dict:
+    mass = np.bincount(
+      puzzles.solution, np.exp(np.sum(np.asarray(scored(params, temperature, *rows), np.float64), axis=-1, where=mask))
+    )
     per_puzzle = lambda values: np.bincount(of_solution, values, minlength=len(puzzles.prompts))
     right = per_puzzle(mass)
     share = mass / right[of_solution]
@@ -250,7 +375,7 @@ def evaluator(config, puzzles: Puzzles):
       "effective": np.exp(per_puzzle(-share * np.log(np.maximum(share, 1e-300)))),
     }
     return {
-      name: {split: [float(f"{values[i]:.6g}") for i in own] for split, own in puzzles.splits.items()}
+      name: {split: [float(f"{values[i]:.5g}") for i in own] for split, own in puzzles.splits.items()}
       for name, values in figures.items()
     }
 
@@ -265,11 +390,12 @@ def main() -> None:
   parser.add_argument("names", nargs="*", help=f"points; none for all of {', '.join(points())}")
   parser.add_argument("--seeds", default="0,1,2")
   parser.add_argument("--steps", type=int, default=STEPS)
-  arguments = parser.parse_args()
+  arguments = parser.parse_intermixed_args()
   arguments.out.mkdir(parents=True, exist_ok=True)
   tokenizer = tokenization.load_tokenizer(arguments.model)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
   config, reference = conversion.load(arguments.model, mesh=mesh, dtype=jnp.dtype("float32"))
+  reference = jax.device_put(reference, jax.devices()[0])
   stop = tokenization.stop_token_ids(tokenizer)[0]
   puzzles = make_puzzles(tokenizer, stop)
   evaluate = evaluator(config, puzzles)
@@ -279,10 +405,11 @@ def main() -> None:
       if path.exists():
         continue
       started = time.process_time()
-      rows = train(points()[name], seed, config, reference, stop, puzzles, arguments.steps, evaluate)
+      rows, params = train(points()[name], seed, config, reference, stop, puzzles, arguments.steps, evaluate)
       result = {"point": dataclasses.asdict(points()[name]), "seed": seed, "steps": arguments.steps}
-      result |= {"cpu_seconds": round(time.process_time() - started, 1), "rows": rows}
-      path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+      result |= {"rows": rows, "temperatures": {t: evaluate(params, t) for t in TEMPERATURES}}
+      result |= {"cpu_seconds": round(time.process_time() - started, 1)}
+      path.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
       last = rows[-1]
       print(name, seed, f"{result['cpu_seconds']} CPU-s", *(
         f"{split} {np.mean(last['right'][split]):.3f} / {np.mean(last['distinct'][split]):.2f}" for split in ("train", "heldout")

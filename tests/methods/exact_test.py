@@ -52,7 +52,13 @@ def solve(values, bounds, senses):
   return found.x, weights / weights.sum()
 
 
-def train(scores, bounds, method, starts, steps=1500):
+def exact_optimum(logits):
+  """softmax."""
+  weights = np.exp(logits - logits.max())
+  return weights / weights.sum()
+
+
+def train(scores, bounds, method, starts, steps=1500, gains=None):
   """Parameters and multipliers after joint training by `online_step.policy_and_duals`."""
   everything = np.ones((1, SIZE), bool)
   batch = online_step.GroupBatch(
@@ -61,7 +67,7 @@ def train(scores, bounds, method, starts, steps=1500):
   )  # fmt: skip
   optimizers = online_step.Optimizers(
     optax.adam(optax.cosine_decay_schedule(0.1, steps, 1e-3)),
-    duals.pi_controller(proportional_gain=10.0, integral_gain=1.0),
+    duals.pi_controller(**gains or dict(proportional_gain=10.0, integral_gain=1.0)),
   )
   state = train_state.create(
     jnp.zeros_like(POLICY.init(jax.random.key(0))), duals.init_dual_params(starts), jax.random.key(0),
@@ -113,6 +119,28 @@ def test_qempo_c_ends_at_its_exact_optimum(learned):
   np.testing.assert_allclose(policy, distribution, atol=0.01)
   np.testing.assert_allclose(found["quality"], best.quality_multiplier, rtol=0.05, atol=0.05)
   np.testing.assert_allclose(found["coherence"], 1.0, rtol=0.2 if learned else 0)
+
+
+@pytest.mark.parametrize("target", [1.9, 2.5])
+def test_entropy_is_held_at_a_target_from_either_side(target):
+  reward, beta = rewards()["reward"], 0.5
+  optimum = lambda m: exact_optimum((reward + beta * REF) / (beta + m))
+  entropy = lambda m: -optimum(m) @ np.log(optimum(m))
+  wanted = scipy.optimize.brentq(lambda m: entropy(m) - target, 0.01 - beta, 10.0)
+  assert (wanted > 0) == (target > entropy(0.0))  # the floor acts on one case, the budget on the other
+  bounds = {
+    "quality": constraints.reward_floor("reward", None),
+    "kl": constraints.kl_budget(None),
+    "entropy": constraints.entropy_floor(target),
+    "entropy_budget": constraints.entropy_budget(target),
+  }
+  method = dataclasses.replace(methods.grpo(beta=beta), scale=methods.Method().scale)
+  starts = {"quality": 1.0, "kl": beta, "entropy": 0.0, "entropy_budget": 0.0}
+  gains = dict(proportional_gain=0.0, integral_gain=0.02)
+  policy, found, metrics = train({"reward": reward}, bounds, method, starts, gains=gains)
+  np.testing.assert_allclose(policy, optimum(wanted), atol=0.01)
+  np.testing.assert_allclose(found["entropy"] - found["entropy_budget"], wanted, rtol=0.05, atol=0.005)
+  np.testing.assert_allclose(metrics["entropy"], target, atol=0.02)
 
 
 def first_token_budget(bound):

@@ -9,6 +9,7 @@ from qempo_jax import advantages
 from qempo_jax import family
 from qempo_jax.methods.darling import quality_times_diversity
 from qempo_jax.methods.mara import mara_rewards
+from qempo_jax.methods.repo import decorrelated_advantages
 from qempo_jax.methods.setpo import leave_one_out_set_diversity
 from qempo_jax.methods.setpo import setpo_rewards
 from qempo_jax.methods.ucpo import ucpo_advantages
@@ -95,6 +96,34 @@ def test_full_ucpo_takes_equal_steps_on_every_correct_response():
   step = lambda tau: pi * ucpo_advantages(jnp.where(correct, 1.0, -3.0), jnp.log(pi), correct, tau=tau)
   np.testing.assert_allclose(step(1.0)[:3], step(1.0)[0], rtol=1e-5)
   np.testing.assert_allclose(step(0.0)[:3], pi[:3], rtol=1e-6)
+
+
+def test_repo_removes_the_correlation_that_lowers_entropy_and_no_other():
+  log_pi, kept = np.asarray(LOG_PROBS), np.asarray(MASK)
+  base = np.asarray(REWARDS) + 0.3 * log_pi
+  slope, _ = np.polyfit(log_pi[kept], base[kept], 1)
+  assert slope > 0
+  for share in (0.0, 0.5, 1.0):
+    found = np.asarray(decorrelated_advantages(base, log_pi, MASK, share=share))[kept]
+    np.testing.assert_allclose(found, base[kept] - share * slope * (log_pi - log_pi[kept].mean())[kept], rtol=1e-5)
+  np.testing.assert_allclose(np.cov(found, log_pi[kept])[0, 1], 0, atol=1e-6)
+  np.testing.assert_allclose(decorrelated_advantages(-base, log_pi, MASK, share=1.0)[kept], -base[kept], rtol=1e-6)
+  np.testing.assert_array_equal(decorrelated_advantages(base, np.zeros(GROUP), share=1.0), np.float32(base))
+
+
+def test_a_natural_step_on_the_decorrelated_advantages_keeps_entropy():
+  # Table policy, exact expectations: logits += e A', whose entropy changes by -e Cov(A', log pi) + O(e^2).
+  counts = np.array([8, 4, 2, 1, 1])
+  group = np.repeat(np.arange(5), counts)  # every response as often as its probability says
+  pi, reward = counts / 16, np.array([1.0, 1.0, 0.0, 1.0, 0.0])
+  entropy = lambda p: -p @ np.log(p)
+
+  def change(share):
+    found = np.asarray(decorrelated_advantages(reward[group], np.log(pi)[group], share=share))
+    moved = pi * np.exp(1e-3 * found[np.searchsorted(group, np.arange(5))])
+    return (entropy(moved / moved.sum()) - entropy(pi)) / 1e-3
+
+  assert change(0.0) < -0.05 and abs(change(1.0)) < 2e-3
 
 
 def test_shapes_that_do_not_fit_are_refused():
