@@ -1,4 +1,8 @@
-"""`--config.KEY=VALUE` from the command line, checked against the keys and types of a config."""
+"""`--config.KEY=VALUE` from the command line, checked against the keys and types of a config.
+
+Hand-written because `ml_collections.config_flags` cannot set a placeholder to none, takes `x,y` for one word and NaN for a
+number, and ends a mistyped key in a traceback.
+"""
 
 import ast
 from collections.abc import Iterator
