@@ -25,7 +25,13 @@ _OVERRIDE = re.compile(r"--config\.(?P<key>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
 
 def run(
-  main: Main, *, description: str, example: str, argv: Sequence[str] | None = None, needs_workdir: bool = True
+  main: Main,
+  *,
+  description: str,
+  example: str,
+  argv: Sequence[str] | None = None,
+  needs_workdir: bool = True,
+  of_run: Sequence[str] | None = None,
 ) -> None:
   """Parses the command line and calls `main(config, workdir, dry_run)`, with the flag --checkpoint where main has one.
 
@@ -38,13 +44,15 @@ def run(
     example: A whole command line to copy, for --help.
     argv: The arguments, without the program's name; None means those of this process.
     needs_workdir: Whether --workdir must be given; without it `main` may get None.
+    of_run: Of a program that reads a run's workdir: it takes the run's own config where --config is not given, and then
+      only keys of these groups may be set.
   """
   workdir = None
   try:
     own = [name for name in _FLAGS if name in inspect.signature(main).parameters]
-    arguments, extra = _parser(description, example, needs_workdir, own).parse_known_args(argv)
+    arguments, extra = _parser(description, example, needs_workdir, own, of_run is not None).parse_known_args(argv)
     workdir = arguments.workdir
-    config = complete_config(arguments.config, extra)
+    config = complete_config(*_chosen(arguments, extra, of_run))
     if "compute" in config and config.compute.distributed:
       distributed.start()
     compilations.keep()
@@ -58,6 +66,21 @@ def run(
     kept = f"; what it has written is in {workdir}" if workdir and workdir.exists() else ""
     print(f"\nInterrupted{kept}.", file=sys.stderr)
     sys.exit(130)
+
+
+def _chosen(arguments, extra: Sequence[str], of_run: Sequence[str] | None) -> tuple[pathlib.Path, Sequence[str]]:
+  """(the config file, overrides); the workdir's own where none is given."""
+  if arguments.config:
+    return arguments.config, extra
+  path = arguments.workdir / "config.json"
+  if not path.is_file():
+    raise InputError(f"{arguments.workdir} holds no run, so its config is not known: give --config=FILE.")
+  for argument in extra:
+    key = _split_override(argument)[0]
+    if key.partition(".")[0] not in of_run:
+      may = f"set keys of {' and '.join(f'{group}.*' for group in of_run)} alone" if of_run else "leave it out"
+      raise InputError(f"--config.{key} is the run's own, from {path}: {may}, or give --config too.")
+  return path, extra
 
 
 def complete_config(path: pathlib.Path, extra: Sequence[str]) -> ConfigDict:
@@ -74,7 +97,8 @@ def load_config(path: pathlib.Path) -> ConfigDict:
   """Runs `get_config()` of a config file.
 
   Args:
-    path: A Python file that defines `get_config() -> ConfigDict`; FILE.py:ARGUMENT calls `get_config(ARGUMENT)`.
+    path: A Python file that defines `get_config() -> ConfigDict`; FILE.py:ARGUMENT calls `get_config(ARGUMENT)`. Or the
+      config.json of a run.
 
   Returns:
     The config.
@@ -82,6 +106,8 @@ def load_config(path: pathlib.Path) -> ConfigDict:
   Raises:
     InputError: The file is absent or broken, or misuses a key; names the line.
   """
+  if path.suffix == ".json":
+    return overrides.of_json(path)
   name, marked, argument = str(path).partition(".py:")
   path = pathlib.Path(f"{name}.py") if marked else path
   if not path.is_file():
@@ -131,22 +157,25 @@ _FLAGS = {
 }
 
 
-def _parser(description: str, example: str, needs_workdir: bool, own: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(
+  description: str, example: str, needs_workdir: bool, own: Sequence[str], reads_run: bool
+) -> argparse.ArgumentParser:
   parser = Parser(
     description=description,
     epilog=f"example:\n  {example}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    usage="%(prog)s --config=FILE "
+    usage="%(prog)s "
+    + ("[--config=FILE] " if reads_run else "--config=FILE ")
     + "--workdir=DIR " * needs_workdir
     + "".join(f"[--{name}={_FLAGS[name][1]}] " for name in own)
     + "[--dry_run] [--config.KEY=VALUE ...]",
     allow_abbrev=False,
   )
   for flag, metavar, text in (
-    ("--config", "FILE", "config file, in configs/"),
+    ("--config", "FILE", "config file, in configs/" + "; default: the workdir's own config.json" * reads_run),
     ("--workdir", "DIR", "where everything is written"),
   ):
-    required = needs_workdir or flag != "--workdir"
+    required = not reads_run if flag == "--config" else needs_workdir
     parser.add_argument(flag, type=_path, required=required, metavar=metavar, help=text)
   for name in own:
     kind, metavar, text = _FLAGS[name]

@@ -65,7 +65,7 @@ def train_and_sample(config, method, folder, policy, evaluate) -> list[dict]:
   """Trains one group of the config and samples the policy under that group's name."""
   folder.mkdir(exist_ok=True)
   run = build.run(config, policy, check=False)
-  with Display(run.steps, title=folder.name) as display:
+  with Display(run.steps, title=folder.name, constraints=run.constraints) as display:
     state = loop.train(run, folder, display)
   trained = build_policy.as_policy(config)(state.params, policy.params)
   rows = evaluate(trained, method=method, seed=run.seed)

@@ -74,4 +74,5 @@ if __name__ == "__main__":
     main,
     description="Measures quality, diversity and entropy of policies, certifies the floor and writes the report.",
     example="python -m experiments.evaluate --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl",
+    of_run=("evaluation",),
   )

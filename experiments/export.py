@@ -55,4 +55,5 @@ if __name__ == "__main__":
     main,
     description="Exports a trained policy, or a model as it is, to a folder for PyTorch transformers.",
     example="python -m experiments.export --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl",
+    of_run=("export",),
   )

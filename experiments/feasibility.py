@@ -103,4 +103,5 @@ if __name__ == "__main__":
     main,
     description="Says what floor the reference's samples reach, and which optimum they foretell, or why none.",
     example="python -m experiments.feasibility --config=configs/online_qempo_kl.py --workdir=runs/feasibility",
+    of_run=("feasibility", "evaluation"),
   )

@@ -43,4 +43,5 @@ if __name__ == "__main__":
     main,
     description="Sweeps methods, operating points and seeds, and draws quality against diversity with intervals.",
     example="python -m experiments.frontier --config=configs/frontier_toy.py --workdir=runs/frontier_toy",
+    of_run=(),
   )

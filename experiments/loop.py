@@ -66,6 +66,7 @@ class Run(NamedTuple):
     config: the complete config, JSON-able.
     line: what was found while building, for the user.
     warn: the first state's parameters -> a warning, or None.
+    learning_rate: of every update, from 0.
   """
 
   label: str
@@ -84,6 +85,7 @@ class Run(NamedTuple):
   config: Mapping[str, Any]
   line: str
   warn: Callable[[Any], str | None]
+  learning_rate: Callable[[int], float]
 
 
 class _Step(NamedTuple):
@@ -140,6 +142,7 @@ def train(run: Run, workdir: pathlib.Path, display):
       metrics = {name: float(value) for name, value in jax.device_get(step.metrics).items()} | step.host
       seconds = ended - step.started
       metrics |= {"step": step.number, "floor": run.aim, "seconds": seconds, "compilations": compiled.take()}
+      metrics["learning_rate"] = float(run.learning_rate(step.number - 1))
       metrics["tokens_per_second"] = metrics.pop("tokens") / seconds
       metrics |= saver.count(metrics)
       log.write(metrics)

@@ -7,12 +7,15 @@ number, and ends a mistyped key in a traceback.
 import ast
 from collections.abc import Iterator
 import difflib
+import json
+import pathlib
 from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 from ml_collections.config_dict import FieldReference
 from ml_collections.config_dict import RequiredValueError
 
+from configs import base
 from qempo_jax.errors import InputError
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -56,6 +59,43 @@ def apply_override(config: ConfigDict, key: str, text: str) -> None:
     stored.set(value)
   else:
     parent[name] = value
+
+
+def of_json(path: pathlib.Path) -> ConfigDict:
+  """The config of a run from its config.json, with the types and the further keys of configs/base.py.
+
+  Raises:
+    InputError: the file is damaged, or of a version with other keys.
+  """
+  try:
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    one = lambda tree: "method" in tree and "steps" in tree
+    if not isinstance(saved, dict) or not any(map(one, (saved, *(t for t in saved.values() if isinstance(t, dict))))):
+      raise ValueError
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path} holds no config of a run: give --config=FILE.") from error
+  if one(saved):
+    return _filled(base.get_config(), saved)
+  groups = {
+    name: _filled(base.get_config(), tree) if isinstance(tree, dict) and one(tree) else tree
+    for name, tree in saved.items()
+  }
+  return ConfigDict({name: _tuples(value) for name, value in groups.items()})
+
+
+def _filled(config: ConfigDict, saved: dict[str, Any]) -> ConfigDict:
+  """The config with the saved values; keys that it lacks, such as a constraint of the user's own, are added."""
+  with config.unlocked():
+    for name, value in saved.items():
+      if isinstance(value, dict) and name in config:
+        _filled(config[name], value)
+      else:
+        config[name] = ConfigDict(value) if isinstance(value, dict) else _tuples(value)
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def require_complete(config: ConfigDict) -> None:

@@ -22,7 +22,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     print(dry_runs.describe(build.plan(config, run.policy)))
     return
   workdir = workdirs.open_workdir(workdir, config, lock=lock)
-  with Display(run.steps, title=run.label) as display:
+  with Display(run.steps, title=run.label, constraints=run.constraints) as display:
     loop.train(run, workdir, display)
   print(f"Trained {run.steps} steps; metrics and checkpoints are in {workdir}")
 

@@ -8,6 +8,7 @@ import sys
 from ml_collections.config_dict import ConfigDict
 import pytest
 
+from configs import base
 from experiments import cli
 from qempo_jax.errors import InputError
 
@@ -231,3 +232,21 @@ def test_exit_codes_of_a_real_process(config_file):
   assert "did you mean floor?" in wrong.stderr and "Traceback" not in wrong.stderr
   crash = run("--config.floor=1")
   assert crash.returncode == 1 and "ZeroDivisionError" in crash.stderr
+
+
+def test_a_program_that_reads_a_run_takes_its_config_from_the_workdir(tmp_path, capsys):
+  config, got = base.get_config(), []
+  config.constraints.mine, config.steps = base.constraint("length", gain=0.1), 7
+  config.reward.functions = (("a", "length", 1.0, "none", None),)
+  call = lambda *arguments: cli.run(
+    lambda *found: got.append(found[0]), description="", example="", of_run=("export",),
+    argv=[f"--workdir={tmp_path}", *arguments],
+  )  # fmt: skip
+  assert "holds no run" in failure(call, capsys)
+  (tmp_path / "config.json").write_text(config.to_json_best_effort())
+  call("--config.export.dtype=bfloat16")
+  config.export.dtype = "bfloat16"
+  assert got[0].to_dict() == config.to_dict() and got[0].is_locked
+  assert "--config.steps is the run's own" in failure(call, capsys, "--config.steps=3")
+  (tmp_path / "config.json").write_text('{"method"')
+  assert "holds no config of a run" in failure(call, capsys)

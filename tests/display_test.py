@@ -6,11 +6,21 @@ import pytest
 from rich.console import Console
 
 from experiments.run import display
+from qempo_jax import constraints
 
 METRICS = {
-  "reward": 0.8123, "floor": 0.85, "dual/quality/multiplier": 3.25, "dual/kl/multiplier": 0.5, "entropy": 6.5,
+  "loss": -0.125, "reward": 0.8123, "floor": 0.85, "entropy": 6.5, "learning_rate": 1e-5, "grad_norm": 0.5,
+  "dual/quality/multiplier": 3.25, "dual/quality/value": 0.8123, "dual/quality/bound": 0.85,
+  "dual/polite/multiplier": 0.5, "dual/polite/value": 0.31, "dual/polite/bound": 0.6,
   "entropy_per_token": 1.25, "kl": 2.25, "length": 4.2, "truncation": 0.03, "tokens_per_second": 210.4,
 }  # fmt: skip
+
+
+CONSTRAINTS = {
+  "quality": constraints.reward_floor("reward", 0.8),  # met, but not what the controller aims at
+  "kl": constraints.kl_budget(None),
+  "polite": constraints.reward_floor("polite", 0.6),
+}
 
 
 @pytest.fixture
@@ -28,14 +38,14 @@ def _plain():
 
 def test_plain_lines_hold_every_figure_on_one_line_a_step(clock):
   output, console = _plain()
-  with display.Display(40, title="qempo_kl", console=console) as shown:
+  with display.Display(40, title="qempo_kl", console=console, constraints=CONSTRAINTS) as shown:
     shown.step(1, METRICS)
     clock[0] = 3.0
     shown.step(2, METRICS)
   lines = output.getvalue().splitlines()
   figures = (
-    "reward 0.812  floor 0.85  quality multiplier 3.25  KL multiplier 0.5  entropy 6.50 nats  1.25 nats/token  "
-    "KL 2.25  length 4.2  truncated 3%  210 tokens/s"
+    "loss -0.125  reward 0.812  quality 0.812 (aim 0.85, floor 0.8) multiplier 3.25  polite 0.31 (floor 0.6) multiplier 0.5"
+    "  entropy 6.50 nats  1.25 nats/token  KL 2.25  length 4.2  rate 1e-05  gradient 0.5  truncated 3%  210 tokens/s"
   )
   assert lines == ["qempo_kl: 40 steps", f"step 1/40  {figures}", f"step 2/40  {figures}  1:54 left"]
 

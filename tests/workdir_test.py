@@ -25,6 +25,13 @@ def make_config(**changes):
   return config
 
 
+def begun(folder, config):
+  """The folder of a run that has left something."""
+  folder = open_workdir(folder, config)
+  (folder / "metrics.jsonl").write_text("{}\n")
+  return folder
+
+
 def test_a_new_workdir_holds_the_config(tmp_path):
   folder = open_workdir(tmp_path / "a" / "b", make_config())
   assert folder == tmp_path / "a" / "b"
@@ -43,8 +50,14 @@ def test_the_same_config_opens_it_again_and_keeps_its_files(tmp_path):
   assert (folder / "metrics.jsonl").read_text() == "{}\n"
 
 
-def test_another_config_is_refused_with_the_first_differing_keys(tmp_path):
+def test_a_run_that_died_before_its_first_step_locks_nothing(tmp_path):
   open_workdir(tmp_path, make_config())
+  open_workdir(tmp_path, make_config(seed=1))
+  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
+def test_another_config_is_refused_with_the_first_differing_keys(tmp_path):
+  begun(tmp_path, make_config())
   before = (tmp_path / "config.json").read_bytes()
   changes = {
     "seed": 1,
@@ -62,7 +75,7 @@ def test_another_config_is_refused_with_the_first_differing_keys(tmp_path):
 
 
 def test_keys_that_only_one_side_has_are_differences(tmp_path):
-  open_workdir(tmp_path, make_config())
+  begun(tmp_path, make_config())
   config = make_config()
   config.new = "x"
   del config["seed"]
@@ -76,7 +89,7 @@ def test_a_key_that_was_declared_since_has_its_default_there(tmp_path, method):
   nested = lambda config: ConfigDict({method: config}) if method else config
   older = base.get_config()
   del older.sampling["temperature"], older.lora["rank"]
-  open_workdir(tmp_path, nested(older))
+  begun(tmp_path, nested(older))
   before = (tmp_path / "config.json").read_bytes()
   newer = base.get_config()
   open_workdir(tmp_path, nested(newer))
@@ -90,6 +103,7 @@ def test_a_key_that_was_declared_since_has_its_default_there(tmp_path, method):
 
 
 def test_a_damaged_config_file_is_refused_and_kept(tmp_path):
+  begun(tmp_path, make_config())
   (tmp_path / "config.json").write_text('{"seed": ')
   with pytest.raises(InputError, match="is damaged.*--workdir"):
     open_workdir(tmp_path, make_config())
@@ -119,7 +133,7 @@ def test_a_failed_write_leaves_the_old_contents(tmp_path, monkeypatch):
 def test_where_a_run_computes_may_change_but_not_what(tmp_path):
   config = make_config()
   config.compute = ConfigDict(dict(mesh=(1, 8, 1), dtype="float32"))
-  open_workdir(tmp_path, config)
+  begun(tmp_path, config)
   config.compute.mesh = (1, 4, 1)
   open_workdir(tmp_path, config)
   config.compute.dtype = "bfloat16"
@@ -133,7 +147,7 @@ def test_a_check_says_the_same_and_writes_nothing(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(InputError, match="Can't write the workdir .*file is in the way"):
     check_workdir(tmp_path / "file" / "run", make_config())
-  open_workdir(tmp_path / "run", make_config())
+  begun(tmp_path / "run", make_config())
   check_workdir(tmp_path / "run", make_config())
   with pytest.raises(InputError, match="another config .seed is 0 there and 1 here"):
     check_workdir(tmp_path / "run", make_config(seed=1))

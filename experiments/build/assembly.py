@@ -165,7 +165,7 @@ def reward_run(config: ConfigDict) -> tuple[loop.Run, reward_pairs.RewardPlan]:
 def saving(config: ConfigDict) -> Saving:
   """Settings of checkpoints and of stopping."""
   c, f = config.checkpoint, config.faults
-  return Saving(c.every, c.keep, c.asynchronous, c.folder, f.max_skipped_in_row, f.grace_seconds)
+  return Saving(c.every, c.minutes, c.keep, c.asynchronous, c.folder, f.max_skipped_in_row, f.grace_seconds)
 
 
 def trained_params(config: ConfigDict, workdir: pathlib.Path, policy: Policy, checkpoint: str | int | None = None):
@@ -263,6 +263,7 @@ def _kept(config: ConfigDict) -> dict[str, Any]:
     "saving": saving(config),
     "profile": profiling.Profiling(config.logging.profile_steps, config.logging.profile_after),
     "wandb": config.logging.wandb,
+    "learning_rate": build_objective.schedule(config),
     "config": json.loads(config.to_json_best_effort()),
   }
 

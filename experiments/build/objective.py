@@ -58,6 +58,13 @@ def optimizer_pair(config: ConfigDict) -> online_step.Optimizers:
   return online_step.Optimizers(policy_optimizer, build_constraints.controller(config))
 
 
+def schedule(config: ConfigDict) -> Callable[[int], float]:
+  """The learning rate of every update, from 0."""
+  o = config.optimizer
+  settings = {"warmup_steps": o.warmup_steps, "total_steps": config.steps, "final_fraction": o.final_fraction}
+  return optimizers.linear_schedule(o.learning_rate, **settings)
+
+
 def first_state(config: ConfigDict, trainable: Callable | None = None) -> Callable:
   """The function from the reference's parameters to the state before the first step.
 

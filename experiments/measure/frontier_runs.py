@@ -206,8 +206,9 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run], checkpoint: str |
     params, of_checkpoint = policy.params, {}
     folder.mkdir(parents=True, exist_ok=True)
     if of_run.steps:
-      with Display(of_run.steps, title=run.name) as display:
-        state = loop.train(build.run(of_run, policy, check=False), folder, display)
+      made = build.run(of_run, policy, check=False)
+      with Display(made.steps, title=run.name, constraints=made.constraints) as display:
+        state = loop.train(made, folder, display)
       if _keeps_checkpoints(config, of_run):
         _free(state)  # the checkpoint takes its place
         params, what = build.trained_params(of_run, folder, policy, checkpoint)

@@ -16,6 +16,7 @@ class Saving(NamedTuple):
   """Settings of saving and of stopping; see `checkpoint` and `faults` in configs/base.py."""
 
   every: int
+  minutes: float
   keep: int
   asynchronous: bool
   folder: str

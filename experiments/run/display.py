@@ -10,6 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qempo_jax.constraints import Constraint
+
 TRUNCATION_LIMIT = 0.2
 
 
@@ -21,8 +23,14 @@ class Display:
     display.note("saved checkpoints/40")
   """
 
-  def __init__(self, total_steps: int, title: str = "", console: Console | None = None):
-    self._total = total_steps
+  def __init__(
+    self,
+    total_steps: int,
+    title: str = "",
+    console: Console | None = None,
+    constraints: Mapping[str, Constraint] | None = None,
+  ):
+    self._total, self._constraints = total_steps, constraints or {}
     self._title = title
     self._console = console or Console()
     self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
@@ -43,7 +51,7 @@ class Display:
     """Shows one finished step."""
     self._last = (step, time.monotonic())
     self._first = self._first or self._last
-    parts = figures(metrics)
+    parts = figures(metrics, self._constraints)
     left = self._seconds_left()
     if left is not None:
       parts.append((f"{clock(left)} left", ""))
@@ -82,23 +90,35 @@ class Display:
     return (self._total - last) * (now - start) / (last - first)
 
 
-def figures(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-  """The figures to show, each a text with a rich style; keys that are absent or None give nothing."""
+def figures(metrics: Mapping[str, float], constraints: Mapping[str, Constraint] | None = None) -> list[tuple[str, str]]:
+  """The figures to show, each a text with a rich style; keys that are absent or None give nothing.
+
+  Args:
+    metrics: of one step.
+    constraints: of the run, without the margins that the controllers aim inside.
+  """
   shown = []
 
   def add(key, template, style=""):
     if metrics.get(key) is not None:
       shown.append((template.format(metrics[key]), style))
 
-  below = metrics.get("floor") is not None and metrics.get("reward", 0.0) < metrics["floor"]
-  add("reward", "reward {:.3f}", "yellow" if below else "")
-  add("floor", "floor {:.3g}")
-  add("dual/quality/multiplier", "quality multiplier {:.3g}")
-  add("dual/kl/multiplier", "KL multiplier {:.3g}")
+  add("loss", "loss {:.3g}")
+  add("reward", "reward {:.3f}")
+  for name, constraint in (constraints or {}).items():
+    if constraint.bound is not None and metrics.get(f"dual/{name}/value") is not None:
+      value, aim, price = (metrics[f"dual/{name}/{part}"] for part in ("value", "bound", "multiplier"))
+      kind = "floor" if constraint.sense > 0 else "budget"
+      aimed = f"aim {aim:.3g}, " if abs(aim - constraint.bound) > 1e-6 * abs(aim) else ""
+      missed = constraint.sense * (value - constraint.bound) < 0
+      text = f"{name} {value:.3g} ({aimed}{kind} {constraint.bound:.3g}) multiplier {price:.3g}"
+      shown.append((text, "yellow" if missed else ""))
   add("entropy", "entropy {:.2f} nats")
   add("entropy_per_token", "{:.2f} nats/token")
   add("kl", "KL {:.2f}")
   add("length", "length {:.1f}")
+  add("learning_rate", "rate {:.2g}")
+  add("grad_norm", "gradient {:.2g}")
   add("margin", "margin {:.2f}")
   add("accuracy", "accuracy {:.2f}")
   loud = (metrics.get("truncation") or 0.0) > TRUNCATION_LIMIT

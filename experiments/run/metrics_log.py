@@ -1,5 +1,6 @@
 """`metrics.jsonl` and TensorBoard events: the record of a run's steps."""
 
+import contextlib
 import os
 import pathlib
 
@@ -49,6 +50,7 @@ class MetricsLog:
         os.fsync(file.fileno())
 
   def close(self) -> None:
-    """Writes out the events."""
-    if self._board is not None:
-      self._board.close()
+    """Writes out the events; a disk that is full then costs TensorBoard's curves, of which metrics.jsonl has every row."""
+    with contextlib.suppress(OSError):
+      if self._board is not None:
+        self._board.close()

@@ -1,5 +1,6 @@
-"""Notice that this machine is about to be taken away: SIGTERM, or what the platform told any process of the run."""
+"""Notice to stop: Ctrl-C, SIGTERM, or what the platform told any process of the run."""
 
+from collections.abc import Callable
 import os
 import signal
 import sys
@@ -11,27 +12,37 @@ import jax
 class Notice:
   """Listens for the notice; use as a context manager, around a loop."""
 
-  def __init__(self, grace_seconds: float):
+  def __init__(self, grace_seconds: float, kept: Callable[[], str], note: Callable[[str], None] = print):
     """Listens from `__enter__` on.
 
     Args:
       grace_seconds: how long after SIGTERM this process may live; 0 for as long as it likes. Then it exits with 0
-        whatever it does, since the last checkpoint stands.
+        whatever it does.
+      kept: says what stands if the process ends now.
+      note: told that the step in progress is finished first.
     """
-    self._grace, self._came, self._timer, self._before = grace_seconds, False, None, None
+    self._grace, self._kept, self._note = grace_seconds, kept, note
+    self._signal, self._timer, self._before = None, None, {}
 
   def __enter__(self):
     # Of several processes each must stop after the same step; JAX's own service listens to the signal and agrees on it.
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      self._before = signal.signal(signal.SIGTERM, self._signalled)
+      for number, react in ((signal.SIGTERM, self._terminated), (signal.SIGINT, self._interrupted)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
+          self._before[number] = signal.signal(number, react)
     return self
 
   def __exit__(self, *exception) -> None:
     if self._timer:
       self._timer.cancel()
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
-      self._before = None
+    for number, before in self._before.items():
+      signal.signal(number, before)
+    self._before = {}
+
+  @property
+  def exit_code(self) -> int:
+    """130 after Ctrl-C, as a shell expects, else 0."""
+    return 130 if self._signal == signal.SIGINT else 0
 
   def came(self, step: int) -> bool:
     """Whether to stop after this step; every process of a run must ask after every step."""
@@ -39,16 +50,22 @@ class Notice:
       from jax.experimental import multihost_utils
 
       return multihost_utils.reached_preemption_sync_point(step)
-    return self._came
+    return self._signal is not None
 
-  def _signalled(self, *_) -> None:
-    self._came = True
+  def _interrupted(self, *_) -> None:
+    if self._signal == signal.SIGINT:
+      raise KeyboardInterrupt
+    self._signal = signal.SIGINT
+    self._note("finishing this step, then saving; Ctrl-C again stops at once")
+
+  def _terminated(self, *_) -> None:
+    self._signal = signal.SIGTERM
     if self._grace and self._timer is None:
       self._timer = threading.Timer(self._grace, self._give_up)
       self._timer.daemon = True
       self._timer.start()
 
   def _give_up(self) -> None:
-    print(f"no checkpoint could be written within {self._grace:g} s of SIGTERM; the last one stands", file=sys.stderr)
+    print(f"no checkpoint could be written within {self._grace:g} s of SIGTERM; {self._kept()}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(0)

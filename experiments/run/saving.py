@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -58,7 +59,12 @@ class Saver:
       self._same["tokenizer's tokens"] = reference_cache.tokenizer_hash(tokenizer)
     self._skipped = {"in_row": 0, "total": 0}
     self._checkpoints = settings.open(workdir, note=note)
-    self._notice = preemption.Notice(settings.grace_seconds)
+    self._notice = preemption.Notice(settings.grace_seconds, self._kept, note)
+    self._saved, self._saved_at, self._stop = (
+      None,
+      time.monotonic(),
+      False,
+    )  # the step of the last save, and when it was
 
   def restore(self, state) -> tuple[Any, dict[str, Any]]:
     """(the state of the newest whole checkpoint, what `save` was given as memory); (`state`, {}) where there is none.
@@ -147,12 +153,14 @@ class Saver:
 
   def due(self, step: int) -> bool:
     """Whether `save` must be called after this step; every process of a run must ask after every step."""
-    every = self._settings.every
+    settings = self._settings
     self._stop = self._notice.came(step)
-    return self._stop or step == self._steps or (every > 0 and step % every == 0)
+    alone = jax.process_count() == 1  # clocks of several processes do not agree
+    late = alone and settings.every >= 0 and 0 < settings.minutes * 60 <= time.monotonic() - self._saved_at
+    return self._stop or late or step == self._steps or (settings.every > 0 and step % settings.every == 0)
 
   def save(self, state, step: int, log: MetricsLog, memory: Callable[[], dict[str, Any]] = dict) -> None:
-    """Saves the state after a step; ends the process with 0 after a notice.
+    """Saves the state after a step; ends the process after a notice, with 0 or, after Ctrl-C, 130.
 
     Args:
       state: after the step.
@@ -166,9 +174,15 @@ class Saver:
       if self._order:
         host["order"] = self._order.state(step)
       self._checkpoints.save(state, host, quality(self._constraints, state))
+      self._saved, self._saved_at = step, time.monotonic()
     if self._stop and step < self._steps:
       self._note(f"told to stop: {self._farewell(step)}")
-      raise SystemExit(0)
+      raise SystemExit(self._notice.exit_code)
+
+  def _kept(self) -> str:
+    if not self._checkpoints or (self._saved is None and not self._checkpoints.steps()):
+      return "nothing is saved"
+    return f"the checkpoint of step {self._checkpoints.steps()[-1]} stands"
 
   def _farewell(self, step: int) -> str:
     if not self._checkpoints:

@@ -33,7 +33,7 @@ def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: 
   existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
   if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
     raise InputError(f"Can't write the workdir {folder} ({existing} is in the way): choose another --workdir.")
-  if (folder / "config.json").exists():
+  if holds_run(folder):
     check_same(folder, json.loads(config.to_json_best_effort()))
   if lock and (folder / LOCK).exists() and folder.resolve() not in _held:
     with open(folder / LOCK, "rb") as file:
@@ -62,7 +62,7 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: b
       pass
     if lock:
       _lock(folder)
-    if (folder / "config.json").exists():
+    if holds_run(folder):
       check_same(folder, json.loads(text))
     else:
       write_atomically(folder / "config.json", text)
@@ -70,6 +70,13 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: b
     reason = error.strerror or str(error)
     raise InputError(f"Can't write the workdir {folder} ({reason}): choose another --workdir.") from error
   return folder
+
+
+def holds_run(folder: pathlib.Path) -> bool:
+  """Whether a run has left anything there but its config: one that died before its first step has not."""
+  left = set(os.listdir(folder)) - {"config.json", LOCK, "tensorboard"} if (folder / "config.json").exists() else set()
+  full = lambda path: any(path.iterdir()) if path.is_dir() else path.stat().st_size
+  return any(full(folder / name) for name in left)
 
 
 def of_the_run(config: ConfigDict, workdir: pathlib.Path, groups: Sequence[str]) -> ConfigDict:
@@ -155,7 +162,7 @@ def check_same(folder: pathlib.Path, config: dict[str, Any]) -> None:
     there = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise InputError(
-      f"{path} is damaged, so the run in {folder} can't be continued: choose another --workdir, or remove it."
+      f"{path} is damaged, so the run in {folder} can't be continued: choose another --workdir."
     ) from error
   if isinstance(there, dict) and (
     "objective" in there or any("objective" in group for group in there.values() if isinstance(group, dict))
@@ -166,8 +173,7 @@ def check_same(folder: pathlib.Path, config: dict[str, Any]) -> None:
     )
   if differing := differences(there, config):
     raise InputError(
-      f"{folder} holds the run of another config ({differing}): choose another --workdir, or remove that folder if its"
-      " run is not needed."
+      f"{folder} holds the run of another config ({differing}): set those keys back, or choose another --workdir."
     )
 
 

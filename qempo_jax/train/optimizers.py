@@ -37,14 +37,22 @@ def adamw(
   Returns:
     The gradient transformation.
   """
-  warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, warmup_steps)
-  decay = optax.linear_schedule(learning_rate, learning_rate * final_fraction, total_steps - warmup_steps)
-  schedule = optax.join_schedules([warmup, decay], [warmup_steps])
+  settings = {"warmup_steps": warmup_steps, "total_steps": total_steps, "final_fraction": final_fraction}
+  schedule = linear_schedule(learning_rate, **settings)
   decayed = lambda params: jax.tree_util.tree_map_with_path(
     lambda path, _: not re.search("norm|bias", jax.tree_util.keystr(path[-1:])), params
   )
   inner = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed)
   return optax.chain(clip_by_global_norm(max_grad_norm), with_state_dtype(inner, moments_dtype))
+
+
+def linear_schedule(
+  learning_rate: float, *, warmup_steps: int, total_steps: int, final_fraction: float
+) -> optax.Schedule:
+  """A linear warm-up to a learning rate, then a linear decay; see `adamw`."""
+  warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, warmup_steps)
+  decay = optax.linear_schedule(learning_rate, learning_rate * final_fraction, total_steps - warmup_steps)
+  return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

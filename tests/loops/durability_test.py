@@ -87,28 +87,35 @@ def test_a_notice_saves_exits_with_0_and_the_same_command_goes_on(tmp_path, monk
   assert killed_runs.metrics(tmp_path / "run") == whole[1]
 
 
-def test_ctrl_c_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch, whole):
-  with monkeypatch.context() as patch:
-    save, written = checkpoint.Checkpoints.save, []
-
-    def save_and_interrupt(self, state, *args):
-      save(self, state, *args)
-      written.append((tmp_path / "run" / "checkpoints" / "2").exists())
-      os.kill(os.getpid(), signal.SIGINT)
-
-    patch.setattr(checkpoint.Checkpoints, "save", save_and_interrupt)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    try:
+def test_the_first_ctrl_c_saves_and_the_second_waits_only_for_the_checkpoint_being_written(
+  tmp_path, monkeypatch, whole
+):
+  interrupt = lambda batch: os.kill(os.getpid(), signal.SIGINT) or batch
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+  try:
+    with monkeypatch.context() as patch:
+      _break(patch, (3,), interrupt)
+      with pytest.raises(SystemExit) as stopped:
+        _run(tmp_path / "run", checkpoint__every=0)
+    assert stopped.value.code == 130 and os.listdir(tmp_path / "run" / "checkpoints") == ["3"]
+    with monkeypatch.context() as patch:
+      _break(patch, (1,), lambda batch: interrupt(interrupt(batch)))
       with pytest.raises(KeyboardInterrupt):
-        _run(tmp_path / "run")
-    finally:
-      signal.signal(signal.SIGINT, before)
-  assert written == [False]  # it was still on its way
-  assert os.listdir(tmp_path / "run" / "checkpoints") == ["2"]
-  state, recorder = _run(tmp_path / "run")
-  assert recorder.notes == ["resuming at step 3: step 2 was restored"]
+        _run(tmp_path / "run", checkpoint__every=0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, before)
+  state, recorder = _run(tmp_path / "run", checkpoint__every=0)
+  assert recorder.notes == ["resuming at step 4: step 3 was restored"]
   jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
   assert killed_runs.metrics(tmp_path / "run") == whole[1]
+
+
+def test_a_checkpoint_is_due_by_time_as_well(tmp_path, monkeypatch):
+  clock = iter(range(0, 100_000, 240))  # four minutes between any two looks
+  saver = _saver(tmp_path, [], minutes=10.0)
+  monkeypatch.setattr(saving.time, "monotonic", lambda: saver._saved_at + next(clock))
+  assert [saver.due(step) for step in (-3, -2, -1, 0)] == [False, False, False, True]
 
 
 def test_a_notice_without_checkpoints_says_what_is_lost(tmp_path, monkeypatch):
@@ -124,13 +131,13 @@ def test_a_notice_without_checkpoints_says_what_is_lost(tmp_path, monkeypatch):
 def test_the_grace_period_ends(monkeypatch, capsys):
   codes = []
   monkeypatch.setattr(preemption.os, "_exit", codes.append)
-  with preemption.Notice(0.05) as notice:
+  with preemption.Notice(0.05, lambda: "nothing is saved") as notice:
     assert not notice.came(1)
     os.kill(os.getpid(), signal.SIGTERM)
     assert notice.came(2) and not codes
     time.sleep(0.5)
-  assert codes == [0] and "within 0.05 s of SIGTERM" in capsys.readouterr().err
-  with preemption.Notice(0.05):
+  assert codes == [0] and "within 0.05 s of SIGTERM; nothing is saved" in capsys.readouterr().err
+  with preemption.Notice(0.05, lambda: "nothing is saved"):
     os.kill(os.getpid(), signal.SIGTERM)
   time.sleep(0.3)
   assert codes == [0]  # a loop that ended in time is left alone
