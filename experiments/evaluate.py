@@ -1,4 +1,4 @@
-"""Evaluates policies: `python -m experiments.evaluate --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl`."""
+"""Evaluates policies: `python -m experiments.evaluate --workdir=runs/qempo_kl`."""
 
 import json
 import pathlib
@@ -73,6 +73,6 @@ if __name__ == "__main__":
   cli.run(
     main,
     description="Measures quality, diversity and entropy of policies, certifies the floor and writes the report.",
-    example="python -m experiments.evaluate --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl",
+    example="python -m experiments.evaluate --workdir=runs/qempo_kl",
     of_run=("evaluation",),
   )

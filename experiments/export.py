@@ -1,4 +1,4 @@
-"""Exports a policy: `python -m experiments.export --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl`."""
+"""Exports a policy: `python -m experiments.export --workdir=runs/qempo_kl`."""
 
 import pathlib
 
@@ -54,6 +54,6 @@ if __name__ == "__main__":
   cli.run(
     main,
     description="Exports a trained policy, or a model as it is, to a folder for PyTorch transformers.",
-    example="python -m experiments.export --config=configs/online_qempo_kl.py --workdir=runs/qempo_kl",
+    example="python -m experiments.export --workdir=runs/qempo_kl",
     of_run=("export",),
   )
