@@ -197,9 +197,7 @@ def get_config() -> ConfigDict:
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 0  # Updates between checkpoints; 0: only the last state; -1: none.
-  config.checkpoint.minutes = (
-    10.0  # Minutes after which a checkpoint is due as well, in runs of one process; 0: none by time.
-  )
+  config.checkpoint.minutes = 10.0  # Minutes between checkpoints of runs of one process, besides `every`; 0: none.
   config.checkpoint.keep = 1  # Newest checkpoints to keep, besides the feasible one of highest entropy.
   config.checkpoint.asynchronous = True  # Write in the background of training.
   config.checkpoint.folder = ""  # Checkpoint folder, also gs://BUCKET/FOLDER; "": `checkpoints` in the workdir.

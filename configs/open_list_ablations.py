@@ -1,16 +1,17 @@
-"""Ablations of the demo: the effect of replay and of the learning rate.
+"""Ablations of the open-list study: the effect of replay and of the learning rate.
 
 python -m experiments.demo --config=configs/open_list_ablations.py --workdir=runs/open_list_ablations
 """
 
 from ml_collections import ConfigDict
 
-from configs import demo
+from configs import open_list_study
 
 
 def get_config() -> ConfigDict:
   """GRPO with QEMPO-KL's replay and learning rate, with its learning rate alone, and QEMPO-KL without replay."""
-  config = demo.get_config()
+  config = open_list_study.get_config()
+  config.seeds = (0,)
   config.methods = ("grpo_replay", "qempo_kl_no_replay", "grpo_fast")
 
   config.grpo_fast = config.grpo.copy_and_resolve_references()

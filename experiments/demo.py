@@ -1,4 +1,4 @@
-"""The demo: base, GRPO, QEMPO and QEMPO-KL on a real small model, compared at one quality floor."""
+"""The demo: base, GRPO and QEMPO-C on a real small model, compared at one quality floor."""
 
 import functools
 import json
@@ -32,10 +32,10 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     raise InputError("this config holds one method; give one of several, such as configs/demo.py")
   if unknown := [method for method in config.methods if method not in config]:
     raise InputError(
-      f"config.methods names {unknown[0]!r}, which has no config of its own; choose of grpo, qempo_kl, qempo"
+      f"config.methods names {unknown[0]!r}, which has no config of its own: add one as config.{unknown[0]}"
     )
   build_constraints.check_names(config)
-  shared = config.qempo_kl
+  shared = with_floor(config)
   if not dry_run:
     workdir = workdirs.open_workdir(workdir, config)
   policy = build_policy.policy(shared)
@@ -59,6 +59,14 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 
   index = write_report(config, workdir)
   print(f"Report: {index.resolve()}")
+
+
+def with_floor(config):
+  """The config of the last method that has a quality floor: its floor, prompts and evaluation are those of all."""
+  found = [config[method] for method in config.methods if build_constraints.bound(config[method], "quality") is not None]
+  if not found:
+    raise InputError("none of config.methods has a floor to compare at: set constraints.quality.bound of one")
+  return found[-1]
 
 
 def train_and_sample(config, method, folder, policy, evaluate) -> list[dict]:
@@ -89,7 +97,7 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
     "same answer": normal_form.DEFINITION,
     "config": json.loads(config.to_json_best_effort()),
   }
-  results = summary.summarise(rows, floor=build_constraints.bound(config.qempo_kl, "quality"), max_kl=budgets, run=run)
+  results = summary.summarise(rows, floor=build_constraints.bound(with_floor(config), "quality"), max_kl=budgets, run=run)
   index = report.write_report(workdir / "report", results, metrics, rows)
   Console().print(report.terminal_table(results))
   return index
@@ -103,6 +111,6 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
 if __name__ == "__main__":
   cli.run(
     main,
-    description="Aligns a real small model three ways and compares quality and diversity.",
+    description="Aligns a real small model by several methods and compares quality and diversity.",
     example="python -m experiments.demo --config=configs/demo.py --workdir=runs/demo",
   )

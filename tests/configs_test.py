@@ -76,6 +76,7 @@ def test_the_demos_methods_differ_only_where_the_method_does():
     "constraints.kl.bound",
     "constraints.quality.start",
     "constraints.quality.gain",
+    "constraints.quality.parametrisation",
     "constraints.kl.start",
     "constraints.kl.gain",
     "sampling.group_size",

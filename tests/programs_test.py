@@ -141,6 +141,7 @@ def test_a_dry_run_of_export(dry, config, tmp_path):
 def test_a_dry_run_of_the_demo(dry, config, tmp_path, monkeypatch):
   of_methods = ConfigDict({"seeds": (0,), "methods": ("qempo_kl",)})
   of_methods.qempo_kl = config
+  config.constraints.quality.bound = 0.5
   monkeypatch.setattr(cli, "load_config", lambda path: of_methods)
   out = dry(demo)
   assert out.count("Memory of a device") == 1 and "qempo_kl:\nModel: " in out and "\n  qempo_kl.seed=" in out

@@ -4,7 +4,7 @@ Given that a response is acceptable, RLHF's optimum is distributed as the refere
 q^(mu / (1 + mu)); QEMPO's (mu = 0) is uniform over the acceptable strings. Each listed item is scored under q in
 its canonical spelling and in lower case, with and without a final full stop; rarer accepted spellings are left out.
 
-  python -m experiments.studies.open_list_optima --config=configs/demo.py --workdir=runs/open_list_optima
+  python -m experiments.studies.open_list_optima --config=configs/open_list_study.py --workdir=runs/open_list_optima
 """
 
 import json
@@ -114,5 +114,5 @@ if __name__ == "__main__":
   cli.run(
     main,
     description="Effective answers of the programs' own optima on the open-list prompts.",
-    example="python -m experiments.studies.open_list_optima --config=configs/demo.py --workdir=runs/open_list_optima",
+    example="python -m experiments.studies.open_list_optima --config=configs/open_list_study.py --workdir=runs/open_list_optima",
   )

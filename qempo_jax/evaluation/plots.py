@@ -13,9 +13,9 @@ from qempo_jax.evaluation.rows import METHOD_LABELS
 from qempo_jax.evaluation.rows import SPLIT_LABELS
 from qempo_jax.evaluation.rows import in_order
 
-COLOURS = {"base": "#595959", "grpo": "#D55E00", "qempo": "#0072B2", "qempo_kl": "#00795A"}
+COLOURS = {"base": "#595959", "grpo": "#D55E00", "qempo": "#0072B2", "qempo_kl": "#00795A", "qempo_c": "#6A51A3"}
 _OTHER_COLOURS = ("#A8457A", "#7A6A00", "#2B7FB8")
-_MARKERS = {"base": "s", "grpo": "^", "qempo": "D", "qempo_kl": "o"}
+_MARKERS = {"base": "s", "grpo": "^", "qempo": "D", "qempo_kl": "o", "qempo_c": "P"}
 _WIDTH = 5.2  # inches: about the width of a phone's screen at the plots' font size
 _BARS = 8
 

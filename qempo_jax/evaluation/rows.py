@@ -13,9 +13,9 @@ from qempo_jax.errors import InputError
 from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import equivalence
 
-METHODS = ("base", "grpo", "qempo", "qempo_kl")
+METHODS = ("base", "grpo", "qempo", "qempo_kl", "qempo_c")
 SPLITS = ("train", "validation_wordings", "heldout_wordings", "heldout_set")
-METHOD_LABELS = {"base": "Base", "grpo": "GRPO", "qempo": "QEMPO", "qempo_kl": "QEMPO-KL"}
+METHOD_LABELS = {"base": "Base", "grpo": "GRPO", "qempo": "QEMPO", "qempo_kl": "QEMPO-KL", "qempo_c": "QEMPO-C"}
 SPLIT_LABELS = {
   "train": "training prompts",
   "validation_wordings": "validation wordings",
