@@ -63,7 +63,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 
 def with_floor(config):
   """The config of the last method that has a quality floor: its floor, prompts and evaluation are those of all."""
-  found = [config[method] for method in config.methods if build_constraints.bound(config[method], "quality") is not None]
+  found = [
+    config[method] for method in config.methods if build_constraints.bound(config[method], "quality") is not None
+  ]
   if not found:
     raise InputError("none of config.methods has a floor to compare at: set constraints.quality.bound of one")
   return found[-1]
@@ -97,10 +99,15 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
     "same answer": normal_form.DEFINITION,
     "config": json.loads(config.to_json_best_effort()),
   }
-  results = summary.summarise(rows, floor=build_constraints.bound(with_floor(config), "quality"), max_kl=budgets, run=run)
+  floor, baseline = build_constraints.bound(with_floor(config), "quality"), _baseline(config.methods)
+  results = summary.summarise(rows, floor=floor, max_kl=budgets, baseline=baseline, run=run)
   index = report.write_report(workdir / "report", results, metrics, rows)
   Console().print(report.terminal_table(results))
   return index
+
+
+def _baseline(methods) -> str:
+  return next((method for method in methods if method.startswith("grpo")), "base")
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
