@@ -1,4 +1,4 @@
-"""Names and calls written as text in configs: `length`, `ucpo(tau=0.5)`, `my_package.methods.mine(strength=2)`."""
+"""Names and calls written as text in configs: `length`, `repetition(length=4)`, `my_package.methods.mine(strength=2)`."""
 
 import ast
 import importlib
