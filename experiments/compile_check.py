@@ -23,11 +23,11 @@ import jax
 from experiments import build
 from experiments import cli
 from experiments import overrides
-from experiments.build import policy as build_policy
 from experiments.compile import chips
 from experiments.compile import dry_run as dry_runs
 from experiments.compile import programs
 from experiments.compile import report as compile_report
+from experiments.configured import policy as build_policy
 from qempo_jax.errors import InputError
 
 EXAMPLE = (

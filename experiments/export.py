@@ -6,8 +6,8 @@ import jax
 
 from experiments import build
 from experiments import cli
-from experiments.build import policy as build_policy
 from experiments.compile import dry_run as dry_runs
+from experiments.configured import policy as build_policy
 from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 from qempo_jax.models import export

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from experiments import build
 from experiments import cli
-from experiments.build import constraints as build_constraints
-from experiments.build import data as build_data
-from experiments.build import policy as build_policy
 from experiments.compile import dry_run as dry_runs
+from experiments.configured import constraints as build_constraints
+from experiments.configured import data as build_data
+from experiments.configured import policy as build_policy
 from experiments.measure import feasibility_tables
 from experiments.measure import forecast
 from experiments.measure.reference import Measured

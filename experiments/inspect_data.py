@@ -7,8 +7,8 @@ import pathlib
 
 from experiments import build
 from experiments import cli
-from experiments.build import data as build_data
-from experiments.build import policy as build_policy
+from experiments.configured import data as build_data
+from experiments.configured import policy as build_policy
 from qempo_jax.data import inspection
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import tokenization

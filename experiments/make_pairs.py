@@ -15,9 +15,9 @@ import jax
 from experiments import build
 from experiments import cli
 from experiments import samples as sampling
-from experiments.build import data as build_data
-from experiments.build import policy as build_policy
 from experiments.compile import dry_run as dry_runs
+from experiments.configured import data as build_data
+from experiments.configured import policy as build_policy
 from experiments.run import workdir as workdirs
 from qempo_jax.data import pair_selection
 from qempo_jax.errors import InputError

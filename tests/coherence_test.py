@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 
 from configs import base
-from experiments.build import constraints as build_constraints
+from experiments.configured import constraints as build_constraints
 from qempo_jax import constraints
 from qempo_jax import exact
 from qempo_jax import methods

@@ -10,11 +10,11 @@ from configs import base
 from experiments import build
 from experiments import cli
 from experiments import compile_check
-from experiments.build import policy as build_policy
 from experiments.compile import chips
 from experiments.compile import hlo_costs
 from experiments.compile import programs as programs_lib
 from experiments.compile import report as compile_report
+from experiments.configured import policy as build_policy
 from experiments.studies import compile_table
 from qempo_jax.errors import InputError
 from qempo_jax.models.config import ModelConfig

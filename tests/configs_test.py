@@ -6,8 +6,8 @@ import pytest
 
 from configs import base
 from experiments import cli
-from experiments.build import data as build_data
-from experiments.build import objective as build_objective
+from experiments.configured import data as build_data
+from experiments.configured import objective as build_objective
 from qempo_jax.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"

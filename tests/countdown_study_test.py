@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from experiments.build import data as build_data
-from experiments.build import objective as build_objective
+from experiments.configured import data as build_data
+from experiments.configured import objective as build_objective
 from experiments.measure import frontier_runs as frontier
 from experiments.studies import collect
 from experiments.studies import countdown_tables

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from experiments import plan
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from experiments.run import distributed
 from qempo_jax.errors import InputError
 from tests.metrics_file import timeless

@@ -6,8 +6,8 @@ import pytest
 
 from experiments import cli
 from experiments import evaluate
-from experiments.build import data as build_data
-from experiments.build import policy as build_policy
+from experiments.configured import data as build_data
+from experiments.configured import policy as build_policy
 from experiments.measure import results as results_lib
 from experiments.measure import sample_files
 from experiments.measure import samples_once

@@ -13,7 +13,7 @@ from experiments import build
 from experiments import cli
 from experiments import export
 from experiments import plan
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from experiments.run import checkpoints
 from experiments.run import workdir as workdirs
 from qempo_jax.models import conversion

@@ -13,7 +13,7 @@ from experiments import build
 from experiments import cli
 from experiments import feasibility as verb
 from experiments import samples
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from experiments.measure import feasibility_tables
 from experiments.measure import forecast
 from qempo_jax import exact

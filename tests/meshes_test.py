@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from qempo_jax import meshes
 from qempo_jax.errors import InputError
 

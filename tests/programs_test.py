@@ -25,10 +25,10 @@ from experiments import inspect_data
 from experiments import make_pairs
 from experiments import train
 from experiments import train_sentiment
-from experiments.build import data as build_data
-from experiments.build import policy as build_policy
 from experiments.compile import dry_run
 from experiments.compile import programs
+from experiments.configured import data as build_data
+from experiments.configured import policy as build_policy
 from tests.loops import toy
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import build
 from experiments import loop
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from tests.loops import killed_runs

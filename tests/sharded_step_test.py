@@ -13,7 +13,7 @@ from experiments import build
 from experiments import plan
 from experiments import samples as sampling
 from experiments.batches import groups
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import transformer

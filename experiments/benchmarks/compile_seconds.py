@@ -11,8 +11,8 @@ import jax
 
 from experiments import build
 from experiments import cli
-from experiments.build import policy as build_policy
 from experiments.compile import programs
+from experiments.configured import policy as build_policy
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ import pathlib
 import time
 
 from experiments import cli
-from experiments.build import data as build_data
-from experiments.build import policy as build_policy
+from experiments.configured import data as build_data
+from experiments.configured import policy as build_policy
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError

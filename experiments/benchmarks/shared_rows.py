@@ -18,8 +18,8 @@ from experiments import cli
 from experiments import plan as plans
 from experiments.batches import pairs
 from experiments.benchmarks.bench import machine
-from experiments.build import data as build_data
-from experiments.build import policy as build_policy
+from experiments.configured import data as build_data
+from experiments.configured import policy as build_policy
 from qempo_jax.data import pair_tokens
 from qempo_jax.errors import InputError
 

@@ -26,7 +26,7 @@ from experiments import build
 from experiments import plan as plans
 from experiments.batches import pairs
 from experiments.benchmarks.bench import machine
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from qempo_jax import packing
 from qempo_jax.errors import InputError
 from qempo_jax.sampling import sampler

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import build
-from experiments.build import constraints as build_constraints
+from experiments.configured import constraints as build_constraints
 from experiments.plan import Plan
 from experiments.plan import Policy
 from qempo_jax import call_text

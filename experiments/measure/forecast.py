@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.build import constraints as build_constraints
+from experiments.configured import constraints as build_constraints
 from experiments.measure.reference import Measured
 from qempo_jax import sampled_duals
 from qempo_jax import sampled_evidence

@@ -14,10 +14,10 @@ import numpy as np
 from experiments import build
 from experiments import loop
 from experiments import overrides
-from experiments.build import constraints as build_constraints
-from experiments.build import data as build_data
-from experiments.build import objective as build_objective
-from experiments.build import policy as build_policy
+from experiments.configured import constraints as build_constraints
+from experiments.configured import data as build_data
+from experiments.configured import objective as build_objective
+from experiments.configured import policy as build_policy
 from experiments.measure import enumerable
 from experiments.measure import text_figures
 from experiments.run import checkpoints

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from experiments.build import constraints as build_constraints
+from experiments.configured import constraints as build_constraints
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import clusters
 from qempo_jax.evaluation import diversity_metrics

@@ -4,8 +4,8 @@ import json
 import pathlib
 
 from experiments import build
-from experiments.build import constraints as build_constraints
-from experiments.build import policy as build_policy
+from experiments.configured import constraints as build_constraints
+from experiments.configured import policy as build_policy
 from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from experiments import cli
 from experiments import samples
-from experiments.build import data as build_data
-from experiments.build import policy as build_policy
+from experiments.configured import data as build_data
+from experiments.configured import policy as build_policy
 from experiments.run import workdir as workdirs
 from qempo_jax import packing
 from qempo_jax import scoring

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from experiments import build
 from experiments.batches import groups
 from experiments.batches import pairs
-from experiments.build import assembly
-from experiments.build import constraints as build_constraints
+from experiments.configured import constraints as build_constraints
 
 # Groups of the config that no program reads.
 _ON_THE_HOST = ("alarms", "checkpoint", "evaluation", "faults", "logging", "reward")
@@ -42,7 +42,7 @@ def _shared(make):
 def shared_steps():
   """Tracing a step takes seconds, and most tests run several times the same one."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(assembly, "plan", _noted(assembly.plan))
+    patch.setattr(build, "plan", _noted(build.plan))
     patch.setattr(groups, "compile_step", _shared(groups.compile_step))
     patch.setattr(pairs, "compile_step", _shared(pairs.compile_step))
     patch.setattr(pairs, "compile_dual_step", _shared(pairs.compile_dual_step))

@@ -16,7 +16,7 @@ from experiments import build
 from experiments import evaluate
 from experiments import plan as plans
 from experiments.batches import groups
-from experiments.build import constraints as build_constraints
+from experiments.configured import constraints as build_constraints
 from experiments.run import metrics_file
 from experiments.run import metrics_log
 from experiments.run import preemption

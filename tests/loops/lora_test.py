@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.batches import pairs
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from qempo_jax.errors import InputError
 from qempo_jax.models import lora
 from tests.loops import offline_toy

@@ -10,7 +10,7 @@ from configs import base
 from experiments import build
 from experiments import plan as plans
 from experiments.batches import pairs
-from experiments.build import objective as build_objective
+from experiments.configured import objective as build_objective
 from experiments.run import metrics_log
 from qempo_jax import duals
 from qempo_jax.errors import InputError

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.build import data as build_data
+from experiments.configured import data as build_data
 from qempo_jax.errors import InputError
 from qempo_jax.testing.sequence_space import sequence_space
 from tests.loops import killed_runs

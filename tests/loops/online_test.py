@@ -9,7 +9,7 @@ import pytest
 from experiments import build
 from experiments import samples as sampling
 from experiments.batches import groups
-from experiments.build import objective as build_objective
+from experiments.configured import objective as build_objective
 from qempo_jax.errors import InputError
 from tests.loops import killed_runs
 from tests.loops import toy

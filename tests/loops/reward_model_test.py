@@ -11,9 +11,9 @@ import pytest
 from configs import base
 from experiments import build
 from experiments import loop
-from experiments.build import data as build_data
-from experiments.build import policy as build_policy
-from experiments.build import reward_data
+from experiments.configured import data as build_data
+from experiments.configured import policy as build_policy
+from experiments.configured import reward_data
 from experiments.train_reward_model import main
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import reward_report

@@ -14,7 +14,7 @@ import transformers
 from configs import base
 from experiments import build
 from experiments.batches import groups
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from experiments.plan import Policy
 from qempo_jax.data import special_tokens
 from tests.loops import toy

@@ -816,14 +816,14 @@ MUTANTS = (
   ),
   _M(
     "margin_sign",
-    "experiments/build/constraints.py",
+    "experiments/configured/constraints.py",
     "of_one.bound + bare.sense * of_one.margin",
     "of_one.bound - bare.sense * of_one.margin",
     "aim outside the bound",
   ),
   _M(
     "method_prices_ignored",
-    "experiments/build/constraints.py",
+    "experiments/configured/constraints.py",
     "start = prices.get(name, group.start)",
     "start = group.start",
     "a method's own multipliers ignored",
@@ -886,7 +886,7 @@ MUTANTS = (
   ),
   _M(
     "heldout_leak",
-    "experiments/build/reward_data.py",
+    "experiments/configured/reward_data.py",
     '"heldout" if _key(pair) in measured else _part(_key(pair), r)',
     "_part(_key(pair), r)",
     "pairs of held-out prompts trained on",
@@ -907,7 +907,7 @@ MUTANTS = (
   ),
   _M(
     "offline_weights_swapped",
-    "experiments/build/objective.py",
+    "experiments/configured/objective.py",
     "else (o.alpha, o.beta)",
     "else (o.beta, o.alpha)",
     "alpha and beta swapped",

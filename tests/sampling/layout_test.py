@@ -8,9 +8,9 @@ import pytest
 
 from experiments import plan
 from experiments import samples
-from experiments.build import data as build_data
-from experiments.build import objective as build_objective
-from experiments.build import policy as build_policy
+from experiments.configured import data as build_data
+from experiments.configured import objective as build_objective
+from experiments.configured import policy as build_policy
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import transformer

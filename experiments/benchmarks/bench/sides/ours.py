@@ -13,7 +13,7 @@ from experiments.batches import pairs
 from experiments.benchmarks.bench import batches
 from experiments.benchmarks.bench import serving
 from experiments.benchmarks.bench import settings
-from experiments.build import policy as build_policy
+from experiments.configured import policy as build_policy
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.models import conversion

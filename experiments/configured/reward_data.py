@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.batches.reward_rows import PARTS
 from experiments.batches.reward_rows import RewardData
-from experiments.build import data as build_data
+from experiments.configured import data as build_data
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.errors import InputError

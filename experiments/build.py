@@ -14,11 +14,11 @@ from experiments.batches import groups
 from experiments.batches import pairs
 from experiments.batches import reward_pairs
 from experiments.batches.draws import Draws
-from experiments.build import constraints as build_constraints
-from experiments.build import data as build_data
-from experiments.build import objective as build_objective
-from experiments.build import policy as build_policy
-from experiments.build import reward_data
+from experiments.configured import constraints as build_constraints
+from experiments.configured import data as build_data
+from experiments.configured import objective as build_objective
+from experiments.configured import policy as build_policy
+from experiments.configured import reward_data
 from experiments.measure import evaluator as evaluators
 from experiments.measure.reference import Reference
 from experiments.plan import PairSettings

@@ -6,9 +6,9 @@ import dataclasses
 import jax
 from ml_collections import ConfigDict
 
-from experiments.build import constraints as build_constraints
-from experiments.build import policy as build_policy
-from experiments.build.policy import one_of
+from experiments.configured import constraints as build_constraints
+from experiments.configured import policy as build_policy
+from experiments.configured.policy import one_of
 from qempo_jax import offline_losses
 from qempo_jax.errors import InputError
 from qempo_jax.offline_losses import LossSettings
