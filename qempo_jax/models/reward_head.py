@@ -11,12 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qempo_jax import sharding
 from qempo_jax.errors import InputError
-from qempo_jax.masking import at_least_float32
-from qempo_jax.models import attention
 from qempo_jax.models import layers
-from qempo_jax.models import positions as places
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.sharding import STATE_RULES
@@ -81,43 +77,6 @@ def frozen_blocks(frozen: dict[str, Any]) -> int:
   return len(jax.tree.leaves(frozen["layers"])[0]) if "layers" in frozen else 0
 
 
-def embed(params, config: ModelConfig, tokens_BxL):
-  """What the first block reads: [B, L, D]."""
-  embedded = at_least_float32(params["embedding"][tokens_BxL])
-  return embedded * config.hidden_size**0.5 if config.scale_embedding else embedded
-
-
-def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, mask_BxLxL, *, first: int, remat: bool):
-  """Runs some successive blocks of the decoder.
-
-  Args:
-    blocks: their parameters, stacked.
-    config: the whole decoder's shape.
-    x_BxLxD: the residual stream before them.
-    positions_BxL: rotary positions.
-    mask_BxLxL: true where a query (second axis) may see a key (third axis).
-    first: place of the first of them in the decoder.
-    remat: recompute in the backward pass what `config.remat` names.
-
-  Returns:
-    The residual stream after them, [B, L, D].
-  """
-  rotations = places.rope_rotations(config, positions_BxL)
-  queries, keys = positions_BxL[:, :, None], positions_BxL[:, None, :]
-
-  def body(x_BxLxD, layer_and_window):
-    layer, window = layer_and_window
-    seen = places.within_window(mask_BxLxL, queries, keys, window)
-    attend = lambda *qkv: (attention.attention(*sharding.for_attention(*qkv), seen, config), None)
-    return layers.block(layer, x_BxLxD, places.block_rotation(rotations, window), config, attend)
-
-  count = len(jax.tree.leaves(blocks)[0])
-  windows = places.block_windows(config)
-  own = None if windows is None else windows[first : first + count]
-  body = transformer.rematerialised(body, config.remat) if remat else body
-  return jax.lax.scan(body, x_BxLxD, (blocks, own))[0]
-
-
 def read_scores(params, config: ModelConfig, x_BxLxD, last_BxG):
   """Final norm and head at some places of each row: scores [B, G], float32."""
   picked = jnp.take_along_axis(x_BxLxD, last_BxG[:, :, None], axis=1)
@@ -144,8 +103,9 @@ def score_places(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_Bx
   Returns:
     [B, G] float32.
   """
-  x = embed(params, config, tokens_BxL)
-  x = run_blocks(params["layers"], config, x, positions_BxL, mask_BxLxL, first=0, remat=remat)
+  x = transformer.embed(params, config, tokens_BxL)
+  attend = transformer.masked(config, positions_BxL, mask_BxLxL)
+  x = transformer.run_blocks(params["layers"], config, x, positions_BxL, attend, remat=remat)
   return read_scores(params, config, x, last_BxG)
 
 

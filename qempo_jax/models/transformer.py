@@ -119,7 +119,7 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
   Returns:
     [B, L, D].
   """
-  return _forward(params, config, tokens_BxL, positions_BxL, _masked(config, positions_BxL, mask_BxLxL), remat)
+  return _forward(params, config, tokens_BxL, positions_BxL, masked(config, positions_BxL, mask_BxLxL), remat)
 
 
 def forward_groups(params, config: ModelConfig, packed: PackedGroups, *, remat=True):
@@ -168,11 +168,11 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
   """
   positions_PxL = jnp.cumsum(mask_PxL, axis=1) - 1
   mask_PxLxL = causal_mask(positions_PxL, mask_PxL)
-  run = _full_block(config, positions_PxL, _masked(config, positions_PxL, mask_PxLxL))
+  run = _full_block(config, positions_PxL, masked(config, positions_PxL, mask_PxLxL))
   blocks = (params["layers"], places.block_windows(config))
   x_PxLxD, (keys, values) = jax.lax.scan(
     lambda x_PxLxD, layer_and_window: run(x_PxLxD, *layer_and_window),
-    _embed(params, config, tokens_PxL),
+    embed(params, config, tokens_PxL),
     blocks,
   )
   length = tokens_PxL.shape[1]
@@ -205,7 +205,7 @@ def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
   windows = [places.UNLIMITED if window is None else window for window in config.windows] or [None] * config.num_layers
   sees = {window: cache.sees(window) for window in windows}
   place, stored = cache.clock % cache.ring, []
-  x_RxGxD = _embed(params, config, tokens_RxG)
+  x_RxGxD = embed(params, config, tokens_RxG)
   for layer, window, old in zip(params["layers"], windows, cache.layers):
     attend = lambda q, k, v: old.attend(q, k, v, place, *sees[window], config)  # noqa: B023 (called before the next turn)
     x_RxGxD, new = layers.block(layer, x_RxGxD, places.block_rotation(rotations, window), config, attend)
@@ -219,7 +219,18 @@ def causal_mask(positions_BxL, valid_BxL):
   return earlier & valid_BxL[:, None, :] & valid_BxL[:, :, None]
 
 
-def _forward(params, config, tokens_BxL, positions_BxL, attend, remat):
+def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, attend, *, first: int = 0, remat: bool):
+  """The residual stream [B, L, D] after some successive blocks.
+
+  Args:
+    blocks: their parameters, stacked.
+    config: the whole decoder's shape.
+    x_BxLxD: the residual stream before them.
+    positions_BxL: rotary positions.
+    attend: attention over whole rows, such as `masked`: (q, k, v, window) -> [B, L, H, K].
+    first: index of the first of them in the decoder.
+    remat: recompute in the backward pass what `config.remat` names.
+  """
   run = _full_block(config, positions_BxL, attend)
 
   def body(x_BxLxD, layer_and_window):
@@ -227,13 +238,19 @@ def _forward(params, config, tokens_BxL, positions_BxL, attend, remat):
     x_BxLxD, _ = run(x_BxLxD, sharding.constrain_params(layer, layer=True), window)
     return x_BxLxD, None
 
+  windows = places.block_windows(config)
+  own = None if windows is None else windows[first : first + len(jax.tree.leaves(blocks)[0])]
   body = rematerialised(body, config.remat) if remat else body
-  blocks = (params["layers"], places.block_windows(config))
-  x_BxLxD, _ = jax.lax.scan(body, _embed(params, config, tokens_BxL), blocks)
-  return _final_norm(params, config, x_BxLxD)
+  return jax.lax.scan(body, x_BxLxD, (blocks, own))[0]
 
 
-def _masked(config, positions_BxL, mask_BxLxL):
+def _forward(params, config, tokens_BxL, positions_BxL, attend, remat):
+  x_BxLxD = embed(params, config, tokens_BxL)
+  return _final_norm(params, config, run_blocks(params["layers"], config, x_BxLxD, positions_BxL, attend, remat=remat))
+
+
+def masked(config: ModelConfig, positions_BxL, mask_BxLxL):
+  """Attention of whole rows where a mask [B, L, L] and the block's window allow it."""
   """Attention over whole rows: (q, k, v, window) -> [B, L, H, K]."""
   queries, keys = positions_BxL[:, :, None], positions_BxL[:, None, :]
   seen = lambda window: places.within_window(mask_BxLxL, queries, keys, window)
@@ -254,7 +271,8 @@ def _full_block(config, positions_BxL, attend):
   return run
 
 
-def _embed(params, config, tokens):
+def embed(params, config: ModelConfig, tokens):
+  """The residual stream before the first block: [..., D]."""
   embedded = at_least_float32(params["embedding"][tokens])
   embedded = embedded * config.hidden_size**0.5 if config.scale_embedding else embedded
   return sharding.constrain_rows(embedded)

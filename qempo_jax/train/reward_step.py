@@ -12,6 +12,7 @@ import optax
 from qempo_jax.losses import reward_model
 from qempo_jax.models import reward_head
 from qempo_jax.models import shared_prompt
+from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train.state import TrainState
 from qempo_jax.train.step import policy_step
@@ -44,11 +45,10 @@ class RewardBatch:
 
 def frozen_hidden(frozen: dict[str, Any], batch: RewardBatch, *, config: ModelConfig):
   """Activations after the frozen blocks, [P, R, D], constant in training."""
-  x = reward_head.embed(frozen, config, batch.tokens)
-  mask = shared_prompt.mask_of_rows(batch.positions, batch.segments, _RESPONSES)
+  x = transformer.embed(frozen, config, batch.tokens)
   if not reward_head.frozen_blocks(frozen):
     return x
-  return reward_head.run_blocks(frozen["layers"], config, x, batch.positions, mask, first=0, remat=False)
+  return transformer.run_blocks(frozen["layers"], config, x, batch.positions, _attend(batch, config), remat=False)
 
 
 def pair_scores(trainable: dict[str, Any], frozen: dict[str, Any], batch: RewardBatch, *, config: ModelConfig):
@@ -64,13 +64,18 @@ def pair_scores(trainable: dict[str, Any], frozen: dict[str, Any], batch: Reward
   if x is None:
     x = jax.lax.stop_gradient(frozen_hidden(frozen, batch, config=config)) if frozen else None
   if x is None:
-    x = reward_head.embed(trainable, config, batch.tokens)
+    x = transformer.embed(trainable, config, batch.tokens)
   if "layers" in trainable:
-    mask = shared_prompt.mask_of_rows(batch.positions, batch.segments, _RESPONSES)
-    first = reward_head.frozen_blocks(frozen)
-    x = reward_head.run_blocks(trainable["layers"], config, x, batch.positions, mask, first=first, remat=True)
+    settings = {"first": reward_head.frozen_blocks(frozen), "remat": True}
+    attend = _attend(batch, config)
+    x = transformer.run_blocks(trainable["layers"], config, x, batch.positions, attend, **settings)
   norm_and_head = {name: leaf for name, leaf in (frozen | trainable).items() if name in ("final_norm", "score")}
   return reward_head.read_scores(norm_and_head, config, x, batch.last)
+
+
+def _attend(batch: RewardBatch, config: ModelConfig):
+  mask = shared_prompt.mask_of_rows(batch.positions, batch.segments, _RESPONSES)
+  return transformer.masked(config, batch.positions, mask)
 
 
 def reward_step(
@@ -130,6 +135,8 @@ def pack_pairs(
   rows: int,
 ) -> RewardBatch:
   """Packs pairs, one a row, and pads the batch with rows of weight 0; NumPy, on the host.
+
+  `packing.pack_groups` leaves out the last token of every response, where a reward model reads its score.
 
   Args:
     prompts: token ids, none empty.
