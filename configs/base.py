@@ -225,6 +225,7 @@ def get_config() -> ConfigDict:
   config.evaluation = ConfigDict()
   # open_list: as below; countdown: "train", "validation", "heldout"; or data sources such as jsonl:PATH.
   config.evaluation.splits = ("train", "heldout_wordings", "heldout_set")
+  config.evaluation.every = 0  # Updates between measurements of these prompts while training; 0: none.
   config.evaluation.samples_per_prompt = 32
   config.evaluation.prompts_per_batch = 8
   config.evaluation.seed = 10_000  # Sampling seed, the same for every policy.

@@ -20,6 +20,7 @@ from experiments.configured import objective as build_objective
 from experiments.configured import policy as build_policy
 from experiments.configured import reward_data
 from experiments.measure import evaluator as evaluators
+from experiments.measure.heldout import HeldOut
 from experiments.measure.reference import Reference
 from experiments.plan import PairSettings
 from experiments.plan import Plan
@@ -115,8 +116,20 @@ def run(config: ConfigDict, policy: Policy | None = None, *, check: bool = True)
     aim=build_constraints.bound(config, "quality", aim=True),
     line=line,
     warn=functools.partial(build_policy.precision_note, config),
+    heldout=_heldout(config, policy),
     **_kept(config),
   )
+
+
+def _heldout(config: ConfigDict, policy: Policy) -> HeldOut | None:
+  every = config.evaluation.every
+  if every < 0:
+    raise InputError(f"config.evaluation.every={every} must be at least 0 (0 measures only after training)")
+  if not every:
+    return None
+  evaluate = evaluator(config, policy, build_data.evaluation_prompts(config), build_data.evaluation_reward(config))
+  as_policy = build_policy.as_policy(config)
+  return HeldOut(every, evaluate, lambda trainable: as_policy(trainable, policy.params))
 
 
 def reward_plan(config: ConfigDict, model: Policy) -> reward_pairs.RewardPlan:

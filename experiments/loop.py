@@ -12,6 +12,7 @@ from typing import Protocol
 import jax
 
 from experiments import plan as plans
+from experiments.measure.heldout import HeldOut
 from experiments.plan import Policy
 from experiments.run import compilations
 from experiments.run import profiling
@@ -67,6 +68,7 @@ class Run(NamedTuple):
     line: what was found while building, for the user.
     warn: the first state's parameters -> a warning, or None.
     learning_rate: of every update, from 0.
+    heldout: measures held-out prompts in between; None for never.
   """
 
   label: str
@@ -86,6 +88,7 @@ class Run(NamedTuple):
   line: str
   warn: Callable[[Any], str | None]
   learning_rate: Callable[[int], float]
+  heldout: HeldOut | None = None
 
 
 class _Step(NamedTuple):
@@ -159,6 +162,8 @@ def train(run: Run, workdir: pathlib.Path, display):
       if last:
         record(last, started)
       last = _Step(index + 1, *metrics, started)
+      if run.heldout:
+        last.host.update(run.heldout(state.params, index + 1))
       if saver.due(index + 1):
         jax.block_until_ready(state.step)
         record(last, time.monotonic())

@@ -173,6 +173,9 @@ def _convert(text: str, expected: type, current: Any) -> Any:
 
 
 def _sequence(text: str, expected: type, current: Any) -> Any:
+  nested = _literal(text)
+  if isinstance(nested, (tuple, list)) and any(isinstance(part, (tuple, list)) for part in nested):
+    return expected(_tuples(part) for part in nested)
   inner = text.strip()
   if inner[:1] + inner[-1:] in ("()", "[]"):
     inner = inner[1:-1]

@@ -79,6 +79,11 @@ def test_the_program_gets_a_locked_config_a_path_and_dry_run(call, tmp_path):
     ("policy.learning_rate=-1e-6", -1e-6),
     ("sizes=3", (3,)),
     ("sizes=(4, 5,6)", (4, 5, 6)),
+    (
+      "empty=(('a','mine.f',1.0,'none',None),('b','length',0.0,'none',.6))",
+      (("a", "mine.f", 1.0, "none", None), ("b", "length", 0.0, "none", 0.6)),
+    ),
+    ("empty=[['a', 1]]", (("a", 1),)),
     ("words=x,y", ("x", "y")),
     ("empty=1,b", (1, "b")),
     ("dual.max_kl=2", 2.0),

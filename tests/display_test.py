@@ -69,9 +69,10 @@ def test_truncation_above_the_limit_is_loud():
   assert display.figures({"truncation": 0.31}) == [("TRUNCATED 31% (!)", "bold red")]
 
 
-def test_reward_below_the_floor_is_coloured():
-  assert display.figures({"reward": 0.5, "floor": 0.6})[0] == ("reward 0.500", "yellow")
-  assert display.figures({"reward": 0.7, "floor": 0.6})[0] == ("reward 0.700", "")
+def test_a_missed_bound_is_coloured():
+  styles = dict(display.figures(METRICS, CONSTRAINTS))
+  assert styles["polite 0.31 (floor 0.6) multiplier 0.5"] == "yellow"
+  assert styles["quality 0.812 (aim 0.85, floor 0.8) multiplier 3.25"] == ""
 
 
 def test_notes_are_shown_as_they_are():

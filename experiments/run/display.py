@@ -125,6 +125,8 @@ def figures(metrics: Mapping[str, float], constraints: Mapping[str, Constraint] 
   add("truncation", "TRUNCATED {:.0%} (!)" if loud else "truncated {:.0%}", "bold red" if loud else "")
   if metrics.get("compilations"):
     add("compilations", "{:.0f} compiled")
+  for name in [name for name in metrics if name.startswith("heldout/")]:
+    add(name, name.removeprefix("heldout/").replace("/", " ") + " {:.3g}")
   add("padding", "padding {:.0%}")
   add("tokens_per_second", "{:.0f} tokens/s")
   return shown

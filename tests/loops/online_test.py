@@ -1,5 +1,6 @@
 """The online loop's own duties: resuming, alarms, bad rewards, impossible floors."""
 
+import json
 import types
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from experiments import build
 from experiments import samples as sampling
 from experiments.batches import groups
+from experiments.configured import data as build_data
 from experiments.configured import objective as build_objective
 from qempo_jax.errors import InputError
 from tests.loops import killed_runs
@@ -68,6 +70,24 @@ def test_replayed_responses_are_never_measured(tmp_path, monkeypatch):
   assert row["loss"] != other["loss"] and row["grad_norm"] != other["grad_norm"]
   for name in ("reward", "kl", "entropy", "entropy_per_token", "dual/quality/violation", "dual/kl/violation"):
     assert row[name] == pytest.approx(other[name], rel=1e-6), name
+
+
+def test_held_out_prompts_are_measured_while_training(tmp_path):
+  config = _config(tmp_path)
+  config.evaluation.every, config.checkpoint.every = 3, -1
+  config.evaluation.splits, config.evaluation.max_prompts = (f"jsonl:{tmp_path / 'prompts.jsonl'}",), 2
+  config.evaluation.prompts_per_batch, config.evaluation.samples_per_prompt = 2, 4
+  state = toy.train(config, tmp_path)
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  names = [f"heldout/prompts.jsonl/{name}" for name in ("reward", "entropy", "distinct")]
+  assert [all(name in row for name in names) for row in rows] == [False, False, True] * 2
+  found = build.evaluator(config, toy.policy(), build_data.evaluation_rows(config), toy.reward)
+  rows_of = found(state.params, method="m", seed=0)
+  assert rows[-1][names[0]] == pytest.approx(np.mean([row["reward"] for row in rows_of]))
+  texts = [
+    {row["completion"] for row in rows_of if row["prompt"] == prompt} for prompt in {r["prompt"] for r in rows_of}
+  ]
+  assert rows[-1][names[2]] == np.mean(list(map(len, texts)))
 
 
 def test_finds_kept_by_a_column_that_is_not_there_are_refused(tmp_path):

@@ -1,0 +1,51 @@
+"""Figures of held-out prompts while a run trains: a few means over an evaluation's samples."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.measure.evaluator import Evaluator
+
+
+class HeldOut(NamedTuple):
+  """Measures the policy of a train state after every `every` updates.
+
+  Attributes:
+    every: updates between measurements.
+    evaluate: samples and scores the held-out prompts.
+    as_policy: trainable parameters -> the policy's parameters.
+  """
+
+  every: int
+  evaluate: Evaluator
+  as_policy: Callable[[Any], Any]
+
+  def __call__(self, params, step: int) -> dict[str, float]:
+    """The figures after a step, from 1; none where it is not due."""
+    if step % self.every:
+      return {}
+    return figures(self.evaluate(self.as_policy(params), method="policy", seed=0))
+
+
+def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """By `heldout/SPLIT/FIGURE`: mean reward, entropy (nats a response), and different answers of a prompt's samples.
+
+  An answer is a sample's parsed acceptable answer where the task knows its answers, else its text.
+
+  Args:
+    rows: of `Evaluator`, one a sample.
+  """
+  found: dict[str, float] = {}
+  for split in dict.fromkeys(row["split"] for row in rows):
+    here = [row for row in rows if row["split"] == split]
+    answers: dict[str, set] = {}
+    for row in here:
+      answer = row["answer"] if row["set_name"] else row["completion"]
+      answers.setdefault(str(row["prompt"]), set()).update({answer} - {None})
+    found |= {f"heldout/{split}/{name}": float(np.mean([row[name] for row in here])) for name in ("reward", "entropy")}
+    found[f"heldout/{split}/distinct"] = float(np.mean([len(different) for different in answers.values()]))
+  return found
