@@ -45,13 +45,14 @@ def get_config() -> ConfigDict:
   config.data.sets = ()  # open_list: names of the answer sets; (): every training set.
   config.data.wordings = ()  # open_list: indices of the training wordings; (): all.
   config.data.prompts_per_step = 4
-  config.data.max_prompt_length = 64  # Tokens; longer prompts are dropped and counted.
+  # Pairs with a response over sampling.max_response_length: "drop" leaves them out, "truncate" cuts the response, "error" stops.
+  config.data.too_long = "drop"
+  config.data.max_prompt_length = 512  # Tokens; longer prompts are dropped and counted.
 
   config.reward = ConfigDict()
   # A short name of rewards/registry.py, such as "length(target=50)", or a dotted path to a function of TRL's signature.
-  config.reward.function = "qempo_jax.rewards.open_list.open_list_reward"
-  config.reward.max = config_dict.placeholder(float)  # The type: a number or none.
-  config.reward.max = 1.0  # Largest possible reward, for the feasibility check; none: unknown.
+  config.reward.function = ""  # "": none, which is refused where rewards are needed.
+  config.reward.max = config_dict.placeholder(float)  # Largest possible reward; none: unknown, the best one seen.
   # Several rewards instead of one, each (name, function, weight, normalisation, floor); (): reward.function alone.
   # Normalisation is "none", "group" or "running"; floor is the least mean of that reward, None for no floor.
   config.reward.functions = ()
@@ -60,7 +61,7 @@ def get_config() -> ConfigDict:
 
   config.sampling = ConfigDict()
   config.sampling.group_size = 32  # Samples a prompt.
-  config.sampling.max_response_length = 6  # Tokens; part of the problem statement, since entropy grows with length.
+  config.sampling.max_response_length = 256  # Tokens; part of the problem statement, since entropy grows with length.
   config.sampling.temperature = 1.0  # Temperature of both sampling and scoring.
   config.sampling.allowed_tokens = ()  # Special tokens, by text, that may be sampled; (): stop tokens alone.
   # Off-policy lag in updates. 1: sample for update t+1 before update t, so that scoring overlaps it; samples are

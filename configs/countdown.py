@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     of_method.data.source = "countdown"
     of_method.data.max_prompt_length = 128
     of_method.reward.function = "countdown"
+    of_method.reward.max = 1.0
     of_method.sampling.group_size = 32
     of_method.sampling.max_response_length = 10
     of_method.replay.size = 0

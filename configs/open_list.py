@@ -14,7 +14,11 @@ def get_config() -> ConfigDict:
   config.data.sets = SETS
   config.data.wordings = (0, 1, 2, 3)
   config.data.prompts_per_step = 4
+  config.data.max_prompt_length = 64
+  config.reward.function = "open_list"
+  config.reward.max = 1.0
   config.sampling.group_size = 32
+  config.sampling.max_response_length = 6
   config.optimizer.learning_rate = 4e-5
   config.optimizer.final_fraction = 0.1
   config.compute.bucket = 32

@@ -196,9 +196,10 @@ def evaluator(config: ConfigDict, policy: Policy, rows, reward, judge=None) -> e
 
 def reference(config: ConfigDict, policy: Policy) -> Reference:
   """The reference on the training prompts, for feasibility."""
+  rows = build_data.training_rows(config, policy.tokenizer)
   return Reference(
-    samples.GroupSampler(policy, build_data.sampling(config), build_data.training_rows(config, policy.tokenizer)),
-    build_data.reward(config),
+    samples.GroupSampler(policy, build_data.sampling(config), rows),
+    build_data.reward_for(config, rows),
     policy.params,
     seed=config.evaluation.seed,
     floor=config.constraints.quality.bound,
@@ -230,7 +231,6 @@ def _pairs(config: ConfigDict, policy: Policy, check: bool):
   params, policy = policy.params, policy._replace(params=None)  # which the caller may move
   encode = functools.partial(build_data.encoded, config, policy)
   settings = build_data.sampling(config)
-  function = build_data.reward(config) if o.measure_every or o.pairs != "source" else None
   if o.pairs == "source":
     found = encode(build_data.pairs(config, policy.tokenizer))
     rows = preferences.prompt_rows(found.rows)
@@ -240,8 +240,10 @@ def _pairs(config: ConfigDict, policy: Policy, check: bool):
     if known and config.data.source != "open_list":
       raise InputError("offline.pairs=answers_against_samples needs data.source=open_list, whose answers are known")
     rows = build_data.training_rows(config, policy.tokenizer)
-    found = pairs.Sampled(settings, rows, function, seed=config.seed, known=known, most=o.pairs_per_prompt)
     line = "Pairs are sampled from the reference"
+  function = build_data.reward_for(config, rows) if o.measure_every or o.pairs != "source" else None
+  if o.pairs != "source":
+    found = pairs.Sampled(settings, rows, function, seed=config.seed, known=known, most=o.pairs_per_prompt)
 
   def measurement(rows) -> pairs.Measurement:
     return pairs.Measurement(samples.GroupSampler(policy, settings, rows), function, settings, seed=config.seed)

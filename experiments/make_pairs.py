@@ -29,8 +29,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples every prompt of config.data once and writes the pairs."""
   build.check_one_method(config)
   select = selection(config)
-  policy, settings, reward = build_policy.policy(config), build_data.sampling(config), build_data.reward(config)
-  sample = sampling.GroupSampler(policy, settings, build_data.training_rows(config, policy.tokenizer))
+  policy, settings = build_policy.policy(config), build_data.sampling(config)
+  rows = build_data.training_rows(config, policy.tokenizer)
+  sample, reward = sampling.GroupSampler(policy, settings, rows), build_data.reward_for(config, rows)
   seed = build.plan(config, policy, trains=False).seed
   print(f"{len(sample.rows)} prompts ({sample.dropped} too long), {settings.group_size} samples each")
   if dry_run:

@@ -43,7 +43,10 @@ def load(path: str, what: str) -> Any:
     return getattr(importlib.import_module(module), name)
   except (Exception, SystemExit) as error:  # A user's module may raise anything, or call sys.exit.
     reason = f"{type(error).__name__}: {error}"
-    raise InputError(f"{what} {path!r} cannot be imported ({reason}); give package.module.name") from error
+    raise InputError(
+      f"{what} {path!r} cannot be imported ({reason}); give package.module.name: a file"
+      f" {module.partition('.')[0]}.py in the folder you start from, or on PYTHONPATH"
+    ) from error
 
 
 def _dotted(node: ast.AST) -> str:

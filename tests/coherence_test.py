@@ -90,7 +90,7 @@ def test_nonsense_is_refused_in_one_line(settings, named):
 
 def _of_config(**settings):
   config = base.get_config()
-  config.method = "qempo_c"
+  config.method, config.reward.max = "qempo_c", 1.0
   config.constraints.quality.bound = settings.pop("floor", 0.5)
   config.constraints.coherence.update(settings)
   group = constraints.Group.on_policy({"reward": jnp.array([0.2, 0.5, 0.8])}, jnp.ones((3, 1), bool), -jnp.ones(3))

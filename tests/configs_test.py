@@ -6,6 +6,7 @@ import pytest
 
 from configs import base
 from experiments import cli
+from experiments import overrides
 from experiments.configured import data as build_data
 from experiments.configured import objective as build_objective
 from qempo_jax.errors import InputError
@@ -29,9 +30,21 @@ def _methods(config):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_config_has_exactly_the_keys_of_base_and_builds(path):
   for config in _methods(cli.load_config(path)):
-    assert _keys(config) == _keys(base.get_config())
+    assert set(overrides.leaf_keys(config)) == _keys(base.get_config())
+    if path.stem.startswith("my_"):
+      with pytest.raises(InputError, match="has no default: add --config"):
+        overrides.require_complete(config)
+      overrides.apply_override(config, "data.source", "open_list")
+    if path.stem == "my_reward":
+      overrides.apply_override(config, "reward.function", "open_list")
+      overrides.apply_override(config, "constraints.quality.bound", "0.5")
+    overrides.require_complete(config)
     assert build_data.training_rows(config)
-    assert callable(build_data.reward(config))
+    if path.stem in ("base", "reward_model", "my_pairs"):
+      with pytest.raises(InputError, match="reward.function names no reward: set it to .* my_rewards.py"):
+        build_data.reward(config)
+    else:
+      assert callable(build_data.reward(config))
     build_objective.online(config)
     build_objective.optimizer_pair(config)
 

@@ -175,6 +175,7 @@ def test_adapters_go_out_merged(program, tmp_path):
 )
 def test_a_mistake_is_one_line_and_writes_nothing(program, tmp_path, capsys, argument, message):
   workdirs.open_workdir(tmp_path / "run", _config())
+  (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
   before = sorted(path.name for path in tmp_path.rglob("*"))
   with pytest.raises(SystemExit) as caught:
     program(argument.format(here=tmp_path))

@@ -16,6 +16,7 @@ def get_config(argument: str) -> ConfigDict:
   config.sampling.group_size = 8
   config.reward.function = "qempo_jax.rewards.math.math_reward"
   config.reward.max = 1.0
+  config.reward.max = 1.0
   if method == "grpo":  # the GRPO paper's KL weight of 0.04 (arXiv 2402.03300)
     config.method = "grpo(beta=0.04)"
     return config

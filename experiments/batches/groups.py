@@ -35,9 +35,9 @@ class Groups:
     self._plan, self._draws, self._replay, self._max_reward = plan, draws, replay, max_reward
     self.same, self.order = {"prompts": columns.fingerprint(draws.sample.rows)}, draws.order
     self.notes = []
-    if draws.sample.dropped:
-      limit = plan.sampling.max_prompt_length
-      self.notes.append(f"{draws.sample.dropped} prompts longer than {limit} tokens left out")
+    if dropped := draws.sample.dropped:
+      limit, loud = plan.sampling.max_prompt_length, "WARNING: " * (dropped > len(draws.sample.rows) / 9)
+      self.notes.append(f"{loud}{dropped} prompts longer than {limit} tokens left out")
     self._step = None
 
   def prepare(self, workdir, note) -> None:

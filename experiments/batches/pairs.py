@@ -73,8 +73,10 @@ class Pairs:
       note(f"{pairs.ended} pairs left out: a response holds the token that ends it before its end")
     if pairs.forbidden:
       note(f"{pairs.forbidden} pairs left out: special tokens in a response (sampling.allowed_tokens)")
+    share = pairs.dropped / (len(pairs.rows) + pairs.dropped)
     if pairs.dropped or pairs.seams:
-      note(f"{pairs.dropped} pairs too long, left out; {pairs.seams} responses merge with their prompt")
+      loud = "WARNING: " if share > 0.1 else ""
+      note(f"{loud}{pairs.dropped} pairs too long, left out; {pairs.seams} responses merge with their prompt")
     settings, s = plan.pairs, plan.sampling
     self._rows = PairRows(pairs, settings, seed=plan.seed, bucket=s.bucket, max_length=s.max_response_length)
     self._ref_log_probs = self._reference(reference) if settings.ref_log_probs else None

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.batches.pair_rows import PairRows
+from experiments.configured.policy import one_of
 from experiments.plan import PairSettings
 from experiments.plan import Policy
 from experiments.plan import Sampling
@@ -18,6 +19,7 @@ from qempo_jax.data import preferences
 from qempo_jax.data import prompts
 from qempo_jax.data import sources
 from qempo_jax.errors import InputError
+from qempo_jax.rewards import checked
 from qempo_jax.rewards import compose
 from qempo_jax.rewards import registry
 
@@ -102,6 +104,11 @@ def reward(config: ConfigDict) -> Callable:
     InputError: a function cannot be made, or a quality floor is set on a sum that is not in the rewards' own units.
   """
   r = config.reward
+  if not r.functions and not r.function:
+    raise InputError(
+      "reward.function names no reward: set it to a short name of qempo_jax/rewards/registry.py, or to a dotted path such as"
+      " my_rewards.polite, a function in a file my_rewards.py in the folder you start from"
+    )
   if not r.functions:
     function = registry.resolve(r.function)
     terms = [compose.Term("reward", function)]
@@ -121,6 +128,19 @@ def reward(config: ConfigDict) -> Callable:
   return composed
 
 
+def reward_for(config: ConfigDict, rows) -> Callable:
+  """`reward`, once the columns that it needs are found in the rows.
+
+  Raises:
+    InputError: as `reward`; or a function needs a column that the rows lack.
+  """
+  function = reward(config)
+  columns = {name for row in rows for name in row} - {"prompt"}
+  for one in [term.function for term in function.terms] if isinstance(function, compose.Composition) else [function]:
+    checked.check_columns(one, columns)
+  return function
+
+
 def reward_names(config: ConfigDict) -> tuple[str, ...]:
   """Names of the rewards that samples get, "reward" first."""
   return tuple(dict.fromkeys(["reward", *(entry[0] for entry in config.reward.functions)]))
@@ -138,8 +158,9 @@ def pairs(config: ConfigDict, tokenizer: Any) -> list[preferences.Preference]:
 def encoded(config: ConfigDict, policy: Policy, found) -> pair_tokens.PairTokens:
   """Pairs as token ids, with as many responses each as the loss reads."""
   responses = offline_losses.LOSSES[config.offline.loss].responses
-  options = {"responses": responses, "forbidden": policy.config.forbidden} | limits(config)
-  return pair_tokens.encode_pairs(policy.tokenizer, found, **options)
+  one_of("data.too_long", config.data.too_long, ("drop", "truncate", "error"))
+  options = {"responses": responses, "forbidden": policy.config.forbidden, "too_long": config.data.too_long}
+  return pair_tokens.encode_pairs(policy.tokenizer, found, **options, **limits(config))
 
 
 def pair_rows(config: ConfigDict, found: pair_tokens.PairTokens, per_row: int | None = None) -> tuple[PairRows, int]:

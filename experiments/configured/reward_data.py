@@ -57,7 +57,8 @@ def _encoded(config, tokenizer, named, most, part) -> RewardData:
         found,
         responses=2,
         **build_data.limits(config),
-        cut=config.reward_model.cut_responses,
+        too_long="truncate" if config.reward_model.cut_responses else "drop",
+        keep_ending=True,
       )
     except InputError:  # none fits
       dropped += len(found)

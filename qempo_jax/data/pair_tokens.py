@@ -59,8 +59,9 @@ def encode_pairs(
   responses: int,
   max_prompt_length: int,
   max_response_length: int,
-  cut: bool = False,
+  too_long: str = "drop",
   forbidden: Collection[int] = (),
+  keep_ending: bool = False,
 ) -> PairTokens:
   """Encodes pairs; those that the policy could not have written, or that are too long, are dropped and counted.
 
@@ -70,8 +71,10 @@ def encode_pairs(
     responses: of each example, G: 1 chosen; 2 and rejected; 3 and the chosen response of the next other prompt.
     max_prompt_length: tokens.
     max_response_length: tokens, the ending token included.
-    cut: cut responses that are too long, the ending token kept, instead; a pair whose responses are alike then is
-      dropped. For what judges responses that a sampler cuts; a policy would learn to end in the middle.
+    too_long: "drop" leaves out pairs with a response that is too long; "error" stops at the first; "truncate" cuts the
+      response. A truncated response keeps no ending token, unless `keep_ending`: a policy would learn to end in the middle. A
+      pair whose responses are alike then is dropped.
+    keep_ending: keep the ending token of a truncated response, for what judges responses that a sampler cuts.
     forbidden: ids that the policy never samples, `ModelConfig.forbidden`; their log-probability is -inf.
 
   Returns:
@@ -91,11 +94,16 @@ def encode_pairs(
     if any(token in forbidden for ids in group for token in ids):
       masked += 1
       continue
-    if cut:
-      group = tuple(
-        (*ids[: max_response_length - 1], ids[-1]) if len(ids) > max_response_length else ids for ids in group
+    longest = max(map(len, group))
+    if too_long == "error" and longest > max_response_length:
+      raise InputError(
+        f"a response has {longest} tokens, more than sampling.max_response_length={max_response_length}: raise it, or set"
+        f" data.too_long to drop or truncate (prompt {str(row['prompt'])[:60]!r})"
       )
-    alike = cut and len(set(group)) < len(group)
+    if too_long == "truncate" and longest > max_response_length:
+      cut = lambda ids: (*ids[: max_response_length - 1], ids[-1]) if keep_ending else ids[:max_response_length]
+      group = tuple(cut(ids) if len(ids) > max_response_length else ids for ids in group)
+    alike = too_long == "truncate" and len(set(group)) < len(group)
     if not alike and len(prompt) <= max_prompt_length and max(map(len, group)) <= max_response_length:
       rows.append(row)
       prompts.append(prompt)
@@ -108,8 +116,8 @@ def encode_pairs(
     )
   if responses == 3:
     groups = [(*group, groups[other][0]) for group, other in zip(groups, _next_other(rows))]
-  too_long = len(preferences) - len(rows) - ended - masked
-  return PairTokens(rows, prompts, groups, too_long, encoder.seams, ended, masked)
+  dropped = len(preferences) - len(rows) - ended - masked
+  return PairTokens(rows, prompts, groups, dropped, encoder.seams, ended, masked)
 
 
 def dealt(lengths: Sequence[int], indices: Sequence[int], per_row: int) -> list[int]:

@@ -1,8 +1,10 @@
 """Calling a user's reward function: whatever is wrong with its answer is said in one line."""
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
+import inspect
 import math
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 
 from qempo_jax import call_text
 from qempo_jax.errors import InputError
+
+_GIVEN = ("prompts", "completions")
 
 
 def load(path: str) -> Callable:
@@ -32,6 +36,27 @@ def load(path: str) -> Callable:
   if not callable(function):
     raise InputError(f"reward function {path!r} is a {type(function).__name__}; it must be callable")
   return function
+
+
+def check_columns(function: Callable, columns: Collection[str]) -> None:
+  """Raises InputError where a reward function needs a column that the rows lack; to be called before anything slow.
+
+  Args:
+    function: of (prompts, completions, **columns).
+    columns: names of the rows' columns, besides the prompt.
+  """
+  try:
+    parameters = list(inspect.signature(function).parameters.values())
+  except (TypeError, ValueError):  # a function of another language shows no signature
+    return
+  needed = [p.name for p in parameters if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+  lacking = [name for name in needed if name not in (*_GIVEN, *columns)]
+  if lacking:
+    there = ", ".join(sorted(columns)) or "none but the prompt"
+    raise InputError(
+      f"reward function {_name(function)} needs the column {lacking[0]!r}, which the rows lack (their columns: {there}): add it to"
+      " them, or choose another reward.function"
+    )
 
 
 def scores(

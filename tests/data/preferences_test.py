@@ -167,9 +167,13 @@ def test_long_responses_are_cut_where_asked_and_keep_their_end():
     _pair("q", "far too late", "far too long"),
     _pair("a" * 20, "yes", "no"),
   ]
-  encoded = _encode(pairs, cut=True)
+  encoded = _encode(pairs, too_long="truncate", keep_ending=True)
   letters = ["".join(map(chr, ids)) for ids in encoded.responses[0]]
   assert letters == ["short]", "far too ]"] and (encoded.dropped, len(encoded.rows)) == (2, 1)
+  encoded = _encode(pairs, too_long="truncate")  # as a policy writes them: cut, without an end
+  assert ["".join(map(chr, ids)) for ids in encoded.responses[0]] == ["short]", "far too l"]
+  with pytest.raises(InputError, match="a response has 13 tokens.* data.too_long to drop or truncate .prompt 'q'"):
+    _encode(pairs, too_long="error")
 
 
 def test_ids_are_taken_as_they_are():

@@ -101,7 +101,7 @@ def config(folder):
   config = base.get_config()
   config.data.source = f"jsonl:{path}"
   config.data.prompts_per_step = len(rows)
-  config.reward.function = "tests.loops.toy.reward"
+  config.reward.function, config.reward.max = "tests.loops.toy.reward", 1.0
   config.sampling.max_response_length = SPACE.max_length
   config.sampling.group_size = 32
   config.compute.bucket = 16

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
+from qempo_jax.rewards import checked
+from qempo_jax.rewards import registry
 from qempo_jax.rewards import words
 from qempo_jax.rewards.distinctness import DistinctnessReward
 from qempo_jax.rewards.distinctness import NgramDistinctnessReward
@@ -132,3 +134,14 @@ def test_words_of_scripts_without_blanks_are_characters():
   loop = "很好" * 20
   assert RepetitionReward()([""], [loop])[0] < 0.2
   assert LengthReward(target=40)([""], [loop]) == [1.0]
+
+
+def test_a_column_that_a_reward_needs_is_named_before_anything_runs():
+  def mine(prompts, completions, answer, *, level, style="plain", **columns):
+    return [0.0] * len(completions)
+
+  checked.check_columns(mine, {"answer", "level"})
+  checked.check_columns(lambda prompts, completions, **columns: [], set())
+  checked.check_columns(registry.resolve("length(target=3)"), set())
+  with pytest.raises(InputError, match=r"mine needs the column 'level', which the rows lack \(their columns: answer\)"):
+    checked.check_columns(mine, {"answer"})
