@@ -18,6 +18,7 @@ from experiments.configured import constraints as build_constraints
 from experiments.configured import data as build_data
 from experiments.configured import objective as build_objective
 from experiments.configured import policy as build_policy
+from experiments.configured import ranges
 from experiments.configured import reward_data
 from experiments.measure import evaluator as evaluators
 from experiments.measure.heldout import HeldOut
@@ -39,9 +40,10 @@ from qempo_jax.models import reward_head
 
 
 def check_one_method(config: ConfigDict) -> None:
-  """Raises InputError where the config holds several methods."""
+  """Raises InputError where the config holds several methods, or a key has a value that it may not have."""
   if "method" not in config:
     raise InputError("this config holds several methods; give one method's, such as configs/online_qempo_kl.py")
+  ranges.check(config)
 
 
 def plan(config: ConfigDict, policy: Policy, *, trains: bool = True) -> Plan:
@@ -55,6 +57,7 @@ def plan(config: ConfigDict, policy: Policy, *, trains: bool = True) -> Plan:
   Raises:
     InputError: settings that do not go together; names them.
   """
+  check_one_method(config)
   o, on_pairs = config.offline, config.offline.loss is not None
   objective = build_objective.offline(config) if on_pairs else build_objective.online(config)
   settings = None
@@ -95,7 +98,7 @@ def run(config: ConfigDict, policy: Policy | None = None, *, check: bool = True)
     InputError: the config, a row or the reward function is wrong, or the floor is out of reach.
   """
   check_one_method(config)
-  _check(config)
+  wandb_log.check(config.logging.wandb)
   if config.offline.loss is None:
     build_objective.online(config)  # a mistake is said before the model is loaded
   else:
@@ -123,8 +126,6 @@ def run(config: ConfigDict, policy: Policy | None = None, *, check: bool = True)
 
 def _heldout(config: ConfigDict, policy: Policy) -> HeldOut | None:
   every = config.evaluation.every
-  if every < 0:
-    raise InputError(f"config.evaluation.every={every} must be at least 0 (0 measures only after training)")
   if not every:
     return None
   evaluate = evaluator(config, policy, build_data.evaluation_prompts(config), build_data.evaluation_reward(config))
@@ -152,7 +153,7 @@ def reward_plan(config: ConfigDict, model: Policy) -> reward_pairs.RewardPlan:
 def reward_run(config: ConfigDict) -> tuple[loop.Run, reward_pairs.RewardPlan]:
   """The run of a reward model, and its plan."""
   check_one_method(config)
-  _check(config)
+  wandb_log.check(config.logging.wandb)
   model = build_policy.reward_policy(config)
   parts = reward_data.parts(config, model.tokenizer)
   planned = reward_plan(config, model)
@@ -281,11 +282,3 @@ def _kept(config: ConfigDict) -> dict[str, Any]:
     "learning_rate": build_objective.schedule(config),
     "config": json.loads(config.to_json_best_effort()),
   }
-
-
-def _check(config: ConfigDict) -> None:
-  """Raises InputError for what can be wrong before anything slow."""
-  wandb_log.check(config.logging.wandb)
-  for key in ("profile_steps", "profile_after"):
-    if config.logging[key] < 0:
-      raise InputError(f"config.logging.{key}={config.logging[key]} must be at least 0")

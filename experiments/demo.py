@@ -34,6 +34,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     raise InputError(
       f"config.methods names {unknown[0]!r}, which has no config of its own: add one as config.{unknown[0]}"
     )
+  for method in config.methods:
+    build.check_one_method(config[method])
   build_constraints.check_names(config)
   shared = with_floor(config)
   if not dry_run:

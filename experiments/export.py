@@ -9,9 +9,7 @@ from experiments import cli
 from experiments.compile import dry_run as dry_runs
 from experiments.configured import policy as build_policy
 from experiments.run import workdir as workdirs
-from qempo_jax.errors import InputError
 from qempo_jax.models import export
-from qempo_jax.models import export_tensors
 from qempo_jax.models import verify_export
 
 
@@ -20,10 +18,6 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
   build.check_one_method(config)
   settings = config.export
   target = pathlib.Path(settings.target).expanduser() if settings.target else workdir / "export"
-  if settings.dtype not in export_tensors.DTYPES:
-    raise InputError(f"config.export.dtype={settings.dtype!r} is not one of {', '.join(export_tensors.DTYPES)}")
-  if not settings.max_shard_gb > 0:
-    raise InputError(f"config.export.max_shard_gb={settings.max_shard_gb} must be positive")
   export.check_target(target)
   if dry_run:
     policy = build_policy.policy(config)

@@ -29,8 +29,6 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   build.check_one_method(config)
   programs = forecast.programs(config)
   samples = config.feasibility.samples_per_prompt
-  if samples < 1:
-    raise InputError(f"feasibility.samples_per_prompt={samples} draws nothing; give at least 1")
   group_size = min(samples, config.evaluation.samples_per_prompt)
   rounds = -(-samples // group_size)
   prompts = min(MAX_PROMPTS, len(build_data.training_rows(config)))

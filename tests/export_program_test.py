@@ -168,7 +168,7 @@ def test_adapters_go_out_merged(program, tmp_path):
   ("argument", "message"),
   [
     ("--config.export.dtype=float8", "config.export.dtype='float8' is not one of float32"),
-    ("--config.export.max_shard_gb=0.0", "max_shard_gb=0.0 must be positive"),
+    ("--config.export.max_shard_gb=0.0", "max_shard_gb=0.0 must be above 0"),
     ("--config.export.target={here}", "is not empty"),
     ("--config.seed=5", "holds the run of another config (seed is 0 there and 5 here)"),
   ],

@@ -69,8 +69,6 @@ def settings(config: ConfigDict) -> dict[str, ConfigDict]:
         f"config.constraints.{name}.kind={group.kind!r} is not one of {', '.join(KINDS)}, nor a dotted path to your own"
       )
     start = prices.get(name, group.start)
-    if not start >= 0:
-      raise InputError(f"constraints.{name}.start={start:g} must be at least 0")
     if name in ALWAYS or group.bound is not None or start:
       found[name] = ConfigDict(group.to_dict() | {"start": float(start)})
   for name, bound in reward_floors(config):

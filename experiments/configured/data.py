@@ -8,7 +8,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.batches.pair_rows import PairRows
-from experiments.configured.policy import one_of
 from experiments.plan import PairSettings
 from experiments.plan import Policy
 from experiments.plan import Sampling
@@ -158,7 +157,6 @@ def pairs(config: ConfigDict, tokenizer: Any) -> list[preferences.Preference]:
 def encoded(config: ConfigDict, policy: Policy, found) -> pair_tokens.PairTokens:
   """Pairs as token ids, with as many responses each as the loss reads."""
   responses = offline_losses.LOSSES[config.offline.loss].responses
-  one_of("data.too_long", config.data.too_long, ("drop", "truncate", "error"))
   options = {"responses": responses, "forbidden": policy.config.forbidden, "too_long": config.data.too_long}
   return pair_tokens.encode_pairs(policy.tokenizer, found, **options, **limits(config))
 

@@ -116,13 +116,11 @@ def _score_gap(row) -> float:
 def _check(r) -> None:
   for wrong, advice in (
     (not r.sources, "reward_model.sources names no file of pairs; give jsonl:PATH"),
-    (r.pairs_per_step < 1, "reward_model.pairs_per_step must be positive"),
     (
-      min(r.heldout_share, r.validation_share) < 0 or r.heldout_share + r.validation_share >= 1,
-      "reward_model.heldout_share and validation_share must be at least 0 and together below 1",
+      r.heldout_share + r.validation_share >= 1,
+      "reward_model.heldout_share and validation_share must be together below 1",
     ),
     (r.cache and r.trainable == "all", "reward_model.cache needs frozen blocks: set trainable to head or last:N"),
-    (min(r.centring_weight, r.margin_scale) < 0, "reward_model.centring_weight and margin_scale must be at least 0"),
   ):
     if wrong:
       raise InputError(f"{advice} (config.reward_model)")

@@ -73,6 +73,7 @@ def check(config, checkpoint: str | int | None = None) -> None:
   runs = planned(config)
   configs = [config_of(config, run) for run in runs]
   for run, of_run in zip(runs, configs, strict=True):
+    build.check_one_method(of_run)
     build_objective.online(of_run)
     if checkpoint not in (None, "last") and of_run.steps and not _keeps_checkpoints(config, of_run):
       raise InputError(

@@ -13,8 +13,6 @@ from qempo_jax.errors import InputError
 def settings(config):
   """The config with the evaluation's own temperature and lengths, for sampler and scorer alike."""
   e, found = config.evaluation, config.copy_and_resolve_references()
-  if e.temperature <= 0:
-    raise InputError(f"evaluation.temperature={e.temperature:g} must be positive: diversity is that of samples")
   found.sampling.temperature = e.temperature
   if e.max_response_length:
     found.sampling.max_response_length = e.max_response_length

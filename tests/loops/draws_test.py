@@ -120,5 +120,5 @@ def test_a_mistake_in_the_thread_is_the_runs(tmp_path):
 def test_two_steps_of_staleness_are_refused(tmp_path):
   config = killed_runs.config(tmp_path, STEPS)
   config.sampling.stale_steps = 2
-  with pytest.raises(InputError, match="sampling.stale_steps=2 is not one of 0, 1"):
+  with pytest.raises(InputError, match="sampling.stale_steps=2 must be at least 0 and at most 1"):
     build.run(config, toy.policy())
