@@ -15,7 +15,7 @@ from tests.loops import toy
 
 # Numbers of which every finite one makes sense, or whose own reader says more than a range.
 FREE = {
-  "reward.max", "reward.unscored", "replay.min_reward", "offline.margin", "offline.chosen_fall", "make_pairs.good",
+  "reward.max", "reward.unscored", "replay.min_reward", "offline.margin", "offline.chosen_fall", "make_pairs.good", "offline.acceptable",
   "make_pairs.bad", "evaluation.floor", "evaluation.acceptable",
 }  # fmt: skip
 VALUES = ("-1", "0", "1", "2", "3", "-0.5", "0.5", "1e30", "1e400", "-1e400", "nan", "none", "", "x", "true", "99999999999",
