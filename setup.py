@@ -59,8 +59,8 @@ DATA = [
   "pyarrow>=17",
   "tensorflow-datasets>=4.9.9",
 ]
-# Plots of the report, and words of scripts that Python's own classes do not cut.
-EVAL = ["matplotlib>=3.9", "regex>=2024.5"]
+# Plots and pages of the report, and words of scripts that Python's own classes do not cut.
+EVAL = ["jinja2>=3.1", "matplotlib>=3.9", "regex>=2024.5"]
 TEST = [
   "equinox>=0.13",
   "hypothesis>=6.100",

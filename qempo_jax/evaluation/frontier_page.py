@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from qempo_jax.evaluation import frontier
-from qempo_jax.evaluation import page
-from qempo_jax.evaluation import page_style
+from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import pages
 from qempo_jax.evaluation import report
 
 LABELS = {
@@ -92,8 +92,7 @@ def latex(found: Sequence[frontier.Point], config: Mapping) -> str:
   for point in found:
     cells = [LABELS.get(point.method, point.method), point.label.replace("_", r"\_")]
     for name in names:
-      mean, low, high = point.interval(name, num_draws=config["num_draws"])
-      cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+      cells.append(_with_ends(point.interval(name, num_draws=config["num_draws"])))
     lines.append(" & ".join(cells) + r" \\")
   return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -138,53 +137,50 @@ def _named(figure: str) -> str:
 
 def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str:
   """The page, in the report's style."""
-  config, escape = results["config"], page_style.escape
-  name = _named(config["diversity"][0])
-  volume_rows = [
-    [LABELS.get(m, m), str(count), f"{v.mean:.3f}", f"[{v.low:.3f}, {v.high:.3f}]"]
-    for m, (count, v) in sorted(volumes(found, config).items(), key=lambda item: -item[1][1].mean)
-  ]
+  config = results["config"]
+  shown = (config["quality"], *config["diversity"], "kl", "length", "truncation")
+  by_volume = sorted(volumes(found, config).items(), key=lambda item: -item[1][1].mean)
   match_rows = []
   for m in matches(found, config):
     if m.diversity is not None:
-      d, q = m.diversity.difference, m.quality
-      verdict = ("higher" if d.mean > 0 else "lower") if m.diversity.different else "no difference shown"
-      match_rows.append([
-        LABELS.get(m.method, m.method), f"{m.level:.2f}", f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
-        f"{m.diversity.adjusted_p_value:.3f}", verdict, f"{q.mean:+.3f} [{q.low:+.3f}, {q.high:+.3f}]",
-        m.point.label, m.baseline_point.label,
-      ])  # fmt: skip
-  point_rows = []
-  for point in found:
-    cells = [f"{LABELS.get(point.method, point.method)}: {point.label}"]
-    for key in (config["quality"], *config["diversity"], "kl", "length", "truncation"):
-      mean, low, high = point.interval(key, num_draws=config["num_draws"])
-      cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
-    point_rows.append(cells)
-  baseline = LABELS.get(config["baseline"], config["baseline"])
-  reference = ", ".join(f"{value:g}" for value in config["reference_point"])
-  columns = [_named(k) for k in (config["quality"], *config["diversity"], "kl", "length", "truncation")]
-  body = [
-    "<h1>Quality against diversity</h1>",
-    f'<div class="verdict"><p>{escape(headline(found, config))}</p></div>',
-    page.figure("frontier", png, "Quality against diversity of every method's operating points"),
-    "<h2>At matched quality</h2>",
-    f"<p class=\"soft\">{escape(name)} less {escape(baseline)}'s; each method's most diverse point within"
-    f" {config['tolerance']:g} of the level. Points are picked on the figures compared.</p>",
-    page_style.table(
-      ["Method", "Level", "Difference", "p (Holm)", "Verdict", "Quality left", "Point", "Baseline's"], match_rows
-    ),
-    "<h2>Hypervolume</h2>",
-    f'<p class="soft">Area above the reference point ({reference}) of reward and {escape(name.lower())}; more operating'
-    " points can only enlarge it.</p>",
-    page_style.table(["Method", "Points", "Hypervolume", "95 % interval"], volume_rows),
-    "<h2>Every operating point</h2>",
-    page_style.table(["Point", *columns], point_rows),
-    "<h2>How this was made</h2>",
-    f"<pre>{escape(results['command'])}\n{escape(json.dumps(results['made_now']))}\nseeds {config['seeds']}</pre>",
-    f"<details><summary>Config</summary><pre>{escape(json.dumps(config, indent=2))}</pre></details>",
-  ]
-  return page_style.document("Quality against diversity", "\n".join(body))
+      difference = m.diversity.difference
+      verdict = ("higher" if difference.mean > 0 else "lower") if m.diversity.different else "no difference shown"
+      match_rows.append((
+        LABELS.get(m.method, m.method), f"{m.level:.2f}", _with_ends(difference, "+.3f"),
+        f"{m.diversity.adjusted_p_value:.3f}", verdict, _with_ends(m.quality, "+.3f"), m.point.label,
+        m.baseline_point.label,
+      ))  # fmt: skip
+  return pages.render(
+    "frontier.html",
+    headline=headline(found, config),
+    png=png,
+    diversity=_named(config["diversity"][0]),
+    baseline=LABELS.get(config["baseline"], config["baseline"]),
+    tolerance=f"{config['tolerance']:g}",
+    matches=match_rows,
+    reference=", ".join(f"{value:g}" for value in config["reference_point"]),
+    volumes=[
+      (LABELS.get(method, method), str(count), f"{volume.mean:.3f}", f"[{volume.low:.3f}, {volume.high:.3f}]")
+      for method, (count, volume) in by_volume
+    ],
+    columns=["Point", *map(_named, shown)],
+    points=[
+      (
+        f"{LABELS.get(point.method, point.method)}: {point.label}",
+        *(_with_ends(point.interval(name, num_draws=config["num_draws"])) for name in shown),
+      )
+      for point in found
+    ],
+    command=results["command"],
+    made_now=json.dumps(results["made_now"]),
+    seeds=config["seeds"],
+    config_text=json.dumps(config, indent=2),
+  )
+
+
+def _with_ends(interval: intervals.Interval, spec: str = ".3f") -> str:
+  """The mean with both ends, each in the format `spec`."""
+  return f"{interval.mean:{spec}} [{interval.low:{spec}}, {interval.high:{spec}}]"
 
 
 def _name_methods(axis, best) -> None:

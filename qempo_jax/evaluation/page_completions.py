@@ -1,95 +1,83 @@
-"""The report's completions side by side: which answers each policy gives alone, and what differs in the texts."""
+"""The report's completions side by side: answers that each policy alone gives, and differences between the texts."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import difflib
 import re
 
-from qempo_jax.evaluation import page_style
-from qempo_jax.evaluation.rows import METHOD_LABELS
-from qempo_jax.evaluation.rows import SPLIT_LABELS
+from qempo_jax.evaluation import pages
 from qempo_jax.evaluation.rows import task_name
 
-INTRODUCTION = (
-  '<p class="soft">The first samples of one prompt a split, the number is the reward. Words that the first policy\'s'
-  " sample in the same place lacks are <ins>marked</ins>.</p>"
-)
 _LONGEST_COMPLETION = 240
 _COMPLETIONS = 8
 _ANSWERS = 40
 _WORDS = re.compile(r"\s+|[^\s]+")
 
 
-def section(rows: Sequence[Mapping], split: str, answers: Mapping) -> str:
-  """One split's prompt: the diff of answers, then a column of completions a policy.
+def section(rows: Sequence[Mapping], split: str, answers: Mapping) -> dict:
+  """One split's prompt: the groups of answers, then a column of completions a policy.
 
   Args:
     rows: the evaluation rows.
     split: of the prompt.
     answers: that split's entry of the results' `answers`.
   """
-  texts = {}
+  columns, first = [], []
   for method in answers["methods"]:
     found = [row for row in rows if (row["method"], row["split"], task_name(row)) == (method, split, answers["prompt"])]
-    texts[method] = sorted(found, key=lambda row: (row["seed"], row["sample"]))[:_COMPLETIONS]
-  first = next(iter(texts), None)
-  columns = []
-  for method, found in texts.items():
-    items = []
-    for place, row in enumerate(found):
-      before = texts[first][place]["completion"] if method != first and place < len(texts[first]) else None
-      shown = marked(shorten(row["completion"]), before)
-      items.append(f'<li><span class="mark">{row["reward"]:.2g}</span><bdi>{shown}</bdi></li>')
-    columns.append(f'<div><b>{_label(method)}</b><ol class="samples">{"".join(items)}</ol></div>')
-  title = SPLIT_LABELS.get(split, split)
-  prompt = page_style.escape(shorten(answers["prompt"]))
-  return (
-    f"<h3>{page_style.escape(title[:1].upper() + title[1:])}: “<bdi>{prompt}</bdi>”</h3>"
-    f'{answer_diff(answers)}<div class="columns">{"".join(columns)}</div>'
-  )
+    found = sorted(found, key=lambda row: (row["seed"], row["sample"]))[:_COMPLETIONS]
+    before = [row["completion"] for row in first] + [None] * len(found)
+    samples = [
+      (f"{row['reward']:.2g}", marked(shorten(row["completion"]), text))
+      for row, text in zip(found, before, strict=False)
+    ]
+    columns.append((pages.label(method), samples))
+    first = first or found
+  return {
+    "title": pages.title(split),
+    "prompt": shorten(answers["prompt"]),
+    "answers": answer_groups(answers),
+    "columns": columns,
+  }
 
 
-def answer_diff(answers: Mapping) -> str:
-  """Each acceptable answer once, under the policies that gave it: first those of all, last those of none but one."""
-  given = {method: dict(entry["counts"]) for method, entry in answers["methods"].items()}
-  owners: dict[str, list[str]] = {}
-  for method, counts in given.items():
-    for answer in counts:
-      owners.setdefault(answer, []).append(method)
+def answer_groups(answers: Mapping) -> list[tuple[str, int, list[str], str]]:
+  """Each acceptable answer once, under the policies that gave it: first those of all, last those of none but one.
+
+  Returns:
+    Rows of (policies, number of answers, the first answers, a remark on the rest); none for a single policy.
+  """
+  owners: dict[str, tuple[str, ...]] = {}
+  for method, entry in answers["methods"].items():
+    for answer in dict(entry["counts"]):
+      owners[answer] = (*owners.get(answer, ()), method)
   groups: dict[tuple[str, ...], list[str]] = {}
-  for answer, of_answer in owners.items():
-    groups.setdefault(tuple(of_answer), []).append(answer)
-  if not groups or len(given) < 2:
-    return ""
-  lines = []
+  for answer, methods in owners.items():
+    groups.setdefault(methods, []).append(answer)
+  num_methods = len(answers["methods"])
+  if num_methods < 2:
+    return []
+  found = []
   for methods, names in sorted(groups.items(), key=lambda item: (-len(item[0]), item[0])):
-    who = (
-      "All"
-      if len(methods) == len(given)
-      else ("Only " if len(methods) == 1 else "") + " and ".join(map(_label, methods))
-    )
-    keys = "".join(f'<span class="key">{page_style.escape(shorten(name, 60))}</span>' for name in names[:_ANSWERS])
+    policies = ("Only " if len(methods) == 1 else "") + " and ".join(map(pages.label, methods))
     rest = f" and {len(names) - _ANSWERS} more" if len(names) > _ANSWERS else ""
-    lines.append(f"<li><b>{who}</b> ({len(names)}): <bdi>{keys}</bdi>{rest}</li>")
-  return f'<ul class="warnings">{"".join(lines)}</ul>'
+    shown = [shorten(name, 60) for name in names[:_ANSWERS]]
+    found.append(("All" if len(methods) == num_methods else policies, len(names), shown, rest))
+  return found
 
 
-def marked(text: str, before: str | None) -> str:
-  """The text as HTML, the words that a longest-match diff does not find in `before` marked; all escaped."""
+def marked(text: str, before: str | None) -> list[tuple[str, bool]]:
+  """The text in pieces, each with whether it is new: words that a longest-match diff does not find in `before`."""
   if before is None:
-    return page_style.escape(text)
+    return [(text, False)]
   ours, theirs = _WORDS.findall(text), _WORDS.findall(before)
-  parts = []
+  pieces = []
   for kind, _, _, start, end in difflib.SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes():
-    piece = page_style.escape("".join(ours[start:end]))
-    parts.append(f"<ins>{piece}</ins>" if kind in ("insert", "replace") and piece.strip() else piece)
-  return "".join(parts)
+    piece = "".join(ours[start:end])
+    pieces.append((piece, kind in ("insert", "replace") and bool(piece.strip())))
+  return pieces
 
 
 def shorten(text: str, length: int = _LONGEST_COMPLETION) -> str:
   """At most `length` characters, and an ellipsis where some are left out."""
   return text if len(text) <= length else text[:length] + "…"
-
-
-def _label(method: str) -> str:
-  return page_style.escape(METHOD_LABELS.get(method, method))

@@ -1,116 +1,69 @@
-"""The report's tables of diversity, of solutions and of entropy gains, one set a split."""
+"""The report's tables of diversity, of solutions and of entropy gains on one split."""
 
-from collections.abc import Iterable
 from collections.abc import Mapping
 
 from qempo_jax.evaluation import diversity_metrics
-from qempo_jax.evaluation import page_style
-from qempo_jax.evaluation.rows import METHOD_LABELS
-from qempo_jax.evaluation.rows import SPLIT_LABELS
+from qempo_jax.evaluation import pages
 
 _SOLUTIONS = {
   "pass": "pass@{}: some of {} is correct",
   "majority": "majority@{}: the most frequent of {} is correct",
   "distinct": "distinct@{}: different correct ones among {}",
 }
+_LOST = {"total": "All outputs", "wrong_answers": "With wrong answers", "right_answers": "Among right answers"}
 
 
-def section(results: Mapping, main: str) -> str:
-  """All of it as HTML, the main split unfolded; what could not be computed is said first."""
-  parts = [
-    '<p class="soft">Between the samples of one prompt, the mean over prompts with its interval. In bold over the'
-    " acceptable outputs alone, below it over all outputs: diverse garbage is not diversity. ↑ more is more diverse, ↓ less"
-    " is. All move with the length and the number of outputs, so compare the policies in a row, not its two lines.</p>"
-  ]
-  for axis, why in results["run"].get("left_out", {}).items():
-    parts.append(f"<p>{page_style.escape(axis.capitalize())}: {page_style.escape(why)}</p>")
-  for split in results["comparisons"]:
-    of_split = {name: entry["splits"][split] for name, entry in results["methods"].items() if split in entry["splits"]}
-    title = SPLIT_LABELS.get(split, split)
-    tables = [
-      _metrics(of_split),
-      _solutions(of_split),
-      *_lost(of_split),
-      *_gains(of_split),
-      *_protocols(results.get("protocols", {}), split),
-    ]
-    shown = " open" if split == main else ""
-    heading = f"<summary><b>{page_style.escape(title[:1].upper() + title[1:])}</b></summary>"
-    parts.append(f"<details{shown}>{heading}{''.join(tables)}</details>")
-  return "".join(parts)
-
-
-def _metrics(of_split: Mapping) -> str:
-  first = next(iter(of_split.values()))["diversity"]
-  most = f"Acceptable outputs a prompt (first {first['matched']}; fewer count as not diverse)"
-  names = [most if first["matched"] else "Acceptable outputs a prompt"]
-  cells = [[f"{figures['diversity']['acceptable_per_prompt']:.1f}" for figures in of_split.values()]]
-  for name in first["all_outputs"]:
-    label, more = diversity_metrics.LABELS.get(name, (name, True))
-    names.append(f"{label} {'↑' if more else '↓'}")
-    cells.append([_both(figures["diversity"], name) for figures in of_split.values()])
-  return page_style.html_table(["Metric", *map(_label, of_split)], names, cells)
-
-
-def _both(diversity: Mapping, name: str) -> str:
-  above, every = diversity["above_floor"][name], diversity["all_outputs"][name]
-  return (
-    f"<b>{page_style.number(above, 3)}</b> <small>{page_style.ends(above, 3)}</small>"
-    f"<small>all {page_style.number(every, 3)} {page_style.ends(every, 3)}</small>"
-  )
-
-
-def _solutions(of_split: Mapping) -> str:
-  names, cells = [], []
+def tables(of_split: Mapping[str, Mapping]) -> list[pages.Table]:
+  """Diversity metrics, solutions, and outputs lost against the reference where those are known; a column a policy."""
+  lost = {method: figures["diversity_lost"] for method, figures in of_split.items() if figures.get("diversity_lost")}
+  lost_rows = [(name, *(pages.cell(value[key], 2) for value in lost.values())) for key, name in _LOST.items()]
+  solutions = []
   for key in next(iter(of_split.values()))["solutions"]:
     kind, k = key.split("@")
-    names.append(_SOLUTIONS[kind].format(k, k))
-    values = [figures["solutions"].get(key, {"mean": None}) for figures in of_split.values()]
-    cells.append([f"{page_style.number(v, 3)} <small>{page_style.ends(v, 3)}</small>" for v in values])
-  return page_style.html_table(["Solutions", *map(_label, of_split)], names, cells)
+    values = (figures["solutions"].get(key, {"mean": None}) for figures in of_split.values())
+    solutions.append((_SOLUTIONS[kind].format(k, k), *map(pages.cell, values)))
+  found = [(["Metric", *map(pages.label, of_split)], _metrics([figures["diversity"] for figures in of_split.values()]))]
+  found.append((["Solutions", *map(pages.label, of_split)], solutions))
+  if lost:
+    found.append((["Different outputs lost against the reference, a prompt", *map(pages.label, lost)], lost_rows))
+  return found
 
 
-def _gains(of_split: Mapping) -> Iterable[str]:
-  items = [
-    f"<li><b>{page_style.escape(_label(method))}</b> over {page_style.escape(_label(other))}:"
-    f" {gain['mean']:+.2f} nats {page_style.ends(gain)}</li>"
+def _metrics(of_policies: list[Mapping]) -> list[tuple[str | pages.Cell, ...]]:
+  matched = of_policies[0]["matched"]
+  first = f" (first {matched}; fewer count as not diverse)" if matched else ""
+  counts = (f"{diversity['acceptable_per_prompt']:.1f}" for diversity in of_policies)
+  rows = [(f"Acceptable outputs a prompt{first}", *counts)]
+  for name in of_policies[0]["all_outputs"]:
+    text, more = diversity_metrics.LABELS.get(name, (name, True))
+    rows.append((f"{text} {'↑' if more else '↓'}", *(_above_and_all(diversity, name) for diversity in of_policies)))
+  return rows
+
+
+def _above_and_all(diversity: Mapping, name: str) -> pages.Cell:
+  above, every = (pages.cell(diversity[key][name]) for key in ("above_floor", "all_outputs"))
+  return above._replace(small=(*above.small, f"all {every.text} {every.small[0]}"), css="bold")
+
+
+def gains(of_split: Mapping[str, Mapping]) -> list[tuple[str, str, str]]:
+  """Rows of (policy, the other policy, the gain in sequence entropy over it)."""
+  return [
+    (pages.label(method), pages.label(other), f"{gain['mean']:+.2f} nats {pages.ends(gain)}")
     for method, figures in of_split.items()
     for other, gain in figures["entropy_gains"].items()
     if method != "base"
   ]
-  if items:
-    yield '<p class="soft">Gain in sequence entropy, on the same prompts; lengths are in the table above.</p>'
-    yield '<ul class="warnings">' + "".join(items) + "</ul>"
 
 
-def _lost(of_split: Mapping) -> Iterable[str]:
-  """Different outputs fewer than the reference's, split by whether the reference's were acceptable."""
-  lost = {method: figures["diversity_lost"] for method, figures in of_split.items() if figures.get("diversity_lost")}
-  if not lost:
-    return
-  names = {"total": "all outputs", "wrong_answers": "with wrong answers", "right_answers": "among right answers"}
-  cells = [
-    [f"{page_style.number(v[key], 2)} <small>{page_style.ends(v[key], 2)}</small>" for v in lost.values()]
-    for key in names
-  ]
-  header = ["Different outputs lost against the reference, a prompt", *map(_label, lost)]
-  yield page_style.html_table(header, [name.capitalize() for name in names.values()], cells)
-
-
-def _protocols(protocols: Mapping, split: str) -> Iterable[str]:
+def protocols(found: Mapping, split: str) -> list[pages.Table]:
   """Figures of the whole corpus by a published protocol, at one stated sample size for all policies."""
-  for protocol, by_split in protocols.items():
-    axes = by_split.get(split, {})
-    if not axes:
-      continue
-    names, cells = [], []
-    for axis, by_method in axes.items():
-      size = next(iter(by_method.values()))["sample_size"]
-      names.append(f"{axis.capitalize()}, {size} {'n-grams' if axis == 'lexical' else 'sentences'}")
-      cells.append([f"{page_style.number(v, 3)} <small>{page_style.ends(v, 3)}</small>" for v in by_method.values()])
-    methods = [_label(method) for method in next(iter(axes.values()))]
-    yield page_style.html_table([f"Corpus, by {protocol}", *methods], names, cells)
-
-
-def _label(method: str) -> str:
-  return METHOD_LABELS.get(method, method)
+  shown = []
+  for protocol, by_split in found.items():
+    rows, methods = [], ()
+    for axis, methods in by_split.get(split, {}).items():
+      size = next(iter(methods.values()))["sample_size"]
+      name = f"{axis.capitalize()}, {size} {'n-grams' if axis == 'lexical' else 'sentences'}"
+      rows.append((name, *map(pages.cell, methods.values())))
+    if rows:
+      shown.append(([f"Corpus, by {protocol}", *map(pages.label, methods)], rows))
+  return shown

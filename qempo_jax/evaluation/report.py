@@ -13,7 +13,7 @@ from rich.table import Table
 from qempo_jax.evaluation import alarms
 from qempo_jax.evaluation import diversity_plots
 from qempo_jax.evaluation import page
-from qempo_jax.evaluation import page_style
+from qempo_jax.evaluation import pages
 from qempo_jax.evaluation import plots
 from qempo_jax.evaluation.rows import METHOD_LABELS
 from qempo_jax.evaluation.rows import SPLIT_LABELS
@@ -70,8 +70,8 @@ def terminal_table(results: Mapping) -> Table:
           METHOD_LABELS.get(method, method),
           f"{figures['reward']['mean']:.3f} {_plus_minus(figures['reward'], 2)}",
           f"{figures['effective_answers']['mean']:.1f} {_plus_minus(figures['effective_answers'], 1)}",
-          page_style.number(figures["entropy"], 1),
-          page_style.number(figures["kl"], 1),
+          pages.number(figures["entropy"], 1),
+          pages.number(figures["kl"], 1),
           f"{figures['length']['mean']:.1f}",
           f"{figures['truncation']['mean']:.0%}",
           figures["certificates"][0]["verdict"],
