@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else. All text from outside is escaped; scripts are not allowed."""
+"""The report as one self-contained HTML page. All external text is escaped; scripts are not allowed."""
 
 import base64
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from qempo_jax.evaluation.rows import SPLIT_LABELS
 
 
 def render(results: Mapping, plots: Mapping[str, tuple[bytes, str]], rows: Sequence[Mapping]) -> str:
-  """The whole page.
+  """Renders the whole page.
 
   Args:
-    results: what `summarise` returned.
-    plots: PNG bytes and caption by name, in the order to show.
+    results: from `summarise`.
+    plots: PNG bytes and caption by name, in the order of display.
     rows: the evaluation rows, for sample completions.
 
   Returns:
@@ -47,9 +47,9 @@ def render(results: Mapping, plots: Mapping[str, tuple[bytes, str]], rows: Seque
 
 
 def headline(results: Mapping) -> tuple[str, str, list[str]]:
-  """Verdict, headline and sentences on the main method on the main split.
+  """Verdict, headline and sentences on the main method and split.
 
-  The main method is the last one trained (QEMPO-KL where there is one), the main split held-out wordings.
+  The main method is the last one trained (QEMPO-KL if present); the main split is held-out wordings.
   """
   split = main_split(results)
   method = [name for name, entry in results["methods"].items() if split in entry["splits"]][-1]
@@ -85,7 +85,7 @@ def headline(results: Mapping) -> tuple[str, str, list[str]]:
 
 
 def main_split(results: Mapping) -> str:
-  """The split that headline and diversity plot speak of."""
+  """Split of the headline and the diversity plot."""
   return "heldout_wordings" if "heldout_wordings" in results["comparisons"] else next(iter(results["comparisons"]))
 
 
@@ -210,7 +210,7 @@ def _css(verdict):
 
 
 def _units(results: Mapping) -> str:
-  """What the intervals of each split are over, in words."""
+  """Sampling units of each split's intervals, in words."""
   units = results["bootstrap"]["clusters"]
   parts = [f"{found['families']} on {split} (for {found['generalises_to']})" for split, found in units.items()]
   return page_style.escape("over " + "; ".join(parts)) + "; another training seed is another policy"

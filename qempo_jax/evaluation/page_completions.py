@@ -1,4 +1,4 @@
-"""The report's completions side by side: which answers each policy gives alone, and what differs in the texts."""
+"""The report's completions side by side: answers of each policy alone, and differences between the texts."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -21,23 +21,24 @@ _WORDS = re.compile(r"\s+|[^\s]+")
 
 
 def section(rows: Sequence[Mapping], split: str, answers: Mapping) -> str:
-  """One split's prompt: the diff of answers, then a column of completions a policy.
+  """One split's prompt: the diff of answers, then one column of completions a policy.
 
   Args:
     rows: the evaluation rows.
-    split: of the prompt.
+    split: split of the prompt.
     answers: that split's entry of the results' `answers`.
   """
   texts = {}
   for method in answers["methods"]:
-    found = [row for row in rows if (row["method"], row["split"], task_name(row)) == (method, split, answers["prompt"])]
-    texts[method] = sorted(found, key=lambda row: (row["seed"], row["sample"]))[:_COMPLETIONS]
+    cell = (method, split, answers["prompt"])
+    samples = [row for row in rows if (row["method"], row["split"], task_name(row)) == cell]
+    texts[method] = sorted(samples, key=lambda row: (row["seed"], row["sample"]))[:_COMPLETIONS]
   first = next(iter(texts), None)
   columns = []
-  for method, found in texts.items():
+  for method, samples in texts.items():
     items = []
-    for place, row in enumerate(found):
-      before = texts[first][place]["completion"] if method != first and place < len(texts[first]) else None
+    for index, row in enumerate(samples):
+      before = texts[first][index]["completion"] if method != first and index < len(texts[first]) else None
       shown = marked(shorten(row["completion"]), before)
       items.append(f'<li><span class="mark">{row["reward"]:.2g}</span><bdi>{shown}</bdi></li>')
     columns.append(f'<div><b>{_label(method)}</b><ol class="samples">{"".join(items)}</ol></div>')
@@ -50,7 +51,7 @@ def section(rows: Sequence[Mapping], split: str, answers: Mapping) -> str:
 
 
 def answer_diff(answers: Mapping) -> str:
-  """Each acceptable answer once, under the policies that gave it: first those of all, last those of none but one."""
+  """Each acceptable answer once, grouped by the policies that gave it, from those of all to those of one."""
   given = {method: dict(entry["counts"]) for method, entry in answers["methods"].items()}
   owners: dict[str, list[str]] = {}
   for method, counts in given.items():
@@ -75,7 +76,7 @@ def answer_diff(answers: Mapping) -> str:
 
 
 def marked(text: str, before: str | None) -> str:
-  """The text as HTML, the words that a longest-match diff does not find in `before` marked; all escaped."""
+  """The text as HTML, with the words marked that a longest-match diff does not find in `before`; all escaped."""
   if before is None:
     return page_style.escape(text)
   ours, theirs = _WORDS.findall(text), _WORDS.findall(before)
@@ -87,7 +88,7 @@ def marked(text: str, before: str | None) -> str:
 
 
 def shorten(text: str, length: int = _LONGEST_COMPLETION) -> str:
-  """At most `length` characters, and an ellipsis where some are left out."""
+  """At most `length` characters, with an ellipsis if some are dropped."""
   return text if len(text) <= length else text[:length] + "…"
 
 

@@ -1,4 +1,4 @@
-"""The report's tables of diversity, of solutions and of entropy gains, one set a split."""
+"""The report's tables of diversity, solutions and entropy gains, one set per split."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _SOLUTIONS = {
 
 
 def section(results: Mapping, main: str) -> str:
-  """All of it as HTML, the main split unfolded; what could not be computed is said first."""
+  """All tables as HTML, with the main split unfolded; missing axes are named first."""
   parts = [
     '<p class="soft">Between the samples of one prompt, the mean over prompts with its interval. In bold over the'
     " acceptable outputs alone, below it over all outputs: diverse garbage is not diversity. ↑ more is more diverse, ↓ less"
@@ -84,7 +84,7 @@ def _gains(of_split: Mapping) -> Iterable[str]:
 
 
 def _lost(of_split: Mapping) -> Iterable[str]:
-  """Different outputs fewer than the reference's, split by whether the reference's were acceptable."""
+  """Fewer different outputs than the reference's, by whether the reference's were acceptable."""
   lost = {method: figures["diversity_lost"] for method, figures in of_split.items() if figures.get("diversity_lost")}
   if not lost:
     return
@@ -98,7 +98,7 @@ def _lost(of_split: Mapping) -> Iterable[str]:
 
 
 def _protocols(protocols: Mapping, split: str) -> Iterable[str]:
-  """Figures of the whole corpus by a published protocol, at one stated sample size for all policies."""
+  """Corpus figures by a published protocol, at one stated sample size for all policies."""
   for protocol, by_split in protocols.items():
     axes = by_split.get(split, {})
     if not axes:

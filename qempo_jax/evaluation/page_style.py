@@ -1,4 +1,4 @@
-"""The look of every page: one HTML document that needs nothing else. Scripts are not allowed in it."""
+"""Style of every page: one self-contained HTML document without scripts."""
 
 import html
 from string import Template
@@ -70,7 +70,7 @@ $body
 
 
 def document(title: str, body: str) -> str:
-  """A page in the report's style; `body` is HTML, its outside text escaped already."""
+  """A page in the report's style; `body` is HTML with external text already escaped."""
   return _PAGE.substitute(title=escape(title), body=body)
 
 
@@ -81,7 +81,7 @@ def table(head, rows) -> str:
 
 
 def html_table(head, names, cells) -> str:
-  """The same with cells that are HTML already: `names` heads the rows, `cells` has the other columns."""
+  """`table` with cells that are HTML: `names` heads the rows, `cells` has the other columns."""
 
   def line(name, row):
     columns = zip(head[1:], row, strict=True)
@@ -95,12 +95,12 @@ def html_table(head, names, cells) -> str:
 
 
 def number(value, digits: int = 2) -> str:
-  """The mean of an interval, a dash where there is none."""
-  return "–" if value["mean"] is None else f"{round(value['mean'], digits) + 0.0:.{digits}f}"  # no -0.00
+  """Mean of an interval, or a dash without one."""
+  return "–" if value["mean"] is None else f"{round(value['mean'], digits) + 0.0:.{digits}f}"  # No -0.00.
 
 
 def ends(value, digits: int = 2) -> str:
-  """Both ends of an interval; nothing where there is no mean."""
+  """Both ends of an interval; empty without a mean."""
   if value["mean"] is None:
     return ""
   low, high = (("–" if value[end] is None else f"{value[end]:.{digits}f}") for end in ("low", "high"))
@@ -108,6 +108,6 @@ def ends(value, digits: int = 2) -> str:
 
 
 def escape(text) -> str:
-  """Escaped for HTML, with control characters and lone surrogates made visible."""
+  """Text escaped for HTML, with control characters and lone surrogates made visible."""
   shown = "".join(char if char in "\n\t" or ord(char) >= 32 else "\ufffd" for char in str(text))
   return html.escape(shown.encode("utf-8", "replace").decode("utf-8"), quote=True)
