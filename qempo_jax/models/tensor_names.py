@@ -145,7 +145,7 @@ def _checked(read, spec: TensorSpec) -> np.ndarray:
   check_shape(spec, tensor.shape)
   if not np.isfinite(tensor).all():
     raise InputError(f"tensor {spec.name!r} holds NaN or infinity; the checkpoint is damaged")
-  return spec.inward(tensor)
+  return spec.from_hugging_face(tensor)
 
 
 def _stored_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
