@@ -156,8 +156,8 @@ MUTANTS = (
   _M(
     "blocks_entropy_gradient",
     "qempo_jax/kernels/blocks.py",
-    "weight = of_log_prob_C[:, None] + of_entropy_C",
-    "weight = of_log_prob_C[:, None] - of_entropy_C",
+    "weight = d_log_prob_C[:, None] + d_entropy_C",
+    "weight = d_log_prob_C[:, None] - d_entropy_C",
     "gradient of entropy turned",
   ),
   _M(
