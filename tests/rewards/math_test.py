@@ -225,7 +225,7 @@ def test_numbers_as_references_are_written_in_digits(reward):
   texts = ["\\boxed{0.00005}", "20000000000000000", "72", "0.3", "1,000", "\\frac13", "0.1", "7"]
   assert reward([""] * 8, texts, answer=values) == [1.0] * 8
   for value in (float("nan"), float("inf"), True):
-    with pytest.raises(InputError, match="no text or finite number"):
+    with pytest.raises(InputError, match="not a text or finite number"):
       math_rewards.reference_answer(value)
 
 
@@ -413,7 +413,7 @@ def test_nothing_a_model_writes_is_executed(reward, tmp_path):
 def test_references_that_are_missing_or_no_text_are_the_users_mistake(reward):
   with pytest.raises(InputError, match="column 'solution'"):
     reward(["p"], ["1"], other=["2"])
-  with pytest.raises(InputError, match="no text"):
+  with pytest.raises(InputError, match="not a text"):
     reward(["p"], ["1"], answer=[None])
   with pytest.raises(InputError, match="2 values for 1"):
     reward(["p"], ["1"], answer=["1", "2"])
