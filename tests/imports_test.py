@@ -29,7 +29,6 @@ UPSTREAM = {"absl", "configs", "experiments", "ml_collections", "tests"}
 HEAVY = {
   "datasets",
   "gguf",
-  "grain",
   "matplotlib",
   "ml_collections",
   "orbax",
