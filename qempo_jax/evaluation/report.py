@@ -94,7 +94,7 @@ _TRAINING_CAPTIONS = {
 
 def _plots(results, metrics):
   """PNG bytes and caption of every plot, in the page's order."""
-  drawn = {
+  images = {
     "quality_answers": (
       plots.quality_plot(results, "effective_answers", "Effective number of acceptable answers"),
       "Quality against diversity: reward and effective number of acceptable answers",
@@ -104,22 +104,19 @@ def _plots(results, metrics):
       "Quality against entropy",
     ),
   }
-  if not any(entry["entropy"]["mean"] is not None for entry in _split_entries(results)):
-    del drawn["quality_entropy"]  # Rows of texts without a model's entropies.
+  split_figures = [figures for entry in results["methods"].values() for figures in entry["splits"].values()]
+  if not any(figures["entropy"]["mean"] is not None for figures in split_figures):
+    del images["quality_entropy"]  # Rows of texts without a model's entropies.
   split = page.main_split(results)
   caption = f"Diversity on {SPLIT_LABELS.get(split, split)}: filled above the floor, hollow over all outputs"
-  drawn["diversity"] = (diversity_plots.draw(results, split), caption)
+  images["diversity"] = (diversity_plots.draw(results, split), caption)
   for name, png in plots.training_plots(metrics, results["floor"]).items():
-    drawn[name] = (png, _TRAINING_CAPTIONS[name])
+    images[name] = (png, _TRAINING_CAPTIONS[name])
   for split, answers in results["answers"].items():
     if answers:
       caption = f"Answers to one prompt ({SPLIT_LABELS.get(split, split)}): “{answers['prompt']}”"
-      drawn[f"answers_{split}"] = (plots.answers_plot(answers), caption)
-  return drawn
-
-
-def _split_entries(results):
-  return [figures for entry in results["methods"].values() for figures in entry["splits"].values()]
+      images[f"answers_{split}"] = (plots.answers_plot(answers), caption)
+  return images
 
 
 def write_file(path: pathlib.Path, data: bytes) -> None:
