@@ -40,7 +40,7 @@ class ReplayBuffer:
   @property
   def total(self) -> int:
     """Number of distinct responses, over all keys."""
-    return sum(map(len, self._found.values()))
+    return sum(map(len, self._rewards.values()))
 
   def to_json(self) -> list:
     """All responses, for a checkpoint."""
@@ -50,10 +50,10 @@ class ReplayBuffer:
 
   def from_json(self, rows: list) -> None:
     """Restores the output of `to_json`."""
-    self._found = {}
+    self._rewards = {}
     for key, response, reward in rows:
       if self._forbidden.isdisjoint(response):
-        self._found.setdefault(_name(key), {})[tuple(response)] = reward
+        self._rewards.setdefault(_name(key), {})[tuple(response)] = reward
 
 
 def _name(key: Any) -> str:
