@@ -4,7 +4,6 @@ Parameters are a nested dict. Every leaf under "layers" has the layers as its fi
 them all and compile time does not grow with depth.
 """
 
-
 import jax
 import jax.numpy as jnp
 
