@@ -1,4 +1,4 @@
-"""What the inspection says of an example: for SmolLM2's tokenizer, and with pad == eos, without and with a BOS."""
+"""Inspection of examples: SmolLM2's tokenizer, and pad == eos, without and with a BOS."""
 
 import json
 import os

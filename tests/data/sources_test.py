@@ -1,4 +1,4 @@
-"""One string opens any source; broken rows are named and counted, whatever they hold."""
+"""Data sources named by one string; broken rows of any kind are reported and counted."""
 
 import copy
 import gzip

@@ -1,4 +1,4 @@
-"""Parameters go straight to their devices as they are read: the same values, and little memory beside the model."""
+"""Parameters go straight to their devices as they are read: the same values, with little extra memory."""
 
 import dataclasses
 import json

@@ -308,7 +308,7 @@ def test_a_hanging_answer_may_be_given_a_score_but_is_still_counted():
 
 
 def test_it_works_off_the_main_thread(reward):
-  """Where an alarm in this process would raise, and every reward be 0."""
+  """An alarm in this process would raise there, and every reward would be 0."""
   got = []
   thread = threading.Thread(target=lambda: got.extend(judge(reward, RIGHT[:3])))
   thread.start()
