@@ -49,12 +49,11 @@ CONVERT = [
 ]
 # Answers to mathematical problems, for the math reward; it brings sympy along.
 MATH = ["math-verify>=0.8"]
-# Rows on disk with random access, and batches ahead of the step. None brings TensorFlow along; tensorflow-datasets
-# needs importlib_resources without naming it.
+# Rows on disk with random access. None brings TensorFlow along; tensorflow-datasets needs importlib_resources without
+# naming it.
 DATA = [
   "array_record>=0.8",
   "etils>=1.10",
-  "grain>=0.2.10",
   "importlib_resources>=6",
   "pyarrow>=17",
   "tensorflow-datasets>=4.9.9",

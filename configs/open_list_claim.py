@@ -1,4 +1,4 @@
-"""QEMPO-C against GRPO with its beta and learning rate swept, on the open-list tasks, without replay for anyone.
+"""QEMPO-C against GRPO with its beta and learning rate swept, on the open-list tasks, without replay.
 
 python -m experiments.demo --config=configs/open_list_claim.py --workdir=runs/open_list_claim
 """

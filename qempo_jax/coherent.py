@@ -2,7 +2,7 @@
 
     max H(pi)  s.t.  E[r] >= R,  E[g(r) (-log q)] <= C          pi ∝ q^(nu g) exp(lambda r)
 
-The gate g is 1{r < tau}: 1 on unacceptable responses, 0 on the acceptable set A. `exact` re-exports what is public here
+The gate g is 1{r < tau}: 1 on unacceptable responses, 0 on the acceptable set A. `exact` re-exports the public names
 and solves the program for any reward.
 
 Source: the family of programs of arXiv 2602.15894 with another linear constraint; this one is ours.
@@ -22,14 +22,14 @@ from qempo_jax.root_finding import increasing_root
 
 
 def gate(rewards: chex.Array, *, threshold: chex.Numeric, width: chex.Numeric = 0.0) -> jax.Array:
-  """The weight of the reference on each response: 1 on unacceptable ones, 0 on acceptable ones.
+  """Returns the weight of the reference on each response: 1 if unacceptable, 0 if acceptable.
 
       g = 1{r < tau},     with a width   g = sigmoid((tau - r) / width)
 
   Args:
     rewards: [...] rewards.
-    threshold: tau, the least reward of an acceptable response; broadcasts.
-    width: of the soft gate, reward units; 0 for the hard gate.
+    threshold: tau, the smallest reward of an acceptable response; broadcasts.
+    width: width of the soft gate, reward units; 0 for the hard gate.
 
   Returns:
     [...] in [0, 1]; NaN where a reward is NaN.
@@ -48,16 +48,16 @@ def log_base_coherent(
   nu: chex.Numeric = 1.0,
   width: chex.Numeric = 0.0,
 ) -> jax.Array:
-  """The log base measure of QEMPO-C: 0 on acceptable responses, nu log q on the others, -inf outside the response set.
+  """Returns QEMPO-C's log base measure: 0 on acceptable responses, nu log q on the others, -inf outside the response set.
 
       m(y) = q(y)^(nu g(r(y)))
 
   Args:
     rewards: [..., Y] rewards.
     ref_log_probs: log-probs of the reference, nats, same shape.
-    threshold: tau, the least reward of an acceptable response.
+    threshold: tau, the smallest reward of an acceptable response.
     nu: multiplier of the coherence constraint.
-    width: of a soft gate, see `gate`; 0 for the hard one.
+    width: width of the soft gate of `gate`, reward units; 0 for the hard gate.
 
   Returns:
     log m, same shape; not normalised.
@@ -71,9 +71,9 @@ class BinaryCoherent(NamedTuple):
   """QEMPO-C's optimum for a binary reward.
 
   Attributes:
-    quality_multiplier: lambda, nats per unit of reward, scalar; 0 where the floor is slack, inf at the highest floor.
+    quality_multiplier: lambda, nats per unit of reward, scalar; 0 if the floor is slack, inf at the highest floor.
     acceptable_share: pi(A), [P] or scalar.
-    free_floor: mean of pi(A) at lambda = 0: a floor up to it costs no entropy; scalar.
+    free_floor: mean of pi(A) at lambda = 0, the largest floor that costs no entropy; scalar.
     highest_floor: share of prompts that have an acceptable response, the supremum of floors; scalar.
     log_partition: log Z = log(|A| exp(lambda) + q(not A)), [P] or scalar.
   """
@@ -88,19 +88,19 @@ class BinaryCoherent(NamedTuple):
 def qempo_coherent_binary(
   num_acceptable: chex.Numeric, ref_unacceptable: chex.Numeric, *, min_reward: chex.Numeric
 ) -> BinaryCoherent:
-  """Returns QEMPO-C's optimum for the reward 1{y in A} from two numbers a prompt: no response is enumerated.
+  """Returns QEMPO-C's optimum for the reward 1{y in A}, from two numbers per prompt and without enumeration.
 
       pi(A) = sigmoid(lambda + log |A| - log q(not A)),     pi uniform on A, proportional to q off A
       lambda = max(0, logit R + log q(not A) - log |A|)                             one prompt
       lambda the root of mean_p pi_p(A) = R                                         several, one multiplier for all
       Z = |A| exp(lambda) + q(not A) <= |A| exp(lambda) + 1                         for any cap on the length
 
-  An underestimate of |A|, or an overestimate of q(not A) such as 1, gives an upper bound of lambda. At another nu
-  sum_{not A} q^nu stands in for q(not A); for nu < 1 it grows with the cap on the length.
+  An underestimate of |A|, or an overestimate of q(not A) such as 1, gives an upper bound of lambda. For another nu,
+  replace q(not A) by sum_{not A} q^nu; for nu < 1 this sum grows with the cap on the length.
 
   Args:
-    num_acceptable: |A|, how many responses are acceptable; scalar, or [P] for P prompts.
-    ref_unacceptable: q(not A), the reference's probability of an unacceptable response, likewise.
+    num_acceptable: |A|, the number of acceptable responses; scalar, or [P] for P prompts.
+    ref_unacceptable: q(not A), the reference's probability of an unacceptable response; same shape.
     min_reward: floor R of the mean over prompts, scalar.
 
   Returns:
@@ -152,21 +152,21 @@ def coherent_target_log_probs(
   num_acceptable: chex.Numeric,
   ref_unacceptable: chex.Numeric,
 ) -> jax.Array:
-  """Returns QEMPO-C's optimum for a binary reward at logged responses: what offline training regresses log pi to.
+  """Returns the log-probs of logged responses under QEMPO-C's optimum for a binary reward, the target of offline regression.
 
       log pi*(y) = log(R / |A|)                            on A
       log pi*(y) = log q(y) + log((1 - R) / q(not A))      off A
 
-  The log is from any policy, and each response is one term of `losses.target_regression_loss`. A response's target
-  needs no other response, in place of the partition function there are two numbers a prompt.
+  The responses may come from any policy, and each is one term of `losses.target_regression_loss`. A response's target
+  needs no other response: two numbers per prompt replace the partition function.
 
   Args:
     acceptable: [..., n] True on responses of A.
     ref_log_probs: [..., n] log-probs of the responses under the reference, nats.
-    acceptable_share: R, the share of acceptable responses that the policy should have; scalar or [...]. A share below
-      `BinaryCoherent.free_floor` is not an optimum: take `BinaryCoherent.acceptable_share`.
-    num_acceptable: |A|, likewise; where it is not known, the number of distinct acceptable responses in the log.
-    ref_unacceptable: q(not A), likewise; where it is not known, the unacceptable share of samples of the reference.
+    acceptable_share: R, the target probability of acceptable responses; scalar or [...]. A share below
+      `BinaryCoherent.free_floor` is not an optimum: use `BinaryCoherent.acceptable_share`.
+    num_acceptable: |A|, same shape. If unknown, use the number of distinct acceptable responses in the log.
+    ref_unacceptable: q(not A), same shape. If unknown, use the unacceptable share of samples of the reference.
 
   Returns:
     [..., n] log-probs, nats; they sum to one over all responses.

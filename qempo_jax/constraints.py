@@ -112,9 +112,9 @@ def entropy_floor(bound: chex.Numeric | None) -> Constraint:
 
 
 def entropy_budget(bound: chex.Numeric | None) -> Constraint:
-  """Upper bound H(pi) <= bound on response entropy, nats; with `entropy_floor` at the same bound, entropy at a target.
+  """Upper bound H(pi) <= bound on response entropy, nats; with `entropy_floor` at the same bound, an entropy target.
 
-  The two multipliers then act as one of either sign, m = m_floor - m_budget, as an equality's does.
+  The two multipliers then act as the one signed multiplier of an equality, m = m_floor - m_budget.
   """
   return Constraint(_nothing, bound, BUDGET, log_prob=-1.0, unit="nats")
 
@@ -152,13 +152,17 @@ def coherence_budget(
       negative width.
   """
   if (threshold is None) == (quantile is None):
-    raise InputError("what is acceptable needs either a threshold, in units of the reward, or a quantile of the group")
+    raise InputError(
+      "the coherence constraint needs either a threshold, in reward units, or a quantile of the group's rewards"
+    )
   if quantile is not None and not 0 < quantile < 1:
-    raise InputError(f"quantile={quantile:g} must lie strictly between 0 and 1: above it a response is acceptable")
+    raise InputError(
+      f"quantile={quantile:g} must lie strictly between 0 and 1; responses at or above that quantile are acceptable"
+    )
   if isinstance(threshold, float) and math.isnan(threshold):
     raise InputError("threshold is NaN: give the least reward of an acceptable response")
   if not width >= 0:
-    raise InputError(f"width={width:g} of the soft gate must be at least 0, where 0 is the hard one")
+    raise InputError(f"width={width:g} of the soft gate must be at least 0; 0 is the hard gate")
 
   def value(group):
     rewards = group.rewards[reward]

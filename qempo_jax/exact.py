@@ -5,15 +5,18 @@
     QEMPO-KL   max H(pi)        s.t.  E[r] >= R, KL(pi || q) <= K   pi ∝ q^(mu/(1+mu)) exp(lambda r/(1+mu))
     QEMPO-C    max H(pi) + nu E[1{r < tau} log q]  s.t.  E[r] >= R   pi ∝ q^(nu 1{r < tau}) exp(lambda r)
 
-Every function takes one prompt, [Y], or a batch of prompts, [P, Y]. A batch has either one global pair of
-multipliers, the constraints holding for the means over prompts (`per_prompt=False`), or one pair a prompt
-(`per_prompt=True`): two different problems. A response whose reference log-prob is -inf is outside the response set
-(padding, for example).
+Every function takes one prompt, [Y], or a batch of prompts, [P, Y]. A batch is one of two different problems:
+
+- `per_prompt=False`: the constraints hold for means over prompts, with one global pair of multipliers.
+- `per_prompt=True`: the constraints hold for every prompt, with one pair of multipliers each.
+
+A response with reference log-prob -inf is outside the response set (padding, for example).
 
 The programs are those of "Quality-constrained Entropy Maximization Policy Optimization for LLM Diversity" (Pan et
-al., arXiv 2602.15894); the closed forms are a reconstruction from them, and `dual_newton` says how they are solved.
-Everything is safe under jit, vmap and grad. The checks that raise need concrete values: where inputs are traced they
-are left out, and the limits that `dual_newton.qempo_kl_dual` describes are returned.
+al., arXiv 2602.15894). The closed forms are a reconstruction from them; `dual_newton` describes the solver.
+
+Every function works under jit, vmap and grad. Traced inputs are not validated; the limits that
+`dual_newton.qempo_kl_dual` describes are returned instead.
 """
 
 from collections.abc import Callable
@@ -62,21 +65,21 @@ __all__ = [
   "solve_spl",
 ]
 
-# (rewards, reference, R, K) of [P, Y] arrays and scalars -> the optimum's place on the path, and its multipliers.
+# Solver: (rewards, ref_log_probs, R, K), [P, Y] arrays and scalars -> the optimum's path point and multipliers.
 Optimum = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[PathPoint, Multipliers]]
 
 
 class ExactSolution(NamedTuple):
-  """An optimum and what it reaches.
+  """An optimum with its multipliers, entropy, expected reward and KL.
 
   Attributes:
     log_probs: [Y] or [P, Y], nats; -inf outside the response set.
-    quality_multiplier: lambda, nats per unit of reward; scalar, or [P] with one pair a prompt. 0 where the floor is
-      slack, inf where it is the highest reward.
-    kl_multiplier: mu, likewise; 0 where the budget is slack or the program has none, inf where it is the smallest.
+    quality_multiplier: lambda, nats per unit of reward; scalar, or [P] with one pair per prompt. 0 if the floor is
+      slack, inf if the floor is the highest reward.
+    kl_multiplier: mu, same shape; 0 if the budget is slack or the program has none, inf at the smallest feasible budget.
     entropy: H(pi), nats; scalar for one prompt, [P] for a batch (also under global constraints).
-    expected_reward: E[r], likewise.
-    kl: KL(pi || q), nats, likewise.
+    expected_reward: E[r], same shape as entropy.
+    kl: KL(pi || q), nats, same shape as entropy.
   """
 
   log_probs: jax.Array
@@ -104,14 +107,14 @@ def solve_rlhf(
     rewards: [Y] or [P, Y] rewards.
     ref_log_probs: normalised log-probs of the reference, nats, same shape.
     min_reward: floor R; scalar, or [P] with `per_prompt`. At R = max r the limit: q on the best responses.
-    per_prompt: one multiplier a prompt, rather than one for all.
+    per_prompt: one multiplier per prompt instead of one for all.
 
   Returns:
     The solution; its kl_multiplier is 0, since KL is the objective and not a constraint.
 
   Raises:
     InfeasibleError: min_reward above the highest reward.
-    InputError: values that are not finite, or a reference that is not normalised.
+    InputError: non-finite values, or a reference that is not normalised.
   """
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
   feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
@@ -134,16 +137,16 @@ def solve_qempo(
   Args:
     rewards: [Y] or [P, Y] rewards.
     min_reward: floor R; scalar, or [P] with `per_prompt`. At R = max r the limit: uniform on the best responses.
-    ref_log_probs: the reference, for the reported KL and for the response set (where it is above -inf); None for
+    ref_log_probs: the reference, for the reported KL and for the response set (log-probs above -inf); None for
       the uniform policy.
-    per_prompt: one multiplier a prompt, rather than one for all.
+    per_prompt: one multiplier per prompt instead of one for all.
 
   Returns:
     The solution; its kl_multiplier is 0.
 
   Raises:
     InfeasibleError: min_reward above the highest reward.
-    InputError: values that are not finite, or a reference that is not normalised.
+    InputError: non-finite values, or a reference that is not normalised.
 
   Examples:
     Two good responses and two bad ones share the floor's 0.9 and the rest of 0.1 evenly.
@@ -172,8 +175,8 @@ def solve_qempo_kl(
 
       max H(pi)  s.t.  E[r] >= R, KL(pi || q) <= K          pi ∝ q^(mu/(1+mu)) exp(lambda r/(1+mu))
 
-  The budget matters strictly between K*(R), the smallest feasible one, and the QEMPO optimum's KL. At K*(R), to
-  rounding, the solution is RLHF's with infinite multipliers, which grow like (K - K*)^(-1/2) on the way there.
+  The budget binds strictly between K*(R), the smallest feasible budget, and the KL of QEMPO's optimum. At K*(R), to
+  rounding, the solution is that of RLHF with infinite multipliers; near it they grow like (K - K*)^(-1/2).
 
   Source: Pan et al. (arXiv 2602.15894), the program; closed form and dual are a reconstruction.
 
@@ -181,17 +184,16 @@ def solve_qempo_kl(
     rewards: [Y] or [P, Y] rewards.
     ref_log_probs: normalised log-probs of the reference, nats, same shape.
     min_reward: floor R; scalar, or [P] with `per_prompt`.
-    max_kl: budget K, nats, likewise; or else
-    kl_position: the budget's position in [0, 1] between K*(R) and the QEMPO optimum's KL.
-    per_prompt: one pair of multipliers a prompt, rather than one for all.
+    max_kl: budget K, nats; scalar, or [P] with `per_prompt`. Give either this or `kl_position`.
+    kl_position: the budget's position in [0, 1] between K*(R) and the KL of QEMPO's optimum.
+    per_prompt: one pair of multipliers per prompt instead of one for all.
 
   Returns:
     The solution.
 
   Raises:
     InfeasibleError: min_reward above the highest reward, or max_kl below K*(R).
-    InputError: not exactly one of max_kl and kl_position, values that are not finite, or a reference that is not
-      normalised.
+    InputError: both or neither of max_kl and kl_position, non-finite values, or a reference that is not normalised.
   """
   if (max_kl is None) == (kl_position is None):
     raise InputError("give either max_kl, in nats, or kl_position, between 0 (RLHF) and 1 (QEMPO)")
@@ -216,19 +218,19 @@ def solve_qempo_coherent(
   width: chex.Numeric = 0.0,
   per_prompt: bool = False,
 ) -> ExactSolution:
-  """Returns the optimum of QEMPO with a coherence constraint whose multiplier is nu (QEMPO-C).
+  """Returns the optimum of QEMPO with a coherence constraint of multiplier nu (QEMPO-C).
 
       max H(pi) + nu E[1{r < tau} log q]  s.t.  E[r] >= R          pi ∝ q^(nu 1{r < tau}) exp(lambda r)
 
-  By the constraint's optimality conditions it is also the optimum of max H(pi) s.t. E[r] >= R and
-  E[1{r < tau} (-log q)] <= C, with C this optimum's own value (`coherence`), where a learned nu ends.
+  By the KKT conditions it also solves max H(pi) s.t. E[r] >= R and E[1{r < tau} (-log q)] <= C. There C is this
+  optimum's own value (`coherence`), and nu is the multiplier at which dual ascent ends.
 
-  Unacceptable text must be text that the reference would write: at nu = 1 pi(. | unacceptable) is the reference's own.
-  With a binary reward and acceptable set A
+  Unacceptable text must be likely under the reference: at nu = 1, pi(. | unacceptable) = q(. | unacceptable). With a
+  binary reward and acceptable set A
 
       pi = P U(A) + (1 - P) q(. | not A),     P = max(R, |A| / (|A| + q(not A)))
 
-  (`qempo_coherent_binary`), whose partition function is finite whatever the length of the responses, for nu >= 1.
+  (`qempo_coherent_binary`). For nu >= 1 its partition function is finite for responses of any length.
 
   Source: the family of programs of arXiv 2602.15894 with another linear constraint; this one is ours.
 
@@ -236,17 +238,17 @@ def solve_qempo_coherent(
     rewards: [Y] or [P, Y] rewards.
     ref_log_probs: normalised log-probs of the reference, nats, same shape.
     min_reward: floor R; scalar, or [P] with `per_prompt`.
-    threshold: tau, the least reward of an acceptable response.
+    threshold: tau, the smallest reward of an acceptable response.
     nu: multiplier of the coherence constraint; 0 is QEMPO.
-    width: of a soft gate sigmoid((tau - r) / width) in place of 1{r < tau}, reward units; 0 for the hard gate.
-    per_prompt: one multiplier a prompt, rather than one for all.
+    width: width of the soft gate sigmoid((tau - r) / width), reward units; 0 for the hard gate 1{r < tau}.
+    per_prompt: one multiplier per prompt instead of one for all.
 
   Returns:
     The solution; its kl_multiplier is 0.
 
   Raises:
     InfeasibleError: min_reward above the highest reward.
-    InputError: values that are not finite, or a reference that is not normalised.
+    InputError: non-finite values, or a reference that is not normalised.
 
   Examples:
     Two acceptable answers share the floor's 0.9 evenly; the rest keeps the reference's proportions.
@@ -273,14 +275,14 @@ def coherence(
 ) -> jax.Array:
   """Returns E[1{r < tau} (-log q)], nats, the value that the coherence constraint bounds.
 
-  Between 0, where every response is acceptable, and that of QEMPO's optimum a bound C matters at a given floor.
+  At a given floor a bound C binds between 0 (every response acceptable) and the value of QEMPO's optimum.
 
   Args:
-    log_probs: [..., Y] of a policy, nats.
+    log_probs: [..., Y] log-probs of a policy, nats.
     rewards: [..., Y] rewards.
-    ref_log_probs: [..., Y] of the reference, nats; -inf outside the response set.
-    threshold: tau, the least reward of an acceptable response.
-    width: of the soft gate; 0 for the hard one.
+    ref_log_probs: [..., Y] log-probs of the reference, nats; -inf outside the response set.
+    threshold: tau, the smallest reward of an acceptable response.
+    width: width of the soft gate, reward units; 0 for the hard gate.
 
   Returns:
     [...] nats.
@@ -301,34 +303,34 @@ def solve_base_measure(
 
       max -E[log(pi / m)]  s.t.  E[r] >= R          pi ∝ m exp(lambda r)
 
-  m = q is RLHF, m = 1 QEMPO, m = q^(1{r < tau}) QEMPO-C, m = 1 on the reference's support truncated QEMPO.
+  RLHF has m = q, QEMPO m = 1, QEMPO-C m = q^(1{r < tau}), truncated QEMPO m = 1 on the reference's support.
 
   Args:
     rewards: [Y] or [P, Y] rewards.
-    log_base: log m, same shape; its scale does not matter, and -inf is outside the response set.
+    log_base: log m, same shape, up to a constant; -inf outside the response set.
     min_reward: floor R; scalar, or [P] with `per_prompt`.
     ref_log_probs: the reference, for the reported KL; None for the normalised base measure.
-    per_prompt: one multiplier a prompt, rather than one for all.
+    per_prompt: one multiplier per prompt instead of one for all.
 
   Returns:
     The solution; its kl_multiplier is 0.
 
   Raises:
     InfeasibleError: min_reward above the highest reward.
-    InputError: values that are not finite.
+    InputError: non-finite values.
   """
   rewards, log_base = feasible.prepare(rewards, jax.nn.log_softmax(jnp.asarray(log_base), axis=-1))
   feasible.check_floor(rewards, log_base, min_reward, per_prompt=per_prompt)
-  found = _solve(rewards, log_base, min_reward, jnp.inf, optimum=_at_tau(0.0), per_prompt=per_prompt)
-  return (
-    found if ref_log_probs is None else found._replace(kl=dual_newton.kl_divergence(found.log_probs, ref_log_probs))
-  )
+  solution = _solve(rewards, log_base, min_reward, jnp.inf, optimum=_at_tau(0.0), per_prompt=per_prompt)
+  if ref_log_probs is None:
+    return solution
+  return solution._replace(kl=dual_newton.kl_divergence(solution.log_probs, ref_log_probs))
 
 
 def solve_spl(
   rewards: chex.Array, ref_log_probs: chex.Array, *, alpha: chex.Numeric, beta: chex.Numeric
 ) -> ExactSolution:
-  """Returns the optimum for weights fixed by hand, soft preference learning.
+  """Returns the optimum of soft preference learning, whose weights are fixed by hand.
 
       max E[r] + alpha H(pi) + beta E_pi[log q]          pi ∝ q^(beta/alpha) exp(r/alpha)
 
@@ -338,13 +340,13 @@ def solve_spl(
     rewards: [Y] or [P, Y] rewards.
     ref_log_probs: normalised log-probs of the reference, nats, same shape.
     alpha: entropy weight > 0, scalar, in units of reward per nat.
-    beta: reference weight, scalar, likewise.
+    beta: reference weight, scalar, same units.
 
   Returns:
     The solution; its multipliers are those of `family.multipliers_from_weights`.
 
   Raises:
-    InputError: values that are not finite, or a reference that is not normalised.
+    InputError: non-finite values, or a reference that is not normalised.
   """
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
   log_probs = family.target_log_probs(rewards, ref_log_probs, alpha=alpha, beta=beta)

@@ -1,4 +1,4 @@
-"""Log-probability and entropy of every token from hidden states, without a [tokens, vocabulary] array."""
+"""Log-prob and entropy of every token from hidden states, without a [tokens, vocabulary] array."""
 
 import functools
 from typing import Any
@@ -17,12 +17,12 @@ from qempo_jax.kernels.head import Head
 from qempo_jax.kernels.head import counted_columns
 from qempo_jax.kernels.head import softcap as softcap
 
-# Logits that exist at once: 16 MiB of them, a size at which products run as fast as on whole vocabularies.
+# Logits in memory at once, 16 MiB: products run as fast as on whole vocabularies.
 MAX_LOGITS = 2**22
 
 
 class TokenStats(NamedTuple):
-  """Per token, in nats.
+  """Log-probs and entropies of tokens, nats.
 
   Attributes:
     log_prob: log pi(token | past).
@@ -34,13 +34,13 @@ class TokenStats(NamedTuple):
 
 
 def mask_columns(logits: jax.Array, num_tokens: int | None, forbidden: tuple[int, ...] = ()) -> jax.Array:
-  """Logits [..., V] with -inf in the columns from `num_tokens` on, which stand for no token, and in `forbidden` ones."""
+  """Logits [..., V] with -inf in padding columns, from `num_tokens` on, and in `forbidden` ones."""
   kept = counted_columns(logits.shape[-1], num_tokens, forbidden)
   return logits if kept.all() else jnp.where(jnp.asarray(kept), logits, -jnp.inf)
 
 
 def from_logits(logits: jax.Array, targets: jax.Array) -> TokenStats:
-  """Log-probability of the targets and entropy, from logits [..., V] and targets [...]."""
+  """Log-prob of the targets and entropy, from logits [..., V] and targets [...]."""
   logits = logits.astype(jnp.float32)
   log_normaliser = jax.nn.logsumexp(logits, axis=-1)
   log_prob = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_normaliser
@@ -64,37 +64,37 @@ def token_stats(
   max_logits: int = MAX_LOGITS,
   implementation: str = "auto",
 ) -> TokenStats:
-  """Log-probability and entropy of next-token distributions, a block of the logits at a time.
+  """Log-prob and entropy of next-token distributions, a block of the logits at a time.
 
   log pi(y_t) = l_{y_t} - logsumexp(l),   h_t = logsumexp(l) - sum_v pi_v l_v,   l = softcap(hidden W') / temperature
 
-  Neither this nor its gradient holds more than `chunk_size` tokens' logits, nor more than `max_logits` of them: the
-  sums over the vocabulary are carried from block to block, and the backward pass computes each block again with
+  Neither the value nor the gradient holds more than `chunk_size` tokens' logits, nor more than `max_logits` of them.
+  The sums over the vocabulary are carried from block to block, and the backward pass recomputes each block with
 
       dL/dl_v = a (1[v = y] - pi_v) - b pi_v (log pi_v + h),     a, b the cotangents of log pi(y) and of h
 
-  after Milakov & Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867. Reverse mode alone: under
-  `jax.jvp` JAX raises a TypeError; forward derivatives are those of `from_logits`, on whole logits.
+  after Milakov & Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867. Only reverse mode is
+  defined: `jax.jvp` raises a TypeError; forward derivatives are those of `from_logits`, on whole logits.
 
   Args:
     hidden: [T, D] final hidden states.
     unembedding: [V, D] output projection W.
     targets: [T] token ids.
-    temperature: divides the logits; the sampler's own, so that scores belong to what was sampled.
-    chunk_size: tokens a chunk.
-    compute_dtype: what the product's operands are rounded to; its sums are float32.
-    logit_softcap: of the decoder's logits, before the temperature; None where it has none.
-    num_tokens: columns of V that stand for tokens; later ones only pad the vocabulary. None for all.
-    forbidden: ids that no distribution gives anything; log pi of such a target is -inf.
-    max_logits: how many logits a chunk's block of the vocabulary has, on each part of the vocabulary.
-    implementation: of the forward sums: "xla", "pallas" (a kernel for TPU or GPU, which holds a tile of logits in
-      fast memory and needs neither size), or "auto": `kernels.choice`.
+    temperature: divisor of the logits; use the sampling temperature, so that scores belong to the sampled distribution.
+    chunk_size: tokens of a chunk.
+    compute_dtype: dtype of the product's operands; its sums are float32.
+    logit_softcap: soft-cap of the decoder's logits, before the temperature; None: none.
+    num_tokens: number of columns of V that are tokens; later ones are padding. None: all.
+    forbidden: ids of tokens without probability; log pi of such a target is -inf.
+    max_logits: logits of a chunk's block of the vocabulary, on each part of the vocabulary.
+    implementation: implementation of the forward sums: "xla", "pallas" (a kernel for TPU or GPU with a tile of logits
+      in fast memory, which needs neither size), or "auto": `kernels.choice`.
 
   Returns:
     TokenStats of shape [T], float32, nats.
 
   Raises:
-    InputError: "pallas" is asked for and cannot compute this here.
+    InputError: "pallas" is requested and cannot compute this here.
   """
   chex.assert_rank([hidden, unembedding, targets], [2, 2, 1])
   chex.assert_equal_shape_prefix([hidden, targets], 1)

@@ -1,4 +1,4 @@
-"""Shaped rewards and group baselines beside what `losses/battery_test` checks of them: how they relate, groups of one."""
+"""Shaped rewards and group baselines, besides the checks of `losses/battery_test`: their relations, groups of one."""
 
 import jax.numpy as jnp
 import numpy as np

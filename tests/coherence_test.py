@@ -1,4 +1,4 @@
-"""What is acceptable: a threshold, the floor, a quantile of the group, a soft gate; and what is refused in one line."""
+"""The acceptable set of the coherence constraint: threshold, floor, group quantile, soft gate; and errors on bad settings."""
 
 import jax
 import jax.numpy as jnp

@@ -60,7 +60,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-  """Keeps the tests of the part that was asked for."""
+  """Keeps the tests of the part in `--part`."""
   part, parts = map(int, config.getoption("part").split("/"))
   kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts == part]
   config.hook.pytest_deselected(items=[item for item in items if zlib.crc32(item.nodeid.encode()) % parts != part])

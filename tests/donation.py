@@ -1,4 +1,4 @@
-"""That a step takes over the memory of the state it is given: no copy beside the new one."""
+"""Check that a step reuses the memory of its state, without a second copy."""
 
 import contextlib
 import warnings

@@ -1,4 +1,4 @@
-"""Who may import whom: data flows one way, and the mathematics stands on JAX alone."""
+"""Allowed imports: data flows one way, and the mathematics depends on JAX alone."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "qempo_jax"
 
-# What the mathematics may use besides the standard library and itself.
+# Packages that the mathematics may import besides the standard library and itself.
 CORE = {"chex", "flax", "jax", "numpy", "optax"}
 PURE = (
   "losses",
@@ -29,7 +29,6 @@ UPSTREAM = {"absl", "configs", "experiments", "ml_collections", "tests"}
 HEAVY = {
   "datasets",
   "gguf",
-  "grain",
   "matplotlib",
   "ml_collections",
   "orbax",

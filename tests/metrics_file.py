@@ -1,4 +1,4 @@
-"""What two runs of one program must share: their metrics, but for clocks and what the compilation cache held."""
+"""Metrics that two runs of one program must share: all but clocks and the compilation cache's hits."""
 
 import json
 import pathlib

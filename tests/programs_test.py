@@ -87,7 +87,7 @@ def test_bad_input_is_one_line_and_exit_code_2(call, verb, tmp_path):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-  """The toy's config and model for whatever asks for one."""
+  """The toy's config, which every program loads, and its model."""
   found = toy.config(tmp_path)
   monkeypatch.setattr(build_policy, "policy", lambda config: _policy())
   monkeypatch.setattr(cli, "load_config", lambda path: found)

@@ -131,7 +131,7 @@ def test_the_intervals_narrow_with_more_prompts():
   assert widths[0] > 1.5 * widths[1]
 
 
-# What the weights are.
+# The weights.
 
 
 def test_the_weights_are_those_of_the_closed_form(x64):
@@ -207,7 +207,7 @@ def test_pure_under_jit_vmap_and_grad(x64, program):
   np.testing.assert_allclose(jax.grad(quality)(floor), slope, rtol=1e-5)
 
 
-# Where samples are not to be believed.
+# Samples that mislead.
 
 
 def test_rare_good_answers_are_seen_in_the_evidence_not_in_the_forecast():

@@ -16,7 +16,7 @@ SOURCES = ("qempo_jax", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 # Files of tests that need the package and its dependencies alone, the last one its templates too: run against the
 # installed one from a folder without its sources.
 PLAIN = ("family_test.py", "losses/policy_gradient_test.py", "evaluation/frontier_test.py")
-# What the package needs besides itself; blocking the rest shows that extras are extras.
+# Modules that the package works without; blocking them shows that extras are optional.
 EXTRAS = ("ml_collections", "transformers", "tokenizers", "gguf", "matplotlib", "grain", "experiments", "configs")
 
 

@@ -1,9 +1,9 @@
-"""What a checkpoint costs: seconds and bytes of saving and restoring, and the share of training that a save stalls.
+"""Cost of a checkpoint: seconds and bytes of saving and restoring, and the stall of training in steps.
 
   python -m experiments.benchmarks.checkpoints --config=configs/demo.py --workdir=runs/checkpoints
 
-Steps run alternately with and without an asynchronous save after them, on the state of the whole policy. A save's
-stall is the time its call takes, plus what the steps beside the writing take longer than those without.
+Steps alternate with and without an asynchronous save, on the state of the whole policy. A save's stall is the time of
+its call, plus the extra time of the steps that run during the write.
 """
 
 import json
@@ -20,7 +20,7 @@ from experiments import plan as plans
 from qempo_jax.train.checkpoint import Checkpoints
 
 ROUNDS = 3
-STEPS_BETWEEN = 3  # steps from one save to the next, and as many without any
+STEPS_BETWEEN = 3  # steps after each save, and as many without a save
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
@@ -40,22 +40,22 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 
   load = os.getloadavg()[0]
   checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
-  for _ in range(2):  # compiled twice, where a packed batch has another width
+  for _ in range(2):  # a packed batch of another width compiles again
     state, _ = advance(state)
-  found = {"step": [], "step_beside_writing": [], "save_call": [], "write": []}
+  times = {"step": [], "step_beside_writing": [], "save_call": [], "write": []}
   for _ in range(ROUNDS):
     for name in ("step", "step_beside_writing"):
       if name == "step_beside_writing":
         started = time.monotonic()
         checkpoints.save(state, {})
-        found["save_call"].append(time.monotonic() - started)
+        times["save_call"].append(time.monotonic() - started)
       for _ in range(STEPS_BETWEEN):
         state, seconds = advance(state)
-        found[name].append(seconds)
+        times[name].append(seconds)
     started = time.monotonic()
     checkpoints.save(state, {})
     checkpoints.wait()
-    found["write"].append(time.monotonic() - started)
+    times["write"].append(time.monotonic() - started)
   started = time.monotonic()
   jax.block_until_ready(checkpoints.restore(state)[0].params)
   restore = time.monotonic() - started
@@ -65,9 +65,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   params_only = time.monotonic() - started
   checkpoints.close()
   files = [path for path in (workdir / "checkpoints").rglob("*") if path.is_file()]
-  typical = {name: statistics.median(values) for name, values in found.items()}
-  # Means here: the step right after a save is the slow one, which a median would leave out.
-  slower = STEPS_BETWEEN * (statistics.mean(found["step_beside_writing"]) - statistics.mean(found["step"]))
+  typical = {name: statistics.median(values) for name, values in times.items()}
+  # Means, since a median would leave out the slow step right after a save.
+  slower = STEPS_BETWEEN * (statistics.mean(times["step_beside_writing"]) - statistics.mean(times["step"]))
   print(
     json.dumps(
       {
@@ -78,7 +78,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
           "call": typical["save_call"] / typical["step"],
           "call_and_slower_steps": (typical["save_call"] + slower) / typical["step"],
         },
-        "all_seconds": found,
+        "all_seconds": times,
         "load_average": [load, os.getloadavg()[0]],
         "cores": os.cpu_count(),
       },
@@ -90,6 +90,6 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 if __name__ == "__main__":
   cli.run(
     main,
-    description="Times checkpoints beside training steps.",
+    description="Times checkpoints and the training steps during them.",
     example="python -m experiments.benchmarks.checkpoints --config=configs/demo.py --workdir=runs/checkpoints",
   )

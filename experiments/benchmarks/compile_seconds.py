@@ -1,4 +1,4 @@
-"""Seconds to compile the programs of a demo's runs, anew and in the largest shapes they may have; no weights are read.
+"""Seconds to compile the programs of a demo's runs, uncached and in their largest shapes; no weights are read.
 
 python -m experiments.benchmarks.compile_seconds --config=configs/demo.py
 """
@@ -16,7 +16,7 @@ from experiments.configured import policy as build_policy
 
 
 def main() -> None:
-  """Prints a line a program."""
+  """Prints one line per program."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--config", type=pathlib.Path, required=True)
   whole = cli.complete_config(parser.parse_args().config, [])

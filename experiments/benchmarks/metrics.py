@@ -1,12 +1,12 @@
-"""How long the cheap metrics take: every lexical and functional figure over all outputs and above the floor.
+"""Run time of the metrics without a model: every lexical and functional figure over all outputs and above the floor.
 
-CPU seconds, of all threads, leave out what other work on the machine takes.
+CPU seconds are those of all threads, without other work on the machine.
 
   python -m experiments.benchmarks.metrics                        # 100 prompts x 20 samples of 60 words
   python -m experiments.benchmarks.metrics --samples=2000         # 100 prompts x 2,000 samples
 
-Parts run in processes side by side. Texts are made up: words of one to three syllables by Zipf's law, a vocabulary of
-5,000, each prompt with its own favourites. Gzip takes 10 MB/s of them, 15 MB/s of real English answers.
+Parts run in parallel processes. Texts are synthetic: words of one to three syllables by Zipf's law, a vocabulary of
+5,000, each prompt with its own frequent words. Gzip takes 10 MB/s of them, 15 MB/s of real English answers.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _VOWELS = "a e i o u ai ea ou an en in on er al".split()
 
 
 class Samples(NamedTuple):
-  """What is measured: [prompts][samples] texts, [prompts, samples] rewards and tokens, draws of the bootstrap."""
+  """Inputs of the metrics: [prompts][samples] texts, [prompts, samples] rewards and tokens, settings of the bootstrap."""
 
   texts: list[list[str]]
   rewards: np.ndarray
@@ -44,16 +44,16 @@ def main() -> None:
   """Prints the seconds of every part."""
   parser = argparse.ArgumentParser(description="Times the cheap metrics.")
   parser.add_argument("--prompts", type=int, default=100)
-  parser.add_argument("--samples", type=int, default=20, help="a prompt")
-  parser.add_argument("--words", type=int, default=60, help="a sample")
-  parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap")
+  parser.add_argument("--samples", type=int, default=20, help="per prompt")
+  parser.add_argument("--words", type=int, default=60, help="per sample")
+  parser.add_argument("--draws", type=int, default=1000, help="draws of the bootstrap")
   parser.add_argument("--processes", type=int, default=2)
   options = parser.parse_args()
   rng = np.random.default_rng(0)
   shape = options.prompts, options.samples
   texts = made_up_texts(rng, *shape, options.words)
   rewards = (rng.random(shape) < 0.8).astype(float)
-  global _samples  # what forked processes see without a copy
+  global _samples  # shared with forked processes without a copy
   _samples = Samples(texts, rewards, np.full(shape, float(options.words)), {"num_draws": options.draws, "seed": 0})
   print(
     f"{shape[0]} prompts x {shape[1]} samples x {options.words} words, {options.draws} draws, {os.cpu_count()} cores"
@@ -101,7 +101,7 @@ def _comparisons(s: Samples) -> None:
   comparisons.compare_with("a", {name: s.rewards + 0.01 * index for index, name in enumerate("abcdef")}, **s.settings)
 
 
-# The longest first, so that two processes end together.
+# The longest part is first, so that two processes end together.
 PARTS = {
   "lexical, all and above the floor, with intervals": _figures,
   "guo2024 lexical with its interval": _protocol,
@@ -113,7 +113,7 @@ _samples: Samples | None = None
 
 
 def _timed(name: str) -> tuple[str, float, float, float]:
-  """A part's name, elapsed and CPU seconds, and its process's largest memory so far, GB."""
+  """Returns a part's name, elapsed and CPU seconds, and its process's peak memory so far, GB."""
   start = np.array([time.perf_counter(), time.process_time()])
   PARTS[name](_samples)
   elapsed, cpu = np.array([time.perf_counter(), time.process_time()]) - start
@@ -127,20 +127,20 @@ def made_up_texts(rng: np.random.Generator, prompts: int, samples: int, words: i
   texts = []
   for _ in range(prompts):
     favourites = rng.permutation(5000)[:400]
-    own = weights.copy()
-    own[favourites] *= 20
-    drawn = vocabulary[rng.choice(5000, (samples, words), p=own / own.sum())]
-    texts.append([" ".join(row) + "." for row in drawn])
+    prompt_weights = weights.copy()
+    prompt_weights[favourites] *= 20
+    words_of_samples = vocabulary[rng.choice(5000, (samples, words), p=prompt_weights / prompt_weights.sum())]
+    texts.append([" ".join(row) + "." for row in words_of_samples])
   return texts
 
 
 def made_up_words(rng: np.random.Generator, count: int) -> list[str]:
-  """Different words of one to three syllables."""
+  """Distinct words of one to three syllables."""
   syllables = [consonant + vowel for consonant in _CONSONANTS for vowel in _VOWELS]
-  found: dict[str, None] = {}
-  while len(found) < count:
-    found["".join(rng.choice(syllables, rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2])))] = None
-  return list(found)
+  words: dict[str, None] = {}
+  while len(words) < count:
+    words["".join(rng.choice(syllables, rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2])))] = None
+  return list(words)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Seconds of offline steps whose rows hold one pair each, beside the same with `offline.pairs_per_row` pairs a row.
+"""Seconds of offline steps with `offline.pairs_per_row` pairs per packed row, compared with one pair per row.
 
   python -m experiments.benchmarks.shared_rows --config=configs/offline_dpo.py --config.offline.pairs_per_row=4
       --config.offline.pairs=source --config.data.source=jsonl:pairs.jsonl.gz --config.steps=6 --workdir=runs/shared_rows
 
-Both ways take the same batches in turn, after a first pass that compiles; `workdir/shared_rows.json` keeps every step.
+Both layouts take the same batches in turn, after a first pass that compiles; `workdir/shared_rows.json` keeps every
+step.
 """
 
 import json
@@ -25,9 +26,11 @@ from qempo_jax.errors import InputError
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
-  """Times `config.steps` batches both ways, prints a line for each, and writes all of it down."""
+  """Times `config.steps` batches in both layouts, prints a line for each, and writes all times."""
   if config.offline.pairs_per_row < 2:
-    raise InputError("one pair a row is what this compares with: set config.offline.pairs_per_row, such as 4")
+    raise InputError(
+      "this compares several pairs per row with one: set config.offline.pairs_per_row to at least 2, such as 4"
+    )
   if dry_run:
     return
   policy = build_policy.policy(config)
@@ -51,7 +54,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
           padding[per_row].append(pair_tokens.padding_share(batch.packed))
   for per_row, times in seconds.items():
     share = statistics.mean(padding[per_row])
-    print(f"{per_row} pairs a row: {statistics.mean(times):.2f} s a step, padding {share:.0%}")
+    print(f"{per_row} pairs per row: {statistics.mean(times):.2f} s per step, padding {share:.0%}")
   saved = {"seconds": seconds, "padding": padding, "machine": machine.describe(), "jax": jax.__version__}
   (workdir / "shared_rows.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 
@@ -59,7 +62,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 if __name__ == "__main__":
   cli.run(
     main,
-    description="Times offline steps with several pairs a row beside one.",
+    description="Times offline steps with several pairs per row and with one.",
     example="python -m experiments.benchmarks.shared_rows --config=configs/offline_dpo.py"
     " --config.offline.pairs_per_row=4 --workdir=runs/shared_rows",
   )

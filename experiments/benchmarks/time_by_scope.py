@@ -1,12 +1,14 @@
-"""Where the time of a compiled program goes: the wall time of its operations by the scope that they come from.
+"""Wall time of a compiled program's operations, by the library's scope that they come from.
 
   python -m experiments.benchmarks.time_by_scope --output=time_by_scope.json
 
-The programs are those of the benchmarks' decode and offline cases: sampling, the reference's scores, the training step. Each
-runs once under JAX's profiler, on a CPU, after a first run. At every instant the operations that run share its time
-equally; one that XLA fused from several counts where its last part belongs. Scopes are the names that the library gives to
-its parts, "others" what has none; passes are forward, backward, and forward again for the backward. In time that is
-"unrecorded" no operation is at work by the profile: products may run on after theirs has ended.
+The programs are those of the benchmarks' decode and offline cases: sampling, the reference's scores, the training step.
+Each runs once under JAX's profiler, on a CPU, after a first run. Operations that run at the same time share it equally.
+An operation that XLA fused counts for the scope of its last part.
+
+Scopes are the library's names of its parts; "others" has none. Passes are forward, backward, and "again", the forward
+pass recomputed for the backward. "unrecorded" is time without a recorded operation: products may run on after their
+record ends.
 """
 
 import argparse
@@ -37,7 +39,7 @@ SCOPES = ("token_stats", "optimizer", "draw", "attention", "linear", "norm", "ro
 
 
 def by_scope(jitted, *args) -> tuple[dict[str, float], float]:
-  """({"scope, pass": seconds}, wall seconds) of one run after a first.
+  """Returns ({"scope, pass": seconds}, wall seconds) of one run after a first.
 
   Args:
     jitted: a jitted function; it may donate arguments.
@@ -61,7 +63,7 @@ def by_scope(jitted, *args) -> tuple[dict[str, float], float]:
 
 
 def scopes_of(program: str) -> dict[str, str]:
-  """{an instruction's name: "scope, pass"} from the text of a compiled program, but for those that run others."""
+  """Maps each instruction's name in a compiled program's text to "scope, pass"; instructions that run others are left out."""
   found = {}
   for name, rest in re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE):
     path = re.search(r'op_name="([^"]*)"', rest)
@@ -74,13 +76,13 @@ def scopes_of(program: str) -> dict[str, str]:
 
 
 def spans(profile, scopes: dict[str, str]) -> list[tuple[float, float, str]]:
-  """(start, end, scope) in ns of the operations that a profile holds."""
+  """Returns (start, end, scope) in ns of a profile's operations."""
   events = (event for plane in profile.planes for line in plane.lines for event in line.events)
   return [(e.start_ns, e.start_ns + e.duration_ns, scopes[e.name]) for e in events if e.name in scopes]
 
 
 def shares(spans) -> dict[str, float]:
-  """Seconds of each scope, most first; those that are at work at the same time share it equally."""
+  """Seconds of each scope, largest first; operations that run at the same time share it equally."""
   changes = sorted([(start, 1, scope) for start, _, scope in spans] + [(end, -1, scope) for _, end, scope in spans])
   running, seconds, last = collections.Counter(), collections.Counter(), changes[0][0]
   for now, change, scope in changes:
@@ -121,7 +123,7 @@ def _train(policy, config):
 
 
 def main() -> None:
-  """Measures, prints and writes."""
+  """Measures, prints and writes the results."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
     "--programs", nargs="+", choices=("sample", "score", "train"), default=("sample", "score", "train")

@@ -1,9 +1,9 @@
-"""Log-probability and entropy of every token, with both gradients: ours beside the formula on whole logits.
+"""Log-probability and entropy of every token, with both gradients: ours compared with the formula on whole logits.
 
   python -m experiments.benchmarks.token_stats --tokens=1024 --width=576 --vocab=49152 --output=token_stats.json
 
-Both get the same float32 arrays, must agree to 1e-5, and run in turn, so that other work on the machine meets both
-alike. Memory is what the compiler reserves beyond arguments and results.
+Both get the same float32 arrays and must agree to 1e-5. They run in turn, so that other work on the machine affects
+both. Memory is the compiler's temporary memory, without arguments and results.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from qempo_jax import token_stats
 
 
 def whole_logits(hidden, unembedding, targets) -> token_stats.TokenStats:
-  """The formula as one writes it, for logits that fit."""
+  """The plain formula, for logits that fit in memory."""
   log_probs = jax.nn.log_softmax(hidden @ unembedding.T)
   chosen = jnp.take_along_axis(log_probs, targets[:, None], axis=1)[:, 0]
   return token_stats.TokenStats(chosen, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=1))
 
 
 def programs(tokens: int, width: int, vocab_size: int, sizes) -> tuple[dict, tuple]:
-  """({(name, part): compiled program}, its arguments); parts are "forward" and "gradient", which includes the former."""
+  """({(name, part): compiled program}, its arguments); parts are "forward" and "gradient", which includes the forward pass."""
   keys = jax.random.split(jax.random.key(0), 3)
   hidden, unembedding = (
     jax.random.normal(keys[0], (tokens, width)),
@@ -51,7 +51,7 @@ def programs(tokens: int, width: int, vocab_size: int, sizes) -> tuple[dict, tup
 
 
 def measure(tokens: int, width: int, vocab_size: int, *, sizes, repeats: int) -> list[dict]:
-  """All programs in turn, `repeats` times; see the module."""
+  """Runs all programs in turn, `repeats` times; returns one row per program and part."""
   found, arrays = programs(tokens, width, vocab_size, sizes)
   seconds = {name: [] for name in found}
   for part in ("forward", "gradient"):

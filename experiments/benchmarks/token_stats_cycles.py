@@ -1,9 +1,9 @@
-"""What the TPU's compiler estimates for token statistics by XLA's blocks: cycles of the product and of the sums after it.
+"""The TPU compiler's cycle estimates for token statistics in XLA's blocks: of the product and of the sums after it.
 
   python -m experiments.benchmarks.token_stats_cycles --topology=v5e:2x2 --width=896
 
-Compiled on a machine without TPU; needs libtpu beside JAX. Each line is an instruction of the program with the
-compiler's own estimate for one run of it. The kernel's cycles are not in its reach.
+The program is compiled on a machine without TPU, which needs libtpu as well as JAX. Each line is an instruction with
+the compiler's estimate for one run of it. The compiler has no estimate for the kernel.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _INSTRUCTION = re.compile(r'%(\S+) = (.*?) \w+\(.*kind=(\w+),.*"estimated_cycles
 
 
 def program(topology: str, implementation: str, *, tokens: int, width: int, vocab_size: int, gradient: bool) -> str:
-  """The compiled program's text, for so many tokens on each device, bfloat16 weights and operands."""
+  """Returns the compiled program's text, for `tokens` tokens on each device, with bfloat16 weights and operands."""
   found = compile_check.devices(topology)
   mesh = sharding.make_mesh((-1, 1, 1), devices=found)
   array = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
@@ -41,10 +41,10 @@ def program(topology: str, implementation: str, *, tokens: int, width: int, voca
 
 
 def main() -> None:
-  """Prints the instructions that take most."""
+  """Prints the instructions with the largest estimates."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--topology", default="v5e:2x2")
-  parser.add_argument("--tokens", type=int, default=4096, help="on each device")
+  parser.add_argument("--tokens", type=int, default=4096, help="tokens on each device")
   parser.add_argument("--width", type=int, default=896)
   parser.add_argument("--vocab", type=int, default=151_936)
   parser.add_argument("--implementation", default="xla")

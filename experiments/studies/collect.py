@@ -1,9 +1,10 @@
-"""The finished runs of a frontier with a language model, in a file small enough to keep: figures of every prompt, and the curves.
+"""Collects the finished runs of a frontier with a language model in one small file: figures per prompt, and curves.
 
   python -m experiments.studies.collect countdown_small runs/countdown_small [FURTHER_WORKDIR ...]
 
-Writes docs/results/countdown_small.json, of which `experiments.studies.results` makes RESULTS.md's tables and figure. Puzzles
-keep how often each right answer was given, other prompts the diversity of their samples: that needs spaCy and the encoder.
+Writes docs/results/countdown_small.json, from which `experiments.studies.results` makes RESULTS.md's tables and figure.
+A puzzle keeps the count of each right answer. Other prompts keep the diversity of their samples, which needs spaCy and
+the sentence encoder.
 """
 
 import json
@@ -29,26 +30,26 @@ CURVES = ("reward", "entropy", "kl", "length", "dual/quality/multiplier", "dual/
 
 
 def collect(folders: list[pathlib.Path]) -> list[dict]:
-  """One dict a run that has a result, in order of name."""
-  found = []
+  """Returns one dict per run that has a result, in order of name."""
+  runs = []
   for folder in folders:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for path in sorted((folder / "runs").glob("*/result.json")):
       result = json.loads(path.read_text(encoding="utf-8"))
-      own, rows = config[result["method"]], _lines(path.parent / "samples.jsonl")
-      found.append(
+      run_config, rows = config[result["method"]], _lines(path.parent / "samples.jsonl")
+      runs.append(
         {
           **{key: result[key] for key in ("method", "point", "seed", "seconds")},
-          "changed": _changed(own, json.loads(base.get_config().to_json_best_effort())),
+          "changed": _changed(run_config, json.loads(base.get_config().to_json_best_effort())),
           "curves": _curves(path.parent / metrics_file.NAME),
           **({"puzzles": _puzzles(rows)} if rows[0]["set_name"] else {"prompts": _prompts(rows)}),
         }
       )
-  return found
+  return runs
 
 
 def _puzzles(rows: list[dict]) -> list[dict]:
-  """By puzzle: its split and target, how often each right answer was given, and the means of what samples have."""
+  """By puzzle: its split and target, the count of each right answer, and means over its samples."""
   return [
     {
       "split": split,
@@ -62,7 +63,7 @@ def _puzzles(rows: list[dict]) -> list[dict]:
 
 
 def _prompts(rows: list[dict]) -> list[dict]:
-  """By prompt: its split and first words, the means of what samples have, and the diversity of their texts."""
+  """By prompt: its split and first words, means over its samples, and the diversity of their texts."""
   metrics = diversity_metrics.metrics(
     [row["completion"] for row in rows], embed=sentence_encoder.load(), parse=syntactic.parse_with_spacy
   )
@@ -79,7 +80,7 @@ def _prompts(rows: list[dict]) -> list[dict]:
 
 
 def _diversity(metric, texts: list[str]) -> float:
-  """A metric of a prompt's samples; its least value where they have none."""
+  """A metric of a prompt's samples; its worst value if it is undefined for them."""
   value = metric.function(lexical.encode(texts) if metric.of_tokens else texts)
   return _short(value if np.isfinite(value) else metric.worst)
 
@@ -101,19 +102,19 @@ def _short(value) -> float:
 
 def _curves(path: pathlib.Path) -> dict[str, list[float]]:
   steps = metrics_file.read(path)
-  found = {name: [float(f"{step[name]:.4g}") for step in steps if step.get(name) is not None] for name in CURVES}
-  return {name: values for name, values in found.items() if values}
+  curves = {name: [float(f"{step[name]:.4g}") for step in steps if step.get(name) is not None] for name in CURVES}
+  return {name: values for name, values in curves.items() if values}
 
 
-def _changed(own: dict, defaults: dict, start: str = "") -> dict:
-  """The keys whose values are not base.py's, flat."""
-  found = {}
-  for key, value in own.items():
+def _changed(values: dict, defaults: dict, prefix: str = "") -> dict:
+  """The keys whose values differ from base.py's, flattened."""
+  changed = {}
+  for key, value in values.items():
     if isinstance(value, dict):
-      found |= _changed(value, defaults[key], f"{start}{key}.")
+      changed |= _changed(value, defaults[key], f"{prefix}{key}.")
     elif value != defaults[key]:
-      found[f"{start}{key}"] = value
-  return found
+      changed[f"{prefix}{key}"] = value
+  return changed
 
 
 def _lines(path: pathlib.Path) -> list[dict]:
@@ -121,7 +122,7 @@ def _lines(path: pathlib.Path) -> list[dict]:
 
 
 def main(name: str, *folders: str) -> None:
-  """Collects and writes."""
+  """Collects the runs and writes the file."""
   runs, out = collect([pathlib.Path(folder) for folder in folders]), RESULTS / f"{name}.json"
   workdirs.write_atomically(out, "[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
   print(f"{len(runs)} runs in {out}")

@@ -1,9 +1,9 @@
-"""Compiles the paper configs for their slices, one at a time, and keeps docs/pods.md's table true to what came out.
+"""Compiles the paper configs for their slices, one at a time, and updates the table of docs/pods.md.
 
   python -m experiments.studies.compile_table [--only=TEXT] [--table]
 
-What the results file already has is not compiled again: remove an entry there to have it anew. `--only` takes the
-entries with that text in their name, `--table` compiles nothing and writes the page from the file.
+Entries in the results file are not compiled again; remove one there to recompile it. `--only` selects the entries with
+that text in their name. `--table` compiles nothing and writes the page from the file.
 """
 
 import argparse
@@ -30,9 +30,9 @@ RESULTS = ROOT / "docs" / "results" / "compile_check.json"
 PAGE = ROOT / "docs" / "pods.md"
 START, END = "<!-- compile_check: made by experiments/studies/compile_table.py -->", "<!-- compile_check ends -->"
 TASKS = ("offline_ultrafeedback", "online_gsm8k", "online_math")
-# The methods of a task compile to one program but for scalars; this one's stands for them.
+# All methods of a task compile to one program except for scalars, so one method represents them.
 METHOD = "qempo_kl"
-# Beyond each model's own slice: the smallest model on the smallest slice.
+# Besides each model's own slice: the smallest model on the smallest slice.
 FURTHER = (
   ("offline_ultrafeedback", "qwen2.5-0.5b", "v5e:2x2"),
   ("online_gsm8k", "qwen2.5-0.5b", "v5e:2x2"),
@@ -45,32 +45,32 @@ GIB = 2**30
 
 
 def entries() -> list[tuple[str, str]]:
-  """(config with its argument, slice) of every row of the table."""
-  own = [(task, name, model.topology) for name, model in models.MODELS.items() for task in TASKS]
-  return [(f"configs/paper/{task}.py:{model},{METHOD}", topology) for task, model, topology in (*FURTHER, *own)]
+  """Returns (config with its argument, slice) of every row of the table."""
+  pairs = [(task, name, model.topology) for name, model in models.MODELS.items() for task in TASKS]
+  return [(f"configs/paper/{task}.py:{model},{METHOD}", topology) for task, model, topology in (*FURTHER, *pairs)]
 
 
 def results() -> dict[str, Any]:
-  """What was compiled: "CONFIG on SLICE" -> its programs."""
+  """Reads the compiled programs: "CONFIG on SLICE" -> its programs."""
   return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
 
 
-def table(found: dict[str, Any]) -> str:
-  """The Markdown table of all entries; those that are not in `found` are marked."""
+def table(compiled: dict[str, Any]) -> str:
+  """Formats the Markdown table of all entries; entries missing in `compiled` are marked."""
   lines = [HEAD]
   for config, topology in entries():
     start = f"| `{config.removeprefix('configs/paper/')}` | {topology} |"
-    entry = found.get(f"{config} on {topology}")
+    entry = compiled.get(f"{config} on {topology}")
     if entry is None:
       lines.append(f"{start} not compiled |" + " |" * 6)
     lines += [f"{start} {_cells(program)} |" for program in (entry or {}).get("programs", ())]
   return "\n".join(lines)
 
 
-def page(text: str, found: dict[str, Any]) -> str:
-  """The page with the table between its two marks."""
+def page(text: str, compiled: dict[str, Any]) -> str:
+  """Replaces the table between the page's two marks."""
   before, rest = text.split(START)
-  return f"{before}{START}\n\n{table(found)}\n\n{END}{rest.split(END)[1]}"
+  return f"{before}{START}\n\n{table(compiled)}\n\n{END}{rest.split(END)[1]}"
 
 
 def _cells(program: dict[str, Any]) -> str:
@@ -91,15 +91,15 @@ def _cells(program: dict[str, Any]) -> str:
 
 
 def main(argv=None) -> int:
-  """Compiles what is missing, and writes file and page after each; 1 if something does not fit."""
+  """Compiles the missing entries, and writes file and page after each; returns 1 if a program does not fit."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--only", default="", help="text in the entry's name, such as qwen2.5-0.5b or v5e")
   parser.add_argument("--table", action="store_true", help="compile nothing")
   arguments = parser.parse_args(argv)
-  found = results()
+  compiled = results()
   for config, topology in entries():
     name = f"{config} on {topology}"
-    if arguments.table or name in found or arguments.only not in name:
+    if arguments.table or name in compiled or arguments.only not in name:
       continue
     print(f"{name} ...", flush=True)
     started = time.monotonic()
@@ -110,10 +110,10 @@ def main(argv=None) -> int:
       return 2
     programs = [report.to_json() for report in reports]
     entry = {"programs": programs, "compile_seconds": round(time.monotonic() - started)}
-    found = results() | {name: entry}  # others may have compiled beside this
-    write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
-  write_atomically(PAGE, page(PAGE.read_text(encoding="utf-8"), found))
-  return 0 if all(program["fits"] for entry in found.values() for program in entry["programs"]) else 1
+    compiled = results() | {name: entry}  # another process may have added entries
+    write_atomically(RESULTS, json.dumps(compiled, indent=1) + "\n")
+  write_atomically(PAGE, page(PAGE.read_text(encoding="utf-8"), compiled))
+  return 0 if all(program["fits"] for entry in compiled.values() for program in entry["programs"]) else 1
 
 
 if __name__ == "__main__":

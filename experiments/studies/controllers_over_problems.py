@@ -1,11 +1,12 @@
-"""Does the PI controller keep its lead over plain dual ascent from problem to problem?
+"""Comparison of the PI controller with plain dual ascent over many random problems.
 
-`dual_controllers` compares them on one problem; here gains are tuned on ten random problems and then held fixed on ten
-others (those of the exactness study: two prompts of 31 responses, one multiplier, QEMPO), with and without noise of
-sd 0.2 on the measured reward. A policy with free logits climbs the Lagrangian by exact gradients. Each controller's
-gains are the ones with the fewest steps to settle, averaged over the tuning problems, among the same grid of integral
-gains, so that plain ascent is at its fastest; it is shown, too, at the integral gain of the PI controller, and at
-every other one of the grid.
+`dual_controllers` compares them on one problem. Here gains are tuned on ten random problems and then fixed on ten
+others, with and without noise of sd 0.2 on the measured reward. The problems are those of the exactness study: two
+prompts of 31 responses, one multiplier, QEMPO. A policy with free logits climbs the Lagrangian by exact gradients.
+
+Each controller gets the gains of its grid with the fewest settling steps, averaged over the tuning problems. Both grids
+have the same integral gains, so plain ascent is at its fastest. Plain ascent is also shown at the PI controller's
+integral gain, and at every other gain of the grid.
 
     python -m experiments.studies.controllers_over_problems    # docs/figures/controllers_over_problems.{json,png}
 """
@@ -43,8 +44,8 @@ def simulate(
   """Overshoot and settling step for each of [K, 2] gains, problems and noise seeds.
 
   Returns:
-    (largest excess over the floor, first step from which the expected reward stays within the tolerance of it;
-    STEPS if it never does), both [K, problems, noise_seeds].
+    (largest excess over the floor, first step from which the expected reward stays within the tolerance of the floor;
+    STEPS if it never settles), both [K, problems, noise_seeds].
   """
   tolerance = jnp.where(noise > 0, TOLERANCES[0.2], TOLERANCES[0.0])
 
@@ -58,7 +59,7 @@ def simulate(
       constraints = {"quality": duals.at_least(reward + error, floor)}
       terms = duals.lagrangian_terms(dual_params, constraints)
       primal = (mean(log_probs) + terms.penalty) / duals.step_divisor(dual_params, constraints)
-      # The mean over prompts divides each prompt's gradient by their number: undone by the factor.
+      # The mean over prompts divides each prompt's gradient by their number; the factor undoes that.
       return len(rewards) * primal + terms.dual_loss, reward
 
     def step(carry, index_and_error):
@@ -87,36 +88,36 @@ def simulate(
 
 def outcomes(problems: Problem, grid: list[tuple[float, float, float]], noise: float) -> list[dict]:
   """Overshoot and settling step of each (proportional, integral, smoothing): per problem, mean over noise seeds."""
-  found = {}
+  by_gains = {}
   for smoothing in sorted({s for _, _, s in grid}):
     gains = [(k_p, k_i) for k_p, k_i, s in grid if s == smoothing]
     parts = simulate(problems, jnp.array(gains), noise, smoothing=smoothing, noise_seeds=NOISE_SEEDS if noise else 1)
     overshoot, settled = (np.asarray(x, float).mean(axis=-1) for x in parts)
     for i, (k_p, k_i) in enumerate(gains):
-      found[k_p, k_i, smoothing] = {"overshoot": overshoot[i], "settled": settled[i]}
+      by_gains[k_p, k_i, smoothing] = {"overshoot": overshoot[i], "settled": settled[i]}
   return [
     {"proportional_gain": g[0], "integral_gain": g[1], "smoothing": g[2]}
-    | {k: v.round(4).tolist() for k, v in found[g].items()}
+    | {k: v.round(4).tolist() for k, v in by_gains[g].items()}
     for g in grid
   ]
 
 
 def tune(problems: Problem, name: str, noise: float) -> tuple[float, float, float]:
-  """The gains of the grid with the fewest steps to settle, averaged over problems."""
+  """Returns the gains of the grid with the fewest steps to settle, averaged over problems."""
   settled = [np.mean(outcome["settled"]) for outcome in outcomes(problems, GRID[name], noise)]
   return GRID[name][int(np.argmin(settled))]
 
 
 def compare(noise: float) -> dict:
-  """Both controllers at one noise level: tuned on one set of problems, measured on the other."""
+  """Compares both controllers at one noise level: tuned on one set of problems, measured on the other."""
   policy = table_policy()
-  tuning, fresh = (random_problems(policy, "qempo", seeds) for seeds in (TUNING_SEEDS, SEEDS))
+  tuning, test = (random_problems(policy, "qempo", seeds) for seeds in (TUNING_SEEDS, SEEDS))
   gains = {name: tune(tuning, name, noise) for name in GRID}
-  plain = outcomes(fresh, GRID["plain ascent"], noise)
+  plain = outcomes(test, GRID["plain ascent"], noise)
   same_gain = (0.0, gains["PI"][1], 0.0)
   result = {
     "noise_sd": noise,
-    "PI": outcomes(fresh, [gains["PI"]], noise)[0],
+    "PI": outcomes(test, [gains["PI"]], noise)[0],
     "plain ascent, tuned": plain[GRID["plain ascent"].index(gains["plain ascent"])],
     "plain ascent, PI's integral gain": plain[GRID["plain ascent"].index(same_gain)],
     "plain ascent, every gain": plain,
@@ -127,7 +128,7 @@ def compare(noise: float) -> dict:
 
 
 def ratios(controlled: dict, plain: dict) -> dict:
-  """Ratios of settling steps and overshoot per problem, and in how many the claim holds."""
+  """Ratios of settling steps and overshoot per problem, and the number of problems in which the claim holds."""
   over = lambda key: np.asarray(controlled[key]) / np.maximum(np.asarray(plain[key]), 1e-9)
   settling, overshoot = over("settled"), over("overshoot")
   return {
@@ -142,7 +143,7 @@ def ratios(controlled: dict, plain: dict) -> dict:
 
 
 def draw(results: list[dict], path: pathlib.Path) -> None:
-  """Settling steps against overshoot: a point a problem, and the path of plain ascent's means over its gains."""
+  """Plots settling steps against overshoot: a point per problem, and the path of plain ascent's means over its gains."""
   import matplotlib
 
   matplotlib.use("Agg")

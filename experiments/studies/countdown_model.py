@@ -1,11 +1,12 @@
-"""A small language model that half knows how to solve countdown puzzles: the reference of configs/countdown_small.py.
+"""A small language model that solves some countdown puzzles: the reference policy of configs/countdown_small.py.
 
   python -m experiments.studies.countdown_model runs/countdown_model
 
-A decoder of three blocks and width 96 over 15 characters, trained from scratch on random calculations after "NUMBER=". Of
-these 40 % have that value; the others have any, or are strings of random characters, as a model that learnt from the web
-saw right and wrong ones. Signs and digits are uneven (a digit's weight is its inverse), so that the reference
-has favourites. Seed 0; 184 CPU-seconds. Written as a folder that any model source of the configs reads.
+A decoder of three blocks and width 96 over 15 characters, trained from scratch on random calculations after "NUMBER=".
+40 % of these calculations have that value, 50 % have any value, and 10 % are strings of random characters. Thus the
+model has seen right and wrong answers, like one trained on the web. Signs and digits are uneven (a digit's weight is
+its inverse), so that the reference prefers some answers. Seed 0; 184 CPU-seconds. It is written as a folder that any
+model source of the configs reads.
 """
 
 import functools
@@ -39,17 +40,17 @@ SIGNS, SIGN_WEIGHTS = "+-*", (0.5, 0.3, 0.2)
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-  """One token a character; a conversation is its last message and "="."""
+  """Builds a tokenizer with one token per character; a conversation is its last message and "="."""
   model = tokenizers.Tokenizer(tokenizers.models.WordLevel(VOCABULARY, unk_token="<eos>"))
   model.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
   model.decoder = tokenizers.decoders.Fuse()
-  made = transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>", pad_token="<eos>")
-  made.chat_template = "{{ messages[-1].content }}="
-  return made
+  wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>", pad_token="<eos>")
+  wrapped.chat_template = "{{ messages[-1].content }}="
+  return wrapped
 
 
 def draw(target: int, rng: np.random.Generator, by_value: dict[int, list[str]]) -> str:
-  """What follows "target=" in the training text."""
+  """Draws the text after "target=" in the training data."""
   kind = rng.random()
   if kind < RANDOM_SHARE:
     return "".join(rng.choice(list("0123456789+-*"), size=rng.integers(1, MAX_LENGTH)))
@@ -59,7 +60,7 @@ def draw(target: int, rng: np.random.Generator, by_value: dict[int, list[str]]) 
 
 
 def calculation(rng: np.random.Generator) -> str:
-  """A random calculation of two or three digits."""
+  """Draws a random calculation of two or three digits."""
   weights = 1 / np.arange(1, 10)
   digits = rng.choice(list("123456789"), size=rng.choice((2, 3)), p=weights / weights.sum())
   signs = rng.choice(list(SIGNS), size=len(digits) - 1, p=SIGN_WEIGHTS)
@@ -67,7 +68,7 @@ def calculation(rng: np.random.Generator) -> str:
 
 
 def train(seed: int = 0):
-  """The trained parameters."""
+  """Trains the model and returns its parameters."""
   rng = np.random.default_rng(seed)
   by_value = {target: [] for target in TARGETS}
   for text in (calculation(rng) for _ in range(60_000)):
@@ -100,7 +101,7 @@ def train(seed: int = 0):
 
 
 def main(folder: str) -> None:
-  """Trains and writes the folder."""
+  """Trains the model and writes the folder."""
   started = time.process_time()
   export.export_model(pathlib.Path(folder), train(), CONFIG, tokenizer=tokenizer())
   print(f"{folder}: {time.process_time() - started:.0f} CPU-seconds")

@@ -1,4 +1,4 @@
-"""Tables and figure of a countdown study from its JSON in docs/results alone; `experiments.studies.results` writes them.
+"""Tables and figure of a countdown study from its JSON in docs/results; `experiments.studies.results` writes them.
 
 Figures are means over puzzles; intervals are 95 %, from a bootstrap over puzzles, then seeds.
 """
@@ -23,11 +23,11 @@ COLUMNS = {
     "truncated": "truncated",
 }  # fmt: skip
 METHODS = tuple(frontier_page.LABELS)
-BASELINES = ("grpo", "dpo")  # the one that a study has is what the others are compared with
+BASELINES = ("grpo", "dpo")  # candidates for the baseline; a study has one of them
 
 
 def points(runs: list[dict], split: str) -> list[frontier.Point]:
-  """The operating points on one split's puzzles, seeds side by side, METHODS' order."""
+  """Returns the operating points on one split's puzzles, with seeds side by side, in METHODS' order."""
   rows = [
     {
       **{key: run[key] for key in ("method", "point", "seed")},
@@ -40,23 +40,23 @@ def points(runs: list[dict], split: str) -> list[frontier.Point]:
 
 
 def _figures(puzzles: list[dict]) -> dict[str, np.ndarray]:
-  """By name [puzzles, 1]."""
-  found = {name: [puzzle[name] for puzzle in puzzles] for name in ("entropy", "num_tokens", "truncated")}
-  found["kl"] = [puzzle["log_prob"] - puzzle["ref_log_prob"] for puzzle in puzzles]
+  """Figures by name, [puzzles, 1]."""
+  figures = {name: [puzzle[name] for puzzle in puzzles] for name in ("entropy", "num_tokens", "truncated")}
+  figures["kl"] = [puzzle["log_prob"] - puzzle["ref_log_prob"] for puzzle in puzzles]
   counts = [np.array(list(puzzle["answers"].values()), float) for puzzle in puzzles]
   samples, right = np.array([puzzle["samples"] for puzzle in puzzles]), np.array([int(count.sum()) for count in counts])
-  found["reward"] = right / samples
+  figures["reward"] = right / samples
   share = [count / max(1.0, count.sum()) for count in counts]
-  found["effective_answers"] = [np.exp(-np.sum(p * np.log(p))) if len(p) else 0.0 for p in share]
+  figures["effective_answers"] = [np.exp(-np.sum(p * np.log(p))) if len(p) else 0.0 for p in share]
   for k in DRAWS:
-    found[f"pass@{k}"] = solutions.pass_at_k(samples, right, k=k)
+    figures[f"pass@{k}"] = solutions.pass_at_k(samples, right, k=k)
     pairs = zip(counts, samples, strict=True)
-    found[f"distinct@{k}"] = [functional.rarefied_types(count, total=int(n), size=k) for count, n in pairs]
-  return {name: np.asarray(values, float)[:, None] for name, values in found.items()}
+    figures[f"distinct@{k}"] = [functional.rarefied_types(count, total=int(n), size=k) for count, n in pairs]
+  return {name: np.asarray(values, float)[:, None] for name, values in figures.items()}
 
 
 def chosen(runs: list[dict]) -> dict[str, str]:
-  """By method the label of the point with the most different right answers of 64 on the validation puzzles, seed 0."""
+  """Label of each method's point with the most distinct right answers of 64 on the validation puzzles, seed 0."""
   first = points([run for run in runs if run["seed"] == 0], "validation")
   best = {}
   for point in first:
@@ -66,35 +66,35 @@ def chosen(runs: list[dict]) -> dict[str, str]:
 
 
 def tables(runs: list[dict]) -> list[str]:
-  """Lines of Markdown: the choice on validation puzzles, then the chosen points, then differences from the baseline."""
-  picked, lines = chosen(runs), []
+  """Markdown lines: the choice on validation puzzles, the chosen points, and their differences from the baseline."""
+  labels, lines = chosen(runs), []
   lines += ["| method | point | seeds | reward | different right answers of 64 | |", "|---" * 6 + "|"]
   for point in points(runs, "validation"):
     shown = [f"{point.mean(name):.3f}" for name in ("reward", "distinct@64")]
-    mark = "chosen" if picked.get(point.method) == point.label else ""
+    mark = "chosen" if labels.get(point.method) == point.label else ""
     lines.append(f"| {cells.label(point.method)} | {point.label} | {len(point.seeds)} | {' | '.join(shown)} | {mark} |")
   splits = {puzzle["split"] for run in runs for puzzle in run["puzzles"]}
   for split in (split for split in ("heldout", "train") if split in splits):
     lines += ["", f"| {split} | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
-    found = [point for point in points(runs, split) if picked.get(point.method) == point.label]
-    for point in found:
+    chosen_points = [point for point in points(runs, split) if labels.get(point.method) == point.label]
+    for point in chosen_points:
       shown = [cells.interval(intervals.mean_interval(point.figures[name])) for name in COLUMNS]
       lines.append(f"| {cells.label(point.method)} | {len(point.seeds)} | {' | '.join(shown)} |")
-    if compared := _differences(found, split):
+    if compared := _differences(chosen_points, split):
       lines += ["", *compared]
   return lines
 
 
-def _differences(found: list[frontier.Point], split: str) -> list[str]:
-  """Each method less the baseline, with the seeds that both have."""
-  baseline = next((point for point in found if point.method in BASELINES), None)
+def _differences(chosen_points: list[frontier.Point], split: str) -> list[str]:
+  """Differences of each method from the baseline, over the seeds that both have."""
+  baseline = next((point for point in chosen_points if point.method in BASELINES), None)
   if baseline is None:
     return []
   lines = [
     f"| {split}, less {cells.label(baseline.method)}'s | reward | pass@64 | different right answers of 64 | entropy (nats) |",
     "|---" * 5 + "|",
   ]
-  for point in found:
+  for point in chosen_points:
     if point.method in ("base", baseline.method):
       continue
     both = [seed for seed in point.seeds if seed in baseline.seeds]
@@ -106,13 +106,13 @@ def _differences(found: list[frontier.Point], split: str) -> list[str]:
 
 
 def picture(runs: list[dict]) -> bytes:
-  """A PNG of pass@k and of distinct right answers against k on held-out puzzles, one line a method."""
+  """Draws pass@k and distinct right answers against k on held-out puzzles, one line per method; PNG bytes."""
   canvas = FigureCanvasAgg(Figure(figsize=(6.4, 8.0), dpi=150, layout="constrained"))
-  axes, picked = canvas.figure.subplots(2, 1), chosen(runs)
-  found = [point for point in points(runs, "heldout") if picked.get(point.method) == point.label]
+  axes, labels = canvas.figure.subplots(2, 1), chosen(runs)
+  chosen_points = [point for point in points(runs, "heldout") if labels.get(point.method) == point.label]
   for axis, (name, label) in zip(axes, (("pass", "pass@k"), ("distinct", "Different right answers of k")), strict=True):
     ends = []
-    for point in found:
+    for point in chosen_points:
       colour, marker = frontier_page._STYLES[point.method]
       values = [point.mean(f"{name}@{k}") for k in DRAWS]
       axis.plot(DRAWS, values, marker=marker, color=colour, linewidth=1.2, markersize=4)
@@ -131,9 +131,9 @@ def picture(runs: list[dict]) -> bytes:
 
 
 def _name_ends(axis, ends) -> None:
-  """Names at the lines' ends, apart from each other."""
+  """Writes labels at the lines' ends, spaced apart."""
   low, high = axis.get_ylim()
-  place, gap = low, (high - low) * 0.05
+  height, gap = low, (high - low) * 0.05
   for value, label, colour in ends:
-    place = max(value, place + gap)
-    axis.annotate(label, (DRAWS[-1], value), xytext=(70, place), color=colour, fontsize=8, va="center")
+    height = max(value, height + gap)
+    axis.annotate(label, (DRAWS[-1], value), xytext=(70, height), color=colour, fontsize=8, va="center")

@@ -1,8 +1,8 @@
-"""How fast, and how far past the floor, do the controllers of the quality multiplier drive an enumerable policy?
+"""Speed and overshoot of the quality multiplier's controllers on an enumerable policy.
 
-A tabular policy over 64 responses with Gaussian rewards climbs the QEMPO Lagrangian with exact gradients while its
+A tabular policy over 64 responses with Gaussian rewards climbs the QEMPO Lagrangian with exact gradients. Its
 multiplier follows plain dual ascent, the library's PI controller, or the PI controller in velocity form, with and
-without noise (sd 0.2) on the measured reward. The last one is here to show why the library does not use it.
+without noise (sd 0.2) on the measured reward. The velocity form shows why the library does not use it.
 
     python -m experiments.studies.dual_controllers          # 20 s on 2 cores; docs/figures/dual_controllers.{png,json}
 """
@@ -31,7 +31,7 @@ GAINS = {"proportional_gain": 5.0, "integral_gain": 0.03, "smoothing": 0.8}
 
 
 def velocity_pi(*, proportional_gain: float, integral_gain: float, smoothing: float) -> optax.GradientTransformation:
-  """The PI controller in velocity form, m <- clip(m + k_i e + k_p (change of the average of e)), first average 0."""
+  """The PI controller in velocity form, m <- clip(m + k_i e + k_p (change of the average of e)), with first average 0."""
 
   def update(gradients, state, dual_params=None):
     del dual_params
@@ -73,8 +73,8 @@ def simulate(controller: optax.GradientTransformation, noise: float, key: jax.Ar
     logits, dual_params, state = carry
     gradients, mean_reward = jax.grad(loss, argnums=(0, 1), has_aux=True)(logits, dual_params, error)
     updates, state = controller.update(gradients[1], state, dual_params)
-    following = logits - STEP_SIZE * gradients[0], optax.apply_updates(dual_params, updates), state
-    return following, (mean_reward, duals.multipliers(dual_params)["quality"])
+    next_carry = logits - STEP_SIZE * gradients[0], optax.apply_updates(dual_params, updates), state
+    return next_carry, (mean_reward, duals.multipliers(dual_params)["quality"])
 
   dual_params = duals.init_dual_params({"quality": 0.0})
   start = jnp.zeros(len(REWARDS)), dual_params, controller.init(dual_params)
@@ -88,7 +88,7 @@ def overshoot_and_settling(mean_rewards: np.ndarray, tolerance: float) -> tuple[
 
 
 def measure(name: str, noise: float) -> dict:
-  """Returns the curves and the figures of one controller, averaged over seeds where there is noise."""
+  """Returns the curves and the figures of one controller, averaged over seeds if there is noise."""
   runs = [simulate(CONTROLLERS[name], noise, jax.random.key(seed)) for seed in range(SEEDS if noise else 1)]
   rewards, multipliers = (np.stack([np.asarray(run[part]) for run in runs]) for part in (0, 1))
   overshoot, settled = np.mean([overshoot_and_settling(run, TOLERANCE[noise]) for run in rewards], axis=0)
@@ -105,7 +105,7 @@ def measure(name: str, noise: float) -> dict:
 
 
 def draw(results: list[dict], exact_multiplier: float, path: pathlib.Path) -> None:
-  """Draws expected reward and multiplier over the steps, one column a noise level."""
+  """Plots expected reward and multiplier over the steps, one column per noise level."""
   import matplotlib
 
   matplotlib.use("Agg")

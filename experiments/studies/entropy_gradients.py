@@ -1,10 +1,11 @@
-"""Which entropy gradient ends nearest to the optimum? QEMPO on the frontier's toy with each, against the exact one.
+"""Distance from the optimum after QEMPO training with each entropy gradient, on the frontier's toy.
 
   python -m experiments.studies.entropy_gradients
 
-The toy of configs/frontier_toy.py (a transformer, 12 prompts, 85 responses each), QEMPO at two floors, groups of 8 and of 32,
-600 steps, eight seeds that the gradients share. The figure is KL(pi || pi*) from the exact optimum pi*, in nats, the
-mean over prompts. Writes docs/results/entropy_gradients.json and prints a Markdown table.
+The toy is that of configs/frontier_toy.py (a transformer, 12 prompts, 85 responses each). QEMPO trains at two floors,
+with groups of 8 and of 32, 600 steps, and eight seeds shared by the gradients. The figure is KL(pi || pi*) from the
+exact optimum pi*, in nats, the mean over prompts. Writes docs/results/entropy_gradients.json and prints a Markdown
+table.
 """
 
 import json
@@ -20,13 +21,13 @@ from qempo_jax import exact
 from qempo_jax.evaluation import intervals
 
 GRADIENTS = ("rao_blackwell", "score_function")
-DROPPED = "rao_blackwell_leave_one_out"  # in the JSON, but in the code no more: see RESULTS.md
+DROPPED = "rao_blackwell_leave_one_out"  # only in the JSON, no longer in the code: see RESULTS.md
 FLOORS, GROUP_SIZES, SEEDS = (0.6, 0.9), (8, 32), tuple(range(8))
 OUT = pathlib.Path(__file__).parents[2] / "docs" / "results" / "entropy_gradients.json"
 
 
 def run(gradient: str, floor: float, group_size: int, problem: enumerable.Problem) -> list[dict[str, float]]:
-  """One dict of figures a seed."""
+  """Trains all seeds, and returns one dict of figures per seed."""
   configs = []
   for seed in SEEDS:
     config = frontier_toy.get_config().qempo
@@ -39,7 +40,7 @@ def run(gradient: str, floor: float, group_size: int, problem: enumerable.Proble
   with jax.enable_x64(True):
     rewards = np.asarray(problem.rewards, np.float64)
     best = np.asarray(exact.solve_qempo(rewards, min_reward=floor).log_probs)
-  found = []
+  rows = []
   for index in range(len(SEEDS)):
     log_p = np.asarray(problem.log_probs(jax.tree.map(lambda leaf, index=index: leaf[index], params)), np.float64)
     p = np.exp(log_p)
@@ -48,16 +49,16 @@ def run(gradient: str, floor: float, group_size: int, problem: enumerable.Proble
       "reward": np.sum(p * rewards, axis=-1).mean(),
       "entropy": -np.sum(p * log_p, axis=-1).mean(),
     }
-    found.append({name: float(f"{value:.6g}") for name, value in figures.items()})
-  return found
+    rows.append({name: float(f"{value:.6g}") for name, value in figures.items()})
+  return rows
 
 
 def table(rows: list[dict]) -> list[str]:
-  """Markdown: the distance from the optimum with each gradient, and differences from Rao-Blackwell's, paired by seed."""
+  """Markdown table of the distance from the optimum, with differences from Rao-Blackwell's, paired by seed."""
   heads = ("floor", "group", "Rao-Blackwell", "score function, less it", "Rao-Blackwell with leave-one-out, less it")
   lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
   of = {(row["floor"], row["group_size"], row["gradient"]): row["seeds"] for row in rows}
-  # Seeds are what is drawn here: they take the place of prompts.
+  # Seeds are the random units here, and take the place of prompts.
   distances = {key: np.array([[figures["kl_to_optimum"]] for figures in seeds]) for key, seeds in of.items()}
   for case in dict.fromkeys(key[:2] for key in of):
     plain = distances[*case, "rao_blackwell"]
@@ -74,14 +75,14 @@ def _interval(value) -> str:
 
 
 def main() -> None:
-  """Trains all, writes the JSON, prints the table."""
+  """Trains every case, writes the JSON, prints the table."""
   started = time.process_time()
   problem = enumerable.make_problem(frontier_toy.get_config().enumerable)
   rows = [
       {"floor": floor, "group_size": size, "gradient": gradient, "seeds": run(gradient, floor, size, problem)}
       for floor in FLOORS for size in GROUP_SIZES for gradient in GRADIENTS
   ]  # fmt: skip
-  # The dropped gradient is no longer made here: its rows stay as they were measured.
+  # Keep the stored rows of the dropped gradient.
   rows += [row for row in json.loads(OUT.read_text(encoding="utf-8"))["rows"] if row["gradient"] == DROPPED]
   OUT.write_text(
     json.dumps({"cpu_seconds": round(time.process_time() - started, 1), "rows": rows}) + "\n", encoding="utf-8"

@@ -1,4 +1,4 @@
-"""The estimators that `estimator_variance` compares, each a surrogate of one member of a group of samples."""
+"""Estimators that `estimator_variance` compares, each a surrogate loss of one member of a group of samples."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Surrogate = Callable[[Samples, int], jax.Array]
 
 
 def _others(x: jax.Array, k: int) -> jax.Array:
-  """Detached mean over the other members of the group; 0 where there is none."""
+  """Detached mean over the other members of the group; 0 for a group of one."""
   return jax.lax.stop_gradient((jnp.sum(x) - x[k]) / max(x.shape[0] - 1, 1))
 
 
@@ -74,5 +74,5 @@ TARGETS = {"entropy": ENTROPY, "KL": KL}
 
 
 def ascended(surrogate: Surrogate) -> Callable[[Samples], jax.Array]:
-  """The loss whose negative gradient is the group's mean of the surrogate's gradient."""
+  """Returns the loss whose negative gradient is the group mean of the surrogate's gradient."""
   return lambda s: -jnp.mean(jnp.stack([surrogate(s, k) for k in range(s.rewards.shape[0])]))

@@ -1,14 +1,13 @@
-"""How biased and how noisy are the gradients of sequence entropy and KL? Exact, by enumeration.
+"""Exact bias and variance of gradient estimators of sequence entropy and KL, by enumeration.
 
-A table policy over 3 tokens (EOS among them) and at most 4 of them has 31 sequences, so that an estimator's
-gradient has an exact mean and an exact variance: sums over all samples, or over all groups of 2 and 3 for
-the leave-one-out baseline, whose variance at any group size follows from those two (it is a U-statistic of
-order 2). Policies and references have Gaussian logits of three sizes: nearly uniform, moderate, and peaked
-next-token distributions.
+A table policy over 3 tokens (EOS among them) and at most 4 of them has 31 sequences, so that an estimator's gradient
+has an exact mean and variance. They are sums over all samples, or over all groups of 2 and 3 for the leave-one-out
+baseline. Its variance at any group size follows from these two, since it is a U-statistic of order 2. Policies and
+references have Gaussian logits of three sizes: nearly uniform, moderate, and peaked next-token distributions.
 
     python -m experiments.studies.estimator_variance     # about 100 CPU-seconds
 
-writes docs/figures/estimator_variance.{png,json}; docs/estimators.md tells what they show.
+Writes docs/figures/estimator_variance.{png,json}, which docs/estimators.md describes.
 """
 
 import json
@@ -29,10 +28,10 @@ from qempo_jax.testing.expectation import flat_gradient
 from qempo_jax.testing.expectation import group_moments
 
 LOGIT_SIZES = {"flat": 0.3, "moderate": 1.0, "peaked": 2.5}
-REFERENCES = 4  # of each size
-POLICIES = 16  # a reference
+REFERENCES = 4  # per size
+POLICIES = 16  # per reference
 VOCAB_SIZE, MAX_LENGTH = 3, 4
-GROUP = 8  # of the table: the leave-one-out baseline, and the size of the batch
+GROUP = 8  # group size of the table: for the leave-one-out baseline, and of the batch
 LARGER_GROUPS = (2, 8, 32)
 
 
@@ -41,14 +40,14 @@ def leave_one_out_variance(of_two: float, of_three: float, group: int) -> float:
 
       Var_G = 2/(G (G-1)) (2 (G-2) z1 + z2),   z2 = Var_2,   z1 = (3 Var_3 - Var_2)/2
 
-  which is Hoeffding's formula for a U-statistic of order 2, solved for its two components.
+  This is Hoeffding's formula for a U-statistic of order 2, solved for its two components.
   """
   single = (3 * of_three - of_two) / 2
   return 2 / (group * (group - 1)) * (2 * (group - 2) * single + of_two)
 
 
 def problems(size: float, seed: int) -> Problem:
-  """A reference and POLICIES policies with Gaussian logits of a size."""
+  """Draws a reference and POLICIES policies with Gaussian logits of a size."""
   problem = random_problem(
     jax.random.key(seed),
     vocab_size=VOCAB_SIZE,
@@ -67,7 +66,7 @@ def problems(size: float, seed: int) -> Problem:
 
 
 def measure(problem: Problem) -> list[dict]:
-  """For every policy: bias and variance a sample of each estimator, relative to the exact gradient."""
+  """For every policy: bias, and variance per sample, of each estimator, relative to the exact gradient."""
   losses = {(t, name): ascended(f) for t, fs in TARGETS.items() for name, f in fs.items()}
   alone = group_moments(list(losses.values()), problem, group_size=1, behaviour="policy")
   paired = {key: loss for key, loss in losses.items() if key[1] in GROUPED}
@@ -86,9 +85,9 @@ def measure(problem: Problem) -> list[dict]:
       square = float(gradient @ gradient)
       mean, variance = one.mean[index], {1: float(one.variance[index])}
       if (target, name) in paired:
-        place = list(paired).index((target, name))
-        mean = two.mean[place]
-        pair, triple = float(two.variance[place]), float(three.variance[place])
+        pair_index = list(paired).index((target, name))
+        mean = two.mean[pair_index]
+        pair, triple = float(two.variance[pair_index]), float(three.variance[pair_index])
         variance = {g: g * leave_one_out_variance(pair, triple, g) for g in LARGER_GROUPS}
       row.setdefault(target, {})[name] = {
         "bias": float(jnp.linalg.norm(mean - gradient)) / square**0.5,
@@ -100,12 +99,12 @@ def measure(problem: Problem) -> list[dict]:
 
 
 def at_group(entry: dict) -> float:
-  """Variance a sample: of the leave-one-out baseline in groups of GROUP."""
+  """Variance per sample; for the leave-one-out baseline in groups of GROUP."""
   return entry["variance"].get("1", entry["variance"].get(str(GROUP)))
 
 
 def summarise(rows: list[dict], target: str) -> dict:
-  """Medians and ranges over policies; how often each estimator is the quietest of the unbiased ones."""
+  """Medians and ranges over policies, and each unbiased estimator's rate of having the least variance."""
   names = TARGETS[target]
   relative = {
     n: np.array([at_group(r[target][n]) / at_group(r[target]["score function"]) for r in rows]) for n in names
@@ -127,15 +126,15 @@ def summarise(rows: list[dict], target: str) -> dict:
     }
   raw = [at_group(r[target]["score function"]) for r in rows]
   for n in GROUPED:
-    found = [r[target][n]["variance"] for r in rows]
+    by_policy = [r[target][n]["variance"] for r in rows]
     summary[n]["relative_variance_median_by_group"] = {
-      str(g): float(np.median([v[str(g)] / x for v, x in zip(found, raw, strict=True)])) for g in LARGER_GROUPS
+      str(g): float(np.median([v[str(g)] / x for v, x in zip(by_policy, raw, strict=True)])) for g in LARGER_GROUPS
     }
   return summary
 
 
 def tables(raw: dict) -> str:
-  """The measured tables of docs/estimators.md, from the raw numbers."""
+  """Formats the measured tables of docs/estimators.md from the raw numbers."""
   number = lambda x: f"{x:.2g}" if x < 100 else f"{x:.0f}" if x < 1e4 else f"{x:.0e}"
   lines = []
   for target, groups in raw["summary"].items():
@@ -160,14 +159,14 @@ MARKERS = {"flat": "o", "moderate": "s", "peaked": "^"}
 
 
 def draw(rows: dict[str, list[dict]], path: pathlib.Path) -> None:
-  """One strip an estimator: its variance relative to the plain score function's, one mark a policy."""
+  """Draws one strip per estimator: its variance relative to the plain score function's, one mark per policy."""
   figure, axes = figures.panels(2, height=5.2)
   for axis, target in zip(axes, TARGETS, strict=True):
     names = [n for n in TARGETS[target] if n != "score function"][::-1]
-    for place, name in enumerate(names):
+    for height, name in enumerate(names):
       for offset, size in enumerate(LOGIT_SIZES):
         x = [at_group(r[target][name]) / at_group(r[target]["score function"]) for r in rows[size]]
-        y = np.full(len(x), place + 0.22 * (1 - offset))
+        y = np.full(len(x), height + 0.22 * (1 - offset))
         axis.plot(x, y, MARKERS[size], color=COLOURS[size], markersize=5, alpha=0.35, mew=0)
         axis.plot([np.median(x)] * 2, y[:2] + [-0.1, 0.1], color=COLOURS[size], linewidth=3)
     labels = [f"{n}\n(biased)" if n in BIASED else n.replace(", ", ",\n") for n in names]
@@ -187,7 +186,7 @@ def draw(rows: dict[str, list[dict]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-  """Measures every estimator on every policy, prints the tables, writes raw numbers and figure."""
+  """Measures every estimator on every policy, prints the tables, and writes raw numbers and figure."""
   out = pathlib.Path(__file__).parents[2] / "docs" / "figures"
   with jax.enable_x64(True):
     rows = {
@@ -214,7 +213,7 @@ def main() -> None:
 
 
 def _rounded(tree):
-  """Floats to five significant digits."""
+  """Rounds floats to five significant digits."""
   if isinstance(tree, dict):
     return {key: _rounded(value) for key, value in tree.items()}
   if isinstance(tree, list):

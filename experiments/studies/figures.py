@@ -1,4 +1,4 @@
-"""What the studies' figures share: a phone's width, large type, colour-blind safe colours (Okabe & Ito)."""
+"""Shared style of the studies' figures: a phone's width, large type, colour-blind safe colours (Okabe & Ito)."""
 
 import pathlib
 
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, PINK, SKY, GREY = (
   "#0072B2", "#D55E00", "#00795A", "#CC79A7", "#56B4E9", "#595959",
 )  # fmt: skip
-_WIDTH = 5.2  # inches: about the width of a phone's screen at this size of type
+_WIDTH = 5.2  # Inches: about the width of a phone's screen at this size of type.
 
 
 def panels(count: int, *, height: float = 3.1) -> tuple[Figure, list[Axes]]:
   """Returns a figure and its panels, one above the other.
 
   Args:
-    count: how many panels.
-    height: of each, inches.
+    count: number of panels.
+    height: height of each panel, inches.
   """
   figure = Figure(figsize=(_WIDTH, count * height), layout="constrained")
   FigureCanvasAgg(figure)
@@ -33,14 +33,14 @@ def panels(count: int, *, height: float = 3.1) -> tuple[Figure, list[Axes]]:
 
 
 def label(axis: Axes, text: str, at: tuple[float, float], colour: str, *, to=(6, 0), **style) -> None:
-  """Writes a line's or a point's name beside it.
+  """Writes the name of a line or point next to it.
 
   Args:
     axis: the panel.
-    text: what to write.
-    at: place in the panel's data coordinates.
-    colour: of the line.
-    to: offset from there, points.
+    text: the label.
+    at: position in the panel's data coordinates.
+    colour: colour of the text.
+    to: offset from the position, points.
     **style: passed to `Axes.annotate`.
   """
   style = {"fontsize": 10.5, "va": "center"} | style
@@ -48,6 +48,6 @@ def label(axis: Axes, text: str, at: tuple[float, float], colour: str, *, to=(6,
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes the figure as PNG, without anything that differs from run to run."""
+  """Writes the figure as PNG, without metadata that differs between runs."""
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=150, metadata={"Software": None})

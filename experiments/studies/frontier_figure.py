@@ -1,4 +1,4 @@
-"""The figure and the tables of a frontier from its JSON alone.
+"""The figure and the tables of a frontier, from its JSON.
 
   python -m experiments.studies.frontier_figure docs/results/frontier_toy.json FIGURE.png
 
@@ -16,7 +16,7 @@ from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import frontier_page
 
 _COLUMNS = ("reward", "entropy", "effective_answers", "pass@8", "distinct@64")
-# Of the toy's 65 points those that RESULTS.md shows: method and label.
+# Method and label of the points that RESULTS.md shows, out of the toy's 65.
 SHOWN = (
   ("base", "sampling.temperature 1"),
   ("grpo", "quality.initial 8"),
@@ -42,19 +42,19 @@ def main(source: str, target: str) -> None:
 
 
 def picture(results: Mapping) -> bytes:
-  """PNG bytes."""
+  """Draws the frontier; PNG bytes."""
   return frontier_page.draw(frontier.points(results["runs"]), results["config"], results["curves"])
 
 
 def hypervolumes(results: Mapping) -> list[str]:
-  """A row a method."""
+  """One row per method."""
   volumes = frontier_page.volumes(frontier.points(results["runs"]), results["config"])
   rows = [f"| {cells.label(method)} | {count} | {_interval(volume)} |" for method, (count, volume) in volumes.items()]
   return ["| method | points | hypervolume |", "|---|---|---|", *rows]
 
 
 def matched(results: Mapping) -> list[str]:
-  """A row a level of quality and method that has a point there."""
+  """One row per level of quality and method with a point there."""
   rows = []
   for m in frontier_page.matches(frontier.points(results["runs"]), results["config"]):
     if m.diversity is not None:
@@ -64,11 +64,11 @@ def matched(results: Mapping) -> list[str]:
 
 
 def points(results: Mapping, shown: Sequence[tuple[str, str]] | None = None) -> list[str]:
-  """A row an operating point, of all or of those shown."""
-  found = frontier.points(results["runs"])
-  names = [name for name in _COLUMNS if name in found[0].figures]
+  """One row per operating point, of all points or of those in `shown`."""
+  all_points = frontier.points(results["runs"])
+  names = [name for name in _COLUMNS if name in all_points[0].figures]
   rows = []
-  for point in found:
+  for point in all_points:
     if shown is None or (point.method, point.label) in shown:
       figures = [_interval(point.interval(name, num_draws=results["config"]["num_draws"])) for name in names]
       rows.append(f"| {cells.label(point.method)}: {point.label} | {' | '.join(figures)} |")

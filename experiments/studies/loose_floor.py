@@ -1,10 +1,10 @@
-"""Where pure QEMPO breaks: a loose floor and a growing length cap, exactly, on a task whose good answers are short.
+"""Failure of pure QEMPO under a loose floor and a growing length cap, solved exactly on a task with short good answers.
 
   python -m experiments.studies.loose_floor
 
-Vocabulary of 5 tokens with the ending one. Good (reward 1) are the 16 responses of two tokens and an end; all others
-have reward 0. The reference is a random table policy. Each program is solved exactly at each cap and floor; QEMPO-KL
-has the budget halfway through its window. Writes docs/results/loose_floor.json and prints Markdown tables.
+The vocabulary has 5 tokens, EOS among them. Good responses (reward 1) are the 16 with two tokens and EOS; all others
+have reward 0. The reference is a random table policy. Each program is solved exactly at each cap and floor; QEMPO-KL's
+budget lies halfway in its feasible range. Writes docs/results/loose_floor.json and prints Markdown tables.
 """
 
 import json
@@ -19,7 +19,7 @@ from qempo_jax.testing import EnumerablePolicy
 
 VOCAB_SIZE, GOOD_LENGTH = 5, 3
 CAPS, FLOORS, SEEDS = (3, 4, 5, 6, 7), (0.5, 0.9, 0.99), (0, 1, 2)
-SHARPNESS = 2.0  # of the reference's logits, so that it is far from uniform
+SHARPNESS = 2.0  # scale of the reference's logits, so that it is far from uniform
 COLUMNS = {
   "entropy": "entropy (nats)",
   "length": "length",
@@ -27,11 +27,11 @@ COLUMNS = {
   "effective_answers": "effective good answers",
   "bad_under_reference": "bad text",
 }
-END_LOGIT = 2.0  # added to the ending token's: the reference stops by itself
+END_LOGIT = 2.0  # added to the logit of EOS, so that the reference ends its responses
 
 
 def solve(cap: int, floor: float, seed: int) -> dict[str, dict[str, float]]:
-  """Figures of the exact optimum of each program."""
+  """Returns figures of each program's exact optimum."""
   table = EnumerablePolicy.table(VOCAB_SIZE, cap)
   space = table.space
   with jax.enable_x64(True):
@@ -46,11 +46,11 @@ def solve(cap: int, floor: float, seed: int) -> dict[str, dict[str, float]]:
       "QEMPO-KL": exact.solve_qempo_kl(rewards, reference, min_reward=floor, max_kl=budget),
       "QEMPO": exact.solve_qempo(rewards, min_reward=floor, ref_log_probs=reference),
     }
-  found = {}
+  figures = {}
   for name, solution in solutions.items():
     p = np.exp(np.asarray(solution.log_probs))
     inside = p[good] / p[good].sum()
-    found[name] = {
+    figures[name] = {
       "reward": float(p @ rewards),
       "entropy": float(solution.entropy),
       "length": float(p @ space.lengths),
@@ -59,11 +59,11 @@ def solve(cap: int, floor: float, seed: int) -> dict[str, dict[str, float]]:
       "bad_under_reference": float(np.sum(np.where(good, 0, p) * np.asarray(reference)) / max(1e-12, p[~good].sum())),
       "kl": float(solution.kl),
     }
-  return found
+  return figures
 
 
 def main() -> None:
-  """Solves all, writes the JSON, prints the table."""
+  """Solves every case, writes the JSON, prints the tables."""
   started = time.process_time()
   rows = [
       {"cap": cap, "floor": floor, "seed": seed, "figures": solve(cap, floor, seed)}
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def table(rows, *, floor: float, caps=(3, 5, 7)) -> list[str]:
-  """A Markdown table of one floor: means over the references, in brackets the least and the largest."""
+  """Markdown table of one floor: means over the references, with smallest and largest in brackets."""
   lines = [f"| cap | program | {' | '.join(COLUMNS.values())} |", f"|---|---{'|---' * len(COLUMNS)}|"]
   for cap in caps:
     for program in ("RLHF", "QEMPO-KL", "QEMPO"):

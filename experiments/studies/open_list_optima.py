@@ -1,8 +1,8 @@
-"""How many effective answers the programs' own optima have on the open-list prompts, beside what training reaches.
+"""Effective number of answers of the programs' optima on the open-list prompts, for comparison with training.
 
 Given that a response is acceptable, RLHF's optimum is distributed as the reference q, and QEMPO-KL's as
-q^(mu / (1 + mu)); QEMPO's (mu = 0) is uniform over the acceptable strings. Each listed item is scored under q in
-its canonical spelling and in lower case, with and without a final full stop; rarer accepted spellings are left out.
+q^(mu / (1 + mu)). QEMPO's (mu = 0) is uniform over the acceptable strings. Each listed item is scored under q in its
+canonical spelling and in lower case, with and without a final full stop. Rarer accepted spellings are left out.
 
   python -m experiments.studies.open_list_optima --config=configs/open_list_study.py --workdir=runs/open_list_optima
 """
@@ -34,18 +34,19 @@ def main(config, workdir, dry_run):
   workdir = workdirs.open_workdir(workdir, config)
   rows = build_data.evaluation_rows(shared)
   encoded = samples.GroupSampler(policy, build_data.sampling(shared), rows)
-  found = [optima_of(row, policy, shared, encoded.encode(row)) for row in encoded.rows]
-  for split in dict.fromkeys(row["split"] for row in found):
-    here = [row for row in found if row["split"] == split]
-    print(f"{split}: {len(here)} prompts; effective answers, in the limit and as {here[0]['samples']} samples show it")
-    for name in here[0]["effective_answers"]:
-      pair = np.mean([row["effective_answers"][name] for row in here], axis=0)
+  optima = [optima_of(row, policy, shared, encoded.encode(row)) for row in encoded.rows]
+  for split in dict.fromkeys(row["split"] for row in optima):
+    of_split = [row for row in optima if row["split"] == split]
+    count = of_split[0]["samples"]
+    print(f"{split}: {len(of_split)} prompts; effective answers, exact and estimated from {count} samples")
+    for name in of_split[0]["effective_answers"]:
+      pair = np.mean([row["effective_answers"][name] for row in of_split], axis=0)
       print(f"  {name:24s} {pair[0]:6.2f} {pair[1]:6.2f}")
-  workdirs.write_atomically(workdir / "optima.json", json.dumps({"prompts": found}, indent=1) + "\n")
+  workdirs.write_atomically(workdir / "optima.json", json.dumps({"prompts": optima}, indent=1) + "\n")
 
 
 def optima_of(row, policy, config, prompt) -> dict:
-  """Effective answers of each optimum on one prompt: exp(entropy), exact and the mean plug-in of a sample."""
+  """Effective answers of each optimum on one prompt: exp(entropy), exact and as the mean plug-in estimate of a sample."""
   strings, answers = acceptable_strings(row["set_name"])
   log_q = reference_log_probs(strings, prompt, policy, config)
   size = config.evaluation.samples_per_prompt
@@ -63,7 +64,7 @@ def optima_of(row, policy, config, prompt) -> dict:
 
 
 def acceptable_strings(set_name):
-  """Strings that the reward accepts, and the index of the answer each names."""
+  """Strings that the reward accepts, and the index of each string's answer."""
   items = open_list.answer_set(set_name).items
   spelled = lambda item: dict.fromkeys([item, item + ".", item.lower(), item.lower() + "."])
   pairs = [(text, index) for index, item in enumerate(items) for text in spelled(item)]
@@ -72,7 +73,7 @@ def acceptable_strings(set_name):
 
 
 def reference_log_probs(strings, prompt, policy, config):
-  """log q of each string with its ending token; -inf where it is longer than a response may be."""
+  """log q of each string with EOS; -inf if it is longer than a response may be."""
   longest = config.sampling.max_response_length
   ids = [[*policy.tokenizer.encode(text, add_special_tokens=False), policy.stop_tokens[0]] for text in strings]
   kept = [index for index, tokens in enumerate(ids) if len(tokens) <= longest]
@@ -98,7 +99,7 @@ _SCORE = jax.jit(scoring.score_groups, static_argnames=("config", "group_size", 
 
 
 def effective(logits, answers, size):
-  """exp(entropy) over answers of softmax(logits) over strings: [in the limit, expected plug-in of `size` samples]."""
+  """exp(entropy) over answers of softmax(logits) over strings: [limit, expected plug-in estimate of `size` samples]."""
   usable = np.isfinite(logits)
   weights = np.where(usable, np.exp(logits - logits[usable].max()), 0.0)
   probs = np.bincount(answers, weights / weights.sum())

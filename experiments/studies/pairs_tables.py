@@ -1,7 +1,8 @@
-"""Tables of the study on preference pairs from its JSON in docs/results alone; `experiments.studies.results` writes them.
+"""Tables of the study on preference pairs from its JSON in docs/results; `experiments.studies.results` writes them.
 
-Figures are means over prompts; intervals are 95 %, from a bootstrap over prompts, then seeds; p-values are of sign flips
-over prompts, Holm's over the methods of a column. The floor is certified on these prompts, which no method trained on.
+Figures are means over prompts. Intervals are 95 %, from a bootstrap over prompts, then seeds. p-values are those of
+sign flips over prompts, with Holm's correction over the methods of a column. The floor is certified on these prompts,
+on which no method trained.
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ BASELINE = "dpo"
 
 
 def points(runs: list[dict], split: str) -> list[frontier.Point]:
-  """The operating points on one split's prompts, seeds side by side, METHODS' order."""
+  """Returns the operating points on one split's prompts, with seeds side by side, in METHODS' order."""
   rows = []
   for run in sorted(runs, key=lambda run: (METHODS.index(run["method"]), run["point"], run["seed"])):
     chosen = [prompt for prompt in run["prompts"] if prompt["split"] == split]
@@ -38,27 +39,25 @@ def points(runs: list[dict], split: str) -> list[frontier.Point]:
 
 
 def tables(runs: list[dict]) -> list[str]:
-  """Lines of Markdown: every method on each split, then its differences from the baseline."""
-  lines, floor = (
-    [],
-    next(run["changed"]["objective.min_reward"] for run in runs if "objective.min_reward" in run["changed"]),
-  )
+  """Markdown lines: every method on each split, then its differences from the baseline."""
+  floor = next(run["changed"]["objective.min_reward"] for run in runs if "objective.min_reward" in run["changed"])
+  lines = []
   for split, name in SPLITS.items():
-    found = points(runs, split)
-    head = f"{name}, {len(found[0].prompts)} prompts"
+    split_points = points(runs, split)
+    head = f"{name}, {len(split_points[0].prompts)} prompts"
     heads = (head, "seeds", *COLUMNS.values(), f"floor of {floor:g}")
     lines += [""] * bool(lines) + [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for point in found:
+    for point in split_points:
       shown = [cells.interval(intervals.mean_interval(point.figures[column])) for column in COLUMNS]
       verdict = certificate.certify(point.figures["reward"], constraint="reward", bound=floor, direction="at least")
       shown.append(f"{verdict.verdict} ({verdict.one_sided_bound:.2f})")
       lines.append(f"| {cells.label(point.method)} | {len(point.seeds)} | {' | '.join(shown)} |")
-    lines += ["", *_differences(found, name)]
+    lines += ["", *_differences(split_points, name)]
   return lines
 
 
-def _differences(found: list[frontier.Point], name: str) -> list[str]:
-  trained = {cells.label(point.method): point for point in found if point.method != "base"}
+def _differences(split_points: list[frontier.Point], name: str) -> list[str]:
+  trained = {cells.label(point.method): point for point in split_points if point.method != "base"}
   base = frontier_page.LABELS[BASELINE]
   lines = [
     f"| {name}, less {base}'s | {' | '.join(COLUMNS[column] for column in COMPARED)} |",

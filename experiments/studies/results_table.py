@@ -1,4 +1,4 @@
-"""A report's results.json as the rows of a Markdown table, for README and RESULTS.
+"""Markdown rows of a report's results.json, for README and RESULTS.
 
 python -m experiments.studies.results_table docs/results/open_list_study.json
 """
@@ -12,18 +12,18 @@ from qempo_jax.evaluation.rows import SPLIT_LABELS
 
 
 def rows(results) -> list[str]:
-  """One row a split and method: means with intervals, and the certificate of the quality floor with its bound."""
-  found = []
+  """One row per split and method: means with intervals, and the certificate of the quality floor with its bound."""
+  lines = []
   for split, split_label in SPLIT_LABELS.items():
     for method, entry in results["methods"].items():
       if figures := entry["splits"].get(split):
-        found.append(_row(f"{split_label} ({figures['num_prompts']})", METHOD_LABELS.get(method, method), figures))
-  return found
+        lines.append(_row(f"{split_label} ({figures['num_prompts']})", METHOD_LABELS.get(method, method), figures))
+  return lines
 
 
 def comparisons(results) -> list[str]:
-  """One row a split and method: effective answers and reward against the baseline's."""
-  found = []
+  """One row per split and method: effective answers and reward against the baseline's."""
+  lines = []
   for split, by_method in results["comparisons"].items():
     for method, pair in by_method.items():
       if method != "base":
@@ -35,8 +35,8 @@ def comparisons(results) -> list[str]:
           seeds,
           _interval(pair["reward_difference"]),
         ]
-        found.append(f"| {' | '.join(cells)} |")
-  return found
+        lines.append(f"| {' | '.join(cells)} |")
+  return lines
 
 
 def _row(split, method, figures) -> str:

@@ -2,9 +2,7 @@
 
     python -m experiments.studies.traps     # about 70 CPU-seconds
 
-writes docs/figures/trap_{1,2,3,4}.png and traps.json.
-
-docs/traps.md tells what they show. `traps_drawing` draws what is measured here.
+Writes docs/figures/trap_{1,2,3,4}.png and traps.json. docs/traps.md describes them; `traps_drawing` draws them.
 """
 
 import functools
@@ -60,7 +58,7 @@ def window_of_budgets() -> dict:
 
 
 def order_of_entropies() -> dict:
-  """Trap 2: the same two families of optima at matched temperature, and at matched expected reward."""
+  """Trap 2: both families of optima at matched temperature, and at matched expected reward."""
   rewards = jnp.array([1.0, 0.5, 0.0])
   ref = jnp.log(jnp.array([0.05, 0.25, 0.70]))
   entropy = lambda log_probs: float(-jnp.sum(jnp.exp(log_probs) * log_probs))
@@ -91,7 +89,7 @@ def order_of_entropies() -> dict:
 
 
 def counted_strings() -> dict:
-  """Trap 3: what a floor below 1 is spent on, as bad strings grow in number and in length."""
+  """Trap 3: entropy of QEMPO under a floor below 1, as bad strings grow in number and in length."""
   good, floor = 50, 0.9
   bad = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000]
   by_number = []
@@ -111,14 +109,14 @@ def counted_strings() -> dict:
 
 
 def lengths() -> list[dict]:
-  """Two words and EOS; acceptable: the three strings of one or two words that begin with the first word."""
+  """Mean lengths by cap for two words and EOS; acceptable are the strings of one or two words that begin with word 1."""
   rows = []
   for cap in range(3, 13):
     policy = EnumerablePolicy.table(vocab_size=3, max_length=cap)
     space = policy.space
     ended = ~space.truncated & (space.lengths <= 3) & (space.lengths >= 2)
     rewards = jnp.asarray(ended & (space.tokens[:, 0] == 1), float)
-    half_eos = jnp.log(jnp.array([0.5, 0.25, 0.25]))  # the reference ends with chance 1/2 at every token
+    half_eos = jnp.log(jnp.array([0.5, 0.25, 0.25]))  # the reference ends with probability 1/2 at every token
     ref = jnp.sum(jnp.where(space.mask, half_eos[space.tokens], 0.0), axis=-1)
     for floor in (0.9, 0.6):
       solutions = {

@@ -1,4 +1,4 @@
-"""Drawings of the four traps, from what `traps` measured."""
+"""Drawings of the four traps that `traps` measures."""
 
 from collections.abc import Mapping
 import pathlib
@@ -79,7 +79,7 @@ def _order(found):
   top.set_ylabel("entropy (nats)")
   top.set_xticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
   top.minorticks_off()
-  for name, colour in colours.items():  # QEMPO wide and beneath, to be seen where the two almost meet
+  for name, colour in colours.items():  # QEMPO is wide and drawn first, to be visible where the two almost meet.
     bottom.plot(found["floor"], found["entropy_at_floor"][name], color=colour,
                 linewidth=6 if name == "qempo" else 2)  # fmt: skip
   near = int(np.argmin(np.abs(np.array(found["floor"]) - 0.3)))

@@ -1,4 +1,4 @@
-"""The fourth trap: what E[r] offline training ends at, with fixed weights and with a measured multiplier."""
+"""The fourth trap: E[r] after offline training, with fixed weights and with a measured multiplier."""
 
 import functools
 
@@ -12,7 +12,7 @@ from qempo_jax import family
 from qempo_jax import losses
 
 OFFLINE_FLOOR, KL_MULTIPLIER = 0.8, 1.0
-DECISIVENESS = (0.5, 1.0, 2.0)  # annotators prefer w to l with chance sigmoid(c (r_w - r_l))
+DECISIVENESS = (0.5, 1.0, 2.0)  # annotators prefer w to l with probability sigmoid(c (r_w - r_l))
 STEPS, MEASURE_EVERY, SAMPLES, LEARNING_RATE = 4000, 10, 256, 0.02
 CONTROLLER = {"proportional_gain": 0.5, "integral_gain": 0.2, "smoothing": 0.8}
 
@@ -21,21 +21,21 @@ def expected_pair_loss(logits, rewards, ref, multiplier, decisiveness):
   """The QEMPO-KL pair loss, averaged over all pairs from the reference and both labels."""
   log_probs = jax.nn.log_softmax(logits)
   loss = functools.partial(losses.qempo_kl_loss, quality_multiplier=multiplier, kl_multiplier=KL_MULTIPLIER)
-  of_losers = jax.vmap(loss, (None, 0, None, 0))
-  table = jax.vmap(of_losers, (0, None, 0, None))(log_probs, log_probs, ref, ref)
-  drawn = jnp.exp(ref)[:, None] * jnp.exp(ref)
+  over_rejected = jax.vmap(loss, (None, 0, None, 0))
+  table = jax.vmap(over_rejected, (0, None, 0, None))(log_probs, log_probs, ref, ref)
+  pair_probs = jnp.exp(ref)[:, None] * jnp.exp(ref)
   preferred = jax.nn.sigmoid(decisiveness * (rewards[:, None] - rewards))
-  # Pairs count for alpha^-2 here, so that the rate of learning is the same for every multiplier.
+  # Divide by alpha^2, so that the rate of learning is the same for every multiplier.
   alpha = family.weights_from_multipliers(multiplier, KL_MULTIPLIER).alpha
-  return jnp.sum(2 * drawn * preferred * table) / jnp.square(alpha)
+  return jnp.sum(2 * pair_probs * preferred * table) / jnp.square(alpha)
 
 
 @functools.partial(jax.jit, static_argnames="measured")
 def train_offline(rewards, ref, dual_params, decisiveness, key, *, measured: bool):
   """Returns E[r] and the multiplier before every step of full-batch offline training from the reference.
 
-  With `measured`, every MEASURE_EVERY steps SAMPLES responses of the policy are scored and the multiplier
-  follows the floor by the library's PI controller; without, it stays.
+  With `measured`, SAMPLES responses of the policy are scored every MEASURE_EVERY steps, and the library's PI
+  controller moves the multiplier. Without it the multiplier is fixed.
   """
   optimizer, controller = optax.adam(LEARNING_RATE), duals.pi_controller(**CONTROLLER)
 
@@ -50,11 +50,11 @@ def train_offline(rewards, ref, dual_params, decisiveness, key, *, measured: boo
       sampled = jnp.mean(rewards[jax.random.categorical(key, logits, shape=(SAMPLES,))])
       constraint = {"quality": duals.at_least(sampled, OFFLINE_FLOOR)}
       slope = jax.grad(lambda d: duals.lagrangian_terms(d, constraint).dual_loss)(dual_params)
-      changes, moved = controller.update(slope, dual_state, dual_params)
+      changes, next_state = controller.update(slope, dual_state, dual_params)
       due = count % MEASURE_EVERY == MEASURE_EVERY - 1
       keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old)
       dual_params = keep(optax.apply_updates(dual_params, changes), dual_params)
-      dual_state = keep(moved, dual_state)
+      dual_state = keep(next_state, dual_state)
     return (logits + updates, opt_state, dual_params, dual_state), (mean_reward, value)
 
   start = ref, optimizer.init(ref), dual_params, controller.init(dual_params)
@@ -62,7 +62,7 @@ def train_offline(rewards, ref, dual_params, decisiveness, key, *, measured: boo
 
 
 def offline_floor(rewards: jax.Array, ref: jax.Array) -> dict:
-  """Trap 4: expected reward after offline training, by multiplier, fixed or driven by measurement."""
+  """Trap 4: expected reward after offline training by multiplier, which is fixed or moved by measurement."""
   multipliers, key = np.linspace(0.5, 6, 12), jax.random.key(0)
 
   def closed_form(multiplier, scale):
@@ -78,9 +78,11 @@ def offline_floor(rewards: jax.Array, ref: jax.Array) -> dict:
     reward, _ = train_all(rewards, ref, jax.tree.map(lambda *x: jnp.stack(x), *stored), c, key)
     curves[str(c)] = reward[:, -1].tolist()
   errors = [
-    abs(found - closed_form(m, c)) for c in DECISIVENESS for m, found in zip(multipliers, curves[str(c)], strict=True)
+    abs(trained - closed_form(m, c))
+    for c in DECISIVENESS
+    for m, trained in zip(multipliers, curves[str(c)], strict=True)
   ]
-  low, high = 0.1, 20.0  # the multiplier that would meet the floor if annotators had decisiveness 1
+  low, high = 0.1, 20.0  # bisection for the multiplier that meets the floor at decisiveness 1
   for _ in range(60):
     middle = (low + high) / 2
     low, high = (middle, high) if closed_form(middle, 1.0) < OFFLINE_FLOOR else (low, middle)

@@ -1,4 +1,7 @@
-"""Rows of local files, one by one, each with the name of its place; a broken row is a row that says what is wrong."""
+"""Rows of local JSON Lines and parquet files, each with its file and row number for messages.
+
+A broken row is yielded with its error, so that the caller decides whether to stop.
+"""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -17,12 +20,12 @@ SUFFIXES = {"jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet", ".p
 
 
 class RawRow(NamedTuple):
-  """A row as it stands in its file.
+  """One row of a file, parsed if possible.
 
   Attributes:
-    place: file and row, for messages.
-    entry: the object; None where the row is broken.
-    error: what is wrong with the row, as what follows its place; empty where nothing is.
+    place: file and row number, for messages.
+    entry: the parsed object; None for a broken row.
+    error: the fault of a broken row, as the continuation of `place`; empty for a valid row.
   """
 
   place: str
@@ -31,25 +34,26 @@ class RawRow(NamedTuple):
 
 
 def matching(pattern: str) -> list[pathlib.Path]:
-  """The files of a path or glob, sorted by name; bucket addresses (gs://) need etils and its cloud access.
+  """Lists the files that a path or glob names, sorted by name; bucket addresses (gs://) need etils and cloud access.
 
   Raises:
-    InputError: there is none.
+    InputError: no file matches.
   """
   if "://" in pattern:
     return _remote(pattern)
   path = pathlib.Path(pattern).expanduser()
   if path.is_file():
     return [path]
-  found = [pathlib.Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if pathlib.Path(name).is_file()]
-  if not found:
+  names = sorted(glob.glob(str(path), recursive=True))
+  matches = [pathlib.Path(name) for name in names if pathlib.Path(name).is_file()]
+  if not matches:
     hint = "it is a folder; name its files, such as PATH/*.jsonl" if path.is_dir() else "there is no such file"
     raise InputError(f"data file {pattern} cannot be read ({hint})")
-  return found
+  return matches
 
 
 def content_hash(paths: Sequence[pathlib.Path]) -> str:
-  """SHA-256 over the paths, which messages name, and the bytes of files, in order."""
+  """Returns the SHA-256 over the paths, which appear in messages, and the bytes of files, in order."""
   whole = hashlib.sha256()
   for path in paths:
     part = hashlib.sha256()
@@ -64,14 +68,14 @@ def content_hash(paths: Sequence[pathlib.Path]) -> str:
 
 
 def rows(paths: Sequence[pathlib.Path], kind: str) -> Iterator[RawRow]:
-  """Every row of the files, broken ones too; blank lines are none.
+  """Yields every row of the files, broken ones included; blank lines are skipped.
 
   Args:
     paths: the files.
     kind: "jsonl" or "parquet"; a name that ends in .gz is decompressed.
 
   Raises:
-    InputError: a file as a whole can't be read.
+    InputError: a file as a whole cannot be read.
   """
   for path in paths:
     try:
@@ -81,25 +85,26 @@ def rows(paths: Sequence[pathlib.Path], kind: str) -> Iterator[RawRow]:
 
 
 def parse(line: str) -> Any:
-  """JSON, without its quiet losses: a key that stands twice, and numbers that JSON does not have.
+  """Parses JSON strictly: repeated keys and numbers outside JSON (NaN, Infinity) are refused.
 
   Raises:
-    ValueError: the text is not such JSON; RecursionError where it is nested too deeply.
+    ValueError: the text is not strict JSON.
+    RecursionError: the text is nested too deeply.
   """
   return json.loads(line, object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _object(pairs):
-  found = dict(pairs)
-  if len(found) != len(pairs):
+  entry = dict(pairs)
+  if len(entry) != len(pairs):
     names = [key for key, _ in pairs]
-    twice = next(key for key in names if names.count(key) > 1)
-    raise ValueError(f"the key {twice[:40]!r} stands twice")
-  return found
+    repeated = next(key for key in names if names.count(key) > 1)
+    raise ValueError(f"the key {repeated[:40]!r} appears twice")
+  return entry
 
 
 def _constant(name):
-  raise ValueError(f"{name} is no JSON number")
+  raise ValueError(f"{name} is not a JSON number")
 
 
 def _json_lines(path) -> Iterator[RawRow]:
@@ -136,8 +141,8 @@ def _parquet(path) -> Iterator[RawRow]:
       file = pyarrow.BufferReader(gzip.decompress(plain.read())) if path.suffix == ".gz" else plain
       opened = pyarrow.parquet.ParquetFile(file)
       names = opened.schema_arrow.names
-      if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"data file {path} has two columns named {twice[:40]!r}; rename or remove one")
+      if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"data file {path} has two columns named {repeated[:40]!r}; rename or remove one")
       for batch in opened.iter_batches(batch_size=256):
         for index in range(batch.num_rows):
           number += 1
@@ -146,17 +151,17 @@ def _parquet(path) -> Iterator[RawRow]:
     raise InputError(f"data file {path} cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def _parquet_row(where, batch, index) -> RawRow:
+def _parquet_row(place, batch, index) -> RawRow:
   try:
-    entry = {name: plain(_python(batch.column(place)[index])) for place, name in enumerate(batch.schema.names)}
-    # A field that only other rows have is null here, and no field.
-    return RawRow(where, {name: value for name, value in entry.items() if value is not None}, "")
+    entry = {name: plain(_python(batch.column(name)[index])) for name in batch.schema.names}
+    # Parquet stores a field that only other rows have as null; drop it.
+    return RawRow(place, {name: value for name, value in entry.items() if value is not None}, "")
   except UnicodeDecodeError as error:
-    return RawRow(where, None, f"is not UTF-8 (byte {error.start})")
+    return RawRow(place, None, f"is not UTF-8 (byte {error.start})")
 
 
 def _python(scalar) -> Any:
-  """An Arrow value in Python; times that Python has no type for (nanoseconds, far dates, durations) as text or number."""
+  """Converts an Arrow value to Python; times without a Python type (nanoseconds, far dates, durations) become text or int."""
   try:
     return scalar.as_py()
   except (ValueError, OverflowError) as error:
@@ -169,22 +174,22 @@ def _python(scalar) -> Any:
 
 
 def plain(value: Any) -> Any:
-  """A value of Arrow, NumPy or TFDS as JSON has it: bytes as text, arrays as lists, messages as a list of objects.
+  """Converts a value of Arrow, NumPy or TFDS to JSON types: bytes to text, arrays to lists, columns of messages to a list.
 
   Raises:
-    UnicodeDecodeError: bytes that are not UTF-8.
+    UnicodeDecodeError: bytes are not UTF-8.
   """
   if isinstance(value, bytes):
     return value.decode("utf-8")
   if hasattr(value, "tolist"):  # NumPy arrays and scalars
     return plain(value.tolist())
   if isinstance(value, dict):
-    found = {str(key): plain(item) for key, item in value.items()}
-    columns = list(found.values())
-    is_messages = {"role", "content"} <= found.keys() or {"from", "value"} <= found.keys()
+    fields = {str(key): plain(item) for key, item in value.items()}
+    columns = list(fields.values())
+    is_messages = {"role", "content"} <= fields.keys() or {"from", "value"} <= fields.keys()
     if is_messages and all(isinstance(column, list) for column in columns):
-      return [dict(zip(found, items)) for items in zip(*columns)]  # TFDS gives a list of objects as columns
-    return found
+      return [dict(zip(fields, items)) for items in zip(*columns)]  # TFDS stores a list of objects as columns
+    return fields
   if isinstance(value, list | tuple):
     return [plain(item) for item in value]
   return value if isinstance(value, str | int | float | bool | None) else str(value)
@@ -197,20 +202,20 @@ def _remote(pattern):
     raise InputError(f"{pattern} needs etils: pip install 'qempo-jax[data]'") from error
   path = epath.Path(pattern)
   try:
-    found = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
-    found = [file for file in found if file.exists()]
-  except Exception as error:  # Whatever the cloud's client raises, or that it is not installed.
+    candidates = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+    matches = [file for file in candidates if file.exists()]
+  except Exception as error:  # Cloud clients raise many types, as does their absence.
     reason = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
       f"data file {pattern} cannot be read ({reason}); copy it here, or give this machine access"
     ) from error
-  if not found:
+  if not matches:
     raise InputError(f"data file {pattern} cannot be read (there is no such file)")
-  return found
+  return matches
 
 
 def _as_text(scalar) -> str:
-  """A value as Arrow prints it; nested ones have no cast to text."""
+  """Returns the text of a value as Arrow prints it; nested values have no cast to text."""
   import pyarrow
 
   try:

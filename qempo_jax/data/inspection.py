@@ -1,4 +1,4 @@
-"""What a model will really be trained on: an example token by token, and what is odd about a whole data set."""
+"""Inspection of training data: one example token by token, and counts of unusual examples in a data set."""
 
 from collections.abc import Collection
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ class Token(NamedTuple):
   """One token of an example.
 
   Attributes:
-    id: its number.
-    piece: its text, with blanks and line ends made visible.
-    part: "template" (without one "special"), the role whose text it is of, "response" or "end".
-    trained: whether the loss reads it.
+    id: token id.
+    piece: the token's text, with blanks and line ends made visible.
+    part: "template" (or "special" without a template), the role of the message, "response" or "end".
+    trained: whether the token is in the loss.
   """
 
   id: int
@@ -30,16 +30,16 @@ class Token(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """Counts over a data set; an example with a fault is counted once for each kind.
+  """Counts over a data set; an example with several kinds of fault counts once for each.
 
   Attributes:
-    examples: there are.
+    examples: number of examples.
     long_prompts: prompts over the limit, which are dropped.
     long_responses: examples with a response over the limit, which are dropped.
     seams: responses whose tokens would differ if prompt and response were encoded as one text.
-    early_ends: examples with a response that holds its ending token before its end, which are dropped.
-    forbidden: examples with a response that holds a special token which the policy never samples, which are dropped.
-    endings: responses that end otherwise than with exactly one ending token.
+    early_ends: examples with an end token inside a response, which are dropped.
+    forbidden: examples with a special token in a response that the policy never samples, which are dropped.
+    endings: responses without exactly one end token at their end.
     bos: prompts by their number of BOS tokens.
     prompt_tokens: (mean, largest).
     response_tokens: (mean, largest).
@@ -63,59 +63,59 @@ class Summary(NamedTuple):
   reversed: int = 0
 
   def lines(self) -> list[str]:
-    """The summary for the user."""
-    found = [
+    """Formats the summary for the user."""
+    lines = [
       f"{self.examples:,} examples; prompt {self.prompt_tokens[0]:.1f} tokens, at most {self.prompt_tokens[1]:,};"
       f" response {self.response_tokens[0]:.1f}, at most {self.response_tokens[1]:,}",
       "BOS tokens in a prompt: " + ", ".join(f"{number} in {count:,}" for number, count in sorted(self.bos.items())),
     ]
-    for count, what in (
+    for count, description in (
       (self.long_prompts, "prompts longer than data.max_prompt_length, dropped"),
       (self.long_responses, "examples with a response longer than sampling.max_response_length, dropped"),
-      (self.early_ends, "examples with the ending token inside a response, dropped"),
+      (self.early_ends, "examples with an end token inside a response, dropped"),
       (self.forbidden, "examples with a special token in a response (sampling.allowed_tokens), dropped"),
-      (self.endings, "responses without exactly one ending token at their end"),
+      (self.endings, "responses without exactly one end token at their end"),
       (self.seams, "responses whose first token would merge with the prompt's last (prefix violations)"),
       (self.alike, "pairs whose chosen and rejected response have the same tokens"),
       (self.tied, "pairs whose scores are equal (ties)"),
       (self.reversed, "pairs whose rejected response has the higher score (reversed)"),
     ):
-      found.append(f"{count:,} {what}")
+      lines.append(f"{count:,} {description}")
     if any(number > 1 for number in self.bos):
-      found.append("WARNING: a BOS stands twice; the chat template and the tokenizer both add one")
-    return found
+      lines.append("WARNING: prompts begin with two BOS tokens; the chat template and the tokenizer both add one")
+    return lines
 
 
 def explain(tokenizer: Any, example: Preference) -> dict[str, list[Token]]:
-  """The tokens of an example: {"prompt", "chosen", "rejected"}, as far as it has them."""
+  """Returns the tokens of an example: {"prompt", "chosen", "rejected"}, without the sides it lacks."""
   encoder = pair_tokens.Encoder(tokenizer)
   prompt = example.row["prompt"]
-  found = {"prompt": _prompt(tokenizer, prompt, encoder.prompt(prompt))}
+  sides = {"prompt": _prompt(tokenizer, prompt, encoder.prompt(prompt))}
   for name in ("chosen", "rejected"):
     response = getattr(example, name)
     if response is not None:
       ids = encoder.response(prompt, response)
       stops = tokenization.stop_token_ids(tokenizer)
-      found[name] = [_token(tokenizer, id_, "end" if id_ in stops else "response", True) for id_ in ids]
-  return found
+      sides[name] = [_token(tokenizer, id_, "end" if id_ in stops else "response", True) for id_ in ids]
+  return sides
 
 
 def faults(
   tokens: dict[str, list[Token]], *, max_prompt_length: int, max_response_length: int, forbidden: Collection[int] = ()
 ) -> list[str]:
-  """What keeps an explained example from being trained on as it is."""
-  found = []
+  """Lists the faults for which an explained example is dropped, or trained with a wrong ending."""
+  lines = []
   if len(tokens["prompt"]) > max_prompt_length:
-    found.append(f"prompt of {len(tokens['prompt'])} tokens, over {max_prompt_length}: dropped")
+    lines.append(f"prompt of {len(tokens['prompt'])} tokens, over {max_prompt_length}: dropped")
   for name, side in tokens.items():
     ends = [token.part == "end" for token in side]
     if name != "prompt" and len(side) > max_response_length:
-      found.append(f"{name} response of {len(side)} tokens, over {max_response_length}: dropped")
-    if name != "prompt" and (held := [token.piece for token in side if token.id in forbidden]):
-      found.append(f"{name} response with the special token {held[0]}: dropped (sampling.allowed_tokens)")
+      lines.append(f"{name} response of {len(side)} tokens, over {max_response_length}: dropped")
+    if name != "prompt" and (special := [token.piece for token in side if token.id in forbidden]):
+      lines.append(f"{name} response with the special token {special[0]}: dropped (sampling.allowed_tokens)")
     if name != "prompt" and (not ends[-1] or sum(ends) != 1):
-      found.append(f"{name} response with {sum(ends)} ending tokens" + " and none at the end" * (not ends[-1]))
-  return found
+      lines.append(f"{name} response with {sum(ends)} end tokens" + " and none at the end" * (not ends[-1]))
+  return lines
 
 
 def summarise(
@@ -126,7 +126,7 @@ def summarise(
   max_response_length: int,
   forbidden: Collection[int] = (),
 ) -> Summary:
-  """Encodes every example and counts."""
+  """Encodes every example and counts its tokens and faults."""
   encoder, stops = pair_tokens.Encoder(tokenizer), set(tokenization.stop_token_ids(tokenizer))
   long_prompts = long_responses = early = masked = endings = alike = 0
   bos, prompt_lengths, response_lengths = {}, [], []
@@ -144,16 +144,16 @@ def summarise(
     alike += len(responses) == 2 and tuple(responses[0]) == tuple(responses[1])
     prompt_lengths.append(len(prompt))
     response_lengths += map(len, responses)
-  mean_and_most = lambda lengths: (float(np.mean(lengths)), max(lengths)) if lengths else (0.0, 0)
-  sizes = mean_and_most(prompt_lengths), mean_and_most(response_lengths)
+  mean_and_largest = lambda lengths: (float(np.mean(lengths)), max(lengths)) if lengths else (0.0, 0)
+  sizes = mean_and_largest(prompt_lengths), mean_and_largest(response_lengths)
   gaps = [columns.score_gap(example.row) for example in examples if example.rejected is not None]
-  against = {"tied": sum(gap == 0 for gap in gaps), "reversed": sum(gap is not None and gap < 0 for gap in gaps)}
+  score_counts = {"tied": sum(gap == 0 for gap in gaps), "reversed": sum(gap is not None and gap < 0 for gap in gaps)}
   counts = long_prompts, long_responses, encoder.seams, early, masked, endings
-  return Summary(len(examples), *counts, bos, *sizes, alike, **against)
+  return Summary(len(examples), *counts, bos, *sizes, alike, **score_counts)
 
 
 def _leading(ids, bos) -> int:
-  """How many BOS tokens a prompt begins with; in some models the same token also opens every message."""
+  """Counts the BOS tokens at a prompt's start; in some models the same token also opens every message."""
   number = 0
   while number < len(ids) and ids[number] == bos:
     number += 1
@@ -161,7 +161,7 @@ def _leading(ids, bos) -> int:
 
 
 def _prompt(tokenizer, prompt, ids) -> list[Token]:
-  """The prompt's tokens by the message they are of; a slow tokenizer, without places in the text, says only "prompt"."""
+  """Labels the prompt's tokens by message; a slow tokenizer has no character offsets, so its label is "prompt"."""
   if not getattr(tokenizer, "is_fast", False):
     return [_token(tokenizer, id_, "prompt", False) for id_ in ids]
   messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -173,16 +173,16 @@ def _prompt(tokenizer, prompt, ids) -> list[Token]:
   spans, start = [], 0
   for message in messages:
     content = message["content"].strip()
-    place = text.find(content, start)
-    if place >= 0:  # a template may rewrite a message
-      start = place + len(content)
-      spans.append((place, start, message["role"]))
-  around = "template" if templated else "special"  # what is no message's text
-  found = []
+    begin = text.find(content, start)
+    if begin >= 0:  # a template may rewrite a message
+      start = begin + len(content)
+      spans.append((begin, start, message["role"]))
+  outside = "template" if templated else "special"  # label of tokens outside all messages
+  tokens = []
   for id_, (first, last) in zip(ids, encoded["offset_mapping"]):
     roles = [role for begin, end, role in spans if first < end and last > begin]
-    found.append(_token(tokenizer, id_, roles[0] if roles else around, False))
-  return found
+    tokens.append(_token(tokenizer, id_, roles[0] if roles else outside, False))
+  return tokens
 
 
 def _token(tokenizer, id_, part, trained) -> Token:

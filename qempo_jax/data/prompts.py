@@ -1,4 +1,4 @@
-"""Rows with a prompt and further columns, and the order in which training visits them."""
+"""Prompt rows of the built-in tasks and of data sources, and their order in training."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -15,13 +15,12 @@ from qempo_jax.rewards import open_list
 
 
 def open_list_rows(split: str, *, sets: Sequence[str] = (), wordings: Sequence[int] = ()) -> list[Row]:
-  """The open-list tasks of a split as rows with `prompt`, `set_name` and `split`; empty choices mean all."""
-  found = open_list.tasks(split, sets=sets or None, wordings=wordings or None)
-  return [task._asdict() for task in found]
+  """Returns the open-list tasks of a split as rows with `prompt`, `set_name` and `split`; empty choices select all."""
+  return [task._asdict() for task in open_list.tasks(split, sets=sets or None, wordings=wordings or None)]
 
 
 def countdown_rows(split: str) -> list[Row]:
-  """The puzzles of a split as rows with `prompt` (a conversation), `target`, `set_name` and `split`."""
+  """Returns the puzzles of a split as rows with `prompt` (a conversation), `target`, `set_name` and `split`."""
   return [
     {
       "prompt": tuple(map(Message, countdown.prompt(target))),
@@ -43,22 +42,22 @@ def load_rows(
   note: Callable[[str], None] | None = None,
   tokenizer: Any = None,
 ) -> list[Row]:
-  """The training rows of a source: "open_list", "countdown", or one of those in `sources`.
+  """Loads the training rows of a source: "open_list", "countdown", or a source that `sources.load` reads.
 
   Args:
-    source: where the rows are.
-    sets: open_list: names of answer sets; empty for all.
-    wordings: open_list: positions of wordings; empty for all.
+    source: name or address of the source.
+    sets: open_list only: names of answer sets; empty for all.
+    wordings: open_list only: indices of wordings; empty for all.
     on_bad_row: "error" or "skip".
-    max_bad_share: of skipped rows, beyond which the run stops.
-    note: gets a line for the user where rows were skipped.
+    max_bad_share: largest share of skipped rows, beyond which loading fails.
+    note: called with one line for the user if rows were skipped.
     tokenizer: as for `sources.load`.
 
   Returns:
     Rows with `prompt`, `split` and the source's further columns.
 
   Raises:
-    InputError: the source is not known, can't be read, or has rows that don't fit; names the first.
+    InputError: the source is unknown or unreadable, or a row is invalid; names the first.
   """
   if source == "open_list":
     return open_list_rows("train", sets=sets, wordings=wordings)
@@ -73,13 +72,13 @@ def load_rows(
 
 
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
-  """Which rows a step visits: a pure function of (seed, step), each row once an epoch; see `order.Order`.
+  """Returns the row indices of a step, a pure function of (seed, step), with each row once an epoch; see `order.Order`.
 
   Args:
-    step: from 0.
-    batch_size: rows a step.
-    num_rows: rows there are.
-    seed: of the order.
+    step: index of the step, from 0.
+    batch_size: rows per step.
+    num_rows: number of rows.
+    seed: seed of the order.
 
   Returns:
     `batch_size` indices.

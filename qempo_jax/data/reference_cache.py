@@ -1,8 +1,7 @@
-"""Log-probs of responses under the reference, computed once and kept on disk, verified whenever they are read.
+"""On-disk cache of the reference model's log-probs of responses, verified on every read.
 
-A value belongs to the hash of everything it depends on: the model's parameters and shape, the tokenizer with its
-template, the settings of the scorer, and the example's own token ids. Another model, template or example is another
-hash, so a stale value is never found rather than used.
+The key of a value hashes everything it depends on: the model's parameters and shape, the tokenizer with its template,
+the scorer's settings, and the example's token ids. Any change gives another key, so a stale value is never read.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from qempo_jax.errors import InputError
 
 
 def model_hash(params: Any, config: Any) -> str:
-  """SHA-256 over the names, shapes, types and bytes of all parameters, and the model's config."""
+  """Returns the SHA-256 over the names, shapes, types and bytes of all parameters, and the model's config."""
   digest = hashlib.sha256(repr(config).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     array = np.asarray(jax.device_get(leaf))
@@ -33,7 +32,7 @@ def model_hash(params: Any, config: Any) -> str:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-  """SHA-256 over the vocabulary, the special tokens and the chat template."""
+  """Returns the SHA-256 over the vocabulary, the special tokens and the chat template."""
   vocabulary = sorted(tokenizer.get_vocab().items())
   special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
   parts = [vocabulary, special, tokenizer.chat_template]
@@ -41,7 +40,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def example_keys(pairs: PairTokens, *, model: str, tokenizer: str, settings: dict[str, Any]) -> np.ndarray:
-  """[N, 32] bytes: the hash of each example with all that its log-probs depend on."""
+  """Returns [N, 32] bytes: the hash of each example with everything that its log-probs depend on."""
   head = hashlib.sha256(json.dumps([model, tokenizer, settings], sort_keys=True).encode()).digest()
   keys = []
   for prompt, group in zip(pairs.prompts, pairs.responses):
@@ -55,27 +54,27 @@ def example_keys(pairs: PairTokens, *, model: str, tokenizer: str, settings: dic
 def get_or_compute(
   path: pathlib.Path, keys: np.ndarray, compute: Callable[[Sequence[int]], np.ndarray]
 ) -> tuple[np.ndarray, int]:
-  """The log-probs of examples: those in the file, and those that must be computed, which the file then holds too.
+  """Reads the examples' log-probs from the file, computes the missing ones and adds them to the file.
 
   Args:
-    path: a .npz file; made, or made anew with what was missing.
+    path: a .npz file, created if absent.
     keys: [N, 32] of `example_keys`.
-    compute: from places among the N to their log-probs [n, G], in nats.
+    compute: maps n indices into the N examples to their log-probs [n, G], in nats.
 
   Returns:
-    ([N, G] log-probs, how many were computed).
+    ([N, G] log-probs, number of examples computed).
 
   Raises:
     InputError: the file is damaged, or a computed value is not finite.
   """
   known = _load(path)
-  missing = [place for place, key in enumerate(keys) if key.tobytes() not in known]
+  missing = [index for index, key in enumerate(keys) if key.tobytes() not in known]
   if missing:
     values = np.asarray(compute(missing), np.float32)
     if not np.isfinite(values).all():
-      place = missing[int(np.argmin(np.isfinite(values).all(axis=1)))]
-      raise InputError(f"the reference's log-probs of example {place} are not finite; check its text and the model")
-    known |= {keys[place].tobytes(): value for place, value in zip(missing, values)}
+      index = missing[int(np.argmin(np.isfinite(values).all(axis=1)))]
+      raise InputError(f"the reference's log-probs of example {index} are not finite; check its text and the model")
+    known |= {keys[index].tobytes(): value for index, value in zip(missing, values)}
     _save(path, known)
   return np.stack([known[key.tobytes()] for key in keys]), len(missing)
 
@@ -94,7 +93,7 @@ def _load(path) -> dict[bytes, np.ndarray]:
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise InputError(f"the cached log-probs {path} cannot be read ({error}); remove the file") from error
   if not np.array_equal(_checksum(keys, values), checksum):
-    raise InputError(f"the cached log-probs {path} are not what was written; remove the file")
+    raise InputError(f"the cached log-probs {path} do not match their checksum; remove the file")
   return {key.tobytes(): value for key, value in zip(keys, values)}
 
 

@@ -1,7 +1,7 @@
-"""Rows on disk with random access: an ArrayRecord data set of TensorFlow Datasets, read and written without TensorFlow.
+"""Rows on disk with random access, in an ArrayRecord data set of TensorFlow Datasets; TensorFlow is not needed.
 
-A row is stored as JSON text, since the features of TFDS would turn messages into columns and texts into bytes; it is
-made ordinary again as it is read. Broken rows are stored too, so that a data set has as many rows as its files.
+A row is stored as JSON text, since TFDS features would turn messages into columns and texts into bytes. Broken rows are
+stored too, so that a data set has as many rows as its files.
 """
 
 from collections.abc import Iterable
@@ -18,17 +18,17 @@ from qempo_jax.data import files
 from qempo_jax.data.files import RawRow
 from qempo_jax.errors import InputError
 
-# Part of a stored data set's name; a change of what is stored makes old ones unread.
+# Part of a stored data set's name; raise it when the stored format changes, so that old data sets are not read.
 VERSION = "1.0.0"
 _ROWS_A_SHARD = 1_000_000
 _ROWS_A_WRITE = 4096
 
 
 class RowStore(Sequence):
-  """The rows of a TFDS data set; a row is read when it is asked for."""
+  """Sequence of the rows of a TFDS data set, each read on access."""
 
   def __init__(self, data_source: Any, name: str):
-    """Wraps what `as_data_source` of TFDS gives; `name` stands in messages."""
+    """Wraps the result of TFDS's `as_data_source`; `name` appears in messages."""
     self._source, self._name = data_source, name
 
   def __len__(self) -> int:
@@ -40,10 +40,10 @@ class RowStore(Sequence):
     return self.many([range(len(self))[index]])[0]
 
   def many(self, indices: Sequence[int]) -> list[RawRow]:
-    """Rows at several places, in one read."""
+    """Returns the rows at several indices, in one read."""
     indices = list(indices)
-    found = self._source.__getitems__(indices) if indices else []
-    return [self._row(index, example) for index, example in zip(indices, found)]
+    examples = self._source.__getitems__(indices) if indices else []
+    return [self._row(index, example) for index, example in zip(indices, examples)]
 
   def _row(self, index, example) -> RawRow:
     place = f"{self._name}, row {index + 1}"
@@ -57,7 +57,7 @@ class RowStore(Sequence):
 
 
 def tfds() -> Any:
-  """TensorFlow Datasets, which needs no TensorFlow for what is done here."""
+  """Imports TensorFlow Datasets, which works without TensorFlow for these calls."""
   try:
     import tensorflow_datasets
   except ImportError as error:
@@ -66,10 +66,10 @@ def tfds() -> Any:
 
 
 def open_folder(folder: str | os.PathLike[str], split: str) -> RowStore:
-  """Opens a prepared data set by its folder, the one that holds dataset_info.json.
+  """Opens a prepared data set by the folder that holds its dataset_info.json.
 
   Raises:
-    InputError: there is no such data set, it is damaged, or it has no such split.
+    InputError: there is no data set, it is damaged, or it has no split of that name.
   """
   library, path = tfds(), pathlib.Path(folder).expanduser()
   if not (path / "dataset_info.json").is_file():
@@ -82,7 +82,7 @@ def open_folder(folder: str | os.PathLike[str], split: str) -> RowStore:
 
 
 def from_builder(builder: Any, split: str, name: str) -> RowStore:
-  """The rows of one split."""
+  """Opens one split of a TFDS builder."""
   base = split.partition("[")[0]
   if base not in builder.info.splits:
     raise InputError(f"{name} has no split {base!r}; it has {', '.join(builder.info.splits)}")
@@ -91,7 +91,7 @@ def from_builder(builder: Any, split: str, name: str) -> RowStore:
 
 @contextlib.contextmanager
 def reading(name: str):
-  """Turns whatever TFDS raises over a damaged or foreign data set into one line."""
+  """Turns any error of TFDS about a damaged or foreign data set into an InputError of one line."""
   try:
     yield
   except InputError:
@@ -102,14 +102,14 @@ def reading(name: str):
 
 
 def write(rows: Iterable[RawRow], folder: pathlib.Path) -> None:
-  """Writes rows as a data set with the one split `train`, whole or not at all.
+  """Writes rows as a data set with the one split `train`, atomically.
 
   Args:
     rows: in order.
-    folder: what it will be called; a data set that is there already stays.
+    folder: the data set's final folder; an existing data set is kept.
 
   Raises:
-    InputError: the folder can't be written.
+    InputError: the folder cannot be written.
   """
   library = tfds()
   try:
@@ -123,7 +123,7 @@ def write(rows: Iterable[RawRow], folder: pathlib.Path) -> None:
       try:
         os.replace(scratch, folder)
       except OSError:
-        if not (folder / "dataset_info.json").is_file():  # Else another process was first, with the same rows.
+        if not (folder / "dataset_info.json").is_file():  # Otherwise another process wrote the same rows first.
           raise
   finally:
     shutil.rmtree(scratch, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""Tokenizers, and prompts as the token ids a chat model was trained to continue.
+"""Tokenizers, and the encoding of prompts in the form that a chat model was trained to continue.
 
-A GGUF file carries its own vocabulary, merges, special tokens and chat template; `gguf_tokenizer` builds a fast
+A GGUF file holds its own vocabulary, merges, special tokens and chat template; `gguf_tokenizer` builds a fast
 tokenizer from these alone. Everything else goes through transformers. Heavy packages are imported on first use.
 """
 
@@ -31,16 +31,16 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 
 def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-  """Loads the tokenizer that belongs to a model, with the stop tokens that the model's settings list.
+  """Loads the tokenizer of a model, with the stop tokens that the model's settings list.
 
   Args:
-    path_or_id: A .gguf file, a local folder with tokenizer files, or a Hugging Face id.
+    path_or_id: a .gguf file, a local folder with tokenizer files, or a Hugging Face id.
 
   Returns:
     A transformers tokenizer.
 
   Raises:
-    InputError: There is no tokenizer there, or it can't be read; names the place and the remedy.
+    InputError: no tokenizer exists there, or it cannot be read; names the path and the remedy.
   """
   name = os.fspath(path_or_id)
   path = pathlib.Path(name).expanduser()
@@ -68,17 +68,16 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBas
 def gguf_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
   """Builds a byte-level BPE tokenizer from the `tokenizer.*` fields of a GGUF file.
 
-  Bytes the vocabulary lacks (they don't occur in valid text, or hardly ever) are dropped, as the model's own
-  tokenizer does.
+  Bytes outside the vocabulary (rare or absent in valid text) are dropped, as by the model's own tokenizer.
 
   Args:
-    path: A GGUF file.
+    path: a GGUF file.
 
   Returns:
     A fast tokenizer with the file's special tokens, chat template and context length; it pads on the left.
 
   Raises:
-    InputError: The file is absent or damaged, or its tokenizer is of a kind not known here.
+    InputError: the file is absent or damaged, or its kind of tokenizer is not supported.
   """
   fields = _gguf_fields(pathlib.Path(path))
   tokens = fields["tokenizer.ggml.tokens"]
@@ -109,18 +108,18 @@ def gguf_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages_or_prompt: Sequence[Message] | str) -> list[int]:
   """Encodes a conversation up to and including the header of the assistant's next turn.
 
-  The chat template is applied once, and what it leaves out (such as a BOS) is not added again. A model without
+  The chat template is applied once; special tokens that it leaves out, such as a BOS, are not added. A model without
   a template gets a plain prompt as the tokenizer encodes it.
 
   Args:
-    tokenizer: The model's tokenizer.
-    messages_or_prompt: Messages with "role" and "content", or one user message as a string.
+    tokenizer: the model's tokenizer.
+    messages_or_prompt: messages with "role" and "content", or one user message as a string.
 
   Returns:
     Token ids of the prompt.
 
   Raises:
-    InputError: Messages were given and the tokenizer has no chat template, or the template refuses them.
+    InputError: the tokenizer has no chat template for messages, or the template refuses them.
   """
   is_prompt = isinstance(messages_or_prompt, str)
   if not tokenizer.chat_template:
@@ -138,12 +137,12 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages_or_prompt: Sequence
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_tokens: Sequence[int]) -> str:
-  """All text of a response but the stop token that ends it; special tokens within it show.
+  """Decodes a response without its final stop token; other special tokens stay visible.
 
   Args:
-    tokenizer: The model's tokenizer.
-    ids: Token ids of the response, the stop token included unless it was cut.
-    stop_tokens: Ids that end a response.
+    tokenizer: the model's tokenizer.
+    ids: token ids of the response, ending with the stop token unless truncated.
+    stop_tokens: ids that end a response.
 
   Returns:
     The text.
@@ -153,7 +152,7 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop
 
 
 def _without_eos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-  """Encodes a plain prompt; an EOS that the tokenizer adds of itself would end what is to be continued."""
+  """Encodes a plain prompt without the EOS that some tokenizers append, since the model is to continue the text."""
   ids = list(tokenizer.encode(text))
   if ids and ids[-1] == tokenizer.eos_token_id:
     bare = tokenizer.encode(text, add_special_tokens=False)
@@ -163,7 +162,7 @@ def _without_eos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _transformers() -> Any:
-  """Imports transformers without its advice to install PyTorch, which nothing here needs."""
+  """Imports transformers without its advice to install PyTorch, which is not needed here."""
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers
 
@@ -179,13 +178,13 @@ def _from_transformers(name: str, problem: str, remedy: str) -> PreTrainedTokeni
 
 
 def _with_stops(tokenizer: PreTrainedTokenizerBase, read: Callable[[str], dict[str, Any]]) -> PreTrainedTokenizerBase:
-  """The tokenizer, with the stop tokens of the model's settings, which `read` gets by file name."""
+  """Returns the tokenizer with the stop tokens of the model's settings; `read` maps a file name to its settings."""
   special_tokens.declare_stop_ids(tokenizer, map(read, special_tokens.SETTINGS_FILES))
   return tokenizer
 
 
 def _from_hub(name: str, file: str) -> dict[str, Any]:
-  """Model settings of a Hugging Face id; empty if it has none, or none are in the cache and there is no network."""
+  """Reads model settings of a Hugging Face id; empty if it has none, or if they are neither cached nor reachable."""
   import huggingface_hub
   from huggingface_hub.errors import EntryNotFoundError
 
@@ -197,7 +196,7 @@ def _from_hub(name: str, file: str) -> dict[str, Any]:
 
 
 def _gguf_fields(path: pathlib.Path) -> dict[str, Any]:
-  """Reads the fields of a GGUF file that concern the tokenizer, and checks their kind."""
+  """Reads the tokenizer fields of a GGUF file, and checks their kind."""
   import gguf
 
   if not path.is_file():
@@ -206,21 +205,21 @@ def _gguf_fields(path: pathlib.Path) -> dict[str, Any]:
     reader = gguf.GGUFReader(path)
     wanted = {k: f for k, f in reader.fields.items() if k.startswith("tokenizer.") or k.endswith(".context_length")}
     fields = {key: field.contents() for key, field in wanted.items()}
-  except Exception as error:  # A damaged file surfaces as whatever NumPy or the decoder trips over.
+  except Exception as error:  # NumPy and the decoder raise many types for a damaged file.
     raise InputError(f"Can't read {path} as a GGUF file ({error}): download it again.") from error
   if missing := {"tokenizer.ggml.tokens", "tokenizer.ggml.merges"} - fields.keys():
     raise InputError(f"No BPE tokenizer in {path} (no {min(missing)}): use a folder with a tokenizer.json instead.")
   kind = (fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre"))
   if kind[0] != "gpt2" or kind[1] not in ("smollm", "gpt-2"):
     raise InputError(
-      f"The tokenizer in {path} is of the kind {kind[0]}/{kind[1]}, and only gpt2/smollm and gpt2/gpt-2 are read "
-      "from GGUF files: use a folder with the model's tokenizer.json instead."
+      f"The tokenizer in {path} is of the kind {kind[0]}/{kind[1]}, and only gpt2/smollm and gpt2/gpt-2 are supported "
+      "in GGUF files: use a folder with the model's tokenizer.json instead."
     )
   return fields
 
 
 def _byte_level_bpe(fields: Mapping[str, Any], bos_token: str | None) -> Any:
-  """Builds the `tokenizers` pipeline: split, map bytes to characters, merge, and the way back."""
+  """Builds the `tokenizers` pipeline: split, map bytes to characters, merge, decode."""
   from tokenizers import AddedToken
   from tokenizers import Tokenizer
   from tokenizers import decoders

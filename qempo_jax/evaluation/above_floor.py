@@ -1,7 +1,7 @@
-"""Every diversity figure twice: over all outputs, and over the acceptable ones only (reward at or above the floor).
+"""Diversity figures over all outputs and over the acceptable ones, whose reward is at or above the floor.
 
-Diverse garbage is not diversity: a figure over all outputs is read together with the one above the floor, and beside
-length, truncation, repetition and entropy, all of which move diversity figures without any gain.
+Diverse garbage is not diversity. Read a figure over all outputs together with the one above the floor, and with length,
+truncation, repetition and entropy, which all change diversity figures without any gain.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ class Metric(NamedTuple):
   """A diversity figure of several texts.
 
   Attributes:
-    function: from texts to the figure, NaN where there is none.
-    worst: the least diverse value, which a prompt without two texts gets.
-    of_tokens: whether the function takes a `lexical.Corpus`, tokenised once for all such metrics, instead of texts.
+    function: maps texts to the figure; NaN if it is undefined.
+    worst: least diverse value, for prompts with fewer than two texts.
+    of_tokens: True if the function takes a `lexical.Corpus`, tokenised once for all such metrics, instead of texts.
   """
 
   function: Callable[[Sequence[str]], float] | Callable[[lexical.Corpus], float]
@@ -36,12 +36,12 @@ class Metric(NamedTuple):
 
 
 class Figure(NamedTuple):
-  """One metric over all outputs or the acceptable ones.
+  """One metric over all outputs or over the acceptable ones.
 
   Attributes:
-    per_prompt: [prompts] between the samples of one prompt.
-    mean: over prompts, with its interval.
-    corpus: of all prompts' outputs together.
+    per_prompt: [prompts] diversity between the samples of one prompt.
+    mean: mean over prompts, with its interval.
+    corpus: diversity of all prompts' outputs together.
   """
 
   per_prompt: np.ndarray
@@ -53,13 +53,13 @@ class Diversity(NamedTuple):
   """Figures of one method.
 
   Attributes:
-    all_outputs: by metric.
-    above_floor: by metric, acceptable outputs only.
-    beside: reward, acceptable share, length, truncation, repetition, sequence_entropy and token_entropy where given:
-      means over prompts with intervals.
+    all_outputs: figures by metric.
+    above_floor: figures by metric, acceptable outputs only.
+    beside: means over prompts, with intervals, of reward, acceptable share, length, truncation and repetition, and of
+      sequence_entropy and token_entropy if given.
     samples_per_prompt: outputs a prompt in `all_outputs`.
-    acceptable_per_prompt: [prompts] outputs each prompt has in `above_floor`.
-    floor: the least acceptable reward.
+    acceptable_per_prompt: [prompts] outputs of each prompt in `above_floor`.
+    floor: least acceptable reward.
   """
 
   all_outputs: dict[str, Figure]
@@ -97,29 +97,29 @@ def diversity(
   seed: int = 0,
   clusters: families.Clusters | None = None,
 ) -> Diversity:
-  """All figures of one method's samples.
+  """Computes all figures of one method's samples.
 
-  Diversity figures change with the number of texts, and the acceptable ones differ in number between methods and
-  prompts. `matched` makes them comparable: each prompt gives its first `matched` acceptable outputs, and a prompt that
-  has fewer gets the metric's worst value, so that failing a prompt never pays. Without it all acceptable ones count.
+  Diversity figures change with the number of texts, and methods and prompts differ in their numbers of acceptable ones.
+  `matched` makes them comparable: each prompt contributes its first `matched` acceptable outputs. A prompt with fewer
+  gets the metric's worst value, so that failing a prompt never pays. Without `matched` all acceptable outputs count.
 
   Args:
     texts: [prompts][samples], equally many of each prompt.
     rewards: [prompts, samples].
-    floor: the least reward of an acceptable output.
-    num_tokens: [prompts, samples] response tokens, the ending one included.
-    truncated: [prompts, samples] whether the length cap cut the response.
+    floor: least reward of an acceptable output.
+    num_tokens: [prompts, samples] response tokens, EOS included.
+    truncated: [prompts, samples] True if the length limit cut the response.
     sequence_entropy: [prompts, samples] sum of next-token entropies along the response, nats; token entropy is its
-      prompt mean over the mean length.
-    metrics: by name; `LEXICAL_METRICS` by default.
+      prompt mean divided by the mean length.
+    metrics: metrics by name; None: `LEXICAL_METRICS`.
     matched: acceptable outputs a prompt, or None.
-    level: of the intervals.
-    num_draws: bootstrap draws.
-    seed: of the bootstrap.
-    clusters: families of the prompts, see `clusters.of`; None for independent prompts.
+    level: confidence level of the intervals.
+    num_draws: number of bootstrap draws.
+    seed: seed of the bootstrap.
+    clusters: families of the prompts, see `clusters.of`; None: independent prompts.
 
   Raises:
-    InputError: if shapes differ or `matched` is below 2.
+    InputError: shapes differ, or `matched` is below 2.
   """
   counts = {len(samples) for samples in texts}
   if len(counts) != 1 or not texts:
@@ -168,16 +168,16 @@ def diversity(
 
 
 def _figures(metrics, texts, corpus, prompts, least, settings, pool) -> Callable[[], dict[str, Figure]]:
-  """By metric: per prompt, their mean with interval, and pooled; the worst value where there is no other.
+  """Figures by metric: per prompt, their mean with its interval, and pooled; the worst value if undefined.
 
-  All is computed in the pool, since gzip, sorts and products leave Python's lock: what is of texts starts at once, the
-  longest first; what is of tokens when the result is called for.
+  Everything runs in the pool, since gzip, sorts and products release Python's lock. Metrics of texts start at once,
+  the slowest first; metrics of tokens start when the result is requested.
   """
   cells = [(np.concatenate(prompts), 2), *((positions, least) for positions in prompts)]
 
   def value(metric, argument):
-    found = metric.function(argument)
-    return metric.worst if np.isnan(found) else float(found)
+    result = metric.function(argument)
+    return metric.worst if np.isnan(result) else float(result)
 
   def of_texts(metric, cell):
     positions, few = cell
@@ -195,10 +195,10 @@ def _figures(metrics, texts, corpus, prompts, least, settings, pool) -> Callable
 
   def finish():
     rows = list(pool.map(of_tokens, cells))
-    found = {name: list(started[name]) if name in started else [row[name] for row in rows] for name in metrics}
+    columns = {name: list(started[name]) if name in started else [row[name] for row in rows] for name in metrics}
     return {
       name: Figure(np.array(column), mean_interval(np.array(column), **settings), pooled)
-      for name, (pooled, *column) in found.items()
+      for name, (pooled, *column) in columns.items()
     }
 
   return finish

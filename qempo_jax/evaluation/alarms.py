@@ -1,4 +1,4 @@
-"""What looks wrong in a run, in words, each with advice: collapse, explosion, truncation, a floor not met."""
+"""Warnings about a run, in words, each with advice: collapse, explosion, truncation, an unmet floor."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ FEW_PROMPTS = 15
 
 
 def evaluation_warnings(results: Mapping) -> list[dict]:
-  """Warnings about results under construction: a list of {kind, method, split, message, advice}."""
+  """Warnings about evaluation results under construction: a list of {kind, method, split, message, advice}."""
   warnings, seen = [], set()
   for method, entry in results["methods"].items():
     for split, figures in entry["splits"].items():
@@ -28,7 +28,7 @@ def evaluation_warnings(results: Mapping) -> list[dict]:
 
 
 def training_warnings(metrics: Mapping[str, Sequence[Mapping]]) -> list[dict]:
-  """Warnings about training: truncation above the limit over the last tenth of the steps."""
+  """Warnings about training: truncation above the limit in the last tenth of the steps."""
   warnings = []
   for method, steps in metrics.items():
     late = [row["truncation"] for row in steps[-max(1, len(steps) // 10) :] if row.get("truncation") is not None]
@@ -57,7 +57,7 @@ def _warning(kind, method, split, message):
 
 
 def _of_samples(figures) -> Iterable[tuple[str, str]]:
-  """What concerns a split whatever the method."""
+  """Warnings about a split, independent of the method."""
   if figures["num_prompts"] < FEW_PROMPTS:
     yield "few_prompts", f"only {figures['num_prompts']} prompts; intervals over so few are rough."
   if figures["samples_left_out"]:

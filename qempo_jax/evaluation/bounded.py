@@ -1,4 +1,4 @@
-"""One-sided bounds of a mean over prompts of a figure with a known range, such as a reward from 0 to 1."""
+"""One-sided confidence bounds of a mean over prompts for figures with a known range, such as a reward from 0 to 1."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from qempo_jax.errors import InputError
 from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import tails
 
-_CHUNK = 1_000_000  # weights held at once
+_CHUNK = 1_000_000  # Weights in memory at once.
 
 
 def lower_bound(
@@ -20,33 +20,34 @@ def lower_bound(
 ) -> float:
   """One-sided lower bound of the mean over prompts of a figure that is never below `lowest`.
 
-  A Bayesian bootstrap over prompts and one more prompt at the worst value: the (1 - level) quantile of
+  It is a Bayesian bootstrap over the prompts and one more prompt at the worst value: the (1 - level) quantile of
 
     sum_i w_i x_i + w_0 lowest,    w ~ Dirichlet(1, ..., 1).
 
-  Gaffke, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable",
-  2005; Learned-Miller & Thomas, "A New Confidence Interval for the Mean of a Bounded Random Variable",
-  https://arxiv.org/abs/1905.06208, who find no case where it fails at any number of prompts, though that it never does
-  is a conjecture. For values 0 and 1 it is the Clopper-Pearson bound; with n perfect prompts it is
-  (1 - level)^(1/n), so a reward floor of 0.85 needs at least 19 prompts.
+  Gaffke, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable", 2005;
+  Learned-Miller & Thomas, "A New Confidence Interval for the Mean of a Bounded Random Variable",
+  https://arxiv.org/abs/1905.06208. They find no failure at any number of prompts; that it never fails is a conjecture.
+  For values 0 and 1 it is the Clopper-Pearson bound. With n perfect prompts it is (1 - level)^(1/n), so a reward floor
+  of 0.85 needs at least 19 prompts.
 
-  With families of prompts i counts families, weighted by their sizes, and the worst family has the size of the largest
-  one. With two crossed keys a prompt's weight is w_r v_c, and a worst row and a worst column are added, which errs on
-  the low side. Thus n counts families: 8 perfect ones have the bound 0.05^(1/8) = 0.69.
+  With families of prompts i counts families, weighted by their sizes, and the worst family has the largest size. With
+  two crossed keys a prompt's weight is w_r v_c, and a worst row and a worst column are added, which makes the bound
+  low. n then counts families: 8 perfect ones have the bound 0.05^(1/8) = 0.69.
 
   Args:
     values: [prompts, samples] or [prompts]; samples are averaged within their prompt.
-    lowest: the least possible value.
-    level: confidence.
-    num_draws: of the weights, at least; see `tails.draws_for`.
-    seed: of the weights.
-    clusters: families of the prompts; None for independent prompts.
+    lowest: least possible value.
+    level: confidence level.
+    num_draws: least number of weight draws; see `tails.draws_for`.
+    seed: seed of the weights.
+    clusters: families of the prompts; None: independent prompts.
 
   Returns:
-    The bound, exact where means have one value beside `lowest`; else wrong by the draws in at most one of 10,000 seeds, see `tails.low_quantile`.
+    The bound. It is exact if all means but those at `lowest` are equal; else it fails by Monte-Carlo error in at most
+    one of 10,000 seeds, see `tails.low_quantile`.
 
   Raises:
-    InputError: if a value is below `lowest`, or not finite.
+    InputError: a value is below `lowest`, or not finite.
   """
   means = _means(values)
   if np.min(values) < lowest:
@@ -86,7 +87,7 @@ def _means(values):
 
 
 def _exact(top, bottom, lowest, error):
-  """The quantile itself where families of one size have one value beside `lowest`: the weight is Beta(k, n + 1 - k)."""
+  """Exact quantile if families have one size and one value besides `lowest`: the weight is Beta(k, n + 1 - k)."""
   from scipy import special
 
   means = top / bottom
@@ -102,10 +103,10 @@ def _exact(top, bottom, lowest, error):
 
 
 def _one_way(top, bottom, lowest, num_draws, rng):
-  """[draws]; equal families are joined, for the sum of their weights is Gamma(their number)."""
+  """[draws]; equal families are merged, since the sum of their weights is Gamma(their number)."""
   largest = bottom.max()
   pairs = np.concatenate([np.stack([top[:, 0], bottom[:, 0]], axis=1), [[largest * lowest, largest]]])
-  (above, below), counts = (found.T for found in np.unique(pairs, axis=0, return_counts=True))
+  (above, below), counts = (column.T for column in np.unique(pairs, axis=0, return_counts=True))
   step = max(1, _CHUNK // len(counts))
   draws = np.empty(num_draws)
   for start in range(0, num_draws, step):
@@ -119,7 +120,7 @@ def _one_way(top, bottom, lowest, num_draws, rng):
 
 
 def _two_way(top, bottom, lowest, num_draws, rng):
-  """[draws] with a worst row and a worst column, of the largest sizes in their columns and rows."""
+  """[draws] with an added worst row and worst column, of the largest sizes in their columns and rows."""
   below = np.pad(bottom, ((0, 1), (0, 1)))
   below[-1, :-1], below[:-1, -1], below[-1, -1] = bottom.max(axis=0), bottom.max(axis=1), bottom.max()
   above = np.pad(top, ((0, 1), (0, 1)))

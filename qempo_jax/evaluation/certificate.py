@@ -1,6 +1,6 @@
-"""A certificate says whether a measured constraint holds, and admits it when the samples cannot tell.
+"""Certificates: verdicts on whether a measured constraint holds, or that the samples cannot tell.
 
-`quality_floors` gives floors relative to the reference and entropy gains the same treatment.
+`quality_floors` extends them to floors relative to the reference and to entropy gains.
 """
 
 import math
@@ -21,26 +21,26 @@ NEW_PROMPTS = "new prompts like these, independent of one another"
 
 
 class Certificate(NamedTuple):
-  """The verdict on one constraint and what it rests on.
+  """Verdict on one constraint, with its evidence.
 
   Attributes:
     constraint: name, such as "reward" or "kl".
     direction: "at least" for a floor, "at most" for a budget.
     bound: the floor or budget, in the constraint's own units.
     estimate: mean over prompts.
-    one_sided_bound: of the estimate, toward the bound: the lower one for a floor, the upper one for a budget.
+    one_sided_bound: one-sided confidence bound towards `bound`: the lower one for a floor, the upper one for a budget.
     opposite_bound: the other one-sided bound, which decides NOT MET.
-    level: confidence of each one-sided bound at this look.
-    verdict: MET iff `one_sided_bound` is on the right side, NOT MET iff `opposite_bound` is on the wrong side.
-    num_prompts: over all families.
-    num_samples: over all prompts.
-    further_prompts: when UNDECIDED, about how many more prompts would decide it if the estimate stayed; None when
-      decided, or when the estimate is too close to the bound for a number to mean anything.
-    further_samples: the same in samples, at as many samples a prompt as now.
-    overall_level: confidence over all looks together; equal to `level` for a single one.
-    look: which look at the data this is, from 1.
-    generalises_to: the population that the verdict speaks of, such as "new wordings of these sets".
-    families: the families of prompts that the bounds rest on, such as "8 wordings"; None where that is the prompts.
+    level: confidence level of each one-sided bound at this look.
+    verdict: MET iff `one_sided_bound` satisfies the constraint, NOT MET iff `opposite_bound` violates it.
+    num_prompts: prompts in all families.
+    num_samples: samples of all prompts.
+    further_prompts: if UNDECIDED, estimated number of further prompts that would decide it at the same estimate; None
+      if decided, or if the estimate is too close to the bound for a meaningful number.
+    further_samples: the same in samples, at the same number of samples a prompt.
+    overall_level: confidence level over all looks together; equal to `level` for a single look.
+    look: index of this look at the data, from 1.
+    generalises_to: population of the verdict, such as "new wordings of these sets".
+    families: families of prompts behind the bounds, such as "8 wordings"; None: independent prompts.
   """
 
   constraint: str
@@ -62,14 +62,14 @@ class Certificate(NamedTuple):
 
 
 def level_of_look(level: float, *, look: int, planned_looks: int | None) -> float:
-  """The confidence that look number `look` may use so that all looks together keep `level`.
+  """Confidence level of look number `look` such that all looks together keep `level`.
 
-  The error 1 - level is spent in parts, even ones over the planned looks, or without a plan 6 / (pi k)^2 of it at look
-  k, which sums to 1. By the union bound this holds however the looks depend on one another, new samples added or not,
-  and whenever one stops. Alpha spending: Lan & DeMets, "Discrete Sequential Boundaries for Clinical Trials", 1983.
+  The error 1 - level is divided evenly over the planned looks. Without a plan look k gets 6 / (pi k)^2 of it, which
+  sums to 1. By the union bound this holds for any dependence between looks, with or without new samples, and for any
+  stopping rule. Alpha spending: Lan & DeMets, "Discrete Sequential Boundaries for Clinical Trials", 1983.
 
   Raises:
-    InputError: if the look is below 1 or beyond the plan.
+    InputError: the look is below 1 or beyond the plan.
   """
   if look < 1 or (planned_looks is not None and look > planned_looks):
     raise InputError(f"Look {look} of {planned_looks} planned: count looks from 1, and plan as many as are taken.")
@@ -91,34 +91,33 @@ def certify(
   seed: int = 0,
   clusters: families.Clusters | None = None,
 ) -> Certificate:
-  """Certifies mean(values) >= bound or <= bound with one-sided bounds from a bootstrap over prompts, or their families.
+  """Certifies mean(values) >= bound or <= bound, with one-sided bounds from a bootstrap over prompts or their families.
 
-  The claim is about prompts like these, not these prompts alone; with `clusters` it is about new families, which is
-  what holds where prompts share a template or a topic. It is about these parameters: another training seed is another
-  policy. When the range of the values is known, a MET
-  verdict at the bound itself is wrong in at most (1 - level) of cases (see `bounded.lower_bound`); with
-  studentised bounds (no range) in about so many, and in more with few prompts and a long tail (see `studentised`).
-  Sampling on until the verdict is MET is a look each time: say which look it is, and how many were planned at most.
+  The claim generalises to prompts like these, not to these prompts alone. With `clusters` it generalises to new
+  families, which is right if prompts share a template or a topic. It holds for these parameters: another training seed
+  is another policy. If the range of the values is known, a MET verdict at the bound itself is wrong in at most (1 -
+  level) of cases (see `bounded.lower_bound`). With studentised bounds (no range) the error is about that, and larger
+  with few prompts and a long tail (see `studentised`). Sampling on until the verdict is MET is one look each time: pass
+  the look's index, and the number of planned looks.
 
   Args:
     values: [prompts, samples] figures of every sample.
     constraint: its name.
     bound: the floor or budget.
     direction: "at least" or "at most".
-    value_range: the least and greatest possible value, such as (0, 1) for a reward; None where there is none, as for
-      the KL divergence.
-    level: confidence of each one-sided bound, over all looks.
-    look: which look at growing data this is, from 1.
-    planned_looks: how many looks there can be at most; None for no plan. See `level_of_look`.
-    num_draws: bootstrap draws at least; by default 100,000 of a figure with a range, else 10,000. See `tails`.
-    seed: of the bootstrap.
-    clusters: families of the prompts, see `clusters.of`; None for independent prompts.
+    value_range: least and greatest possible value, such as (0, 1) for a reward; None: unbounded, such as KL.
+    level: confidence level of each one-sided bound, over all looks.
+    look: index of this look at growing data, from 1.
+    planned_looks: largest number of looks; None: no plan. See `level_of_look`.
+    num_draws: least number of bootstrap draws; None: 100,000 for figures with a range, else 10,000. See `tails`.
+    seed: seed of the bootstrap.
+    clusters: families of the prompts, see `clusters.of`; None: independent prompts.
 
   Returns:
     Certificate.
 
   Raises:
-    InputError: if values are not [prompts, samples], finite and inside `value_range`, or the direction is unknown.
+    InputError: values are not [prompts, samples], finite and inside `value_range`, or the direction is unknown.
   """
   values = np.asarray(values, float)
   if values.ndim != 2:
@@ -169,7 +168,7 @@ def certify(
 
 
 def check_range(values: np.ndarray, value_range: tuple[float, float] | None, name: str) -> None:
-  """Raises InputError, naming the value, where one is not finite or outside the range; None bounds nothing."""
+  """Raises InputError, with the value, if one is not finite or outside the range; None: no range."""
   values = np.asarray(values, float)
   if not np.all(np.isfinite(values)):
     raise InputError(f"{name} has a value that is not finite: score every sample.")
@@ -190,7 +189,7 @@ _NAMES = {"reward": "Reward", "reward over reference": "Reward over the referenc
 
 
 def in_words(certificate: Certificate, digits: int = 3) -> str:
-  """The certificate as one or two sentences."""
+  """The certificate in one or two sentences."""
   c = certificate
   name = _NAMES.get(c.constraint, c.constraint)
   toward, opposite = ("lower", "upper") if c.direction == "at least" else ("upper", "lower")
@@ -218,12 +217,12 @@ def in_words(certificate: Certificate, digits: int = 3) -> str:
 
 
 def _further_prompts(num_prompts, margin, width_toward, width_opposite, clusters):
-  """More prompts until the bound in the way reaches `bound`, its distance shrinking with 1/sqrt(families).
+  """Further prompts until the limiting bound reaches `bound`, as its distance shrinks with 1/sqrt(families).
 
   With two crossed keys the families of both grow in proportion, and the prompts with their product.
   """
   width = width_toward if margin > 0 else width_opposite
-  if not math.isfinite(width) or abs(margin) <= width / 10:  # over 100 times the prompts
+  if not math.isfinite(width) or abs(margin) <= width / 10:  # Over 100 times the prompts.
     return None
   counts = clusters.counts if clusters else (num_prompts,)
   grown = math.prod(max(count + 1, math.ceil(count * (width / margin) ** 2)) for count in counts)
@@ -231,5 +230,5 @@ def _further_prompts(num_prompts, margin, width_toward, width_opposite, clusters
 
 
 def _percent(level):
-  """A confidence level in percent, with as many digits as it needs, at most four."""
+  """A confidence level in percent, with at most four digits."""
   return f"{100 * level:.4g}%"

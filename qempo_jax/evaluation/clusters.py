@@ -1,8 +1,8 @@
-"""Families of prompts: the sampling unit of intervals, bounds and tests, as one column of labels or two crossed ones.
+"""Families (clusters) of prompts: the sampling unit of intervals, bounds and tests, by one key or by two crossed ones.
 
 Prompts that share a template or a topic are not independent. With one key, its families are resampled whole. With two
-crossed keys both are resampled and a prompt weighs the product of its two weights (pigeonhole bootstrap: Owen, "The
-Pigeonhole Bootstrap", https://arxiv.org/abs/0712.1111), whose variance is never below the true one:
+crossed keys both are resampled, and a prompt's weight is the product of its two weights (pigeonhole bootstrap: Owen,
+"The Pigeonhole Bootstrap", https://arxiv.org/abs/0712.1111), whose variance is never below the true one:
 
   weight of the prompt in row r and column c = w_r v_c,   variance = V_rows + V_columns.
 
@@ -20,17 +20,17 @@ import numpy as np
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import answers
 
-_CHUNK = 1_000_000  # weights held at once
+_CHUNK = 1_000_000  # Weights in memory at once.
 _NOUNS = {"prompt": "prompts", "puzzle": "puzzles", "set_name": "sets", "wording": "wordings"}
 
 
 class Clusters(NamedTuple):
-  """The families that prompts belong to.
+  """Families of prompts.
 
   Attributes:
     keys: one name, or two crossed ones.
     labels: [keys, prompts] family of each prompt, counted from 0 by key.
-    claim: the population that a statement about families speaks of, such as "new wordings of these sets".
+    claim: population of a statement about families, such as "new wordings of these sets".
   """
 
   keys: tuple[str, ...]
@@ -43,7 +43,7 @@ class Clusters(NamedTuple):
     return tuple(len(np.unique(labels)) for labels in self.labels)
 
   def take(self, prompts: Sequence[int] | np.ndarray) -> "Clusters":
-    """The families of some prompts, in that order."""
+    """Families of the given prompts, in that order."""
     return of(dict(zip(self.keys, self.labels[:, np.asarray(prompts, int)], strict=True)), claim=self.claim)
 
   def in_words(self) -> str:
@@ -53,20 +53,20 @@ class Clusters(NamedTuple):
   def table(self, values: np.ndarray) -> np.ndarray:
     """Sums of [prompts] values by family: [rows, columns]."""
     rows, columns = self.labels[0], self.labels[1] if len(self.labels) > 1 else np.zeros_like(self.labels[0])
-    found = np.zeros((rows.max() + 1, columns.max() + 1))
-    np.add.at(found, (rows, columns), values)
-    return found
+    sums = np.zeros((rows.max() + 1, columns.max() + 1))
+    np.add.at(sums, (rows, columns), values)
+    return sums
 
 
 def of(columns: Mapping[str, Sequence], *, claim: str | None = None) -> Clusters:
-  """The families of one column, or of two crossed ones.
+  """Families of one column, or of two crossed ones.
 
   Args:
-    columns: by key one label a prompt, in the order of the prompts; labels of any kind that compares as equal.
-    claim: see `Clusters`; by default "new KEYs".
+    columns: by key one label a prompt, in the order of the prompts; labels of any hashable kind.
+    claim: see `Clusters`; None: "new KEYs".
 
   Raises:
-    InputError: without a column, with more than two, or with columns of different lengths.
+    InputError: there is no column, more than two, or columns of different lengths.
   """
   if not 1 <= len(columns) <= 2 or len({len(column) for column in columns.values()}) != 1:
     sizes = ", ".join(f"{key} ({len(column)})" for key, column in columns.items()) or "none"
@@ -82,23 +82,25 @@ def of(columns: Mapping[str, Sequence], *, claim: str | None = None) -> Clusters
 
 
 def of_rows(rows: Sequence[Mapping], keys: Sequence[str], split: str) -> Clusters | None:
-  """The families of a split's prompts: of the named columns, or of the task's own keys.
+  """Families of a split's prompts: of the named columns, or of the task's own keys.
 
-  A task's keys are those of `answers.clusters`; one with a single family is left out beside another, since the claim is
-  then about that family. None where the keys are empty and some prompt is of no such task, or all are of one family.
+  A task's keys are those of `answers.clusters`. Of two keys, one with a single family is dropped, since the claim is
+  then about that family. The result is None if no keys are named and a prompt is of no such task, or all are of one
+  family.
 
   Args:
     rows: one for every prompt, in the order of the prompts.
-    keys: columns, at most two; empty for the task's own.
+    keys: columns, at most two; empty: the task's own.
     split: the split's name.
 
   Raises:
     InputError: a row lacks a column.
   """
-  own = [answers.families(row["set_name"], row["prompt"]) for row in rows]
+  task_labels = [answers.families(row["set_name"], row["prompt"]) for row in rows]
   if keys:
     columns = {
-      key: [row.get(key, (of_task or {}).get(key)) for row, of_task in zip(rows, own, strict=True)] for key in keys
+      key: [row.get(key, (labels or {}).get(key)) for row, labels in zip(rows, task_labels, strict=True)]
+      for key in keys
     }
     for key, column in columns.items():
       if None in column:
@@ -107,21 +109,21 @@ def of_rows(rows: Sequence[Mapping], keys: Sequence[str], split: str) -> Cluster
         )
     return of(columns)
   tasks = {answers.clusters(split, row["set_name"]) for row in rows}
-  if None in own or len(tasks) != 1:
+  if None in task_labels or len(tasks) != 1:
     return None
   declared, claim = tasks.pop()
-  columns = {key: [labels.get(key) for labels in own] for key in declared}
+  columns = {key: [labels.get(key) for labels in task_labels] for key in declared}
   several = {key: column for key, column in columns.items() if len(set(column)) > 1}
   return of(several, claim=claim if len(several) == len(declared) else None) if several else None
 
 
 def noun(key: str) -> str:
-  """A key's families in words."""
+  """Noun of a key's families."""
   return _NOUNS.get(key, f"values of {key!r}")
 
 
 def checked(clusters: Clusters | None, num_prompts: int) -> Clusters | None:
-  """The same; raises InputError where there is not one label a prompt."""
+  """The clusters; raises InputError unless there is one label a prompt."""
   if clusters is not None and clusters.labels.shape[1] != num_prompts:
     raise InputError(f"Clusters have {clusters.labels.shape[1]} labels for {num_prompts} prompts: give one a prompt.")
   return clusters
@@ -132,13 +134,13 @@ def standard_error(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float, i
 
     e = top - estimate bottom,   V = sum over keys of n / (n - 1) sum over families (sum of e)^2 / (sum bottom)^2,
 
-  n the families of a key; degrees of freedom are the fewest families less 1. For families of one size it is s^2 / n.
-  With two keys what the cells vary by themselves counts twice, so that V errs on the large side (Cameron, Gelbach &
-  Miller, "Robust Inference With Multiway Clustering", 2011, subtract it, which can leave a negative variance).
+  with n the families of a key; degrees of freedom are the fewest families minus 1. For families of one size it is s^2 /
+  n. With two keys the cells' own variance counts twice, so that V is too large (Cameron, Gelbach & Miller, "Robust
+  Inference With Multiway Clustering", 2011, subtract it, which can leave a negative variance).
 
   Args:
     top: [rows, columns].
-    bottom: [rows, columns], of a sum other than 0.
+    bottom: [rows, columns], with a nonzero sum.
   """
   estimate = top.sum() / bottom.sum()
   errors = top - estimate * bottom
@@ -157,8 +159,8 @@ def resampled(top: np.ndarray, bottom: np.ndarray, *, num_draws: int, seed: int)
   Args:
     top: [rows, columns].
     bottom: [rows, columns].
-    num_draws: resamples.
-    seed: of the resampling.
+    num_draws: number of resamples.
+    seed: seed of the resampling.
   """
   rng = np.random.default_rng(seed)
   rows, columns = top.shape
@@ -182,10 +184,10 @@ def resampled(top: np.ndarray, bottom: np.ndarray, *, num_draws: int, seed: int)
 def interval(
   top: np.ndarray, bottom: np.ndarray, *, level: float, num_draws: int, seed: int
 ) -> tuple[float, float, float]:
-  """(estimate, low, high) of sum top / sum bottom: the wider of a percentile interval and Student's at each end.
+  """(estimate, low, high) of sum top / sum bottom: at each end the wider of a percentile interval and Student's.
 
-  Percentile intervals are too narrow with few families; Student's alone misses a long tail. Without at least two
-  families of every key both ends are NaN; all three are NaN where the bottom sums to 0.
+  Percentile intervals are too narrow with few families; Student's alone misses a long tail. Both ends are NaN without
+  at least two families of every key. All three are NaN if the bottom sums to 0.
   """
   from scipy import special
 

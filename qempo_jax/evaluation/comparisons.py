@@ -1,4 +1,4 @@
-"""Several methods against one baseline on the same prompts: differences, tests, and a correction for their number."""
+"""Comparisons of several methods with one baseline on the same prompts: differences, tests, and Holm's correction."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,18 +9,18 @@ from qempo_jax.errors import InputError
 from qempo_jax.evaluation import clusters as families
 from qempo_jax.evaluation import intervals
 
-_EXACT_PROMPTS = 12  # up to it every one of the 2^n sign patterns is looked at
+_EXACT_PROMPTS = 12  # Up to this number all 2^n sign patterns are enumerated.
 
 
 class Comparison(NamedTuple):
   """One method against the baseline.
 
   Attributes:
-    difference: mean over prompts of method less baseline, with its two-sided interval at `level` for this one alone.
-    simultaneous: the same at 1 - (1 - level) / methods, so that all of them hold together at `level` (Bonferroni).
-    p_value: of the sign-flip test, or of Student's with two crossed keys; two-sided. See `p_value`.
+    difference: mean over prompts of method minus baseline, with its two-sided interval at `level`.
+    simultaneous: the same at 1 - (1 - level) / methods, so that all intervals hold together at `level` (Bonferroni).
+    p_value: two-sided p-value of the sign-flip test, or of Student's with two crossed keys. See `p_value`.
     adjusted_p_value: Holm's, over all methods compared.
-    different: whether the adjusted one is at most 1 - level.
+    different: True if the adjusted p-value is at most 1 - level.
   """
 
   difference: intervals.Interval
@@ -42,18 +42,18 @@ def compare_with(
   """Compares every other method with `baseline`, prompt by prompt.
 
   Args:
-    baseline: the key of the method compared with.
+    baseline: name of the method compared with.
     figures: by method [prompts] or [prompts, samples], the prompts in one order for all.
-    level: of the intervals, and 1 - level of the family of tests.
-    num_draws: of the bootstrap, and of sign patterns.
-    seed: of both.
-    clusters: families of the prompts, resampled and tested whole; None for independent prompts.
+    level: confidence level of the intervals; 1 - level is the error rate of all tests together.
+    num_draws: number of bootstrap draws, and of sign patterns.
+    seed: seed of both.
+    clusters: families of the prompts, resampled and tested whole; None: independent prompts.
 
   Returns:
     By method a Comparison.
 
   Raises:
-    InputError: if the baseline is missing or the methods differ in their number of prompts.
+    InputError: the baseline is missing, or the methods differ in their number of prompts.
   """
   if baseline not in figures:
     raise InputError(f"There is no method {baseline!r} to compare with: choose one of {', '.join(figures)}.")
@@ -65,19 +65,19 @@ def compare_with(
   settings = {"num_draws": num_draws, "seed": seed, "clusters": clusters}
   p_values = np.array([p_value(_by_prompt(arrays[name]) - _by_prompt(arrays[baseline]), **settings) for name in others])
   adjusted = holm(p_values)
-  found = {}
+  compared = {}
   paired = intervals.PairedDraws(arrays[baseline], **settings)
   for index, name in enumerate(others):
     levels = (level, 1 - (1 - level) / len(others))
     difference, simultaneous = paired.differences(arrays[name], levels=levels)
-    found[name] = Comparison(
+    compared[name] = Comparison(
       difference=difference,
       simultaneous=simultaneous,
       p_value=float(p_values[index]),
       adjusted_p_value=float(adjusted[index]),
       different=bool(adjusted[index] <= 1 - level + 1e-12),
     )
-  return found
+  return compared
 
 
 def p_value(
@@ -85,15 +85,15 @@ def p_value(
 ) -> float:
   """Two-sided test that the mean of the prompts' differences is 0.
 
-  One key: the sign-flip test over the families' sums. Two crossed keys: Student's test of mean / standard error, with
-  the fewest families of a key less 1 degrees of freedom; see `clusters.standard_error`. A flip of rows would keep what
-  rows share, and so miss the variance of the columns.
+  With one key it is the sign-flip test over the families' sums. With two crossed keys it is Student's test of mean /
+  standard error, with the fewest families of a key minus 1 degrees of freedom; see `clusters.standard_error`. Flipping
+  rows would preserve what rows share, and so miss the variance of the columns.
 
   Args:
     differences: [prompts].
-    num_draws: sign patterns, where there are too many for all.
-    seed: of the patterns.
-    clusters: families of the prompts; None for independent prompts.
+    num_draws: number of sign patterns, if there are too many to enumerate.
+    seed: seed of the patterns.
+    clusters: families of the prompts; None: independent prompts.
   """
   from scipy import special
 
@@ -121,7 +121,7 @@ def sign_flip_p_value(differences: np.ndarray, *, num_draws: int = 2000, seed: i
   """
   differences = np.asarray(differences, float)
   count = len(differences)
-  observed = abs(differences.sum()) * (1 - 1e-12)  # equal sums may differ by rounding
+  observed = abs(differences.sum()) * (1 - 1e-12)  # Equal sums may differ by rounding.
   if count <= _EXACT_PROMPTS:
     signs = 1 - 2.0 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
     return float(np.mean(np.abs(signs @ differences) >= observed))
@@ -130,11 +130,11 @@ def sign_flip_p_value(differences: np.ndarray, *, num_draws: int = 2000, seed: i
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-  """Holm's adjusted p-values: rejecting those at most a keeps the chance of any false rejection at a.
+  """Holm's adjusted p-values: rejecting those at or below a keeps the probability of any false rejection at a.
 
     p_(i)' = max over j <= i of min(1, (m - j + 1) p_(j)),   p_(1) <= ... <= p_(m).
 
-  Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979; holds under any dependence.
+  Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979; valid under any dependence.
   """
   p_values = np.asarray(p_values, float)
   if np.any((p_values < 0) | (p_values > 1)) or np.any(np.isnan(p_values)):

@@ -1,9 +1,9 @@
-"""Intervals over prompts for figures of a whole corpus, which are no means over prompts.
+"""Intervals over prompts for figures of a whole corpus that are not means over prompts.
 
-A mean over pairs of sentences is a ratio of sums over pairs of prompts, so a bootstrap over prompts needs those sums
-only. A prompt drawn twice is two prompts, and a sentence is never paired with its own copy, which would pull the
-figure down. Type counts would fall with every prompt drawn twice: there the jackknife over prompts is used. With
-`clusters`, families of prompts are drawn, or left out, whole; two crossed keys as in `clusters`.
+A mean over pairs of sentences is a ratio of sums over pairs of prompts, so a bootstrap over prompts needs only those
+sums. A prompt drawn twice counts as two prompts, and a sentence is never paired with its own copy, which would lower
+the figure. Type counts fall with every prompt drawn twice, so they use the jackknife over prompts. With `clusters`,
+families of prompts are drawn or left out whole; two crossed keys as in `clusters`.
 """
 
 import numpy as np
@@ -22,11 +22,11 @@ def prompt_products(vectors: np.ndarray, owners: np.ndarray, num_prompts: int) -
   Args:
     vectors: [items, dimensions].
     owners: [items] prompt of each.
-    num_prompts: of all.
+    num_prompts: number of all prompts.
 
   Returns:
-    [prompts, prompts] sums over all pairs (the diagonal with all pairs of one prompt, an item with itself included),
-    and [prompts] the sums of squares to take off that diagonal for pairs of different items.
+    [prompts, prompts] sums over all pairs (on the diagonal all pairs of one prompt, with an item and itself included),
+    and [prompts] sums of squares to subtract from that diagonal for pairs of different items.
   """
   totals = np.zeros((num_prompts, vectors.shape[1]))
   np.add.at(totals, owners, vectors)
@@ -34,7 +34,7 @@ def prompt_products(vectors: np.ndarray, owners: np.ndarray, num_prompts: int) -
 
 
 def prompt_products_sparse(rows, columns, values, owners, num_prompts: int) -> tuple[np.ndarray, np.ndarray]:
-  """The same for sparse vectors given as row, column and value of every entry, all sorted or not."""
+  """`prompt_products` of sparse vectors, given as row, column and value of every entry in any order."""
   of_prompt = owners[rows]
   products = np.zeros((num_prompts, num_prompts))
   order = np.argsort(columns, kind="stable")
@@ -62,18 +62,18 @@ def pair_interval(
 
     sum_pq w_p w_q S_pq (p != q) + sum_p [w_p W_p + w_p (w_p - 1) S_pp*]   over the same sums of numbers of pairs,
 
-  w how often a prompt is drawn, W_p its pairs of different items, and S_pp* between two copies of one prompt taken as
-  W_p, scaled to as many pairs as two prompts of that size have.
+  with w the number of times a prompt is drawn, and W_p its pairs of different items. S_pp*, between two copies of one
+  prompt, is W_p scaled to the number of pairs of two prompts of that size.
 
   Args:
-    sums: what `prompt_products` returned.
+    sums: from `prompt_products`.
     sizes: [prompts] items of each.
     scale: 1 for 1 - K, 0.5 for (1 - cos) / 2.
     estimate: the figure itself.
-    level: of the interval.
-    num_draws: resamples of the prompts.
-    seed: of the resampling.
-    clusters: families of the prompts; None for independent prompts.
+    level: confidence level of the interval.
+    num_draws: number of resamples of the prompts.
+    seed: seed of the resampling.
+    clusters: families of the prompts; None: independent prompts.
   """
   products, squares = sums
   sizes = np.asarray(sizes, float)
@@ -83,7 +83,7 @@ def pair_interval(
     return Interval(float(estimate), np.nan, np.nan)
   within = np.diagonal(products) - squares
   within_pairs = sizes * (sizes - 1)
-  # Two copies of a prompt stand for two prompts alike: their mean product is that of the prompt's different items.
+  # Two copies of a prompt count as two similar prompts, with the mean product of the prompt's different items.
   copies = np.divide(within * sizes**2, within_pairs, out=np.zeros_like(within), where=within_pairs > 0)
   copy_pairs = np.where(within_pairs > 0, sizes**2, 0.0)
   between, between_pairs = products.copy(), np.outer(sizes, sizes)
@@ -114,18 +114,18 @@ def lexical_interval(
 ) -> Interval:
   """Jackknife interval over prompts of the mean type-token ratio of `size` n-grams, n = 1, 2, 3.
 
-  Each ratio is its expectation over all subsamples of `size` (rarefaction), so the subsample adds no noise; where one
-  prompt's absence leaves fewer n-grams, all methods use the least number left. estimate +- t standard errors, with
-  t the quantile of Student's distribution at (prompts - 1) degrees of freedom (Efron & Stein, 1981: the jackknife's
-  variance errs on the large side).
+  Each ratio is its expectation over all subsamples of `size` (rarefaction), so the subsample adds no noise. If leaving
+  out a prompt leaves fewer n-grams, all methods use the least number left. The interval is estimate +- t standard
+  errors, with t the quantile of Student's distribution at (prompts - 1) degrees of freedom (Efron & Stein, 1981: the
+  jackknife overestimates the variance).
 
   Args:
     corpus: the tokenised samples.
     owners: [samples] prompt of each, from 0.
     estimate: the figure itself.
     size: n-grams drawn.
-    level: of the interval.
-    clusters: families of the prompts, whose variances add up for two crossed keys; None for independent prompts.
+    level: confidence level of the interval.
+    clusters: families of the prompts, whose variances add up for two crossed keys; None: independent prompts.
   """
   from scipy import special
 
@@ -140,7 +140,7 @@ def lexical_interval(
 
 
 def _jackknife_variance(corpus, owners, size):
-  """Of the mean type-token ratio, each owner left out once."""
+  """Jackknife variance of the mean type-token ratio, each owner left out once."""
   count = int(owners.max()) + 1
   values = np.zeros(count)
   for n in (1, 2, 3):
@@ -151,11 +151,11 @@ def _jackknife_variance(corpus, owners, size):
     drawn = min(size, len(ids) - int(per_prompt.max()))
     order = np.argsort(of_prompt, kind="stable")
     ends = np.cumsum(per_prompt)
-    spectrum = np.bincount(counts)  # how many n-grams occur so often
+    spectrum = np.bincount(counts)  # Number of n-grams by their count.
     for prompt in range(count):
-      own, times = np.unique(ids[order[ends[prompt] - per_prompt[prompt] : ends[prompt]]], return_counts=True)
-      left = spectrum - np.bincount(counts[own], minlength=len(spectrum))
-      left += np.bincount(counts[own] - times, minlength=len(spectrum))
+      grams, times = np.unique(ids[order[ends[prompt] - per_prompt[prompt] : ends[prompt]]], return_counts=True)
+      left = spectrum - np.bincount(counts[grams], minlength=len(spectrum))
+      left += np.bincount(counts[grams] - times, minlength=len(spectrum))
       occurring = np.flatnonzero(left[1:]) + 1
       total = len(ids) - per_prompt[prompt]
       kinds = functional.rarefied_types_of(occurring, left[occurring], total=total, size=drawn)

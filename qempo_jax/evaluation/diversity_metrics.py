@@ -1,4 +1,4 @@
-"""Which diversity metrics can be had here: the lexical ones always, the others with an encoder or a parser."""
+"""Diversity metrics: lexical ones always, semantic ones with an encoder, syntactic ones with a parser."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from qempo_jax.evaluation.above_floor import LEXICAL_METRICS
 from qempo_jax.evaluation.above_floor import Metric
 
 AXES = ("lexical", "semantic", "syntactic")
-# What a report calls them, and whether more of it is more diverse.
+# Label in reports, and True if a larger value is more diverse.
 LABELS = {
   "distinct_1": ("Distinct-1", True),
   "distinct_2": ("Distinct-2", True),
@@ -32,25 +32,26 @@ Parse = Callable[[Sequence[str]], Sequence[syntactic.Tree]]
 
 
 def metrics(texts: Sequence[str], *, embed: Embed | None = None, parse: Parse | None = None) -> dict[str, Metric]:
-  """Every metric that can be had, by name; each distinct text is embedded and parsed once, now.
+  """All available metrics by name; each distinct text is embedded and parsed once, now.
 
   Args:
-    texts: all that the metrics will be asked about, of any method and prompt.
-    embed: from texts to [texts, dimensions], such as `sentence_encoder.load()`; without it no semantic metrics.
-    parse: from sentences to their dependency trees, such as `syntactic.parse_with_spacy`; without it no syntactic one.
+    texts: all texts that the metrics will see, of any method and prompt.
+    embed: from texts to [texts, dimensions], such as `sentence_encoder.load()`; None: no semantic metrics.
+    parse: from sentences to their dependency trees, such as `syntactic.parse_with_spacy`; None: no syntactic metric.
       Texts are split by `protocol.sentences`.
   """
-  found = dict(LEXICAL_METRICS)
+  available = dict(LEXICAL_METRICS)
   distinct = sorted(set(texts))
   if embed is not None and distinct:
-    found |= _semantic(dict(zip(distinct, np.asarray(embed(distinct)), strict=True)))
+    available |= _semantic(dict(zip(distinct, np.asarray(embed(distinct)), strict=True)))
   if parse is not None:
     sentences = [(text, sentence) for text in distinct for sentence in protocol.sentences(text)]
     trees: dict[str, list[syntactic.Tree]] = {text: [] for text in distinct}
     for (text, _), tree in zip(sentences, parse([sentence for _, sentence in sentences]), strict=True):
       trees[text].append(tree)
-    found["syntactic_distance"] = Metric(lambda chosen: _tree_distance(trees, chosen), 0.0)
-  return found
+    of_texts = lambda chosen: syntactic.wl_diversity([tree for text in chosen for tree in trees[text]])
+    available["syntactic_distance"] = Metric(of_texts, 0.0)
+  return available
 
 
 def _semantic(vectors) -> dict[str, Metric]:
@@ -59,7 +60,3 @@ def _semantic(vectors) -> dict[str, Metric]:
     "semantic_distance": Metric(lambda chosen: semantic.mean_pairwise_distance(stacked(chosen)), 0.0),
     "vendi": Metric(lambda chosen: semantic.vendi_score_of_embeddings(stacked(chosen)), 1.0),
   }
-
-
-def _tree_distance(trees, chosen) -> float:
-  return syntactic.wl_diversity([tree for text in chosen for tree in trees[text]])

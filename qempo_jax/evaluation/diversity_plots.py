@@ -10,16 +10,16 @@ _SHOWN = ("distinct_2", "self_bleu", "compressed_share", "semantic_distance", "v
 
 
 def draw(results: Mapping, split: str) -> bytes:
-  """PNG bytes; intervals on both, and every line named at its left."""
+  """PNG bytes, with intervals on both values and every line labelled at its left."""
   of_split = {name: entry["splits"][split] for name, entry in results["methods"].items() if split in entry["splits"]}
   names = [name for name in _SHOWN if name in next(iter(of_split.values()))["diversity"]["all_outputs"]]
   canvas, axes = plots.panels(len(names), 0.75 + 0.28 * len(of_split))
   canvas.figure.get_layout_engine().set(hspace=0.06)
   for axis, name in zip(axes, names, strict=True):
-    for place, (method, figures) in enumerate(of_split.items()):
+    for row, (method, figures) in enumerate(of_split.items()):
       for part, shift, face in (("above_floor", -0.14, plots.colour(method)), ("all_outputs", 0.14, "white")):
         value = figures["diversity"][part][name]
-        axis.errorbar(value["mean"], place + shift, xerr=plots.whiskers(value), color=plots.colour(method), marker="o",
+        axis.errorbar(value["mean"], row + shift, xerr=plots.whiskers(value), color=plots.colour(method), marker="o",
                       markersize=5.5, markerfacecolor=face, linewidth=1.2)  # fmt: skip
     label, more = diversity_metrics.LABELS[name]
     axis.set_title(f"{label}: {'more' if more else 'less'} is more diverse", loc="left")

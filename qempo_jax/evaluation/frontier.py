@@ -1,4 +1,4 @@
-"""Quality against diversity over many runs: points with intervals, who is dominated, hypervolume, matched comparisons."""
+"""Quality against diversity over many runs: points with intervals, dominance, hypervolume, matched comparisons."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from qempo_jax.evaluation import intervals
 
 
 class Point(NamedTuple):
-  """One operating point of one method, all its seeds together.
+  """One operating point of one method, over all its seeds.
 
   Attributes:
     method: its name.
-    label: the keys and values that make the operating point.
+    label: keys and values of the operating point.
     prompts: in the order of the figures.
-    seeds: of training.
+    seeds: training seeds.
     figures: by name [prompts, seeds x samples].
   """
 
@@ -29,22 +29,22 @@ class Point(NamedTuple):
   figures: dict[str, np.ndarray]
 
   def mean(self, name: str) -> float:
-    """The mean over prompts of a figure."""
+    """Mean over prompts of a figure."""
     return float(self.figures[name].mean())
 
   def interval(self, name: str, *, num_draws: int, level: float = 0.95, seed: int = 0) -> intervals.Interval:
-    """The same with its interval, from a bootstrap over prompts, then over seeds and samples."""
+    """Mean over prompts with its interval, from a bootstrap over prompts, then over seeds and samples."""
     return intervals.mean_interval(self.figures[name], level=level, num_draws=num_draws, seed=seed)
 
 
 def points(runs: Sequence[Mapping]) -> list[Point]:
-  """Joins the seeds of every operating point, in the order in which the points first occur.
+  """Joins the seeds of every operating point, in the order of the points' first runs.
 
   Args:
     runs: each with method, point ([[key, value], ...]), seed, prompts, and figures by name [prompts, any].
 
   Raises:
-    InputError: without runs, or where two of them have other prompts.
+    InputError: there are no runs, or two of them have different prompts.
   """
   if not runs:
     raise InputError("There are no runs to draw: make some first.")
@@ -53,15 +53,15 @@ def points(runs: Sequence[Mapping]) -> list[Point]:
     if run["prompts"] != runs[0]["prompts"]:
       raise InputError(f"{run['method']} with seed {run['seed']} has other prompts than the first run: use the same.")
     groups.setdefault((run["method"], label(run["point"])), []).append(run)
-  found = []
+  all_points = []
   for (method, text), members in groups.items():
     joined = {
       name: np.concatenate([np.asarray(run["figures"][name], float) for run in members], axis=1)
       for name in members[0]["figures"]
     }
     seeds = tuple(run["seed"] for run in members)
-    found.append(Point(method, text, tuple(runs[0]["prompts"]), seeds, joined))
-  return found
+    all_points.append(Point(method, text, tuple(runs[0]["prompts"]), seeds, joined))
+  return all_points
 
 
 def label(point: Sequence) -> str:
@@ -71,7 +71,7 @@ def label(point: Sequence) -> str:
 
 
 def dominated(values: np.ndarray) -> np.ndarray:
-  """Which points another one beats: at least as good in every column and better in one.
+  """Dominated points: another one is at least as good in every column and better in one.
 
   Args:
     values: [points, columns], larger is better.
@@ -86,10 +86,10 @@ def dominated(values: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
-  """The area between the reference point and the upper right edge of the points, both larger-is-better.
+  """Area between the reference point and the upper right edge of the points, both larger-is-better.
 
   Points that do not exceed the reference in both columns add nothing. It grows with the number of points, so compare
-  methods with like numbers of them. Zitzler & Thiele, "Multiobjective evolutionary algorithms", 1999.
+  methods with similar numbers of them. Zitzler & Thiele, "Multiobjective evolutionary algorithms", 1999.
 
   Args:
     values: [points, 2].
@@ -107,9 +107,9 @@ def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
 def hypervolume_interval(
   of_method: Sequence[Point], names: tuple[str, str], reference: Sequence[float], *, num_draws: int, seed: int = 0
 ) -> intervals.Interval:
-  """The hypervolume of one method's points with a 95 % percentile interval over prompts.
+  """Hypervolume of one method's points with a 95 % percentile interval over prompts.
 
-  A maximum over noisy points is biased upwards, and the interval does not undo that.
+  A maximum over noisy points is biased upwards, and the interval does not correct that.
   """
   tables = np.array([[point.figures[name].mean(axis=1) for name in names] for point in of_method])  # [points, 2, P]
   chosen = np.random.default_rng(seed).integers(tables.shape[2], size=(num_draws, tables.shape[2]))
@@ -119,15 +119,15 @@ def hypervolume_interval(
 
 
 class Match(NamedTuple):
-  """One method against the baseline at one level of quality; None for whoever has no point there.
+  """One method against the baseline at one level of quality; a side without a point there is None.
 
   Attributes:
-    level: of quality.
+    level: level of quality.
     method: its name.
-    point: its most diverse one within the tolerance of the level.
-    baseline_point: the baseline's, likewise.
-    quality: the difference in quality that is left.
-    diversity: the comparison of diversity, corrected (Holm) over all methods at this level.
+    point: its most diverse point within the tolerance of the level.
+    baseline_point: the baseline's most diverse point within the tolerance.
+    quality: remaining difference in quality.
+    diversity: comparison of diversity, corrected (Holm) over all methods at this level.
   """
 
   level: float
@@ -142,9 +142,9 @@ def matched(
   found: Sequence[Point], *, quality: str, diversity: str, baseline: str, levels: Sequence[float], tolerance: float,
   num_draws: int, seed: int = 0,
 ) -> list[Match]:  # fmt: skip
-  """At each level of quality, each method's most diverse point within `tolerance` of it against the baseline's.
+  """Compares, at each quality level, each method's most diverse point within `tolerance` with the baseline's.
 
-  The points are picked on the same figures that are compared, which favours methods with more points a little.
+  The points are selected by the same figures that are compared, which slightly favours methods with more points.
   """
   methods = list(dict.fromkeys(point.method for point in found))
   rows = []

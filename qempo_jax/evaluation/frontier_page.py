@@ -1,4 +1,4 @@
-"""A frontier as files: index.html (needs nothing else), frontier.png, frontier.json and frontier.tex."""
+"""A frontier as files: index.html (self-contained), frontier.png, frontier.json and frontier.tex."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ FIGURES = {
   "reward": "Reward", "entropy": "Sequence entropy (nats)", "effective_answers": "Effective number of good answers",
   "kl": "KL to reference (nats)", "length": "Length (tokens)", "truncation": "Truncated", "good": "Good",
 }  # fmt: skip
-# Okabe & Ito's colours, darkened where they were too light for text; every method has a marker of its own too.
+# Okabe & Ito's colours, darkened for text; every method has a marker of its own too.
 _STYLES = {
   "base": ("#595959", "s"), "grpo": ("#D55E00", "^"), "grpo_bonus": ("#8C3B00", "v"), "spl": ("#7A6A00", "P"),
   "mara": ("#A8457A", "X"), "ucpo": ("#2B7FB8", "<"), "setpo": ("#6A51A3", ">"), "dpo": ("#D55E00", "^"),
@@ -33,10 +33,10 @@ _DASHES = ("--", "-.", ":")
 
 
 def write(directory: pathlib.Path, results: Mapping) -> pathlib.Path:
-  """Writes the four files; each is complete or absent.
+  """Writes the four files, each atomically.
 
   Args:
-    directory: made if absent.
+    directory: created if absent.
     results: runs, curves (exact ones by name, each a list of figures), config and command.
 
   Returns:
@@ -55,7 +55,7 @@ def write(directory: pathlib.Path, results: Mapping) -> pathlib.Path:
 
 
 def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> bytes:
-  """PNG of quality against each figure of diversity: 95 % intervals, dominated points grey, each method named once."""
+  """PNG of quality against each diversity figure: 95 % intervals, dominated points grey, each method labelled once."""
   names = config["diversity"]
   canvas = FigureCanvasAgg(Figure(figsize=(6.4, 4.6 * len(names)), dpi=150, layout="constrained"))
   axes = canvas.figure.subplots(len(names), 1, squeeze=False)[:, 0]
@@ -85,7 +85,7 @@ def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> b
 
 
 def latex(found: Sequence[frontier.Point], config: Mapping) -> str:
-  """The operating points as a LaTeX tabular, booktabs' rules."""
+  """The operating points as a LaTeX tabular with booktabs rules."""
   names = [config["quality"], *config["diversity"]]
   head = " & ".join(["Method", "Operating point", *map(_named, names)])
   lines = [r"\begin{tabular}{ll" + "r" * len(names) + "}", r"\toprule", head + r" \\", r"\midrule"]
@@ -111,13 +111,13 @@ def volumes(found: Sequence[frontier.Point], config: Mapping) -> dict[str, tuple
 
 
 def matches(found: Sequence[frontier.Point], config: Mapping) -> list[frontier.Match]:
-  """The matched-quality comparisons that a config asks for, on its first figure of diversity."""
+  """Matched-quality comparisons of a config, on its first figure of diversity."""
   keys = ("quality", "baseline", "levels", "tolerance", "num_draws")
   return frontier.matched(found, diversity=config["diversity"][0], **{key: config[key] for key in keys})
 
 
 def headline(found: Sequence[frontier.Point], config: Mapping) -> str:
-  """The first sentence: at how many levels of quality the last method is more diverse than the baseline."""
+  """First sentence: the number of quality levels at which the last method is more diverse than the baseline."""
   method, name = config["methods"][-1], _named(config["diversity"][0]).lower()
   of_method = [m for m in matches(found, config) if m.method == method and m.diversity is not None]
   ours, theirs = LABELS.get(method, method), LABELS.get(config["baseline"], config["baseline"])
@@ -184,11 +184,11 @@ def _with_ends(interval: intervals.Interval, spec: str = ".3f") -> str:
 
 
 def _name_methods(axis, best) -> None:
-  """Each method's name beside its point of highest quality, spread so that none hides another."""
+  """Labels each method at its point of highest quality, without overlaps."""
   low, high = axis.get_ylim()
   taken = []
-  for method, places in sorted(best.items(), key=lambda item: -max(item[1])[0]):
-    y, x = max(places)
+  for method, positions in sorted(best.items(), key=lambda item: -max(item[1])[0]):
+    y, x = max(positions)
     height = y
     while any(abs(height - other) < 0.045 * (high - low) for other in taken):
       height -= 0.012 * (high - low)

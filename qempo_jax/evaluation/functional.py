@@ -1,7 +1,7 @@
-"""How many different acceptable answers a policy gives: coverage, entropy and effective number, one prompt at a time.
+"""Diversity of acceptable answers: coverage, entropy and effective number, one prompt at a time.
 
-All figures count acceptable answers only (diverse garbage is not diversity) and all of them depend on the number of
-samples: compare policies at the same number of samples a prompt.
+All figures count acceptable answers only (diverse garbage is not diversity). All depend on the number of samples, so
+compare policies at equal numbers of samples a prompt.
 """
 
 from collections import Counter
@@ -15,19 +15,19 @@ from qempo_jax.errors import InputError
 
 
 class AnswerStatistics(NamedTuple):
-  """What the samples of one prompt say about the diversity of its acceptable answers.
+  """Diversity of the acceptable answers in one prompt's samples.
 
-  A prompt without any acceptable sample has coverage 0, entropy 0 and effective number 0: the lowest value each can
-  take, so that a mean over prompts never gains from failing a prompt, and the effective number tells it from a
-  collapsed prompt, which has 1.
+  A prompt without an acceptable sample has coverage, entropy and effective number 0, the lowest value of each, so that
+  a mean over prompts never gains from failing a prompt. The effective number tells it from a collapsed prompt, which
+  has 1.
   """
 
   num_samples: int
   num_acceptable: int
   num_distinct: int
-  coverage: float  # distinct acceptable answers / size of the set
-  entropy: float  # nats, plug-in
-  entropy_miller_madow: float  # nats, bias-corrected
+  coverage: float  # Distinct acceptable answers / size of the set.
+  entropy: float  # Nats, plug-in estimate.
+  entropy_miller_madow: float  # Nats, bias-corrected.
   effective_answers: float  # exp(entropy)
 
 
@@ -40,18 +40,17 @@ def answer_statistics(answers: Sequence[str | None], *, set_size: int) -> Answer
 
   Both are plug-in estimates: with n acceptable samples H is biased low by about (distinct - 1) / (2n) and cannot
   exceed log n. `entropy_miller_madow` adds that first-order correction (Miller, "Note on the bias of information
-  estimates", 1955) and is still low where most answers were never seen. Use the same number of samples for every
-  policy compared.
+  estimates", 1955), and is still low if most answers were never sampled. Use equal numbers of samples for all policies.
 
   Args:
-    answers: the canonical answer of every sample, None where the sample was not acceptable.
-    set_size: how many acceptable answers there are.
+    answers: canonical answer of every sample, None if the sample was not acceptable.
+    set_size: number of acceptable answers that exist.
 
   Returns:
     AnswerStatistics; see there for a prompt without an acceptable sample.
 
   Raises:
-    ValueError: if there are no samples, or more distinct answers than the set holds.
+    ValueError: there are no samples, or more distinct answers than the set holds.
   """
   if not answers:
     raise ValueError("answer_statistics needs at least one sample.")
@@ -75,28 +74,27 @@ def answer_statistics(answers: Sequence[str | None], *, set_size: int) -> Answer
 
 
 def answer_counts(answers: Sequence[str | None]) -> Counter[str]:
-  """How often each acceptable answer occurs, most frequent first, ties by name."""
+  """Count of each acceptable answer, most frequent first, ties by name."""
   counts = Counter(answer for answer in answers if answer is not None)
   return Counter(dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))))
 
 
 def distinct_k(outputs: Sequence[str | None], *, k: int, equivalence: Callable[[Sequence[str]], np.ndarray]) -> float:
-  """The expected number of different acceptable outputs among k samples drawn without replacement.
+  """Expected number of different acceptable outputs among k samples drawn without replacement.
 
     distinct_k = sum over classes c of 1 - C(n - n_c, k) / C(n, k),   n_c samples of class c among all n.
 
-  With k = n it is the plain count of NoveltyBench (Zhang et al., https://arxiv.org/abs/2504.05228); for k < n it is
-  the unbiased estimate of what k samples would give. Range 0 to k; unacceptable outputs (None) take part in the draw
-  and form no class. It counts, and does not see how even the classes are or how far apart: `answer_statistics` and
-  the Vendi score do.
+  With k = n it is the plain count of NoveltyBench (Zhang et al., https://arxiv.org/abs/2504.05228); for k < n it is the
+  unbiased estimate for k samples. Range 0 to k; unacceptable outputs (None) take part in the draw and form no class. It
+  ignores how even the classes are and how far apart; `answer_statistics` and the Vendi score measure that.
 
   Args:
-    outputs: of one prompt, None where not acceptable.
-    k: draws; state it, and use one for all policies.
+    outputs: of one prompt, None if not acceptable.
+    k: number of draws; use and report one value for all policies.
     equivalence: from outputs to labels, such as `equivalence.exact`.
 
   Raises:
-    InputError: if k is not between 1 and the number of samples, or the labels are not one an output.
+    InputError: k is not between 1 and the number of samples, or the labels are not one an output.
   """
   if not 1 <= k <= len(outputs):
     raise InputError(f"distinct_{k} needs 1 <= k <= samples, and there are {len(outputs)}: sample more.")
@@ -109,11 +107,11 @@ def distinct_k(outputs: Sequence[str | None], *, k: int, equivalence: Callable[[
 
 
 def rarefied_types(counts: np.ndarray, *, total: int, size: int) -> float:
-  """The expected number of kinds among `size` of `total` items drawn without replacement, kind i having counts[i].
+  """Expected number of kinds among `size` of `total` items drawn without replacement, with counts[i] items of kind i.
 
     sum_i 1 - C(total - c_i, size) / C(total, size)
 
-  Hurlbert, "The Nonconcept of Species Diversity", 1971. Exact, so it needs no seed.
+  Hurlbert, "The Nonconcept of Species Diversity", 1971. It is exact, so it needs no seed.
   """
   if not 0 <= size <= total:
     raise InputError(f"{size} items can't be drawn from {total} without replacement: lower the size.")
@@ -121,7 +119,7 @@ def rarefied_types(counts: np.ndarray, *, total: int, size: int) -> float:
 
 
 def rarefied_types_of(kinds: np.ndarray, times: np.ndarray, *, total: int, size: int) -> float:
-  """The same where times[i] kinds have the count kinds[i], in rising order."""
+  """`rarefied_types` with times[i] kinds of count kinds[i], in rising order."""
   if not len(kinds):
     return 0.0
   # C(total - c, size) / C(total, size) = prod_{j < c} (total - size - j) / (total - j), 0 from a zero factor on.

@@ -1,20 +1,19 @@
 """Cluster bootstrap over prompts: intervals and one-sided bounds for a mean over prompts.
 
-Samples of one prompt are not independent, so prompts are resampled, and then samples within each prompt drawn
-(Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8). Two forms of data:
+Samples of one prompt are not independent, so prompts are resampled first, then samples within each prompt
+(Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8). Data have two forms:
 
   [prompts, samples]  a figure of every sample, such as its reward: both stages are resampled;
-  [prompts]           a figure of every prompt, such as its effective number of answers: prompts only, because the
-                      samples already made that figure, and resampling them would bias a non-linear one.
+  [prompts]           a figure of every prompt, such as its effective number of answers: prompts only. The samples
+                      already made that figure, and resampling them would bias a non-linear one.
 
-The two-stage form counts the variance within prompts twice, so its intervals err on the wide side; percentile
-intervals of the other form err on the narrow side with fewer than about 15 prompts. Both are approximate: where a few
-prompts fail entirely, a one-sided 95 % percentile bound was wrong in 13 % of simulated cases at 40 prompts and in 27 %
-at 8. The bounds of a figure with a known range (`bounded_lower_bound`, `bounded_upper_bound`) kept their level in all
-of those cases.
+The two-stage form counts the variance within prompts twice, so its intervals are too wide. Percentile intervals of the
+other form are too narrow with fewer than about 15 prompts. Both are approximate: if a few prompts fail entirely, a
+one-sided 95 % percentile bound was wrong in 13 % of simulated cases at 40 prompts and in 27 % at 8. The bounds of a
+figure with a known range (`bounded_lower_bound`, `bounded_upper_bound`) kept their level in all of those cases.
 
-With `clusters`, families of prompts are resampled instead, each prompt with the mean of its samples, and an interval is
-the wider of the percentile and Student's; see `clusters.interval`.
+With `clusters`, families of prompts are resampled instead, each prompt with the mean of its samples. An interval is
+then the wider of the percentile and Student's; see `clusters.interval`.
 """
 
 from collections.abc import Sequence
@@ -34,11 +33,11 @@ __all__ = [
   "mean_interval", "over_seeds", "paired_difference", "paired_differences", "paired_ratio", "upper_bound",
 ]  # fmt: skip
 
-_CHUNK = 500_000  # resampled values held at once: about what a core's cache holds
+_CHUNK = 500_000  # Resampled values in memory at once: about a core's cache.
 
 
 class Interval(NamedTuple):
-  """An estimate with a two-sided interval; `low` and `high` are NaN where the data cannot give one."""
+  """An estimate with a two-sided interval; `low` and `high` are NaN if the data cannot give one."""
 
   mean: float
   low: float
@@ -46,12 +45,12 @@ class Interval(NamedTuple):
 
 
 def bootstrap_means(values: np.ndarray, *, num_draws: int, seed: int) -> np.ndarray:
-  """Means over resampled prompts (and samples): what the percentile intervals are read from.
+  """Means over resampled prompts (and samples), from which percentile intervals are computed.
 
   Args:
     values: [prompts, samples] or [prompts], finite.
-    num_draws: how many resamples.
-    seed: of the resampling; equal seeds and numbers of prompts resample the same prompts.
+    num_draws: number of resamples.
+    seed: seed of the resampling; equal seeds and numbers of prompts resample the same prompts.
 
   Returns:
     [num_draws] means.
@@ -65,14 +64,14 @@ def bootstrap_means(values: np.ndarray, *, num_draws: int, seed: int) -> np.ndar
 def mean_interval(
   values: np.ndarray, *, level: float = 0.95, num_draws: int = 2000, seed: int = 0, clusters: Clusters | None = None
 ) -> Interval:
-  """The mean over prompts with its two-sided percentile interval.
+  """Mean over prompts with its two-sided percentile interval.
 
   Args:
     values: [prompts, samples] or [prompts]; see the module's first lines.
-    level: of the interval.
-    num_draws: how many resamples.
-    seed: of the resampling.
-    clusters: families of the prompts, resampled whole; None for independent prompts.
+    level: confidence level of the interval.
+    num_draws: number of resamples.
+    seed: seed of the resampling.
+    clusters: families of the prompts, resampled whole; None: independent prompts.
 
   Returns:
     Interval; without bounds for a single value or family.
@@ -96,13 +95,13 @@ def upper_bound(values: np.ndarray, *, level: float = 0.95, num_draws: int = 200
 
 
 def over_seeds(means: Sequence[float], *, level: float = 0.95) -> Interval:
-  """The mean over training seeds with Student's interval, for other seeds on these same prompts.
+  """Mean over training seeds with Student's interval, for other seeds on these same prompts.
 
     mean +- t_{n-1} s / sqrt(n),   n seeds, s their standard deviation.
 
   Args:
     means: [seeds] the figure of each seed, a mean over prompts.
-    level: of the interval.
+    level: confidence level of the interval.
 
   Returns:
     Interval; without bounds for a single seed.
@@ -127,7 +126,7 @@ def paired_difference(
 ) -> Interval:
   """mean(values) - mean(baseline) over the same prompts, in the same order, with a percentile interval.
 
-  Each draw takes the same prompts on both sides, so what the prompts share cancels; samples are drawn apart.
+  Each draw takes the same prompts on both sides, so their common variance cancels; samples are drawn separately.
   """
   settings = {"num_draws": num_draws, "seed": seed, "clusters": clusters}
   return paired_differences(values, baseline, levels=(level,), **settings)[0]
@@ -142,7 +141,7 @@ def paired_differences(
   seed: int = 0,
   clusters: Clusters | None = None,
 ) -> list[Interval]:
-  """The same at several levels, from the same draws."""
+  """`paired_difference` at several levels, from the same draws."""
   return PairedDraws(baseline, num_draws=num_draws, seed=seed, clusters=clusters).differences(values, levels=levels)
 
 
@@ -150,22 +149,24 @@ class PairedDraws:
   """`paired_differences` of several methods from one baseline, whose own draws are made once."""
 
   def __init__(self, baseline: np.ndarray, *, num_draws: int, seed: int, clusters: Clusters | None = None):
-    """Nothing is drawn yet."""
+    """Draws nothing yet."""
     self._clusters = clusters
     self._baseline, self._num_draws, self._seed = _checked(baseline), num_draws, seed
-    self._drawn: dict[tuple[int, ...], np.ndarray] = {}
+    self._base_draws: dict[tuple[int, ...], np.ndarray] = {}
 
   def differences(self, values: np.ndarray, *, levels: Sequence[float]) -> list[Interval]:
-    """An interval a level, of mean(values) - mean(baseline)."""
+    """One interval a level, of mean(values) - mean(baseline)."""
     values = _checked(values)
     if self._clusters is not None:
-      apart = _by_prompt(values, self._baseline)
-      ones = np.ones(len(apart))
-      return [_over_families(apart, ones, self._clusters, level, self._num_draws, self._seed) for level in levels]
-    known = self._drawn.get(values.shape)  # the baseline's draws follow those of the values from one generator
-    draws, self._drawn[values.shape] = _paired_draws(values, self._baseline, self._num_draws, self._seed, known)
+      differences = _by_prompt(values, self._baseline)
+      ones = np.ones(len(differences))
+      return [_over_families(differences, ones, self._clusters, level, self._num_draws, self._seed) for level in levels]
+    # One generator draws the values, then the baseline, whose draws therefore depend on the values' shape alone.
+    base_draws = self._base_draws.get(values.shape)
+    draws, base_draws = _paired_draws(values, self._baseline, self._num_draws, self._seed, base_draws)
+    self._base_draws[values.shape] = base_draws
     mean = np.mean(values) - np.mean(self._baseline)
-    return [_percentiles(mean, draws - self._drawn[values.shape], level) for level in levels]
+    return [_percentiles(mean, draws - base_draws, level) for level in levels]
 
 
 def paired_ratio(
@@ -179,11 +180,11 @@ def paired_ratio(
 ) -> Interval:
   """mean(values) / mean(baseline) over the same prompts, in the same order, with a percentile interval.
 
-  All three are NaN where the baseline's mean is 0, the upper end infinite where it can be.
+  All three are NaN if the baseline's mean is 0; the upper end is infinite if it can be.
   """
   if clusters is not None:
     values, baseline = _checked(values), _checked(baseline)
-    _by_prompt(values, baseline)  # checks the numbers of prompts
+    _by_prompt(values, baseline)  # Checks the numbers of prompts.
     bottom = baseline.reshape(len(baseline), -1).mean(axis=1)
     return _over_families(values, bottom, clusters, level, num_draws, seed)
   draws, base_draws = _paired_draws(values, baseline, num_draws, seed)
@@ -195,7 +196,7 @@ def paired_ratio(
 
 def _paired_draws(values, baseline, num_draws, seed, base_draws=None):
   values, baseline = _checked(values), _checked(baseline)
-  _by_prompt(values, baseline)  # checks the numbers of prompts
+  _by_prompt(values, baseline)  # Checks the numbers of prompts.
   prompt_rng, sample_rng = _generators(seed)
   chosen = prompt_rng.integers(len(values), size=(num_draws, len(values)))
   draws = _resampled_means(values, chosen, sample_rng)
@@ -210,7 +211,7 @@ def _by_prompt(values, baseline):
 
 
 def _over_families(values, bottom, clusters, level, num_draws, seed):
-  """sum of `values` over sum of `bottom`, families resampled."""
+  """Ratio of the sums of `values` and `bottom`, with resampled families."""
   _checked_clusters(clusters, len(values))
   top = clusters.table(values.reshape(len(values), -1).mean(axis=1))
   settings = {"level": level, "num_draws": num_draws, "seed": seed}
@@ -218,7 +219,7 @@ def _over_families(values, bottom, clusters, level, num_draws, seed):
 
 
 def _resampled_means(values, chosen, rng):
-  """Means of `values` over the chosen prompts [draws, prompts], samples drawn anew within each."""
+  """Means of `values` over the chosen prompts [draws, prompts], with samples resampled within each."""
   if values.ndim == 1:
     return values[chosen].mean(axis=1)
   num_samples = values.shape[1]

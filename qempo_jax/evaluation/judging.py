@@ -1,8 +1,8 @@
-"""Win rates from a pairwise judge, a model or a person, asked in both orders.
+"""Win rates from a pairwise judge, a model or a person, queried in both orders.
 
-A judge that prefers the first of two answers regardless is fair only when every pair is shown both ways, so both are
-required, and how often the order decided is reported. A win rate is the judge's taste, length included: the
-length-controlled form is a variant, never a replacement.
+A judge that prefers the first of two answers regardless is fair only if every pair is shown both ways. Both orders are
+therefore required, and the share of pairs decided by order is reported. A win rate is the judge's taste, length
+included: the length-controlled form is a variant, never a replacement.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import numpy as np
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import intervals
 
-Judge = Callable[[str, str, str], float]  # prompt, first answer, second answer -> preference for the first, 0 to 1
+Judge = Callable[[str, str, str], float]  # Prompt, first answer, second answer -> preference for the first, 0 to 1.
 
 
 class Judgements(NamedTuple):
@@ -25,9 +25,9 @@ class Judgements(NamedTuple):
 
   Attributes:
     ours_first: preference for ours, 0 to 1, when it was shown first; 0.5 is a tie.
-    ours_second: the same when it was shown second.
+    ours_second: preference for ours when it was shown second.
     prompts: the prompt of each pair.
-    length_differences: length of our answer less that of the other's, in any one unit.
+    length_differences: length of our answer minus that of the other's, in any one unit.
   """
 
   ours_first: np.ndarray
@@ -40,11 +40,11 @@ class WinRate(NamedTuple):
   """A win rate over prompts.
 
   Attributes:
-    rate: with its interval over prompts; 0.5 is equal, ties count a half.
-    order_decided: share of pairs where the answer shown in one place was preferred in both orders.
+    rate: win rate with its interval over prompts; 0.5 is equal, ties count a half.
+    order_decided: share of pairs with the same preferred position in both orders.
     first_preference: mean preference for the answer shown first, 0.5 without position bias.
-    num_pairs: how many.
-    num_prompts: how many.
+    num_pairs: number of pairs.
+    num_prompts: number of prompts.
   """
 
   rate: intervals.Interval
@@ -55,10 +55,10 @@ class WinRate(NamedTuple):
 
 
 def ask(judge: Judge, prompts: Sequence[str], ours: Sequence[str], others: Sequence[str]) -> Judgements:
-  """Asks a judge about every pair, in both orders.
+  """Queries a judge about every pair, in both orders.
 
   Raises:
-    InputError: if the numbers of texts differ or the judge gives no number in [0, 1].
+    InputError: the numbers of texts differ, or the judge returns no number in [0, 1].
   """
   if not len(prompts) == len(ours) == len(others):
     raise InputError(f"Judging needs an answer of each side a prompt: {len(prompts)}, {len(ours)}, {len(others)}.")
@@ -71,11 +71,11 @@ def ask(judge: Judge, prompts: Sequence[str], ours: Sequence[str], others: Seque
 def read(path: str | os.PathLike) -> Judgements:
   """Reads judgements from JSON Lines.
 
-  A row has `prompt`, `ours` and `other` (the two answers), `ours_first` (true or false: how they were shown) and
+  A row has `prompt`, `ours` and `other` (the two answers), `ours_first` (true or false: the order shown) and
   `preference` for ours, a number from 0 to 1 or "ours", "tie" or "other". Every pair needs one row of each order.
 
   Raises:
-    InputError: naming the line, or the pair that lacks an order.
+    InputError: a line is malformed, or a pair lacks an order; the message names it.
   """
   pairs: dict[tuple[str, str, str], dict[bool, float]] = {}
   words = {"ours": 1.0, "tie": 0.5, "other": 0.0}
@@ -108,16 +108,16 @@ def read(path: str | os.PathLike) -> Judgements:
 
 
 def win_rate(judgements: Judgements, *, level: float = 0.95, num_draws: int = 2000, seed: int = 0) -> WinRate:
-  """The mean preference for ours over both orders: per prompt first, then over prompts, with a bootstrap interval.
+  """Mean preference for ours over both orders: per prompt first, then over prompts, with a bootstrap interval.
 
   Zheng et al., "Judging LLM-as-a-Judge", https://arxiv.org/abs/2306.05685 (order swapping). Range [0, 1].
   """
   scores = (judgements.ours_first + judgements.ours_second) / 2
   by_prompt = _prompt_means(scores, judgements.prompts)
-  placed = (judgements.ours_first - 0.5) * (judgements.ours_second - 0.5) < 0
+  order_decided = (judgements.ours_first - 0.5) * (judgements.ours_second - 0.5) < 0
   return WinRate(
     rate=intervals.mean_interval(by_prompt, level=level, num_draws=num_draws, seed=seed),
-    order_decided=float(placed.mean()),
+    order_decided=float(order_decided.mean()),
     first_preference=float((judgements.ours_first + 1 - judgements.ours_second).mean() / 2),
     num_pairs=len(scores),
     num_prompts=len(by_prompt),
@@ -127,21 +127,22 @@ def win_rate(judgements: Judgements, *, level: float = 0.95, num_draws: int = 20
 def length_controlled_win_rate(
   judgements: Judgements, *, level: float = 0.95, num_draws: int = 1000, seed: int = 0
 ) -> intervals.Interval:
-  """A variant: the win rate that a logistic model gives at equal lengths, with a bootstrap interval over prompts.
+  """Length-controlled variant: a logistic model's win rate at equal lengths, with a bootstrap interval over prompts.
 
     P(ours preferred) = sigmoid(a + b tanh(d / s)),   result sigmoid(a),
 
-  d the length difference, s its standard deviation over pairs, fitted to the mean preferences by maximum likelihood
-  with a ridge of 0.01 on b. After Dubois et al., "Length-Controlled AlpacaEval", https://arxiv.org/abs/2404.04475,
-  without its term for the difficulty of instructions, which needs other models' results: the numbers are not theirs.
-  It takes out what length explains linearly, not a judge's other habits, and cannot tell padding from substance.
+  with d the length difference and s its standard deviation over pairs, fitted to the mean preferences by maximum
+  likelihood with a ridge of 0.01 on b. After Dubois et al., "Length-Controlled AlpacaEval",
+  https://arxiv.org/abs/2404.04475, without its term for the difficulty of instructions, which needs other models'
+  results, so numbers differ from theirs. It removes the linear effect of length, not a judge's other habits, and cannot
+  tell padding from substance.
   """
   scores = (judgements.ours_first + judgements.ours_second) / 2
   spread = judgements.length_differences.std()
   feature = np.tanh(judgements.length_differences / spread) if spread else np.zeros(len(scores))
   _, owners, counts = np.unique(judgements.prompts, return_inverse=True, return_counts=True)
   num_prompts = len(counts)
-  even = 1 / counts[owners]  # every prompt weighs the same
+  even = 1 / counts[owners]  # Every prompt has the same weight.
   rng = np.random.default_rng(seed)
   drawn = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), num_draws)
   weights = np.concatenate([even[None], even * drawn[:, owners]])
@@ -153,9 +154,9 @@ def length_controlled_win_rate(
 
 
 def _fit(feature, scores, weights, *, ridge=0.01, steps=50):
-  """[fits, 2] intercepts and slopes of weighted logistic fits, all at once by Newton's steps of bounded size."""
+  """[fits, 2] intercepts and slopes of weighted logistic fits, all at once by damped Newton steps."""
   design = np.stack([np.ones_like(feature), feature], axis=1)
-  penalty = np.diag([1e-6, ridge])  # the tiny one keeps an all-won draw finite
+  penalty = np.diag([1e-6, ridge])  # The tiny one keeps an all-won draw finite.
   beta = np.zeros((len(weights), 2))
   for _ in range(steps):
     mean = 1 / (1 + np.exp(-beta @ design.T))

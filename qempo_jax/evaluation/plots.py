@@ -1,4 +1,4 @@
-"""The report's plots, as PNG bytes: colours safe for the colour-blind (Okabe & Ito), labels beside lines and points."""
+"""The report's plots, as PNG bytes: colour-blind-safe colours (Okabe & Ito), labels at lines and points."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from qempo_jax.evaluation.rows import in_order
 COLOURS = {"base": "#595959", "grpo": "#D55E00", "qempo": "#0072B2", "qempo_kl": "#00795A", "qempo_c": "#6A51A3"}
 _OTHER_COLOURS = ("#A8457A", "#7A6A00", "#2B7FB8")
 _MARKERS = {"base": "s", "grpo": "^", "qempo": "D", "qempo_kl": "o", "qempo_c": "P"}
-_WIDTH = 5.2  # inches: about the width of a phone's screen at the plots' font size
+_WIDTH = 5.2  # Inches: about the width of a phone's screen at the plots' font size.
 _BARS = 8
 
 
 def training_plots(metrics: Mapping[str, Sequence[Mapping]], floor: float) -> dict[str, bytes]:
   """Plots over training steps by file name; a figure that no method logged has no plot.
 
-  A constraint's slack is how far it is from being broken: below 0 it is.
+  A constraint's slack is the distance to its violation: negative if violated.
 
   Args:
-    metrics: for every method its logged steps, each with `step` and whichever of the other keys it has.
-    floor: drawn where the steps do not log a floor of their own.
+    metrics: logged steps of every method, each with `step` and some of the other keys.
+    floor: floor to draw if the steps do not log one.
 
   Returns:
     PNG bytes by name.
   """
-  wanted = {
+  series_keys = {
     "reward": [("reward", "Reward")],
     "multipliers": [("dual/quality/multiplier", "Quality multiplier"), ("dual/kl/multiplier", "KL multiplier")],
     "slack": [("slack/quality", "Reward above the floor"), ("slack/kl", "KL below the budget (nats)")],
@@ -40,7 +40,7 @@ def training_plots(metrics: Mapping[str, Sequence[Mapping]], floor: float) -> di
   }
   metrics = {method: [row | _slack(row) for row in rows] for method, rows in metrics.items()}
   plots = {}
-  for name, keys in wanted.items():
+  for name, keys in series_keys.items():
     keys = [(key, label) for key, label in keys if any(_series(rows, key)[0].size for rows in metrics.values())]
     if keys:
       plots[name] = _over_steps(metrics, keys, floor)
@@ -63,8 +63,8 @@ def quality_plot(results: Mapping, figure: str, label: str) -> bytes:
       axis.errorbar(x["mean"], y["mean"], xerr=whiskers(x), yerr=whiskers(y), color=colour(method),
                     marker=_MARKERS.get(method, "o"), markersize=6, linewidth=1.3, linestyle="none")  # fmt: skip
     axis.margins(x=0.22, y=0.18)
-    places = {method: (values[figure]["mean"], values["reward"]["mean"]) for method, values in points.items()}
-    _label_points(axis, places)
+    means = {method: (values[figure]["mean"], values["reward"]["mean"]) for method, values in points.items()}
+    _label_points(axis, means)
     axis.set_title(_sentence(SPLIT_LABELS.get(split, split)), loc="left")
     axis.set_ylabel("Reward")
   axes[-1].set_xlabel(label)
@@ -72,7 +72,7 @@ def quality_plot(results: Mapping, figure: str, label: str) -> bytes:
 
 
 def answers_plot(answers: Mapping) -> bytes:
-  """Share of samples of the most frequent answers to one prompt, one panel a policy.
+  """Share of samples with each of the most frequent answers to one prompt, one panel a policy.
 
   Args:
     answers: one split's entry of the results' `answers`.
@@ -94,7 +94,7 @@ def answers_plot(answers: Mapping) -> bytes:
     title = f"{METHOD_LABELS.get(method, method)}: {different} different answer{'' if different == 1 else 's'}"
     axis.set_title(title, loc="left", color=colour(method), parse_math=False)
     axis.set_xlim(0, highest * 1.12)
-    axis.set_ylim(len(bars[method]) - 0.4, -0.6)  # one bar, one unit
+    axis.set_ylim(len(bars[method]) - 0.4, -0.6)  # One bar, one unit.
     axis.set_yticks([])
     axis.set_xticks([])
     axis.spines[["bottom", "left"]].set_visible(False)
@@ -102,7 +102,7 @@ def answers_plot(answers: Mapping) -> bytes:
 
 
 def _bars(entry):
-  """(label, share, whether it is one acceptable answer) of the bars of one policy."""
+  """(label, share, True for a single acceptable answer) of the bars of one policy."""
   total = entry["num_samples"]
   shown, rest = entry["counts"][:_BARS], entry["counts"][_BARS:]
   bars = [(_shorten(answer), count / total, True) for answer, count in shown]
@@ -147,17 +147,17 @@ def _draw_floor(axis, metrics, floor):
   steps, floors = max((_series(rows, "floor") for rows in metrics.values()), key=lambda series: series[0].size)
   if steps.size:
     axis.plot(steps, floors, color="#444444", linestyle="--", linewidth=1)
-    at = (steps[0], floors[0])
+    position = (steps[0], floors[0])
   else:
     axis.axhline(floor, color="#444444", linestyle="--", linewidth=1)
-    at = (axis.get_xlim()[0], floor)
-  axis.annotate("floor", at, xytext=(2, 3), textcoords="offset points", fontsize=9, color="#444444")
+    position = (axis.get_xlim()[0], floor)
+  axis.annotate("floor", position, xytext=(2, 3), textcoords="offset points", fontsize=9, color="#444444")
 
 
 def _series(rows, key):
-  """Steps and finite values of one key, both empty when it was not logged."""
-  found = [(row["step"], row[key]) for row in rows if row.get(key) is not None and np.isfinite(row[key])]
-  steps, values = zip(*found, strict=True) if found else ((), ())
+  """Steps and finite values of one key, both empty if it was not logged."""
+  pairs = [(row["step"], row[key]) for row in rows if row.get(key) is not None and np.isfinite(row[key])]
+  steps, values = zip(*pairs, strict=True) if pairs else ((), ())
   return np.array(steps, float), np.array(values, float)
 
 
@@ -170,7 +170,7 @@ def _moving_average(values, width):
 
 
 def _label_ends(axis, ends):
-  """Names the lines to the right of their end, pushed apart vertically and kept within the panel's height."""
+  """Labels the lines at their right ends, spread vertically within the panel's height."""
   low, high = axis.get_ylim()
   axis.set_ylim(low, high)
   axis.set_xmargin(0.01)
@@ -189,10 +189,10 @@ def _label_ends(axis, ends):
                   annotation_clip=False)  # fmt: skip
 
 
-def _label_points(axis, places):
-  """Names each point at whichever of its four corners is freest of other points, labels and the panel's edge."""
+def _label_points(axis, means):
+  """Labels each point at the one of its four corners with least overlap with points, labels and the panel's edge."""
   (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-  points = {method: ((x - left) / (right - left), (y - low) / (high - low)) for method, (x, y) in places.items()}
+  points = {method: ((x - left) / (right - left), (y - low) / (high - low)) for method, (x, y) in means.items()}
   taken = [(x - 0.02, y - 0.04, x + 0.02, y + 0.04) for x, y in points.values()]
   for method, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
     text = METHOD_LABELS.get(method, method)
@@ -204,27 +204,27 @@ def _label_points(axis, places):
         boxes[side, above] = (x0, y0, x0 + width, y0 + 0.1)
     side, above = min(boxes, key=lambda corner: _crowding(boxes[corner], taken))
     taken.append(boxes[side, above])
-    axis.annotate(text, places[method], xytext=(7 * side, 6 if above > 0 else -14), textcoords="offset points",
+    axis.annotate(text, means[method], xytext=(7 * side, 6 if above > 0 else -14), textcoords="offset points",
                   ha="left" if side > 0 else "right", color=colour(method), fontweight="bold",
                   fontsize=10)  # fmt: skip
 
 
 def _crowding(box, taken):
-  """How many taken boxes this one meets, and how far it sticks out of the panel."""
+  """Number of overlapping boxes, plus a penalty for sticking out of the panel."""
   x0, y0, x1, y1 = box
   meets = sum(x0 < right and left < x1 and y0 < top and bottom < y1 for left, bottom, right, top in taken)
   return meets + max(0.0, -x0, x1 - 1, -y0, y1 - 1) * 20
 
 
 def whiskers(interval):
-  """Error-bar lengths, none where the interval has no ends."""
+  """Error-bar lengths; None if the interval has no ends."""
   if interval["low"] is None:
     return None
   return [[max(0.0, interval["mean"] - interval["low"])], [max(0.0, interval["high"] - interval["mean"])]]
 
 
 def panels(num_panels, panel_height, ratios=None):
-  """A canvas of a phone's width and its panels, one above the other."""
+  """A canvas of a phone's width with panels, one above the other."""
   canvas = FigureCanvasAgg(Figure(figsize=(_WIDTH, panel_height * num_panels + 0.3), dpi=170, layout="constrained"))
   axes = canvas.figure.subplots(num_panels, 1, squeeze=False, height_ratios=ratios)[:, 0]
   for axis in axes:
@@ -237,14 +237,14 @@ def panels(num_panels, panel_height, ratios=None):
 
 
 def png(canvas) -> bytes:
-  """The canvas as PNG, without anything that differs from run to run."""
+  """The canvas as PNG, without content that differs from run to run."""
   buffer = io.BytesIO()
   canvas.print_png(buffer, metadata={"Software": None})
   return buffer.getvalue()
 
 
 def colour(method: str) -> str:
-  """The colour of a method in every plot."""
+  """Colour of a method in every plot."""
   return COLOURS.get(method) or _OTHER_COLOURS[sum(map(ord, method)) % len(_OTHER_COLOURS)]
 
 

@@ -1,4 +1,4 @@
-"""Diversity by a published protocol, with sample sizes stated and equal across the methods compared.
+"""Diversity by a published protocol, with stated sample sizes that are equal across the methods compared.
 
 `protocol="guo2024"` is that of Guo et al., "Benchmarking Linguistic Diversity of Large Language Models",
 https://arxiv.org/abs/2412.10271, as its reference code computes it:
@@ -9,9 +9,9 @@ https://arxiv.org/abs/2412.10271, as its reference code computes it:
              with 2 iterations, the mean over pairs
   semantic   the same sentences, sentence embeddings, (1 - cos) / 2, the mean over pairs
 
-They are figures of a whole corpus and fall as the subsample grows, so it is fixed: the protocol's number, or the
-largest that every method has, and the result says which. Its own interval takes pairs for independent, which they are
-not; here prompts are resampled (pairs) or left out one at a time (n-grams).
+These are figures of a whole corpus and fall as the subsample grows, so its size is fixed: the protocol's number, or the
+largest that every method has, as stated in the result. The protocol's own interval assumes independent pairs, which
+they are not; here prompts are resampled (pairs) or left out one at a time (n-grams).
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ NUM_SENTENCES = 3_000
 SEED = 42
 _PUNCTUATION = frozenset(string.punctuation)
 _ORDERS = (1, 2, 3)
-# Stops of Chinese, Japanese, Devanagari, Arabic and Urdu end a sentence without a blank behind them.
+# Stops of Chinese, Japanese, Devanagari, Arabic and Urdu end a sentence without a following blank.
 _STOPS, _CLOSERS = "\u3002\uff01\uff1f\u0964\u0965\u061f\u06d4", "\u300d\u300f\u201d\u2019\uff09"
 _SENTENCE_END = re.compile(
   r"(?:(?<=[.!?])|(?<=[.!?][\"')\]\u201d\u2019]))\s+|\n\s*\n"
@@ -47,7 +47,7 @@ _SENTENCE_END = re.compile(
 
 
 class ProtocolFigure(NamedTuple):
-  """One figure of one method: its value by the protocol, an interval over prompts, and the sample size it rests on."""
+  """One figure of one method: its value by the protocol, an interval over prompts, and its sample size."""
 
   value: float
   interval: Interval
@@ -56,21 +56,10 @@ class ProtocolFigure(NamedTuple):
 
 def guo_words(text: str) -> list[str]:
   """The protocol's words: single punctuation marks dropped, longer runs of them kept, lower case."""
-  # The case is folded after the split: lower-casing can change how some letters split.
+  # Case is folded after the split: lower-casing can change how some letters split.
   if text.isascii():
     return [token for token in lexical.split(text.lower()) if token not in _PUNCTUATION]
   return [token.lower() for token in lexical.split(text) if token not in _PUNCTUATION]
-
-
-def guo_lexical(samples: Sequence[str], *, num_ngrams: int = NUM_NGRAMS, seed: int = SEED) -> float:
-  """Lexical diversity by the protocol: range (0, 1]; the paper prints it x100.
-
-  The subsamples for n = 1, 2, 3 come in turn from one `random.Random(seed)`, as in the reference code.
-
-  Raises:
-    InputError: if there are fewer than `num_ngrams` n-grams of an order: the figure would not compare.
-  """
-  return _lexical(guo_corpus(samples), num_ngrams, seed)
 
 
 def guo_corpus(samples: Sequence[str]) -> lexical.Corpus:
@@ -78,7 +67,14 @@ def guo_corpus(samples: Sequence[str]) -> lexical.Corpus:
   return lexical.with_ngrams(lexical.encode(samples, tokenize=guo_words), max_order=max(_ORDERS))
 
 
-def _lexical(corpus, num_ngrams, seed):
+def guo_lexical(corpus: lexical.Corpus, *, num_ngrams: int = NUM_NGRAMS, seed: int = SEED) -> float:
+  """Lexical diversity of a `guo_corpus` by the protocol: range (0, 1]; the paper prints it x100.
+
+  The subsamples for n = 1, 2, 3 come in turn from one `random.Random(seed)`, as in the reference code.
+
+  Raises:
+    InputError: there are fewer than `num_ngrams` n-grams of an order, and the figure would not be comparable.
+  """
   generator = random.Random(seed)
   ratios = []
   for n in _ORDERS:
@@ -93,7 +89,7 @@ def _lexical(corpus, num_ngrams, seed):
 
 
 def smallest_ngram_count(corpus: lexical.Corpus) -> int:
-  """How many n-grams of the scarcest order the samples have: the largest `num_ngrams` they allow."""
+  """Number of n-grams of the scarcest order: the largest possible `num_ngrams`."""
   return min(len(lexical.ngrams(corpus, n)[0]) for n in _ORDERS)
 
 
@@ -119,22 +115,22 @@ def diversity(
   """One axis of the protocol for several methods at one sample size.
 
   Args:
-    methods: by name, for every prompt its items: whole samples for "lexical", sentences for "semantic",
-      `syntactic.Tree` for "syntactic". Every method needs the same number of prompts.
+    methods: by name the items of every prompt: whole samples for "lexical", sentences for "semantic", `syntactic.Tree`
+      for "syntactic". Every method needs the same number of prompts.
     axis: "lexical", "syntactic" or "semantic".
     protocol: "guo2024".
-    sample_size: n-grams or sentences a method; by default the protocol's, or as many as the smallest method has.
-    embed: the sentence encoder of the semantic axis; the protocol's own is all-mpnet-base-v2, so name yours.
-    level: of the intervals.
-    num_draws: bootstrap draws.
-    seed: of the subsamples and of the bootstrap.
-    clusters: families of the prompts, see `clusters.of`; None for independent prompts.
+    sample_size: n-grams or sentences a method; None: the protocol's, or as many as the smallest method has.
+    embed: sentence encoder of the semantic axis; the protocol's own is all-mpnet-base-v2, so report yours.
+    level: confidence level of the intervals.
+    num_draws: number of bootstrap draws.
+    seed: seed of the subsamples and of the bootstrap.
+    clusters: families of the prompts, see `clusters.of`; None: independent prompts.
 
   Returns:
     By method a ProtocolFigure; all with the same sample size.
 
   Raises:
-    InputError: for an unknown protocol or axis, unequal prompts, or a size some method does not reach.
+    InputError: the protocol or axis is unknown, prompts are unequal, or a method has too few items.
   """
   if protocol not in PROTOCOLS:
     raise InputError(f"There is no protocol {protocol!r}: choose {', '.join(PROTOCOLS)}.")
@@ -155,11 +151,11 @@ def diversity(
   least = 1 if axis == "lexical" else 2
   if size < least:
     raise InputError(f"The {axis} axis needs {least} n-grams or sentences of each method at least: some have {size}.")
-  found = {}
+  results = {}
   for name, prompts in methods.items():
     owners = np.repeat(np.arange(len(prompts)), [len(items) for items in prompts])
     if axis == "lexical":
-      value = _lexical(corpora[name], size, seed)
+      value = guo_lexical(corpora[name], num_ngrams=size, seed=seed)
       interval = corpus_intervals.lexical_interval(
         corpora[name], owners, value, size=size, level=level, clusters=clusters
       )
@@ -178,25 +174,25 @@ def diversity(
       interval = corpus_intervals.pair_interval(
         sums, sizes, scale=scale, estimate=value, level=level, num_draws=num_draws, seed=seed, clusters=clusters
       )
-    found[name] = ProtocolFigure(value, interval, size)
-  return found
+    results[name] = ProtocolFigure(value, interval, size)
+  return results
 
 
 def sentences(text: str, *, drop: str = "none") -> list[str]:
-  """Splits a sample into sentences, at . ! ? (with closing quotes) before a blank, at other scripts' stops, and at blank lines.
+  """Splits a sample into sentences at . ! ? (with closing quotes) before a blank, other scripts' stops, and blank lines.
 
-  The reference code uses NLTK's Punkt, which also knows abbreviations; give your own sentences where that matters.
+  The reference code uses NLTK's Punkt, which also knows abbreviations; pass your own sentences if that matters.
 
   Args:
     text: one sample.
-    drop: "last" leaves out a last sentence that may be cut off, "first and last" both (a lone sentence stays, of two
-      the first), as the reference code does for its story and its Wikipedia task; "none" keeps all.
+    drop: "last" drops a last sentence that may be cut off, "first and last" both (a lone sentence stays, of two the
+      first), as the reference code does for its story and its Wikipedia task; "none" keeps all.
   """
-  found = [piece.strip() for piece in _SENTENCE_END.split(text) if piece.strip()]
+  pieces = [piece.strip() for piece in _SENTENCE_END.split(text) if piece.strip()]
   if drop == "none":
-    return found
+    return pieces
   if drop == "last":
-    return found[:-1]
+    return pieces[:-1]
   if drop == "first and last":
-    return found[1:-1] if len(found) > 2 else found[:1]
+    return pieces[1:-1] if len(pieces) > 2 else pieces[:1]
   raise InputError(f"There is no drop={drop!r}: choose 'none', 'last' or 'first and last'.")

@@ -1,4 +1,4 @@
-"""Floors in relation to the reference model, and entropy gains, certified on the same prompts."""
+"""Certificates of floors relative to the reference model, and entropy gains, on the same prompts."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -23,27 +23,27 @@ def certify_floor(
   level: float = 0.95,
   **settings,
 ) -> certificate.Certificate:
-  """Certifies a reward floor given in one of three ways.
+  """Certifies a reward floor of one of three kinds.
 
-    absolute             E[r] >= amount
-    reference quantile   E[r] >= the `amount` quantile of the reference's sampled rewards; a number fixed by that
-                         sample, whose own error the certificate does not cover, so sample the reference apart, once
-    reference minus      E[r] - E_reference[r] >= -amount, prompt by prompt, the error of both sides covered
+    absolute             E[r] >= amount reference quantile   E[r] >= the `amount` quantile of the reference's sampled
+    rewards. The certificate does not cover
+                         the error of that quantile, so sample the reference separately, once
+    reference minus      E[r] - E_reference[r] >= -amount, paired by prompt; the error of both sides is covered
 
   Args:
-    rewards: [prompts, samples] of the policy on held-out prompts, fresh samples.
-    kind: which form.
-    amount: the floor, the quantile in [0, 1], or how far below the reference.
+    rewards: [prompts, samples] of the policy on held-out prompts, new samples.
+    kind: one of the above.
+    amount: the floor, the quantile in [0, 1], or the distance below the reference.
     reference_rewards: [prompts, samples] of the reference; for "reference minus" the same prompts in the same order.
-    value_range: least and greatest possible reward; None where there is none.
-    level: confidence.
+    value_range: least and greatest possible reward; None: unbounded.
+    level: confidence level.
     **settings: as in `certificate.certify`.
 
   Returns:
     A Certificate named "reward", or "reward over reference" for "reference minus".
 
   Raises:
-    InputError: if the reference's rewards are missing or their prompts differ in number, or the kind is unknown.
+    InputError: the reference's rewards are missing or their prompts differ in number, or the kind is unknown.
   """
   settings |= {"direction": "at least", "level": level}
   certificate.check_range(rewards, value_range, "reward")
@@ -61,12 +61,12 @@ def certify_floor(
   differences = _paired(rewards, reference_rewards)
   certificate.check_range(reference_rewards, value_range, "reward of the reference")
   span = None if value_range is None else (value_range[0] - value_range[1], value_range[1] - value_range[0])
-  found = certificate.certify(
+  certified = certificate.certify(
     differences[:, None], constraint="reward over reference", bound=0.0 - amount, value_range=span, **settings
   )
   num_samples = np.shape(rewards)[1]
-  further = None if found.further_prompts is None else found.further_prompts * num_samples
-  return found._replace(num_samples=int(np.size(rewards)), further_samples=further)
+  further = None if certified.further_prompts is None else certified.further_prompts * num_samples
+  return certified._replace(num_samples=int(np.size(rewards)), further_samples=further)
 
 
 def entropy_gains(
@@ -78,17 +78,17 @@ def entropy_gains(
   seed: int = 0,
   clusters: families.Clusters | None = None,
 ) -> dict[str, intervals.Interval]:
-  """Sequence entropy less that of each other policy, such as the reference and an RLHF run, in nats.
+  """Sequence entropy minus that of each other policy, such as the reference and an RLHF run, in nats.
 
-  Sequence entropy grows with length: report both lengths beside the gain.
+  Sequence entropy grows with length, so report both lengths with the gain.
 
   Args:
     entropy: [prompts, samples] sum of next-token entropies along each response.
     others: the same of other policies, on the same prompts in the same order.
-    level: of all the intervals together: each is at 1 - (1 - level) / len(others).
-    num_draws: bootstrap draws.
-    seed: of the bootstrap.
-    clusters: families of the prompts; None for independent prompts.
+    level: confidence level of all intervals together: each is at 1 - (1 - level) / len(others).
+    num_draws: number of bootstrap draws.
+    seed: seed of the bootstrap.
+    clusters: families of the prompts; None: independent prompts.
 
   Returns:
     By policy the gain, paired by prompt, with its interval.

@@ -1,4 +1,4 @@
-"""Writes the report of a run: results.json, index.html and its plots as PNG files; and the table for the terminal."""
+"""Writes the report of a run (results.json, index.html, plots as PNG files), and the table for the terminal."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ def write_report(
 ) -> pathlib.Path:
   """Writes results.json, index.html (self-contained) and the plots as PNG files into `directory`.
 
-  Each file is complete or absent: it is written under another name first and then renamed.
+  Each file is written atomically, under another name first.
 
   Args:
-    directory: the report's folder, made if absent.
-    results: what `summarise` returned.
-    metrics: for every method its logged steps: `step` and any of reward, floor, dual/quality/multiplier,
-      dual/kl/multiplier, entropy, truncation.
-    rows: the evaluation rows that the results came from.
+    directory: the report's folder, created if absent.
+    results: from `summarise`.
+    metrics: logged steps of every method: `step` and any of reward, floor, dual/quality/multiplier, dual/kl/multiplier,
+      entropy, truncation.
+    rows: evaluation rows of the results.
 
   Returns:
     The path of index.html.
@@ -39,16 +39,16 @@ def write_report(
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   results = dict(results) | {"warnings": [*results["warnings"], *alarms.training_warnings(metrics)]}
-  drawn = _plots(results, metrics)
+  all_plots = _plots(results, metrics)
   write_file(directory / "results.json", json.dumps(results, indent=2, allow_nan=False, default=str).encode())
-  for name, (png, _) in drawn.items():
+  for name, (png, _) in all_plots.items():
     write_file(directory / f"{name}.png", png)
-  write_file(directory / "index.html", page.render(results, drawn, rows).encode())
+  write_file(directory / "index.html", page.render(results, all_plots, rows).encode())
   return directory / "index.html"
 
 
 def terminal_table(results: Mapping) -> Table:
-  """The main figures of every policy and split with the floor's verdict; ± is half an interval's width."""
+  """Main figures of every policy and split with the floor's verdict; ± is half an interval's width."""
   table = Table(
     box=box.SIMPLE_HEAD,
     title=f"Reward floor {results['floor']:.3g}",
@@ -94,7 +94,7 @@ _TRAINING_CAPTIONS = {
 
 def _plots(results, metrics):
   """PNG bytes and caption of every plot, in the page's order."""
-  drawn = {
+  images = {
     "quality_answers": (
       plots.quality_plot(results, "effective_answers", "Effective number of acceptable answers"),
       "Quality against diversity: reward and effective number of acceptable answers",
@@ -104,26 +104,23 @@ def _plots(results, metrics):
       "Quality against entropy",
     ),
   }
-  if not any(entry["entropy"]["mean"] is not None for entry in _split_entries(results)):
-    del drawn["quality_entropy"]  # texts alone, without a model's entropies
+  split_figures = [figures for entry in results["methods"].values() for figures in entry["splits"].values()]
+  if not any(figures["entropy"]["mean"] is not None for figures in split_figures):
+    del images["quality_entropy"]  # Rows of texts without a model's entropies.
   split = page.main_split(results)
   caption = f"Diversity on {SPLIT_LABELS.get(split, split)}: filled above the floor, hollow over all outputs"
-  drawn["diversity"] = (diversity_plots.draw(results, split), caption)
+  images["diversity"] = (diversity_plots.draw(results, split), caption)
   for name, png in plots.training_plots(metrics, results["floor"]).items():
-    drawn[name] = (png, _TRAINING_CAPTIONS[name])
+    images[name] = (png, _TRAINING_CAPTIONS[name])
   for split, answers in results["answers"].items():
     if answers:
       caption = f"Answers to one prompt ({SPLIT_LABELS.get(split, split)}): “{answers['prompt']}”"
-      drawn[f"answers_{split}"] = (plots.answers_plot(answers), caption)
-  return drawn
-
-
-def _split_entries(results):
-  return [figures for entry in results["methods"].values() for figures in entry["splits"].values()]
+      images[f"answers_{split}"] = (plots.answers_plot(answers), caption)
+  return images
 
 
 def write_file(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file that is complete or absent: under another name first, then renamed."""
+  """Writes a file atomically: under another name first, then renamed."""
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
     with os.fdopen(handle, "wb") as file:

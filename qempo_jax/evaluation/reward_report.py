@@ -1,4 +1,4 @@
-"""What a reward model's scores of held-out pairs say: accuracy with its interval, calibration, length bias."""
+"""Evaluation of a reward model on held-out pairs: accuracy with its interval, calibration, length bias."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from qempo_jax.evaluation.intervals import Interval
 
 _LEVEL, _DRAWS = 0.95, 10_000
-_SHORT = 8  # fewest prompts for a bootstrap over them
+_SHORT = 8  # Fewest prompts for a bootstrap over them.
 
 
 def pair_report(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray, *, seed: int) -> dict[str, Any]:
@@ -15,9 +15,9 @@ def pair_report(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray, *,
 
   Args:
     scores: [N, 2] of the chosen and the rejected responses, reward units.
-    lengths: [N, 2] their tokens.
-    prompts: [N] what pairs of one prompt share.
-    seed: of the bootstrap.
+    lengths: [N, 2] tokens of the chosen and the rejected responses.
+    prompts: [N] prompt of each pair.
+    seed: seed of the bootstrap.
 
   Returns:
     `accuracy` (share of pairs whose chosen response scores higher, half for a tie) with `accuracy_interval` (95 %,
@@ -46,13 +46,13 @@ def pair_report(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray, *,
 
 
 def cluster_interval(values: np.ndarray, clusters: np.ndarray, *, seed: int) -> Interval:
-  """The mean over pairs with a percentile interval from resampling whole clusters (prompts), 95 %.
+  """Mean over pairs with a percentile interval from resampling whole clusters (prompts), 95 %.
 
-  Clusters may be of unequal size; each draw's mean is sum / count over the drawn clusters. NaN bounds where there are
-  fewer than 8 clusters.
+  Clusters may be of unequal size; each draw's mean is sum / count over the drawn clusters. Bounds are NaN with fewer
+  than 8 clusters.
   """
-  _, place = np.unique(clusters, return_inverse=True)
-  sums, counts = np.bincount(place, weights=values), np.bincount(place)
+  _, cluster = np.unique(clusters, return_inverse=True)
+  sums, counts = np.bincount(cluster, weights=values), np.bincount(cluster)
   mean = float(np.mean(values))
   if len(sums) < _SHORT:
     return Interval(mean, np.nan, np.nan)
@@ -72,7 +72,7 @@ def wilson(right: float, count: int) -> Interval:
 
 
 def calibration(margins: np.ndarray, *, bins: int = 10) -> dict[str, Any]:
-  """The stated probability that the higher score is right, sigmoid(|margin|), against how often it is.
+  """Stated probability that the higher score is right, sigmoid(|margin|), against the observed share.
 
   Returns:
     `expected_accuracy`, `error` (expected calibration error: mean over pairs of |share right - stated|, by bins of
@@ -84,13 +84,13 @@ def calibration(margins: np.ndarray, *, bins: int = 10) -> dict[str, Any]:
   rows = [(float(stated[part].mean()), float(right[part].mean()), len(part)) for part in parts]
   return {
     "expected_accuracy": float(stated.mean()),
-    "error": sum(abs(said - was) * count for said, was, count in rows) / len(margins),
-    "bins": [{"stated": said, "right": was, "pairs": count} for said, was, count in rows],
+    "error": sum(abs(expected - observed) * count for expected, observed, count in rows) / len(margins),
+    "bins": [{"stated": expected, "right": observed, "pairs": count} for expected, observed, count in rows],
   }
 
 
 def length_bias(scores, lengths, right, prompts, *, seed: int) -> dict[str, Any]:
-  """How far the scores follow length, and what is left where length speaks for the wrong response.
+  """Dependence of scores on length, and accuracy where length favours the wrong response.
 
   Returns:
     `longer_is_chosen` (the accuracy of always choosing the longer response, half for equal lengths); Pearson's

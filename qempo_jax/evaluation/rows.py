@@ -24,23 +24,23 @@ SPLIT_LABELS = {
 }
 
 _NUMBERS = ("reward", "log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated")
-_MAY_BE_NONE = ("log_prob", "ref_log_prob", "entropy")  # where no model was at hand to compute them
-_OPTIONAL = ("noncanonical",)  # known to a program that has the tokens
+_MAY_BE_NONE = ("log_prob", "ref_log_prob", "entropy")  # Without a model to compute them.
+_OPTIONAL = ("noncanonical",)  # Known to programs that have the tokens.
 _FIELDS = ("method", "seed", "split", "set_name", "prompt", "sample", "completion", "answer", *_NUMBERS)
 
 
 class SplitSamples(NamedTuple):
-  """The samples of one method on one split; axis 0 of every array is `prompts`, the rest is per sample.
+  """Samples of one method on one split; axis 0 of every array is `prompts`.
 
   Attributes:
-    prompts: the distinct tasks by `task_name`, sorted, so that every method has them in the same order.
-    set_names: the answer set of each prompt.
+    prompts: distinct tasks by `task_name`, sorted, so that every method has them in the same order.
+    set_names: answer set of each prompt.
     seeds: training seeds, sorted.
-    figures: by field, [prompts, seeds, samples] numbers; NaN where a row has None.
-    answers: [prompts][seeds][samples] canonical answers, None where not acceptable.
+    figures: by field, [prompts, seeds, samples] numbers; NaN for None.
+    answers: [prompts][seeds][samples] canonical answers, None if not acceptable.
     completions: [prompts][seeds][samples] texts.
-    dropped: rows left out so that every prompt has equally many samples.
-    clusters: families of the prompts; None for independent prompts.
+    dropped: number of rows dropped so that every prompt has equally many samples.
+    clusters: families of the prompts; None: independent prompts.
   """
 
   prompts: tuple[str, ...]
@@ -54,7 +54,7 @@ class SplitSamples(NamedTuple):
 
 
 def check_rows(rows: Sequence[Mapping], reward_range: tuple[float, float] | None = None) -> None:
-  """Raises InputError, naming the row and field, where a field lacks or a number is not finite or a reward out of range."""
+  """Raises InputError, with row and field, if a field is missing, or a number not finite or out of range."""
   if not rows:
     raise InputError("There are no evaluation rows to summarise: sample some completions first.")
   for index, row in enumerate(rows):
@@ -79,17 +79,17 @@ def arrange(
   acceptable: Mapping[str, float],
   cluster: Sequence[str] = (),
 ) -> dict[tuple[str, str], SplitSamples]:
-  """Groups rows by (method, split) into arrays with `num_samples[split]` samples a prompt and seed, the first ones.
+  """Groups rows by (method, split) into arrays with the first `num_samples[split]` samples a prompt and seed.
 
   Args:
     rows: of any methods and splits.
     num_samples: by split.
-    acceptable: by split the least reward of an acceptable output. A prompt without a set of known answers counts the
-      normal forms of acceptable completions as answers; see `equivalence.normal_form`.
-    cluster: columns whose values are families of prompts, at most two; empty for the task's own.
+    acceptable: by split the least reward of an acceptable output. For prompts without a set of known answers, answers
+      are the normal forms of acceptable completions; see `equivalence.normal_form`.
+    cluster: columns whose values are families of prompts, at most two; empty: the task's own.
 
   Raises:
-    InputError: when a method lacks one of its prompts for one of its seeds, or a prompt a column of `cluster`.
+    InputError: a method lacks one of its prompts for one of its seeds, or a prompt lacks a column of `cluster`.
   """
   groups = defaultdict(lambda: defaultdict(list))
   for row in rows:
@@ -101,7 +101,7 @@ def arrange(
 
 
 def samples_per_prompt(rows: Iterable[Mapping]) -> dict[str, int]:
-  """For each split the fewest samples that any method has of any prompt and seed: what all can be compared at."""
+  """For each split the fewest samples of any method, prompt and seed, at which all can be compared."""
   counts = defaultdict(int)
   for row in rows:
     counts[row["split"], row["method"], task_name(row), row["seed"]] += 1
@@ -112,7 +112,7 @@ def samples_per_prompt(rows: Iterable[Mapping]) -> dict[str, int]:
 
 
 def task_name(row: Mapping) -> str:
-  """What makes a task: its prompt, and its `task` where several tasks have that prompt."""
+  """Identity of a task: its prompt, with its `task` if several tasks share the prompt."""
   return f"{row['prompt']}\n[{row['task']}]" if row.get("task") else row["prompt"]
 
 

@@ -1,7 +1,7 @@
 """Semantic diversity: figures of sentence embeddings, [texts, dimensions], and of kernels between texts.
 
-They see what the encoder sees: topic well, truth, style and negation badly. `sentence_encoder.load` gives an encoder
-that works without a network; name the encoder beside every figure, for figures of two encoders do not compare.
+They measure what the encoder encodes: topic well; truth, style and negation badly. `sentence_encoder.load` gives an
+encoder that works without a network. Report the encoder with every figure: figures of two encoders are not comparable.
 """
 
 import numpy as np
@@ -14,8 +14,9 @@ def mean_pairwise_distance(embeddings: np.ndarray) -> float:
 
   With u the unit vectors, sum over pairs of cos = |sum u|^2 - n, so time is linear in the texts. Used as semantic
   diversity by Guo et al., "Benchmarking Linguistic Diversity of Large Language Models",
-  https://arxiv.org/abs/2412.10271. Range 0 (all alike) to 0.5 n / (n - 1); unlike counts, its expectation does not
-  depend on the number of texts. Two far-apart clusters score as high as many different texts. NaN for fewer than two.
+  https://arxiv.org/abs/2412.10271. Range 0 (all equal) to 0.5 n / (n - 1); unlike counts, its expectation does not
+  depend on the number of texts. Two distant clusters score as high as many different texts. NaN for fewer than two
+  texts.
   """
   unit = unit_rows(embeddings)
   count = len(unit)
@@ -32,17 +33,17 @@ def vendi_score(kernel: np.ndarray, *, q: float = 1.0) -> float:
     VS_q = (sum_i l_i^q)^(1 / (1 - q)),   l the eigenvalues of K / trace K;
     q = 1: exp(-sum l log l);   q = inf: 1 / max l;   q = 0: the rank.
 
-  Friedman & Dieng, "The Vendi Score", https://arxiv.org/abs/2210.02410; orders: Pasarkar & Dieng, "Cousins of the
-  Vendi Score", https://arxiv.org/abs/2310.12952. Range 1 to n; small q counts rare kinds, large q the common ones.
-  Eigenvalues below n times machine precision of the largest are rounding and count as 0, else they would dominate
-  for small q. Grows with n, and says nothing about quality.
+  Friedman & Dieng, "The Vendi Score", https://arxiv.org/abs/2210.02410; orders: Pasarkar & Dieng, "Cousins of the Vendi
+  Score", https://arxiv.org/abs/2310.12952. Range 1 to n; small q emphasises rare kinds, large q common ones.
+  Eigenvalues below n times machine precision of the largest are rounding and count as 0; they would dominate at small
+  q. It grows with n, and does not measure quality.
 
   Args:
     kernel: [texts, texts] symmetric, positive semidefinite, ones on the diagonal.
     q: order, 0 to inf.
 
   Raises:
-    InputError: if the kernel is no such matrix, or q is negative.
+    InputError: the kernel is not such a matrix, or q is negative.
   """
   kernel = np.asarray(kernel, float)
   if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not kernel.size:
@@ -56,11 +57,11 @@ def vendi_score(kernel: np.ndarray, *, q: float = 1.0) -> float:
 
 
 def vendi_score_of_embeddings(embeddings: np.ndarray, *, q: float = 1.0) -> float:
-  """Vendi score with the cosine kernel, by the smaller of the two Gram matrices; see `vendi_score`."""
+  """Vendi score with the cosine kernel, from the smaller of the two Gram matrices; see `vendi_score`."""
   embeddings = np.asarray(embeddings)
   unit = unit_rows(embeddings)
   gram = unit @ unit.T if len(unit) <= unit.shape[1] else unit.T @ unit
-  # Embeddings in single precision carry rounding of that size into the spectrum.
+  # Embeddings in single precision have rounding of that size in their spectrum.
   eps = np.finfo(embeddings.dtype if np.issubdtype(embeddings.dtype, np.floating) else float).eps
   return _effective_number(np.linalg.eigvalsh(gram), q, eps * max(unit.shape))
 
@@ -77,7 +78,7 @@ def _effective_number(eigenvalues, q, tolerance):
   logs = np.log(shares)
   if q == 1:
     return float(np.exp(-np.sum(shares * logs)))
-  if abs(q - 1) < 0.5:  # sum l^q = 1 + sum l (l^(q-1) - 1), without cancellation near q = 1
+  if abs(q - 1) < 0.5:  # sum l^q = 1 + sum l (l^(q-1) - 1), without cancellation near q = 1.
     return float(np.exp(np.log1p(np.sum(shares * np.expm1((q - 1) * logs))) / (1 - q)))
   top = (q * logs).max()
   return float(np.exp((top + np.log(np.sum(np.exp(q * logs - top)))) / (1 - q)))
@@ -87,7 +88,7 @@ def unit_rows(embeddings: np.ndarray) -> np.ndarray:
   """Rows scaled to length 1, in double precision.
 
   Raises:
-    InputError: if they are no matrix, or a row is zero or not finite.
+    InputError: the embeddings are not a matrix, or a row is zero or not finite.
   """
   rows = np.asarray(embeddings, float)
   if rows.ndim != 2:

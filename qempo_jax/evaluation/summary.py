@@ -1,9 +1,9 @@
-"""From evaluation rows to results: every figure with its interval, the certificates, and matched-quality comparisons.
+"""From evaluation rows to results: every figure with its interval, certificates, and matched-quality comparisons.
 
-Everything is a macro average over prompts: a figure is taken for each prompt (and seed) first. Intervals come from a
-cluster bootstrap over prompts, or over families of prompts where the task or `cluster` names them. Seeds are averaged
-within a prompt, so `low` and `high` speak of prompts, not of what another training seed would give: `by_seed` has each
-seed's mean, and `over_seeds` Student's interval over seeds on these same prompts.
+Everything is a macro average over prompts: a figure is computed for each prompt (and seed) first. Intervals come from a
+cluster bootstrap over prompts, or over families of prompts if the task or `cluster` names them. Seeds are averaged
+within a prompt, so `low` and `high` cover prompts, not other training seeds. `by_seed` has each seed's mean, and
+`over_seeds` Student's interval over seeds on these same prompts.
 """
 
 from collections.abc import Mapping
@@ -45,38 +45,38 @@ def summarise(
   num_draws: int = 2000,
   seed: int = 0,
 ) -> dict:
-  """Summarises evaluation rows into a dict that JSON can hold (None where there is no number).
+  """Summarises evaluation rows into a JSON-able dict, with None for undefined numbers.
 
   Args:
     rows: one mapping a sampled completion, with method, seed, split, set_name ("" for none), prompt, sample,
       completion, answer, reward, log_prob and ref_log_prob (nats, sums over response tokens, EOS included), entropy
       (nats, the sum of the exact next-token entropies along the sample), num_tokens and truncated. The three in nats
-      may be None. Optional: noncanonical, whether the completion's text encodes to other tokens than were sampled.
-    floor: the reward floor certified for every method, by `floor_kind`.
-    floor_kind: see `quality_floors.certify_floor`; the relative ones need rows of the method "base".
-    acceptable: the least reward of an acceptable output; by default the floor.
-    max_kl: KL budget in nats of the methods that have one, certified as well.
-    reward_range: least and greatest possible reward, for bounds that hold with few prompts too; None if unbounded.
-    baseline: the method that the others are compared with; the reference where it is not there.
+      may be None. Optional: noncanonical, True if the completion's text encodes to other tokens than were sampled.
+    floor: reward floor certified for every method, of kind `floor_kind`.
+    floor_kind: see `quality_floors.certify_floor`; the relative kinds need rows of the method "base".
+    acceptable: least reward of an acceptable output; None: the floor.
+    max_kl: KL budget in nats by method, also certified.
+    reward_range: least and greatest possible reward, for bounds that hold with few prompts too; None: unbounded.
+    baseline: method that the others are compared with; the reference if it is missing.
     set_sizes: number of acceptable items by set, for sets that are not open-list sets.
-    metrics: of diversity, by name; the lexical ones by default. See `diversity_metrics`.
-    matched: acceptable outputs a prompt in diversity above the floor, see `above_floor.diversity`; 0 for all of them,
-      and by default a quarter of the split's samples a prompt, but at least 2.
-    look: which look at growing data this is, from 1.
-    planned_looks: how many looks there can be at most; None for no plan.
-    cluster: columns of the rows whose values are families of prompts, at most two (crossed); empty for the task's own
-      families, ("prompt",) for independent prompts. See `clusters`.
+    metrics: diversity metrics by name; None: the lexical ones. See `diversity_metrics`.
+    matched: acceptable outputs a prompt in diversity above the floor, see `above_floor.diversity`; 0: all; None: a
+      quarter of the split's samples a prompt, but at least 2.
+    look: index of this look at growing data, from 1.
+    planned_looks: largest number of looks; None: no plan.
+    cluster: columns of the rows whose values are families of prompts, at most two (crossed); empty: the task's own
+      families; ("prompt",): independent prompts. See `clusters`.
     run: command, config, seed and the like, copied into the results.
-    level: of intervals and bounds.
-    num_draws: bootstrap draws.
-    seed: of the bootstrap.
+    level: confidence level of intervals and bounds.
+    num_draws: number of bootstrap draws.
+    seed: seed of the bootstrap.
 
   Returns:
     The results: floor, floors (absolute, by split), level, methods, comparisons, answers (counts for one prompt a
     split), warnings and run.
 
   Raises:
-    InputError: if rows are missing or malformed, or a set is unknown.
+    InputError: rows are missing or malformed, or a set is unknown.
   """
   evaluation_rows.check_rows(rows, reward_range)
   num_samples = evaluation_rows.samples_per_prompt(rows)
@@ -141,12 +141,12 @@ def summarise(
 
 
 def absolute_floors(rows: Sequence[Mapping], *, floor: float, kind: quality_floors.Kind) -> dict[str, float]:
-  """By split the reward that a floor of any kind means there.
+  """Absolute reward floor of each split, from a floor of any kind.
 
   Raises:
-    InputError: if the kind is unknown, or it needs the reference and the split has no rows of it.
+    InputError: the kind is unknown, or it needs the reference and the split has no rows of it.
   """
-  found = {}
+  floors = {}
   for split in dict.fromkeys(row["split"] for row in rows):
     reference = [row["reward"] for row in rows if (row["method"], row["split"]) == (REFERENCE, split)]
     if kind != "absolute" and not reference:
@@ -154,14 +154,14 @@ def absolute_floors(rows: Sequence[Mapping], *, floor: float, kind: quality_floo
         f"The floor {kind!r} needs samples of the reference, method {REFERENCE!r}, on {split}: add them."
       )
     if kind == "reference minus":
-      found[split] = float(np.mean(reference)) - floor
+      floors[split] = float(np.mean(reference)) - floor
     else:
-      found[split] = float(np.quantile(reference, floor)) if kind == "reference quantile" else float(floor)
-  return found
+      floors[split] = float(np.quantile(reference, floor)) if kind == "reference quantile" else float(floor)
+  return floors
 
 
 def _floor_certificate(method, here, figures, floor, kind, reward_range, bounds) -> certificates.Certificate:
-  """Of one method; a floor relative to the reference is certified on the prompts that both have."""
+  """Certificate of one method; a floor relative to the reference is certified on the prompts that both have."""
   rewards, reference = figures[method]["reward"], None
   if kind == "reference minus":
     shared = summary_comparisons.shared_settings(here, (method, REFERENCE), summary_figures.Settings(0, 0, 0))
@@ -175,7 +175,7 @@ def _floor_certificate(method, here, figures, floor, kind, reward_range, bounds)
 
 
 def _of_families(found) -> dict:
-  """The sampling unit of a split's intervals and certificates, and what they generalise to."""
+  """Sampling unit of a split's intervals and certificates, and the population they generalise to."""
   if found is None:
     return {"keys": [], "families": "prompts", "generalises_to": certificates.NEW_PROMPTS}
   return {"keys": found.keys, "families": found.in_words(), "generalises_to": found.claim}
@@ -200,7 +200,7 @@ def _means(samples, figures, settings) -> dict:
 
 
 def plain(value):
-  """The same structure in types that JSON has; numbers that are not finite become None."""
+  """The same structure in JSON types; numbers that are not finite become None."""
   if isinstance(value, Mapping):
     return {str(key): plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):

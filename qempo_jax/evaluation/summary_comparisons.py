@@ -1,4 +1,4 @@
-"""Methods against each other on the prompts that both have, and what each answered to one prompt."""
+"""Comparisons of methods on their common prompts, and each method's answers to one prompt."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from qempo_jax.evaluation.rows import SplitSamples
 from qempo_jax.evaluation.summary_figures import Settings
 from qempo_jax.evaluation.summary_figures import for_bootstrap
 
-MATCHED_REWARD = 0.03  # two policies count as equally good when their rewards differ by no more
+MATCHED_REWARD = 0.03  # Two policies count as equally good if their rewards differ by no more.
 _TESTED = ("reward", "entropy", "effective_answers")
 
 Here = Mapping[str, SplitSamples]
@@ -20,17 +20,17 @@ Figures = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def shared_figures(here: Here, figures: Figures, name: str, methods) -> list[np.ndarray]:
-  """A figure of each method over the prompts that all of them have, in one order."""
+  """A figure of each method over their common prompts, in one order."""
   shared = sorted(set.intersection(*(set(here[method].prompts) for method in methods)))
-  found = []
+  columns = []
   for method in methods:
     position = {prompt: index for index, prompt in enumerate(here[method].prompts)}
-    found.append(figures[method][name][[position[prompt] for prompt in shared]])
-  return found
+    columns.append(figures[method][name][[position[prompt] for prompt in shared]])
+  return columns
 
 
 def shared_settings(here: Here, methods, settings: Settings) -> Settings:
-  """The settings with the families of the prompts that all of the methods have, in the order of `shared_figures`."""
+  """The settings with the families of the methods' common prompts, in the order of `shared_figures`."""
   first = here[methods[0]]
   if first.clusters is None:
     return settings._replace(clusters=None)
@@ -40,11 +40,11 @@ def shared_settings(here: Here, methods, settings: Settings) -> Settings:
 
 
 def diversity_lost(method: str, reference: str, here: Here, figures: Figures, settings: Settings) -> dict[str, dict]:
-  """Different outputs a prompt that the reference has and the method has not, split by whether they were acceptable.
+  """Different outputs a prompt that the reference has and the method lacks, by whether they were acceptable.
 
-    total = wrong_answers + right_answers,   each the reference's count less the method's, at equal numbers of samples.
+    total = wrong_answers + right_answers,   each the reference's count minus the method's, at equal numbers of samples.
 
-  What went with the wrong answers is the price of quality; what went among the right ones is narrowing. After Karouzos
+  Losses among wrong answers are the price of quality; losses among right answers are narrowing. After Karouzos
   et al., "Where does output diversity collapse in post-training?", https://arxiv.org/abs/2604.16027.
   """
   if method == reference or reference not in here or not set(here[method].prompts) & set(here[reference].prompts):
@@ -100,7 +100,7 @@ def against(baseline: str, here: Here, figures: Figures, settings: Settings) -> 
 
 
 def _add_p_values(compared, baseline, here, figures, settings) -> None:
-  """Tests over prompts or their families, see `comparisons.p_value`, Holm's correction over the methods of each figure."""
+  """Adds p-values over prompts or their families, see `comparisons.p_value`, Holm-corrected over the methods."""
   for name in _TESTED:
     tested, p_values = [], []
     for method in compared:
@@ -115,7 +115,7 @@ def _add_p_values(compared, baseline, here, figures, settings) -> None:
 
 
 def entropy_gains(method: str, others, here: Here, figures: Figures, settings: Settings) -> dict[str, dict]:
-  """Sequence entropy less each other policy's, in nats, intervals that hold together; see `quality_floors`."""
+  """Sequence entropy minus each other policy's, in nats, with simultaneous intervals; see `quality_floors`."""
   others = [other for other in others if other in here and other != method]
   sides = shared_figures(here, figures, "entropy", (method, *others)) if others else []
   if not others or not sides[0].size or not all(np.all(np.isfinite(side)) for side in sides):
@@ -126,11 +126,11 @@ def entropy_gains(method: str, others, here: Here, figures: Figures, settings: S
 
 
 def answer_counts(here: Here) -> dict:
-  """Answer counts of every method's first seed, for the shared prompt with a middling number of acceptable answers."""
+  """Answer counts of every method's first seed, for the common prompt with a median number of acceptable answers."""
   shared = set.intersection(*(set(samples.prompts) for samples in here.values()))
   if not shared:
     return {}
-  # Of the first seed only: pooled seeds would look more diverse than any one policy is.
+  # First seed only: pooled seeds would look more diverse than any one policy is.
   answers = {
     method: {prompt: of_prompt[0] for prompt, of_prompt in zip(samples.prompts, samples.answers, strict=True)}
     for method, samples in here.items()

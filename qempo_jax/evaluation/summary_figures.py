@@ -1,4 +1,4 @@
-"""The figures of one method on one split: of samples, of answers, of solutions, and of diversity."""
+"""Figures of one method on one split: of samples, of answers, of solutions, and of diversity."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from qempo_jax.evaluation.rows import SplitSamples
 from qempo_jax.rewards import answers as known_answers
 
 PER_SAMPLE = ("reward", "entropy", "kl", "length", "truncation", "noncanonical", "repetition")
-KS = (1, 8, 64)  # of pass@k, majority@k and distinct@k, as far as the samples go
+KS = (1, 8, 64)  # k of pass@k, majority@k and distinct@k, as far as samples suffice.
 
 
 class Settings(NamedTuple):
-  """Of every interval."""
+  """Settings of every interval."""
 
   level: float
   num_draws: int
@@ -30,7 +30,7 @@ class Settings(NamedTuple):
 
 
 def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-  """Every figure as [prompts, seeds * samples] where a sample has one, else [prompts, seeds]; NaN where there is none.
+  """Every figure as [prompts, seeds * samples] if each sample has one, else [prompts, seeds]; NaN if undefined.
 
   Coverage is NaN for prompts without a set of known answers.
   """
@@ -67,7 +67,7 @@ def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np
 
 
 def _distinct_wrong(samples: SplitSamples) -> np.ndarray:
-  """[prompts, seeds] different normal forms of the outputs that are not acceptable."""
+  """[prompts, seeds] number of different normal forms of unacceptable outputs."""
   return np.array(
     [
       [
@@ -81,12 +81,12 @@ def _distinct_wrong(samples: SplitSamples) -> np.ndarray:
 
 
 def for_bootstrap(name: str, values: np.ndarray) -> np.ndarray:
-  """Figures of samples keep them, for the two-stage bootstrap; figures of prompts are averaged over seeds."""
+  """Per-sample figures unchanged, for the two-stage bootstrap; per-prompt figures averaged over seeds."""
   return values if name in PER_SAMPLE else values.mean(axis=1)
 
 
 def interval(values: np.ndarray, settings: Settings) -> intervals.Interval:
-  """The mean with its interval; nothing but NaN where a value is missing."""
+  """Mean with its interval; all NaN if a value is missing."""
   if not np.all(np.isfinite(values)):
     return intervals.Interval(np.nan, np.nan, np.nan)
   return intervals.mean_interval(values, **settings._asdict())
@@ -95,31 +95,31 @@ def interval(values: np.ndarray, settings: Settings) -> intervals.Interval:
 def solution_figures(samples: SplitSamples, *, acceptable: float, settings: Settings) -> dict[str, dict]:
   """pass@k, majority@k and distinct@k of each k in `KS` that the samples reach: means over prompts with intervals.
 
-  A sample is correct where its reward is acceptable. Votes go to normal forms, or to canonical answers where prompts
-  have a set; distinct@k counts different correct ones. Each seed is taken by itself, then seeds are averaged.
+  A sample is correct if its reward is acceptable. Votes are for normal forms, or for canonical answers if prompts have
+  a set; distinct@k counts different correct ones. Seeds are evaluated separately, then averaged.
   """
   correct = samples.figures["reward"] >= acceptable  # [prompts, seeds, samples]
   size = correct.shape[2]
-  found = {}
+  results = {}
   for k in (k for k in KS if k <= size):
     passed = solutions.pass_at_k(np.full(correct.shape[:2], size), correct.sum(axis=2), k=k)
-    found[f"pass@{k}"] = interval(passed.mean(axis=1), settings)._asdict()
-    if k == 1:  # the other two are the same
+    results[f"pass@{k}"] = interval(passed.mean(axis=1), settings)._asdict()
+    if k == 1:  # The other two are equal to it.
       continue
     votes, kinds = np.zeros(correct.shape[:2]), np.zeros(correct.shape[:2])
-    for at in np.ndindex(*correct.shape[:2]):
-      texts, right = samples.completions[at[0]][at[1]], correct[at]
-      names = samples.answers[at[0]][at[1]]
-      # A form that is right in one sample and wrong in another is two answers.
+    for index in np.ndindex(*correct.shape[:2]):
+      texts, right = samples.completions[index[0]][index[1]], correct[index]
+      names = samples.answers[index[0]][index[1]]
+      # A form that is right in one sample and wrong in another counts as two answers.
       ballots = [
         (name or equivalence.normal_form(text), bool(ok)) for name, text, ok in zip(names, texts, right, strict=True)
       ]
-      votes[at] = solutions.majority_at_k(ballots, right, k=k, seed=settings.seed)
+      votes[index] = solutions.majority_at_k(ballots, right, k=k, seed=settings.seed)
       kept = [ballot if ballot[1] else None for ballot in ballots]
-      kinds[at] = functional.distinct_k(kept, k=k, equivalence=equivalence.exact)
+      kinds[index] = functional.distinct_k(kept, k=k, equivalence=equivalence.exact)
     for name, values in (("majority", votes), ("distinct", kinds)):
-      found[f"{name}@{k}"] = interval(values.mean(axis=1), settings)._asdict()
-  return found
+      results[f"{name}@{k}"] = interval(values.mean(axis=1), settings)._asdict()
+  return results
 
 
 def diversity_figures(
@@ -132,18 +132,18 @@ def diversity_figures(
 ) -> dict:
   """Every metric over all outputs and above the floor: {"all_outputs" or "above_floor": {name: interval and corpus}}.
 
-  Each seed is taken by itself, then seeds are averaged: pooled seeds would look more diverse than any one policy is.
+  Seeds are evaluated separately, then averaged: pooled seeds would look more diverse than any one policy is.
   """
   by_seed = [_of_seed(samples, index, metrics, acceptable, matched, settings) for index in range(len(samples.seeds))]
-  found: dict = {"acceptable_at": acceptable, "matched": matched}
-  found["acceptable_per_prompt"] = float(np.mean([of_seed.acceptable_per_prompt for of_seed in by_seed]))
+  results: dict = {"acceptable_at": acceptable, "matched": matched}
+  results["acceptable_per_prompt"] = float(np.mean([of_seed.acceptable_per_prompt for of_seed in by_seed]))
   for part in ("all_outputs", "above_floor"):
-    found[part] = {}
+    results[part] = {}
     for name in metrics:
       seeds = [getattr(of_seed, part)[name] for of_seed in by_seed]
       mean = interval(np.mean([figure.per_prompt for figure in seeds], axis=0), settings)
-      found[part][name] = mean._asdict() | {"corpus": float(np.mean([figure.corpus for figure in seeds]))}
-  return found
+      results[part][name] = mean._asdict() | {"corpus": float(np.mean([figure.corpus for figure in seeds]))}
+  return results
 
 
 def _of_seed(samples, index, metrics, acceptable, matched, settings) -> above_floor.Diversity:
@@ -157,6 +157,6 @@ def _of_seed(samples, index, metrics, acceptable, matched, settings) -> above_fl
     metrics=metrics,
     matched=matched,
     level=settings.level,
-    num_draws=1,  # its intervals are of one seed, and not used
+    num_draws=1,  # Intervals of single seeds are not used.
     seed=settings.seed,
   )

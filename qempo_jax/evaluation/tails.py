@@ -1,4 +1,4 @@
-"""Quantiles in the tail of Monte-Carlo draws that never spend more error than allotted."""
+"""Quantiles in the tail of Monte-Carlo draws that never exceed the allotted error."""
 
 import math
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from qempo_jax.errors import InputError
 
-_LEAST_IN_TAIL = 30  # draws expected beyond the quantile
-_RISK = 1e-4  # chance, over seeds, that the quantile lies on the wrong side of the true one
+_LEAST_IN_TAIL = 30  # Expected number of draws beyond the quantile.
+_RISK = 1e-4  # Probability, over seeds, that the quantile is on the wrong side of the true one.
 
 
 def draws_for(error: float, num_draws: int) -> int:
-  """At least `num_draws`, and as many as leave 30 of them expected in a tail of probability `error`.
+  """At least `num_draws`, and enough for 30 expected draws in a tail of probability `error`.
 
   Raises:
-    InputError: if the error is not between 0 and 1.
+    InputError: the error is not between 0 and 1.
   """
   if not 0 < error < 1:
     raise InputError(f"A bound's level is {1 - error:g}: it must lie between 0 and 1.")
@@ -22,13 +22,13 @@ def draws_for(error: float, num_draws: int) -> int:
 
 
 def rank(error: float, num_draws: int) -> int:
-  """The greatest k with P(U_(k) > error) <= 1e-4, U_(k) the k-th smallest of `num_draws` uniform draws.
+  """Greatest k with P(U_(k) > error) <= 1e-4, U_(k) the k-th smallest of `num_draws` uniform draws.
 
   P(U_(k) > error) = P(Binomial(num_draws, error) < k).
   """
   from scipy import special
 
-  low, high = 0, num_draws  # the probability grows with k: bisection, betaincc(k, n - k + 1, p) being it
+  low, high = 0, num_draws  # The probability, betaincc(k, n - k + 1, p), grows with k: bisection.
   while low < high:
     middle = (low + high + 1) // 2
     if special.betaincc(middle, num_draws - middle + 1, error) <= _RISK:
@@ -39,15 +39,15 @@ def rank(error: float, num_draws: int) -> int:
 
 
 def low_quantile(draws: np.ndarray, error: float) -> float:
-  """An order statistic that is at or below the draws' `error` quantile, but for one seed in 10,000.
+  """An order statistic at or below the draws' `error` quantile, except for one seed in 10,000.
 
-  The error that it spends is Beta(k, draws - k + 1) over seeds, of mean k / (draws + 1) < error. An empirical quantile
-  instead spends about 1 / draws wherever less is allotted.
+  Its error is Beta(k, draws - k + 1) over seeds, of mean k / (draws + 1) < error. An empirical quantile instead has an
+  error of about 1 / draws even if less is allotted.
   """
   k = rank(error, len(draws))
   return float(np.partition(draws, k - 1)[k - 1]) if k else -np.inf
 
 
 def high_quantile(draws: np.ndarray, error: float) -> float:
-  """The same at the upper end: at or above the 1 - `error` quantile."""
+  """An order statistic at or above the draws' 1 - `error` quantile; see `low_quantile`."""
   return -low_quantile(-np.asarray(draws), error)

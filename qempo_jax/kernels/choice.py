@@ -1,4 +1,4 @@
-"""Which of the implementations sums over the vocabulary, and how a kernel runs on a mesh."""
+"""Selects the implementation of sums over the vocabulary, and runs a kernel on a mesh."""
 
 import importlib
 
@@ -15,37 +15,37 @@ TOKEN_STATS = ("auto", "xla", "pallas")
 _KERNELS = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
 
 
-def chosen(asked: str, platform: str, hidden_TxD, unembedding_VxD, dtype) -> str:
+def chosen(requested: str, platform: str, hidden_TxD, unembedding_VxD, dtype) -> str:
   """The implementation, "xla", "tpu" or "gpu".
 
-  "auto" takes the kernel on TPUs, for whose compiler it is checked, and XLA elsewhere: the GPU's kernel has not been
-  timed against it.
+  "auto" selects the kernel on TPUs, for which its compilation is tested, and XLA elsewhere: the GPU's kernel has not
+  been timed against it.
 
   Args:
-    asked: of `TOKEN_STATS`.
-    platform: of the devices.
+    requested: one of `TOKEN_STATS`.
+    platform: platform of the devices.
     hidden_TxD: the hidden states.
     unembedding_VxD: the output projection.
-    dtype: of the product's operands.
+    dtype: dtype of the product's operands.
 
   Raises:
-    InputError: the kernel is asked for, and cannot compute this.
+    InputError: the kernel is requested, and cannot compute this.
   """
-  if asked not in TOKEN_STATS:
-    raise InputError(f"compute.token_stats={asked!r} is not one of {', '.join(TOKEN_STATS)}")
-  if asked == "xla" or (asked == "auto" and platform != "tpu"):
+  if requested not in TOKEN_STATS:
+    raise InputError(f"compute.token_stats={requested!r} is not one of {', '.join(TOKEN_STATS)}")
+  if requested == "xla" or (requested == "auto" and platform != "tpu"):
     return "xla"
   reason = _obstacle(platform, hidden_TxD, unembedding_VxD, dtype)
-  if reason and asked == "pallas":
+  if reason and requested == "pallas":
     raise InputError(f"compute.token_stats=pallas {reason}; use auto or xla")
   return "xla" if reason else _KERNELS[platform]
 
 
 def kernel_sums(head: Head, hidden_TxD, unembedding_VxD, targets_T, temperature) -> online_softmax.Sums:
-  """The sums of every token over its whole vocabulary, each [T, 1], by the kernel that the head names.
+  """Sums of every token over its whole vocabulary, each [T, 1], by the head's kernel.
 
-  On the mesh of `sharding.on_mesh`, each device of the tensor axis runs it on its own rows of the unembedding; what
-  crosses the links is four numbers a token.
+  On the mesh of `sharding.on_mesh`, each device of the tensor axis runs it on its own rows of the unembedding; only
+  four numbers a token cross the links.
   """
   run = importlib.import_module(f"qempo_jax.kernels.{head.kernel}").sums
   vocab_size = unembedding_VxD.shape[0]
@@ -66,7 +66,7 @@ def kernel_sums(head: Head, hidden_TxD, unembedding_VxD, targets_T, temperature)
 
 
 def _obstacle(platform: str, hidden_TxD, unembedding_VxD, dtype) -> str | None:
-  """Why the platform's kernel cannot compute this; None where it can."""
+  """Reason why the platform's kernel cannot compute this; None if it can."""
   if platform not in _KERNELS:
     return f"needs a TPU or an NVIDIA GPU, and this is a {platform}"
   if jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1:

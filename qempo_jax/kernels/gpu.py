@@ -1,7 +1,7 @@
-"""Sums over the vocabulary by a Pallas kernel for NVIDIA GPUs, through Triton; see `kernels.tpu` for what it saves.
+"""Sums over the vocabulary by a Pallas kernel for NVIDIA GPUs, through Triton; see `kernels.tpu` for its benefit.
 
-Each program takes a tile of tokens through its share of the vocabulary, sums in registers. The vocabulary is split
-into as many shares as fill the GPU, and the shares' sums are joined afterwards.
+Each program processes a tile of tokens over its share of the vocabulary, with sums in registers. The vocabulary is
+split into as many shares as fill the GPU, and the shares' sums are merged afterwards.
 """
 
 import functools
@@ -15,12 +15,12 @@ from qempo_jax.kernels import online_softmax
 from qempo_jax.kernels.head import Head
 from qempo_jax.kernels.head import softcap
 
-TOKENS, COLUMNS, WIDTH = 128, 128, 64  # of a tile; powers of two, as Triton has them
-PROGRAMS = 264  # two for each multiprocessor of an H100
+TOKENS, COLUMNS, WIDTH = 128, 128, 64  # Sizes of a tile; powers of two, as Triton requires.
+PROGRAMS = 264  # Two for each multiprocessor of an H100.
 
 
 def sums(head: Head, hidden_TxD, rows_VxD, counted_V, targets_T, temperature) -> online_softmax.Sums:
-  """The sums of every token over some rows of the unembedding; arguments as in `kernels.tpu.sums`.
+  """Sums of every token over some rows of the unembedding; arguments as in `kernels.tpu.sums`.
 
   Returns:
     Sums, each [S, T, 1]: of S shares of the rows, for `online_softmax.merge`.
@@ -28,13 +28,13 @@ def sums(head: Head, hidden_TxD, rows_VxD, counted_V, targets_T, temperature) ->
   length, vocab_size = len(targets_T), len(rows_VxD)
   padding = -length % TOKENS
   tiles, blocks = (length + padding) // TOKENS, pl.cdiv(vocab_size, COLUMNS)
-  each = pl.cdiv(blocks, max(1, PROGRAMS // tiles))  # blocks of a share
+  each = pl.cdiv(blocks, max(1, PROGRAMS // tiles))  # Blocks of a share.
   shares = pl.cdiv(blocks, each)
-  of = jax.ShapeDtypeStruct((shares, length + padding, 1), jnp.float32)
-  found = pl.pallas_call(
+  out_shape = jax.ShapeDtypeStruct((shares, length + padding, 1), jnp.float32)
+  by_share = pl.pallas_call(
     functools.partial(_kernel, head=head, each=each),
     grid=(tiles, shares),
-    out_shape=online_softmax.Sums(of, of, of, of),
+    out_shape=online_softmax.Sums(*[out_shape] * 4),
     compiler_params=triton.CompilerParams(num_warps=8, num_stages=3 if rows_VxD.dtype.itemsize == 2 else 2),
     interpret=head.interpret,
     name="token_sums",
@@ -45,11 +45,11 @@ def sums(head: Head, hidden_TxD, rows_VxD, counted_V, targets_T, temperature) ->
     counted_V[None, :],
     jnp.pad(targets_T, (0, padding))[:, None],
   )
-  return jax.tree.map(lambda x: x[:, :length], found)
+  return jax.tree.map(lambda x: x[:, :length], by_share)
 
 
 def _kernel(temperature_ref, hidden_ref, rows_ref, counted_ref, targets_ref, *sums_refs, head: Head, each: int):
-  """One tile of tokens against one share of the rows."""
+  """One tile of tokens times one share of the rows."""
   tokens, share = pl.ds(pl.program_id(0) * TOKENS, TOKENS), pl.program_id(1)
   (vocab_size, width), temperature = rows_ref.shape, temperature_ref[...]
   targets = targets_ref[tokens, :]
@@ -58,9 +58,9 @@ def _kernel(temperature_ref, hidden_ref, rows_ref, counted_ref, targets_ref, *su
     start = (share * each + index) * COLUMNS
     inside = start + jnp.arange(COLUMNS)[:, None] < vocab_size
 
-    def part(at, product):
-      across = pl.ds(at * WIDTH, WIDTH)
-      within = at * WIDTH + jnp.arange(WIDTH)[None, :] < width
+    def part(index, product):
+      across = pl.ds(index * WIDTH, WIDTH)
+      within = index * WIDTH + jnp.arange(WIDTH)[None, :] < width
       left = triton.load(hidden_ref.at[tokens, across], mask=within, other=0.0)
       right = triton.load(rows_ref.at[pl.ds(start, COLUMNS), across], mask=inside & within, other=0.0)
       return product + triton.dot(left, right.astype(head.dtype), trans_b=True)
@@ -71,6 +71,6 @@ def _kernel(temperature_ref, hidden_ref, rows_ref, counted_ref, targets_ref, *su
     logits = jnp.where(counted, softcap(product, head.softcap) / temperature, online_softmax.NONE)
     return online_softmax.add(sums, logits, (column == targets) & counted)
 
-  found = jax.lax.fori_loop(0, each, block, online_softmax.nothing(TOKENS))
-  for ref, value in zip(sums_refs, found):
+  final_sums = jax.lax.fori_loop(0, each, block, online_softmax.nothing(TOKENS))
+  for ref, value in zip(sums_refs, final_sums):
     ref[share, tokens, :] = value

@@ -1,7 +1,7 @@
-"""Sums over a vocabulary that is seen a block at a time: Milakov & Gimelshein, arXiv 1805.02867, and the entropy's sum.
+"""Online sums over a vocabulary, one block at a time: Milakov & Gimelshein, arXiv 1805.02867, and the entropy's sum.
 
-The same few lines serve XLA's blocks and the kernels for TPU and GPU, and join the parts of a vocabulary that several
-programs or devices have seen.
+XLA's blocks and the kernels for TPU and GPU share this code, also to merge the parts of a vocabulary of several
+programs or devices.
 """
 
 from typing import NamedTuple
@@ -9,19 +9,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# The logit of a column that stands for no token. Finite, so that differences of two are no NaN; a first real logit
-# turns whatever such columns have added into 0.
+# Logit of a column that is not a token. It is finite, so that differences of two are not NaN; the first real logit
+# turns the contributions of such columns into 0.
 NONE = -1e30
 
 
 class Sums(NamedTuple):
-  """Of the logits l seen so far, per token; each [C, 1], float32.
+  """Sums over the logits l so far, per token; each [C, 1], float32.
 
   Attributes:
     top: max l.
     total: sum exp(l - top).
     weighted: sum exp(l - top) (l - top).
-    chosen: the target's l; 0 where it has not been seen.
+    chosen: the target's l; 0 before its block.
   """
 
   top: jax.Array
@@ -31,36 +31,36 @@ class Sums(NamedTuple):
 
 
 def nothing(count: int) -> Sums:
-  """The sums of `count` tokens before any logit."""
+  """Sums of `count` tokens before any logit."""
   return Sums(jnp.full((count, 1), NONE, jnp.float32), *(jnp.zeros((count, 1), jnp.float32) for _ in range(3)))
 
 
 def add(sums: Sums, logits_CxB, hits_CxB) -> Sums:
-  """The sums with a block of logits more, `NONE` for columns that are no tokens; hits are true at the target."""
+  """The sums with one more block of logits, `NONE` for columns that are not tokens; hits are True at the target."""
   over = lambda x: jnp.sum(x, axis=1, keepdims=True)
   top = jnp.maximum(sums.top, jnp.max(logits_CxB, axis=1, keepdims=True))
   shifted = logits_CxB - top
   exps = jnp.exp(shifted)
-  before = _moved(sums, top)
+  before = _rescaled(sums, top)
   chosen = before.chosen + over(jnp.where(hits_CxB, logits_CxB, 0.0))
   return Sums(top, before.total + over(exps), before.weighted + over(exps * shifted), chosen)
 
 
 def merge(parts: Sums) -> Sums:
-  """The sums of a whole from those of its parts, which lie along a first axis: [S, ...] -> [...]."""
+  """Sums of a whole from those of its parts, which lie along a first axis: [S, ...] -> [...]."""
   top = jnp.max(parts.top, axis=0)
-  return jax.tree.map(lambda x: jnp.sum(x, axis=0), _moved(parts, top))._replace(top=top)
+  return jax.tree.map(lambda x: jnp.sum(x, axis=0), _rescaled(parts, top))._replace(top=top)
 
 
 def finish(sums: Sums) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(log-probability of the target, entropy, log of the normaliser), each in the sums' shape, nats."""
+  """(log-prob of the target, entropy, log of the normaliser), each in the sums' shape, nats."""
   log_total = jnp.log(sums.total)
-  # H = log Z - sum_v p_v l_v, both counted from the top so that neither is large.
+  # H = log Z - sum_v p_v l_v, both relative to the top so that neither is large.
   return sums.chosen - sums.top - log_total, log_total - sums.weighted / sums.total, sums.top + log_total
 
 
-def _moved(sums: Sums, top) -> Sums:
-  """The same sums counted from another top, no lower than theirs."""
+def _rescaled(sums: Sums, top) -> Sums:
+  """The same sums relative to another top, no lower than theirs."""
   down = sums.top - top
   factor = jnp.exp(down)
   return Sums(top, sums.total * factor, (sums.weighted + sums.total * down) * factor, sums.chosen)

@@ -1,9 +1,8 @@
 """Sums over the vocabulary by a Pallas kernel for TPUs: product, soft-cap and online softmax without logits in HBM.
 
 A tile of tokens stays in VMEM while the unembedding's rows stream past it once; only four numbers a token are written.
-XLA's blocks compute the logits first and their sums after, because a sum over the vocabulary cannot be fused into the
-product. The gradient has no such sum left (given the normaliser it is elementwise in the logits), and stays with XLA's
-blocks: its compiler fuses it into the product.
+XLA's blocks write the logits first, because a sum over the vocabulary cannot be fused into the product. The gradient
+has no such sum (given the normaliser it is elementwise in the logits), and is left to XLA's blocks, which fuse it.
 """
 
 import functools
@@ -17,20 +16,20 @@ from qempo_jax.kernels import online_softmax
 from qempo_jax.kernels.head import Head
 from qempo_jax.kernels.head import softcap
 
-TOKENS, COLUMNS = (512, 256, 128), (512, 256, 128)  # sizes of a tile, best first
-_VMEM = 24 * 2**20  # of a tile with its buffers; the compiler may have a third more
+TOKENS, COLUMNS = (512, 256, 128), (512, 256, 128)  # Sizes of a tile, best first.
+_VMEM = 24 * 2**20  # Bytes of a tile with its buffers; the compiler may use a third more.
 
 
 def sums(head: Head, hidden_TxD, rows_VxD, counted_V, targets_T, temperature) -> online_softmax.Sums:
-  """The sums of every token over some rows of the unembedding.
+  """Sums of every token over some rows of the unembedding.
 
   Args:
     head: dtype of the product's operands and soft-cap.
     hidden_TxD: final hidden states.
     rows_VxD: the rows, cast to the operands' dtype tile by tile.
     counted_V: 1 for rows that distributions are over, else 0.
-    targets_T: target of each token, counted from the first row; any other number where it is not among them.
-    temperature: divides the logits.
+    targets_T: target of each token, counted from the first row; out of range if it is not among the rows.
+    temperature: divisor of the logits.
 
   Returns:
     Sums, each [1, T, 1].
@@ -39,7 +38,7 @@ def sums(head: Head, hidden_TxD, rows_VxD, counted_V, targets_T, temperature) ->
   tokens, columns = _fitting(width, rows_VxD.dtype, head.dtype)
   tokens, columns = min(tokens, length), min(columns, vocab_size)
   per_token = pl.BlockSpec((tokens, 1), lambda i, j: (i, 0))
-  found = pl.pallas_call(
+  row_sums = pl.pallas_call(
     functools.partial(_kernel, head=head, vocab_size=vocab_size),
     grid=(pl.cdiv(length, tokens), pl.cdiv(vocab_size, columns)),
     in_specs=[
@@ -63,25 +62,25 @@ def sums(head: Head, hidden_TxD, rows_VxD, counted_V, targets_T, temperature) ->
     counted_V[None, :],
     targets_T[:, None],
   )
-  return jax.tree.map(lambda x: x[None], found)
+  return jax.tree.map(lambda x: x[None], row_sums)
 
 
 def obstacle(width: int, stored_dtype, dtype) -> str | None:
-  """Why the kernel cannot compute this; None where it can."""
+  """Reason why the kernel cannot compute this; None if it can."""
   if _fitting(width, stored_dtype, dtype) is None:
     return f"keeps whole hidden states in VMEM, and no tile of width {width} fits"
   return None
 
 
 def _fitting(width: int, stored_dtype, dtype) -> tuple[int, int] | None:
-  """The best (tokens, columns) of a tile that fits: inputs twice, since the next are on their way, and a few logits."""
+  """Best (tokens, columns) of a tile that fits: double-buffered inputs and a few logits."""
   stored, used = jnp.dtype(stored_dtype).itemsize, jnp.dtype(dtype).itemsize
   size = lambda c, b: width * (2 * c * used + b * (2 * stored + used)) + 6 * 4 * c * b
   return next(((c, b) for c in TOKENS for b in COLUMNS if size(c, b) <= _VMEM), None)
 
 
 def _kernel(temperature_ref, hidden_ref, rows_ref, counted_ref, targets_ref, *sums_refs, head: Head, vocab_size: int):
-  """One tile of tokens against one tile of rows; the sums stay in VMEM along the second axis of the grid."""
+  """One tile of tokens times one tile of rows; the sums stay in VMEM along the second axis of the grid."""
   index, refs = pl.program_id(1), online_softmax.Sums(*sums_refs)
 
   @pl.when(index == 0)
@@ -95,7 +94,7 @@ def _kernel(temperature_ref, hidden_ref, rows_ref, counted_ref, targets_ref, *su
     preferred_element_type=jnp.float32,
   )
   column = index * rows_ref.shape[0] + jax.lax.broadcasted_iota(jnp.int32, product.shape, 1)
-  counted = (counted_ref[...] > 0) & (column < vocab_size)  # rows beyond the last hold anything
+  counted = (counted_ref[...] > 0) & (column < vocab_size)  # Rows beyond the last are arbitrary.
   logits = jnp.where(counted, softcap(product, head.softcap) / temperature_ref[...], online_softmax.NONE)
   before = online_softmax.Sums(*(ref[...] for ref in refs))
   _write(refs, online_softmax.add(before, logits, (column == targets_ref[...]) & counted))

@@ -1,4 +1,4 @@
-"""Regression of log-probs to a target that is known: offline or on-policy, one prompt's responses a call."""
+"""Regression of log-probs to a known target distribution: offline or on-policy, one prompt's responses per call."""
 
 import chex
 import jax
@@ -14,19 +14,19 @@ def target_regression_loss(log_probs: Array, target_log_probs: Array, mask: Arra
 
       L = mean_k 1/2 (log pi(y_k) - log pi*(y_k))^2
 
-  Zero if and only if pi = pi* on the responses, whichever policy wrote them: no importance weights. On samples of pi
-  itself its expected gradient is that of KL(pi || pi*). For QEMPO-C the target is `exact.coherent_target_log_probs`; a
-  target known up to a constant goes to `trajectory_balance_loss`.
+  The loss is zero if and only if pi = pi* on the responses. They may come from any policy, without importance weights.
+  On samples of pi its expected gradient is that of KL(pi || pi*). For QEMPO-C the target is
+  `exact.coherent_target_log_probs`. For a target known up to a constant use `trajectory_balance_loss`.
 
   Source: least squares in log space, as trajectory balance (Malkin et al., arXiv 2201.13259) with log Z known.
 
   Args:
     log_probs: [G] sequence log-probs of the current policy, nats; the only input with a gradient.
-    target_log_probs: [G] of the target, nats, finite.
+    target_log_probs: [G] log-probs of the target, nats, finite.
     mask: [G] False leaves a response out; None keeps all.
 
   Returns:
-    Scalar loss, nats squared; zero where all are masked.
+    Scalar loss, nats squared; zero if all responses are masked.
 
   Raises:
     AssertionError: the arrays are not of rank 1 or differ in shape.

@@ -1,4 +1,4 @@
-"""REPO: GRPO whose advantages lose their correlation with log-probability, which is what lowers entropy."""
+"""REPO: GRPO with advantages decorrelated from log-probability, since that correlation lowers entropy."""
 
 import dataclasses
 import functools
@@ -18,24 +18,24 @@ from qempo_jax.methods.grpo import grpo
 def decorrelated_advantages(
   advantages: Array, log_probs: Array, mask: Array | None = None, *, share: float | Array
 ) -> Array:
-  """Advantages less their regression on log-probability, where that correlation is positive.
+  """Subtracts from advantages their regression on log-probability, if the correlation is positive.
 
       A'_k = A_k - share max(0, Cov(A, log pi)) / Var(log pi) (log pi(y_k) - mean log pi)
 
-  A natural-gradient step of size e on a table policy changes its entropy by -e Cov(A, log pi): with share 1 it does
-  not fall. Where rare responses have the higher advantages nothing changes.
+  A natural-gradient step of size e on a table policy changes its entropy by -e Cov(A, log pi), so with share 1 entropy
+  does not fall. If rare responses have the higher advantages, nothing changes.
 
-  Source: Petrenko et al., "Entropy-preserving reinforcement learning" (REPO), arXiv 2603.11682: advantages from which a
-  term in log pi is subtracted; reconstruction, the coefficient of the paper's REPO-R was not at hand.
+  Source: Petrenko et al., "Entropy-preserving reinforcement learning" (REPO), arXiv 2603.11682. The paper subtracts a
+  term in log pi from advantages; the coefficient here is a reconstruction, not that of REPO-R.
 
   Args:
-    advantages: [group] of a base method, any unit u.
+    advantages: [group] advantages of a base method, any unit u.
     log_probs: [group] sequence log-probs of the policy that sampled, nats.
     mask: [group] False leaves a member out; None keeps all.
-    share: of the correlation that is removed, in [0, 1]; 0 is the base method.
+    share: share of the correlation to remove, in [0, 1]; 0 is the base method.
 
   Returns:
-    [group] detached advantages, unit u; unchanged where log-probs are all equal.
+    [group] detached advantages, unit u; unchanged if all log-probs are equal.
 
   Raises:
     AssertionError: the arrays are not of rank 1 or differ in shape.
@@ -49,7 +49,7 @@ def decorrelated_advantages(
 
 
 def decorrelated(advantages: jax.Array, group: Group, terms: method.Terms, *, share: float):
-  """`decorrelated_advantages` less the advantages themselves."""
+  """Returns the change that `decorrelated_advantages` makes to the advantages."""
   return decorrelated_advantages(advantages, terms.log_probs, group.fresh, share=share) - advantages
 
 
@@ -57,8 +57,8 @@ def repo(*, share: float = 1.0, beta: float = 0.04, min_std: float = 1e-2) -> me
   """GRPO with `decorrelated_advantages`. Source: Petrenko et al., arXiv 2603.11682 (reconstruction).
 
   Args:
-    share: of the correlation that is removed, in [0, 1]; 0 is GRPO.
-    beta: weight of the KL penalty, reward units a nat.
-    min_std: least spread, as in `grpo`.
+    share: share of the correlation to remove, in [0, 1]; 0 is GRPO.
+    beta: weight of the KL penalty, reward units per nat.
+    min_std: smallest standard deviation, as in `grpo`.
   """
   return dataclasses.replace(grpo(beta=beta, min_std=min_std), change=functools.partial(decorrelated, share=share))

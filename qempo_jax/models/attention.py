@@ -1,11 +1,11 @@
-"""Attention over whole rows, by one of several implementations with the same results to rounding.
+"""Attention over whole rows, by one of several implementations with equal results up to rounding.
 
   xla      an einsum over grouped heads, float32: every device, every option
   cudnn    cuDNN's fused kernel on NVIDIA GPUs, in half precision: no soft-cap of scores
   splash   the Pallas kernel for TPUs (sparse flash attention): rows of a multiple of 128 tokens. On a mesh each device
            runs it on its own rows and heads
 
-All take the same mask, so that packed rows, padding and windows mean the same everywhere. Decoding with a cache has
+All take the same mask, so that packed rows, padding and windows have one meaning. Decoding with a cache has
 its own einsum (`kv_cache`). Shape letters as in `layers`.
 """
 
@@ -20,24 +20,24 @@ from qempo_jax.errors import InputError
 from qempo_jax.models import layers
 
 SPLASH_BLOCK = 128
-_CUDNN_WIDTH = 128  # widest head of every GPU generation
+_CUDNN_WIDTH = 128  # Widest head that every GPU generation supports.
 
 
 def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
-  """softmax(cap(scale q k')) v over masked keys, by the implementation that `config.attention` names.
+  """softmax(cap(scale q k')) v over masked keys, by the implementation named in `config.attention`.
 
   Args:
     q_BxLxHxK: queries.
     k_BxLxJxK: keys.
     v_BxLxJxK: values.
-    mask_BxLxL: true where a query may see a key.
-    config: the decoder's shape: scale and soft-cap of the scores, implementation, compute dtype.
+    mask_BxLxL: True if a query attends to a key.
+    config: the decoder's config: scale and soft-cap of the scores, implementation, compute dtype.
 
   Returns:
-    [B, L, H, K] in v's dtype; anything finite where a query sees no key.
+    [B, L, H, K] in v's dtype; arbitrary but finite for a query without keys.
 
   Raises:
-    InputError: the named implementation cannot compute this; "auto" takes one that can.
+    InputError: the named implementation cannot compute this; "auto" selects one that can.
   """
   length, width = q_BxLxHxK.shape[1], q_BxLxHxK.shape[3]
   arrays = (q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config)
@@ -50,17 +50,17 @@ def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
 
 
 def chosen(config, length: int, width: int, platform: str, obstacle: str | None = None) -> str:
-  """The implementation for rows of `length` tokens and heads of `width`, on devices of a platform.
+  """Implementation for rows of `length` tokens and heads of `width`, on devices of a platform.
 
   Args:
-    config: the decoder's shape, and the name of an implementation or "auto".
-    length: of the rows, tokens.
-    width: of the heads.
+    config: the decoder's config, with the name of an implementation or "auto".
+    length: tokens of a row.
+    width: width of a head.
     platform: "cpu", "gpu" or "tpu".
-    obstacle: why rows and heads cannot be split over the devices, for a kernel that the compiler cannot split.
+    obstacle: reason why rows and heads cannot be sharded by hand, or None.
 
   Raises:
-    InputError: the named one cannot compute this.
+    InputError: the named implementation cannot compute this.
   """
   obstacles = {
     "cudnn": _cudnn_obstacle(config, length, width, platform),
@@ -75,7 +75,7 @@ def chosen(config, length: int, width: int, platform: str, obstacle: str | None 
 
 
 def cudnn(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
-  """By cuDNN through `jax.nn.dot_product_attention`, operands rounded to the compute dtype; see `attention`."""
+  """Attention by cuDNN (`jax.nn.dot_product_attention`), operands rounded to the compute dtype; see `attention`."""
   low = lambda x: x.astype(config.compute_dtype)
   attended = jax.nn.dot_product_attention(
     low(q_BxLxHxK),
@@ -89,18 +89,18 @@ def cudnn(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
 
 
 def splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config, *, interpret=False):
-  """By the TPU kernel, its mask computed row by row and shared by all heads; see `attention`.
+  """Attention by the TPU kernel, with a mask per row that all heads share; see `attention`.
 
-  On the mesh of `sharding.on_mesh`, rows are split over (data, fsdp), heads over tensor and queries over sequence; all
-  must divide evenly.
+  On the mesh of `sharding.on_mesh`, rows are sharded over (data, fsdp), heads over tensor and queries over sequence;
+  all must divide evenly.
 
   Args:
     q_BxLxHxK: queries.
     k_BxLxJxK: keys.
     v_BxLxJxK: values.
-    mask_BxLxL: true where a query may see a key.
-    config: the decoder's shape.
-    interpret: run the kernel step by step, on any device.
+    mask_BxLxL: True if a query attends to a key.
+    config: the decoder's config.
+    interpret: run the kernel in interpreter mode, on any device.
 
   Returns:
     [B, L, H, K].
@@ -130,11 +130,11 @@ def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, axis, interp
     ),
     SPLASH_BLOCK,
   )
-  # A query without keys sees itself: the kernel divides by its sum of weights.
-  lonely_BxLx1 = ~jnp.any(mask_BxLxL, axis=-1, keepdims=True)
+  # A query without keys attends to itself: the kernel divides by its sum of weights.
+  keyless_BxLx1 = ~jnp.any(mask_BxLxL, axis=-1, keepdims=True)
   first = jax.lax.axis_index(axis) * mask_BxLxL.shape[1] if axis else 0
   itself = first + jnp.arange(mask_BxLxL.shape[1])[:, None] == jnp.arange(mask_BxLxL.shape[2])
-  mask_BxLxL = mask_BxLxL | (lonely_BxLx1 & itself)
+  mask_BxLxL = mask_BxLxL | (keyless_BxLx1 & itself)
   q_BxLxJxRxK = layers.group_heads(q_BxLxHxK, k_BxLxJxK.shape[2]) * config.attention_scale
 
   def row(q_LxJxRxK, k_LxJxK, v_LxJxK, mask_LxL):
@@ -146,11 +146,11 @@ def _splash(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, *, config, axis, interp
       q_seq_shards=1,
       interpret=interpret,
     )
-    # The kernel asks a Python question about its masks, whose answer jit has turned into an array.
+    # The kernel branches in Python on a property of its masks that is traced under jit.
     for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
       setattr(kernel, name, getattr(kernel, name)._replace(is_dynamic_mask=True))
     one = lambda q_LxK, k_LxK, v_LxK: kernel(q_LxK[None], k_LxK[None], v_LxK[None])[0]
-    shared = jax.vmap(one, in_axes=(1, None, None), out_axes=1)  # the query heads of a key head
+    shared = jax.vmap(one, in_axes=(1, None, None), out_axes=1)  # The query heads of a key head.
     return jax.vmap(shared, in_axes=(1, 1, 1), out_axes=1)(q_LxJxRxK, k_LxJxK, v_LxJxK)
 
   attended = jax.lax.map(lambda arrays: row(*arrays), (q_BxLxJxRxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL))
@@ -184,7 +184,7 @@ def _splash_obstacle(length, platform, parts) -> str | None:
 
 
 def obstacle_to_splitting(q_BxLxHxK, k_BxLxJxK) -> str | None:
-  """Why rows and heads cannot be split over the devices by hand; None where they can."""
+  """Reason why rows and heads cannot be sharded over the devices by hand; None if they can."""
   rows, heads = sharding.row_shards(), sharding.head_shards()
   if rows * heads == 1 and jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1:
     return f"must know the mesh of its {jax.device_count()} devices: trace it within sharding.on_mesh"

@@ -1,4 +1,4 @@
-"""The shape of a decoder: one description that covers every family of checkpoints read here."""
+"""The config of a decoder: one description for every supported family of checkpoints."""
 
 import dataclasses
 
@@ -22,16 +22,16 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """How rotary frequencies are lowered so that a decoder reads further than it was first trained to.
+  """Scaling of rotary frequencies for sequences longer than in the first training.
 
   Attributes:
-    kind: "linear" divides every frequency by the factor; "llama3" only those whose wavelength is beyond
-      `original_length` / `low_frequency_factor` tokens, with a smooth passage down to
+    kind: "linear" divides every frequency by the factor. "llama3" divides those with a wavelength beyond
+      `original_length` / `low_frequency_factor` tokens, with a smooth transition down to
       `original_length` / `high_frequency_factor` (Grattafiori et al., arXiv 2407.21783, and its published code).
-    factor: what frequencies are divided by.
-    low_frequency_factor: see above; of "llama3" alone, like the next two.
+    factor: divisor of frequencies.
+    low_frequency_factor: see above; read by "llama3" alone, like the next two.
     high_frequency_factor: see above.
-    original_length: tokens that the decoder was first trained to read.
+    original_length: longest sequence of the first training, tokens.
   """
 
   kind: str
@@ -45,44 +45,43 @@ class RopeScaling:
 class ModelConfig:
   """Sizes, constants and options of a decoder (RMSNorm, RoPE, grouped-query attention, gated feed-forward).
 
-  The options' defaults are Llama's. Each is independent of the others.
+  The options are independent; their defaults are Llama's.
 
   Attributes:
-    vocab_size: rows of the embedding, V.
-    hidden_size: width of the residual stream, D.
-    intermediate_size: width of the gated feed-forward layer, F.
-    num_layers: decoder blocks, N.
-    num_heads: query heads, H.
+    vocab_size: V, rows of the embedding.
+    hidden_size: D, width of the residual stream.
+    intermediate_size: F, width of the gated feed-forward layer.
+    num_layers: N, decoder blocks.
+    num_heads: H, query heads.
     num_kv_heads: key and value heads, each shared by H / num_kv_heads query heads.
-    head_dim: width of a head, K; H K need not be D.
+    head_dim: K, width of a head; H K need not be D.
     rope_theta: base of the rotary position embedding.
-    norm_epsilon: added to the mean square in RMSNorm.
+    norm_epsilon: term added to the mean square in RMSNorm.
     tie_embeddings: whether the embedding is also the output projection.
-    compute_dtype: what the operands of matrix products with weights are rounded to; sums, norms, attention,
-      the residual stream and logits stay in float32.
-    rope_scaling: how rotary frequencies are lowered, or None.
-    local_rope_theta: base of the blocks with a window, unscaled, or None for that of all blocks.
-    windows: for each block how many tokens a query sees, itself included, or None for all before it; empty
-      where no block has a window.
-    biases: which projections add a bias, of `PROJECTIONS`.
-    activation: of the gate, "silu" or "gelu_tanh" (the tanh approximation of GELU, arXiv 1606.08415).
-    norm_placement: norms "pre" (before attention and feed-forward), "post" (on what they add to the
-      residual stream) or "both".
-    norm_offset: added to every norm's scale: 1 where checkpoints store scales around 0.
+    compute_dtype: dtype of the operands of matrix products with weights; sums, norms, attention, the residual stream
+      and logits stay in float32.
+    rope_scaling: scaling of rotary frequencies, or None.
+    local_rope_theta: base of blocks with a window, unscaled; None: that of all blocks.
+    windows: for each block the tokens that a query attends to, itself included, or None for all earlier ones; empty if
+      no block has a window.
+    biases: projections with a bias, of `PROJECTIONS`.
+    activation: activation of the gate, "silu" or "gelu_tanh" (the tanh approximation of GELU, arXiv 1606.08415).
+    norm_placement: norms "pre" (before attention and feed-forward), "post" (on their outputs, before the residual sum)
+      or "both".
+    norm_offset: term added to every norm's scale: 1 for checkpoints with scales around 0.
     qk_norm: RMSNorm of queries and keys before rotation, "none", a "head" at a time, or over the whole "width".
-    scale_embedding: multiply looked-up embeddings by sqrt(D).
-    query_scale: what scores are multiplied by, or None for 1 / sqrt(K).
+    scale_embedding: multiply embeddings by sqrt(D).
+    query_scale: factor of scores; None: 1 / sqrt(K).
     attention_softcap: c of scores <- c tanh(scores / c) (arXiv 2408.00118), or None.
-    logit_softcap: likewise of the final logits, before any temperature.
-    num_tokens: tokens of the tokenizer, or None for V; rows of the embedding beyond it only pad the vocabulary,
-      and no distribution gives them anything.
-    forbidden: ids of tokens that no distribution gives anything, ascending: special tokens that rewards do not see.
-    attention: which implementation computes attention over whole rows, see `attention`.
-    kv_cache: dtype of keys and values while sampling, see `kv_cache`: "auto" is that of the products' sums, float32,
-      in which sampler and scorer agree; "int8" has a scale for each token and head.
-    remat: what the backward pass recomputes of each block, see `transformer.rematerialised`: "full" all of it,
+    logit_softcap: the same for the final logits, before any temperature.
+    num_tokens: tokens of the tokenizer; later rows of the embedding are padding and get no probability. None: V.
+    forbidden: ids of tokens without probability, ascending: special tokens that rewards do not see.
+    attention: implementation of attention over whole rows, see `attention`.
+    kv_cache: dtype of keys and values while sampling, see `kv_cache`. "auto" is float32, that of the products' sums, in
+      which sampler and scorer agree; "int8" has a scale for each token and head.
+    remat: rematerialisation of a block in the backward pass, see `transformer.rematerialised`: "full" recomputes all,
       "dots" all but products, "dots_no_batch" all but products with weights, "none" nothing.
-    token_stats: what sums over the vocabulary, see `token_stats.token_stats`.
+    token_stats: implementation of sums over the vocabulary, see `token_stats.token_stats`.
   """
 
   vocab_size: int
@@ -134,11 +133,11 @@ class ModelConfig:
         f"num_tokens={self.num_tokens} does not fit vocab_size={self.vocab_size}; is this the model's own tokenizer?"
       )
     if outside := [id_ for id_ in self.forbidden if not 0 <= id_ < self.vocab_size]:
-      raise InputError(f"forbidden names token {outside[0]}, which is none of vocab_size={self.vocab_size}")
+      raise InputError(f"forbidden names token {outside[0]}, which is outside vocab_size={self.vocab_size}")
     if unknown := set(self.biases) - set(PROJECTIONS):
       raise InputError(f"biases names {sorted(unknown)}; projections are {', '.join(PROJECTIONS)}")
 
   @property
   def attention_scale(self) -> float:
-    """What scores q k' are multiplied by."""
+    """Factor of scores q k'."""
     return self.head_dim**-0.5 if self.query_scale is None else self.query_scale

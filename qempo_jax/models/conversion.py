@@ -1,4 +1,4 @@
-"""Weights in: Hugging Face safetensors folders and GGUF files to the parameter tree."""
+"""Loads weights: Hugging Face safetensors folders and GGUF files to the parameter tree."""
 
 import pathlib
 
@@ -21,40 +21,40 @@ def load(
 
   Args:
     source: a `.gguf` file, a folder of safetensors with its `config.json`, or a Hugging Face id.
-    mesh: devices to put the parameters on by `sharding.PARAM_RULES` as they are read, so that the host holds about
-      one stacked leaf at a time; None for NumPy arrays on the host.
-    dtype: of the parameters, whatever the checkpoint's own.
+    mesh: mesh of the parameters, sharded by `sharding.PARAM_RULES` as they are read, so that the host holds about one
+      stacked leaf at a time; None: NumPy arrays on the host.
+    dtype: dtype of the parameters, independent of the checkpoint's.
 
   Returns:
-    (the decoder's shape, its parameters).
+    (the decoder's config, its parameters).
 
   Raises:
-    InputError: nothing readable is there, or it is not a checkpoint that this decoder computes.
+    InputError: the source cannot be read, or is not a supported checkpoint.
   """
   path = pathlib.Path(source).expanduser()
   if path.suffix in PICKLED:
     raise InputError(f"{path}: {safetensors_files.WHY_NO_PICKLE}")
-  place = placing.on_host(dtype) if mesh is None else placing.onto_mesh(mesh, dtype=dtype)
+  make_leaf = placing.on_host(dtype) if mesh is None else placing.onto_mesh(mesh, dtype=dtype)
   if path.suffix == ".gguf":
-    return gguf_files.load(path, place)
+    return gguf_files.load(path, make_leaf)
   if path.suffix == ".safetensors" and path.is_file():
     raise InputError(f"{path} is one file of a checkpoint; give its folder, which holds config.json too")
   if not path.is_dir():
     path = _download(str(source))
-  return safetensors_files.load(path, place)
+  return safetensors_files.load(path, make_leaf)
 
 
 def _download(name: str) -> pathlib.Path:
   import huggingface_hub
 
-  wanted = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
-  # Mistral's repositories hold their weights twice, once under names of their own.
-  unwanted = ["consolidated*"]
+  included = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+  # Mistral's repositories hold their weights twice, once in their own format.
+  excluded = ["consolidated*"]
   try:
-    folder = huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted)
+    folder = huggingface_hub.snapshot_download(name, allow_patterns=included, ignore_patterns=excluded)
     return pathlib.Path(folder)
-  except Exception as error:  # every kind of network and hub error
+  except Exception as error:  # Network and hub errors of any kind.
     raise InputError(
-      f"{name!r} is neither a local model folder nor a model that can be fetched"
+      f"{name!r} is neither a local model folder nor a model that can be downloaded"
       f" ({type(error).__name__}); check the name, or give a folder"
     ) from error

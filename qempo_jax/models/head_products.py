@@ -1,9 +1,9 @@
-"""Products of attention whose gradients never transpose the scores, the largest arrays there.
+"""Products of attention with gradients that never transpose the scores, the largest arrays there.
 
-Of S = Q K', automatic differentiation takes the gradient of K as (dS)' Q, and compilers for CPUs write (dS)' out first.
-Here it is (Q' dS)', of which the far smaller Q and result are transposed. Likewise for S V.
+For S = Q K', automatic differentiation computes the gradient of K as (dS)' Q, and CPU compilers write out (dS)' first.
+Here it is (Q' dS)', which transposes only the far smaller Q and the result. S V is treated in the same way.
 
-"Rows" are any axes of queries that share the keys of a head, such as [L, r]; the first of them may be split over devices.
+"Rows" are any axes of queries that share the keys of a head, such as [L, r]; the first of them may be sharded.
 """
 
 import functools
@@ -18,19 +18,19 @@ def scores(q, k):
 
 
 def mix(weights, v):
-  """Sums of values by weights, in the values' dtype: [..., rows, M] and [..., M, K] to [..., rows, K]."""
+  """Sums of values with weights, in the values' dtype: [..., rows, M] and [..., M, K] to [..., rows, K]."""
   mixed = _product(_in_one_axis(weights, v).astype(v.dtype), v, -2)
   return mixed.astype(v.dtype).reshape(*weights.shape[:-1], v.shape[-1])
 
 
 def _in_one_axis(a, b):
-  """[batch, rows, I] with all rows in one axis, for a b of [batch, J, I]."""
+  """a as [batch, rows, I] with all its rows in one axis, for b [batch, J, I]."""
   return a.reshape(*b.shape[:-2], -1, a.shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(a, b, axis):
-  """The last axis of a [batch, rows, I] summed with that axis of b [batch, J, I] (-1) or [batch, I, J] (-2)."""
+  """Sum over the last axis of a [batch, rows, I] and over an axis of b: [batch, J, I] (-1) or [batch, I, J] (-2)."""
   return _dot(a, b, -1, axis)
 
 
@@ -40,16 +40,16 @@ def _forward(a, b, axis):
 
 def _backward(axis, operands, g):
   a, b = operands
-  of_a = _dot(g, b, -1, -3 - axis)
-  of_b = jnp.swapaxes(_dot(a, g, -2, -2) if axis == -1 else _dot(g, a, -2, -2), -1, -2)
-  return of_a.astype(a.dtype), of_b.astype(b.dtype)
+  da = _dot(g, b, -1, -3 - axis)
+  db = jnp.swapaxes(_dot(a, g, -2, -2) if axis == -1 else _dot(g, a, -2, -2), -1, -2)
+  return da.astype(a.dtype), db.astype(b.dtype)
 
 
 _product.defvjp(_forward, _backward)
 
 
 def _dot(a, b, axis_a, axis_b):
-  """Sums over one of the last two axes of each, all others being common."""
+  """Sum over one of the last two axes of each; all other axes are batch axes."""
   common = tuple(range(a.ndim - 2))
   wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
   dimensions = (((axis_a % a.ndim,), (axis_b % b.ndim,)), (common, common))

@@ -1,4 +1,4 @@
-"""A checkpoint's own description, Hugging Face's `config.json`, as a `ModelConfig`."""
+"""Reads Hugging Face's `config.json` as a `ModelConfig`."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -11,14 +11,14 @@ from qempo_jax.models.config import RopeScaling
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-  """What a `model_type` means without its config.json saying so.
+  """Properties of a `model_type` that its config.json does not state.
 
   Attributes:
     options: fields of `ModelConfig` that belong to the architecture.
-    defaults: keys of config.json that PyTorch transformers fills in where they are left out.
-    windows: which blocks look through the sliding window: "none", "all", "late" (from max_window_layers on)
-      or "pattern" (all but every sliding_window_pattern-th).
-    unread: keys that must be empty, for PyTorch transformers does not compute what they announce.
+    defaults: values that PyTorch transformers fills in for missing keys of config.json.
+    windows: blocks with the sliding window: "none", "all", "late" (from max_window_layers on) or "pattern" (all but
+      every sliding_window_pattern-th).
+    unread: keys that must be empty, since PyTorch transformers ignores them.
   """
 
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,9 +55,9 @@ _FAMILIES = {
   ),
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-# Sizes beyond these are mistakes, and are refused before memory is asked for.
+# Larger sizes are mistakes, and are refused before memory is allocated.
 _LARGEST, _DEEPEST = 2**28, 2000
-# Options that change what a decoder computes, and that this one does not compute.
+# Unsupported options that change a decoder's computation.
 _EMPTY = ("num_experts", "num_local_experts", "quantization_config", "use_bidirectional_attention", "clip_qkv")
 
 
@@ -68,10 +68,10 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     config: the parsed file.
 
   Returns:
-    The decoder's shape.
+    The decoder's config.
 
   Raises:
-    InputError: the architecture, or one of its options, is not one that this decoder computes.
+    InputError: the architecture, or one of its options, is not supported.
   """
   architecture = config.get("model_type")
   if architecture not in _FAMILIES:
@@ -87,7 +87,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
   except KeyError as error:
     raise InputError(f"config.json has no {error.args[0]!r}; is this a {architecture!r} checkpoint?") from error
   except InputError:
-    raise  # a sentence of its own
+    raise  # It has its own message.
   except (TypeError, ValueError, AttributeError) as error:
     raise InputError(f"config.json holds a value of the wrong kind ({error}); is it complete?") from error
 
@@ -139,7 +139,7 @@ def _activation(values) -> str:
 
 
 def _windows(values, family: _Family) -> tuple[int | None, ...]:
-  """Each block's window; nothing where none has one."""
+  """Each block's window; empty if none has one."""
   count, window = values["num_hidden_layers"], values.get("sliding_window")
   if family.windows == "none" or window is None or not values.get("use_sliding_window", True):
     return ()
@@ -157,7 +157,7 @@ def _windows(values, family: _Family) -> tuple[int | None, ...]:
 
 
 def _rope(values) -> dict[str, Any]:
-  """Rotary fields, from a flat description or from one for each kind of block."""
+  """Rotary fields, from a flat description or from one per kind of block."""
   rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
   nested = "full_attention" in rope or "sliding_attention" in rope
   full, local = (rope.get("full_attention") or {}, rope.get("sliding_attention") or {}) if nested else (rope, {})

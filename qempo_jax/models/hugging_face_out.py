@@ -1,4 +1,4 @@
-"""A `ModelConfig` as Hugging Face's `config.json`: the inverse of `hugging_face`, checked by reading it back."""
+"""Writes a `ModelConfig` as Hugging Face's `config.json`: the inverse of `hugging_face`, checked by reading it back."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -18,7 +18,7 @@ _CLASSES = {
   "gemma3_text": "Gemma3",
 }
 _ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
-# Sequence length that is written where nobody says one; rotary positions go on beyond it.
+# Sequence length if none is known; rotary positions continue beyond it.
 _LENGTH = 8192
 
 
@@ -30,20 +30,20 @@ def to_hugging_face(
   max_length: int | None = None,
   tokens: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """The `config.json` of a decoder, as transformers 4 and 5 read it.
+  """The `config.json` of a decoder, for transformers 4 and 5.
 
   Args:
-    config: the decoder's shape.
-    source: the config.json that the model came with; it is kept wherever it still describes the model.
-    dtype: of the weights beside it.
-    max_length: tokens that the decoder was trained to read, where `source` does not say.
-    tokens: `bos_token_id` and the like, where `source` does not say.
+    config: the decoder's config.
+    source: the model's original config.json, kept wherever it still describes the model.
+    dtype: dtype of the weights.
+    max_length: longest sequence of the training, tokens, if `source` does not state it.
+    tokens: `bos_token_id` and the like, if `source` does not state them.
 
   Returns:
     The file's contents.
 
   Raises:
-    InputError: no architecture of Hugging Face's that is known here computes this decoder.
+    InputError: no known architecture of Hugging Face computes this decoder.
   """
   written = dict(source or {})
   if not source or _normal(hugging_face.from_hugging_face(source)) != _normal(config):
@@ -63,9 +63,9 @@ def family_of(config: ModelConfig) -> str:
   return _describe(config, None)[0]
 
 
-def _describe(config: ModelConfig, wanted: str | None) -> tuple[str, dict[str, Any]]:
-  """(model_type, its config.json) of an architecture whose description reads back as `config`."""
-  for family in sorted(_CLASSES, key=lambda name: name != wanted):
+def _describe(config: ModelConfig, preferred: str | None) -> tuple[str, dict[str, Any]]:
+  """(model_type, config.json) of an architecture whose description reads back as `config`."""
+  for family in sorted(_CLASSES, key=lambda name: name != preferred):
     values = _values(config, family)
     try:
       if _normal(hugging_face.from_hugging_face(values)) == _normal(config):
@@ -73,13 +73,13 @@ def _describe(config: ModelConfig, wanted: str | None) -> tuple[str, dict[str, A
     except InputError:
       continue
   raise InputError(
-    f"no Hugging Face architecture of {', '.join(_CLASSES)} computes this decoder ({config}); export the shape "
-    "that it was imported with"
+    f"no Hugging Face architecture of {', '.join(_CLASSES)} computes this decoder ({config}); export the config"
+    " that it was imported with"
   )
 
 
 def _normal(config: ModelConfig) -> ModelConfig:
-  """The same decoder in one wording, without what belongs to a run and not to its checkpoint."""
+  """The same decoder in canonical form, without settings of a run."""
   return dataclasses.replace(
     config,
     compute_dtype="float32",
@@ -124,7 +124,7 @@ def _values(config: ModelConfig, family: str) -> dict[str, Any]:
 
 
 def _scalar(scale: float) -> int | float:
-  """n of scale = 1 / sqrt(n), whole where it is."""
+  """n of scale = 1 / sqrt(n), an integer if possible."""
   whole = round(scale**-2)
   return whole if whole**-0.5 == scale else scale**-2
 
@@ -145,7 +145,7 @@ def _windows(config: ModelConfig, family: str) -> dict[str, Any]:
 
 
 def _rope(config: ModelConfig, family: str) -> dict[str, Any]:
-  """Rotary fields in the wording of transformers 4, flat, and of 5, `rope_parameters`."""
+  """Rotary fields in the formats of transformers 4 (flat) and 5 (`rope_parameters`)."""
   scaling = _scaling(config)
   full = {"rope_type": "default", **scaling, "rope_theta": config.rope_theta}
   flat = {"rope_theta": config.rope_theta, "rope_scaling": scaling or None}

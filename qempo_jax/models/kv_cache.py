@@ -1,15 +1,15 @@
-"""Keys and values of samples, some of which share their prompt.
+"""Key and value cache of samples that may share their prompts.
 
-Slots stand in rows; those of a row share a prompt, whose part is stored once a row, and each has its own response part.
-That is a ring on a common clock: at time c every slot writes into place c mod T, and sees the places that are younger
-than its own response. So a slot starts its next response by forgetting how long its last one was, no two slots need to
-be at the same token, and no write has an index of its own. Keys are rotated before they are stored: their order
-in the ring says nothing.
+Slots are arranged in rows. Those of a row share a prompt, whose part is stored once a row; each slot has its own
+response part. That part is a ring buffer on a common clock: at time c every slot writes entry c mod T, and attends to
+the entries that are younger than its own response. A slot starts its next response by resetting its length. Slots need
+not be at the same token, and no write needs an index of its own. Keys are rotated before they are stored, so their
+order in the ring has no meaning.
 
-Every array has the layout of the product that it feeds, keys with their places last, and every decoder block its own
-arrays: nothing is copied but what is written.
+Every array has the layout of the product that reads it, keys with their entries last, and every decoder block its own
+arrays: only new entries are copied.
 
-Shape letters: R rows, G slots of a row, L prompt length, T places of the ring, J key/value heads, K head width.
+Shape letters: R rows, G slots of a row, L prompt length, T entries of the ring, J key/value heads, K head width.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from qempo_jax.token_stats import softcap
 
 @struct.dataclass
 class Stored:
-  """Keys or values as numbers of the cache's dtype; int8 ones are multiples of a scale a token and head.
+  """Keys or values in the cache's dtype; int8 numbers are multiples of a scale per token and head.
 
   Attributes:
-    numbers: keys [..., K, places], values [..., places, K].
-    scales: [..., places] float32, or None.
+    numbers: keys [..., K, entries], values [..., entries, K].
+    scales: [..., entries] float32, or None.
   """
 
   numbers: jax.Array
@@ -37,7 +37,7 @@ class Stored:
 
   @classmethod
   def pack(cls, x, dtype):
-    """Rounds [..., K] to the dtype: int8 to 127 steps of the largest number of each token and head."""
+    """Rounds [..., K] to the dtype: for int8 to 127 steps of the largest number of each token and head."""
     if jnp.dtype(dtype) != jnp.int8:
       return cls(x.astype(dtype), None)
     scales = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), jnp.finfo(jnp.float32).tiny).astype(jnp.float32) / 127
@@ -45,18 +45,18 @@ class Stored:
 
   def scores(self, spec, q):
     """Products of queries with these keys, spec "...k,...k->...", summed in float32."""
-    found = jnp.einsum(spec, q, self.numbers.astype(q.dtype), preferred_element_type=jnp.float32)
-    return found if self.scales is None else found * _beside_queries(self.scales, found)
+    products = jnp.einsum(spec, q, self.numbers.astype(q.dtype), preferred_element_type=jnp.float32)
+    return products if self.scales is None else products * _expand_scales(self.scales, products)
 
   def mix(self, spec, weights):
-    """Sums of these values by weights [..., queries, keys], spec likewise."""
-    weights = weights if self.scales is None else weights * _beside_queries(self.scales, weights)
+    """Sums of these values with weights [..., queries, keys], by an einsum spec."""
+    weights = weights if self.scales is None else weights * _expand_scales(self.scales, weights)
     return jnp.einsum(spec, weights, self.numbers.astype(weights.dtype))
 
 
 @struct.dataclass
 class LayerCache:
-  """What one decoder block stores.
+  """Cache of one decoder block.
 
   Attributes:
     prompt_keys: [R, J, K, L].
@@ -77,34 +77,34 @@ class LayerCache:
       prompt_keys, prompt_values, _rings(prompt_keys, -1, group_size, ring), _rings(prompt_values, 2, group_size, ring)
     )
 
-  def attend(self, q_RxGxHxK, k_RxGxJxK, v_RxGxJxK, place, sees_prompt_RxGxL, sees_own_RxGxT, config):
+  def attend(self, q_RxGxHxK, k_RxGxJxK, v_RxGxJxK, entry, prompt_mask_RxGxL, ring_mask_RxGxT, config):
     """Stores this token's keys and values, then attends to the prompt and to the slot's own past.
 
     Args:
       q_RxGxHxK: rotated queries.
       k_RxGxJxK: rotated keys.
       v_RxGxJxK: values.
-      place: of the ring, where this token goes.
-      sees_prompt_RxGxL: which of the prompt's places a query sees.
-      sees_own_RxGxT: which places of the ring, this token's included.
-      config: the decoder's shape: scale and soft-cap of the scores.
+      entry: ring entry of this token.
+      prompt_mask_RxGxL: True on prompt tokens that a query attends to.
+      ring_mask_RxGxT: True on ring entries that a query attends to, this token's included.
+      config: the decoder's config: scale and soft-cap of the scores.
 
     Returns:
       ([R, G, H, K], the block's cache with this token).
     """
     put = lambda stored, new, axis: jax.tree.map(
-      lambda old, fresh: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(fresh, 1, 2), place, axis % old.ndim),
+      lambda old, new: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(new, 1, 2), entry, axis % old.ndim),
       stored,
       Stored.pack(new, stored.numbers.dtype),
     )
-    keys, values = put(self.keys, k_RxGxJxK, _KEY_PLACES), put(self.values, v_RxGxJxK, _VALUE_PLACES)
+    keys, values = put(self.keys, k_RxGxJxK, _KEY_ENTRIES), put(self.values, v_RxGxJxK, _VALUE_ENTRIES)
     cache = dataclasses.replace(self, keys=keys, values=values)
     q = layers.group_heads(q_RxGxHxK, k_RxGxJxK.shape[2]) * config.attention_scale
     q_RxJxGxrxK = jnp.swapaxes(q, 1, 2)
     lowest = jnp.finfo(jnp.float32).min
-    masked = lambda scores, sees: jnp.where(sees[:, None, :, None], softcap(scores, config.attention_softcap), lowest)
-    to_prompt = masked(cache.prompt_keys.scores("xjgrk,xjkl->xjgrl", q_RxJxGxrxK), sees_prompt_RxGxL)
-    to_own = masked(cache.keys.scores("xjgrk,xjgkt->xjgrt", q_RxJxGxrxK), sees_own_RxGxT)
+    masked = lambda scores, mask: jnp.where(mask[:, None, :, None], softcap(scores, config.attention_softcap), lowest)
+    to_prompt = masked(cache.prompt_keys.scores("xjgrk,xjkl->xjgrl", q_RxJxGxrxK), prompt_mask_RxGxL)
+    to_own = masked(cache.keys.scores("xjgrk,xjgkt->xjgrt", q_RxJxGxrxK), ring_mask_RxGxT)
     highest = lambda scores: jnp.max(scores, axis=-1, keepdims=True)
     top = jnp.maximum(highest(to_prompt), highest(to_own))
     on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
@@ -115,12 +115,12 @@ class LayerCache:
 
 @struct.dataclass
 class KVCache:
-  """What all slots have seen so far.
+  """Cache of all slots and blocks.
 
   Attributes:
-    layers: every block's own.
-    prompt_mask_RxL: true on the prompts' own tokens.
-    lengths_RxG: response tokens that each slot has stored.
+    layers: cache of every block.
+    prompt_mask_RxL: True on prompt tokens.
+    lengths_RxG: stored response tokens of each slot.
     clock: tokens stored since the start, a scalar.
   """
 
@@ -131,37 +131,37 @@ class KVCache:
 
   @classmethod
   def create(cls, prompt_keys, prompt_values, prompt_mask_RxL, *, group_size, max_length, dtype=None):
-    """Empty rings of `max_length` places beside prefilled prompts, [N, R, L, J, K] each; None keeps their dtype."""
+    """Empty rings of `max_length` entries for prefilled prompts, [N, R, L, J, K] each; dtype None keeps theirs."""
     pack = lambda x_RxLxJxK: Stored.pack(jnp.swapaxes(x_RxLxJxK, 1, 2), jnp.dtype(dtype or x_RxLxJxK.dtype))
-    places_last = lambda stored: dataclasses.replace(stored, numbers=jnp.swapaxes(stored.numbers, 2, 3))
-    beside = lambda k, v: LayerCache.create(places_last(pack(k)), pack(v), group_size=group_size, ring=max_length)
+    entries_last = lambda stored: dataclasses.replace(stored, numbers=jnp.swapaxes(stored.numbers, 2, 3))
+    layer = lambda k, v: LayerCache.create(entries_last(pack(k)), pack(v), group_size=group_size, ring=max_length)
     lengths = jnp.zeros((len(prompt_mask_RxL), group_size), jnp.int32)
-    return cls(tuple(map(beside, prompt_keys, prompt_values)), prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32))
+    return cls(tuple(map(layer, prompt_keys, prompt_values)), prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32))
 
   @property
   def ring(self) -> int:
-    """Places of every slot's ring, T."""
-    return self.layers[0].keys.numbers.shape[_KEY_PLACES]
+    """Entries of every slot's ring, T."""
+    return self.layers[0].keys.numbers.shape[_KEY_ENTRIES]
 
   @property
   def next_positions_RxG(self):
-    """Rotary position of each slot's token to come."""
+    """Rotary position of each slot's next token."""
     return jnp.sum(self.prompt_mask_RxL, axis=1)[:, None] + self.lengths_RxG
 
-  def sees(self, window=None):
-    """(prompt places [R, G, L], places of the ring [R, G, T]) that the token to come sees.
+  def masks(self, window=None):
+    """Masks of the next token: (over prompt tokens [R, G, L], over ring entries [R, G, T]).
 
     Args:
-      window: tokens that it sees, itself included; None for all.
+      window: tokens that it attends to, itself included; None: all.
     """
     prompt_positions_Rx1xL = (jnp.cumsum(self.prompt_mask_RxL, axis=1) - 1)[:, None]
     mask_RxGxL = jnp.broadcast_to(
       self.prompt_mask_RxL[:, None], (*self.lengths_RxG.shape, self.prompt_mask_RxL.shape[1])
     )
-    sees_prompt = within_window(mask_RxGxL, self.next_positions_RxG[..., None], prompt_positions_Rx1xL, window)
+    prompt_mask = within_window(mask_RxGxL, self.next_positions_RxG[..., None], prompt_positions_Rx1xL, window)
     age_T = (self.clock - jnp.arange(self.ring)) % self.ring
-    sees_own = within_window(age_T <= self.lengths_RxG[..., None], age_T, 0, window)
-    return sees_prompt, sees_own
+    ring_mask = within_window(age_T <= self.lengths_RxG[..., None], age_T, 0, window)
+    return prompt_mask, ring_mask
 
   def advance(self, layer_caches):
     """The cache after every block has stored the token."""
@@ -169,46 +169,47 @@ class KVCache:
     return dataclasses.replace(self, layers=tuple(layer_caches), lengths_RxG=lengths, clock=self.clock + 1)
 
   def grown(self, ring: int):
-    """The same with longer rings, before the clock has gone round."""
-    more = lambda x, axis: jnp.pad(x, [(0, ring - self.ring) if i == axis % x.ndim else (0, 0) for i in range(x.ndim)])
-    extend = lambda stored, axis: jax.tree.map(lambda x: more(x, axis), stored)
+    """The cache with longer rings, before the clock has wrapped around."""
+    pad = lambda x, axis: jnp.pad(x, [(0, ring - self.ring) if i == axis % x.ndim else (0, 0) for i in range(x.ndim)])
+    extend = lambda stored, axis: jax.tree.map(lambda x: pad(x, axis), stored)
     grow = lambda layer: dataclasses.replace(
-      layer, keys=extend(layer.keys, _KEY_PLACES), values=extend(layer.values, _VALUE_PLACES)
+      layer, keys=extend(layer.keys, _KEY_ENTRIES), values=extend(layer.values, _VALUE_ENTRIES)
     )
     return dataclasses.replace(self, layers=tuple(map(grow, self.layers)))
 
   def pick(self, slots):
-    """Some slots of all [R * G], each in a row of its own beside its prompt."""
+    """The given slots, of all [R * G], each in a row of its own with its prompt."""
     size = self.lengths_RxG.shape[1]
     rows = slots // size
-    own = lambda x: jnp.swapaxes(x, 1, 2).reshape(-1, 1, *x.shape[1:2], *x.shape[3:])[slots].swapaxes(1, 2)
-    shared = lambda x: x[rows]
+    of_rows = lambda x: x[rows]
+    of_slots = lambda x: jnp.swapaxes(x, 1, 2).reshape(-1, 1, *x.shape[1:2], *x.shape[3:])[slots].swapaxes(1, 2)
     picked = [
       LayerCache(
-        *jax.tree.map(shared, (layer.prompt_keys, layer.prompt_values)), *jax.tree.map(own, (layer.keys, layer.values))
+        *jax.tree.map(of_rows, (layer.prompt_keys, layer.prompt_values)),
+        *jax.tree.map(of_slots, (layer.keys, layer.values)),
       )
       for layer in self.layers
     ]
     lengths = self.lengths_RxG.reshape(-1, 1)[slots]
     return dataclasses.replace(
-      self, layers=tuple(picked), prompt_mask_RxL=shared(self.prompt_mask_RxL), lengths_RxG=lengths
+      self, layers=tuple(picked), prompt_mask_RxL=self.prompt_mask_RxL[rows], lengths_RxG=lengths
     )
 
 
-# The axis of a ring's places, in numbers and in scales.
-_KEY_PLACES, _VALUE_PLACES = -1, 3
+# Axis of a ring's entries, in numbers and in scales.
+_KEY_ENTRIES, _VALUE_ENTRIES = -1, 3
 
 
-def _rings(prompt: Stored, places: int, group_size: int, ring: int) -> Stored:
-  """Empty rings in the layout of a prompt's keys or values, [R, J, ...], whose places are on that axis."""
+def _rings(prompt: Stored, entry_axis: int, group_size: int, ring: int) -> Stored:
+  """Empty rings in the layout of a prompt's keys or values, [R, J, ...], with their entries on that axis."""
 
   def empty(x):
-    shape = [ring if axis == places % x.ndim else size for axis, size in enumerate(x.shape)]
+    shape = [ring if axis == entry_axis % x.ndim else size for axis, size in enumerate(x.shape)]
     return jnp.zeros((*shape[:2], group_size, *shape[2:]), x.dtype)
 
   return jax.tree.map(empty, prompt)
 
 
-def _beside_queries(scales, scores):
+def _expand_scales(scales, scores):
   """Scales [R, J, (G,) keys] in the rank of scores [R, J, G, r, keys]."""
   return scales[:, :, None, None] if scales.ndim == scores.ndim - 2 else scales[..., None, :]

@@ -1,4 +1,4 @@
-"""The parts of a decoder block, as pure functions.
+"""Parts of a decoder block, as pure functions.
 
 Shape letters: B rows, L positions, D width, H query heads, J key/value heads, K head width,
 F feed-forward width, V vocabulary.
@@ -29,7 +29,7 @@ def rms_norm(x, scale, epsilon, offset=0.0):
 
 @jax.named_scope("rope")
 def apply_rope(x_BxLxHxK, rotation):
-  """Rotates the pairs (i, i + K / 2) of every head by angles whose (cosine, sine) [B, L, K / 2] are given."""
+  """Rotates the pairs (i, i + K / 2) of every head by angles with the given (cosine, sine) [B, L, K / 2]."""
   cos, sin = (part_BxLxC[:, :, None] for part_BxLxC in rotation)
   first, second = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -37,7 +37,7 @@ def apply_rope(x_BxLxHxK, rotation):
 
 
 def group_heads(q_BxLxHxK, num_kv_heads):
-  """[B, L, H, K] -> [B, L, J, H / J, K]: the query heads beside the key head they share."""
+  """[B, L, H, K] -> [B, L, J, H / J, K]: the query heads grouped by their key head."""
   rows, length, heads, width = q_BxLxHxK.shape
   return q_BxLxHxK.reshape(rows, length, num_kv_heads, heads // num_kv_heads, width)
 
@@ -49,14 +49,14 @@ def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config):
     q_BxLxHxK: queries.
     k_BxMxJxK: keys.
     v_BxMxJxK: values.
-    mask_BxLxM: true where a query may see a key. A query that sees none gets a plain mean.
-    config: the decoder's shape: scale and soft-cap of the scores.
+    mask_BxLxM: True if a query attends to a key. A query without keys gets a plain mean.
+    config: the decoder's config: scale and soft-cap of the scores.
 
   Returns:
     [B, L, H, K].
   """
   q = group_heads(q_BxLxHxK, k_BxMxJxK.shape[2]) * config.attention_scale
-  # Heads first: then the scores, the largest array here, do not have to be transposed.
+  # With heads first, the scores, the largest array here, need no transpose.
   q_BxJxLxrxK = jnp.swapaxes(q, 1, 2)
   k_BxJxMxK, v_BxJxMxK = jnp.swapaxes(k_BxMxJxK, 1, 2), jnp.swapaxes(v_BxMxJxK, 1, 2)
   scores = softcap(head_products.scores(q_BxJxLxrxK, k_BxJxMxK), config.attention_softcap)
@@ -66,23 +66,23 @@ def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config):
 
 
 def block(layer, x_BxLxD, rotation, config, attend):
-  """One decoder block; `attend(q, k, v)` says what a query sees.
+  """One decoder block; `attend(q, k, v)` computes attention.
 
   Args:
     layer: this block's parameters.
     x_BxLxD: the residual stream.
     rotation: (cosine, sine) of the rotary angles of the rows' positions, [B, L, K / 2] each.
-    config: the decoder's shape, options and compute dtype.
-    attend: maps rotated q [B, L, H, K], k and v [B, L, J, K] to ([B, L, H, K], carried), where
-      `carried` is returned as it is (a cache, or nothing).
+    config: the decoder's config, options and compute dtype.
+    attend: maps rotated q [B, L, H, K], k and v [B, L, J, K] to ([B, L, H, K], carried), with any `carried`, such as
+      a cache.
 
   Returns:
     The residual stream after the block, and `carried`.
   """
   norm = lambda name, x: rms_norm(x, layer[name], config.norm_epsilon, config.norm_offset)
-  as_it_is = lambda name, x: x
-  before = norm if config.norm_placement != "post" else as_it_is
-  after = norm if config.norm_placement != "pre" else as_it_is
+  identity = lambda name, x: x
+  pre_norm = norm if config.norm_placement != "post" else identity
+  post_norm = norm if config.norm_placement != "pre" else identity
 
   def project(name, x):
     weight = layer[name]
@@ -99,17 +99,17 @@ def block(layer, x_BxLxD, rotation, config, attend):
     split = flat.reshape(shape)
     return norm(f"{name}_norm", split) if normed and config.qk_norm == "head" else split
 
-  h_BxLxD = before("attention_norm", x_BxLxD)
+  h_BxLxD = pre_norm("attention_norm", x_BxLxD)
   q = apply_rope(heads("query", h_BxLxD, True), rotation)
   k = apply_rope(heads("key", h_BxLxD, True), rotation)
   v = heads("value", h_BxLxD, False)
   with jax.named_scope("attention"):
     attended, carried = attend(q, k, v)
   joined_BxLxE = attended.reshape(*attended.shape[:-2], -1)
-  x_BxLxD = x_BxLxD + after("attention_post_norm", project("output", joined_BxLxE))
-  h_BxLxD = before("feed_forward_norm", x_BxLxD)
+  x_BxLxD = x_BxLxD + post_norm("attention_post_norm", project("output", joined_BxLxE))
+  h_BxLxD = pre_norm("feed_forward_norm", x_BxLxD)
   gate_BxLxF, up_BxLxF = project("gate", h_BxLxD), project("up", h_BxLxD)
   with jax.named_scope("gate"):
     gated_BxLxF = _ACTIVATIONS[config.activation](gate_BxLxF) * up_BxLxF
-  x_BxLxD = x_BxLxD + after("feed_forward_post_norm", project("down", gated_BxLxF))
+  x_BxLxD = x_BxLxD + post_norm("feed_forward_post_norm", project("down", gated_BxLxF))
   return sharding.constrain_rows(x_BxLxD), carried

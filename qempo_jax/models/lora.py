@@ -1,10 +1,10 @@
-"""Low-rank adapters: a frozen parameter tree, and small trainable matrices beside its projections.
+"""Low-rank adapters: a frozen parameter tree, and small trainable matrices for its projections.
 
     W x  becomes  W x + s B A x,     s = alpha / rank      (Hu et al., "LoRA", arXiv 2106.09685)
 
-Adapters are a tree of their own, so that gradients, optimizer state and checkpoints hold them alone. `apply` puts
-them beside the base without copying it, and gives a tree that stands wherever a plain one does: `transformer`,
-`scoring`, the sampler. The base itself stays whole, so it is also the reference policy, at no further memory.
+Adapters are a separate tree, so that gradients, optimizer state and checkpoints hold them alone. `apply` combines them
+with the base without a copy; the result works like a plain tree in `transformer`, `scoring` and the sampler. The base
+itself stays unchanged, so it is also the reference policy, at no extra memory.
 
 Shape letters as in `layers`; N blocks, I and O inputs and outputs of a matrix (heads and their width as one axis),
 R rank.
@@ -27,12 +27,12 @@ ALL_MATRICES = r"^layers/(query|key|value|output|gate|up|down)$"
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Which matrices get adapters, and of what size.
+  """Size and targets of adapters.
 
   Attributes:
     rank: R.
     alpha: the adapters' product is scaled by alpha / rank.
-    targets: regular expression; a projection whose path ("layers/query", ...) it is found in gets an adapter.
+    targets: regular expression that is searched in projections' paths ("layers/query", ...); matches get an adapter.
   """
 
   rank: int
@@ -45,17 +45,17 @@ class LoraConfig:
     try:
       re.compile(self.targets)
     except re.error as error:
-      raise InputError(f"lora.targets={self.targets!r} is no regular expression ({error})") from error
+      raise InputError(f"lora.targets={self.targets!r} is not a regular expression ({error})") from error
 
 
 @struct.dataclass
 class Adapter:
-  """One projection's adapter, the blocks stacked.
+  """One projection's adapter, stacked over blocks.
 
   Attributes:
     a: [N, I, R].
     b: [N, R, O].
-    scale: alpha / rank; fixed, no leaf of the tree.
+    scale: alpha / rank; static, not a leaf of the tree.
   """
 
   a: jax.Array
@@ -65,7 +65,7 @@ class Adapter:
 
 @struct.dataclass
 class LowRank:
-  """A projection with its adapter; `lax.scan` over the blocks takes it apart like any leaf.
+  """A projection with its adapter; `lax.scan` over the blocks slices it like any leaf.
 
   Attributes:
     base: [(N,) ...] the frozen matrix, in its own shape.
@@ -91,7 +91,7 @@ class LowRank:
 
 
 def init(rng, params, config: LoraConfig):
-  """Adapters that change nothing yet: B zero, A uniform in +-1 / sqrt(I), as in the authors' code.
+  """Adapters with zero product: B zero, A uniform in +-1 / sqrt(I), as in the authors' code.
 
   Args:
     rng: a key.
@@ -102,12 +102,12 @@ def init(rng, params, config: LoraConfig):
     {"layers": {projection: `Adapter`}}, float32.
 
   Raises:
-    InputError: the pattern names no projection.
+    InputError: the pattern matches no projection.
   """
   names = [name for name in PROJECTIONS if re.search(config.targets, f"layers/{name}")]
   if not names:
     known = ", ".join(f"layers/{name}" for name in PROJECTIONS)
-    raise InputError(f"lora.targets={config.targets!r} is found in none of {known}")
+    raise InputError(f"lora.targets={config.targets!r} matches none of {known}")
 
   def adapter(name):
     blocks, inputs, outputs = matrix_shape(name, params["layers"][name].shape)
@@ -120,16 +120,14 @@ def init(rng, params, config: LoraConfig):
 
 
 def apply(base, adapters):
-  """The base with its adapters beside it: a parameter tree that shares the base's arrays.
-
-  The base gets no gradient.
+  """The base combined with adapters: a parameter tree that shares the base's arrays, which get no gradient.
 
   Args:
     base: a plain parameter tree, of any float dtype.
-    adapters: what `init` made of it.
+    adapters: from `init` for this base.
 
   Returns:
-    The tree, adapted projections being `LowRank`.
+    The tree, with `LowRank` for adapted projections.
   """
   frozen = jax.lax.stop_gradient(base)
   adapted = {
@@ -140,14 +138,14 @@ def apply(base, adapters):
 
 
 def merge(base, adapters):
-  """The base with s A B added in: a plain parameter tree in the base's dtype, for export.
+  """The base plus s A B: a plain parameter tree in the base's dtype, for export.
 
   Args:
     base: a plain parameter tree.
-    adapters: what `init` made of it.
+    adapters: from `init` for this base.
 
   Returns:
-    A tree of the base's shapes; leaves without an adapter are the base's own.
+    A tree of the base's shapes; leaves without an adapter are shared with the base.
   """
 
   def merged(leaf, adapter):
@@ -159,6 +157,6 @@ def merge(base, adapters):
 
 
 def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-  """(N, I, O) of a stacked projection: the output projection joins its leading axes, the others their last."""
+  """(N, I, O) of a stacked projection: the output projection joins its leading axes, the others their last axes."""
   inputs = math.prod(shape[1:-1]) if name == "output" else shape[1]
   return shape[0], inputs, math.prod(shape[1:]) // inputs

@@ -1,4 +1,4 @@
-"""Adapters in the format of the `peft` package: `adapter_config.json` beside `adapter_model.safetensors`.
+"""Reads and writes adapters in the format of the `peft` package: `adapter_config.json` and `adapter_model.safetensors`.
 
 peft stores lora_A as [rank, in] and lora_B as [out, rank], block by block; ours are their transposes, stacked.
 """
@@ -21,26 +21,26 @@ from qempo_jax.models.config import ModelConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_SHARD_BYTES = 2**62  # peft reads one file
-# Keys of adapter_config.json that may hold anything: read here, or without effect on a finished adapter's outputs.
+_SHARD_BYTES = 2**62  # No sharding: peft reads one file.
+# Keys of adapter_config.json with any value: read here, or without effect on a finished adapter's outputs.
 _FREE = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
     "revision", "inference_mode", "lora_dropout", "target_modules", "exclude_modules", "layers_pattern", "megatron_core",
     "qalora_group_size", "runtime_config",
 })  # fmt: skip
-# The values that other keys may hold besides null, false and empty ones; the first is the plain one. Initialisations
-# that are not here replace the base's weights too, or may.
+# Allowed values of other keys besides null, false and empty ones; the first is the default. Other initialisations
+# may replace the base's weights too.
 _PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian")}
 
 
 def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: str | None) -> None:
-  """Writes adapters so that `peft.PeftModel.from_pretrained` puts them on the base.
+  """Writes adapters for `peft.PeftModel.from_pretrained`.
 
   Args:
-    folder: made if absent.
-    adapters: what `lora.init` made.
-    config: the base's shape.
-    base_model: folder or Hugging Face id of the base, kept in the description; None for none.
+    folder: created if absent.
+    adapters: from `lora.init`.
+    config: the base's config.
+    base_model: folder or Hugging Face id of the base, for the description; None: not stated.
   """
   folder.mkdir(parents=True, exist_ok=True)
   layers = adapters["layers"]
@@ -67,18 +67,18 @@ def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: st
 
 
 def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
-  """Reads adapters that `write`, or peft, has written.
+  """Reads adapters that `write` or peft has written.
 
   Args:
     folder: holds both files.
-    config: the base's shape.
+    config: the base's config.
 
   Returns:
-    Adapters as `lora.init` makes them, float32.
+    Adapters as from `lora.init`, float32.
 
   Raises:
-    InputError: a file is missing or damaged, a tensor is missing, left over or of another shape, or a key of the
-      description has a value that is not known to leave the computation as it is (an allow-list).
+    InputError: a file is missing or damaged; a tensor is missing, unexpected or of another shape; or a key of the
+      description has a value outside the allow-list of those without effect on the computation.
   """
   description = _description(folder / CONFIG_FILE)
   tensors = _read_tensors(folder / WEIGHTS_FILE)
@@ -97,7 +97,7 @@ def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
     layers[name] = lora.Adapter(jnp.asarray(stacks["A"]), jnp.asarray(stacks["B"]), scale)
   if tensors or not layers:
     what = tensor_names.listed(tensors) if tensors else "no adapter of a projection"
-    raise InputError(f"{folder / WEIGHTS_FILE} holds {what}, which this decoder has no place for; is it its adapter?")
+    raise InputError(f"{folder / WEIGHTS_FILE} holds {what}, which this decoder has no matrix for; is it its adapter?")
   return {"layers": layers}
 
 
@@ -134,7 +134,7 @@ def _description(path: pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError) as error:
     raise InputError(f"{path} cannot be read ({error}); give the folder that peft's save_pretrained wrote") from error
   if not isinstance(description, dict):
-    raise InputError(f"{path} is no JSON object; give the folder that peft's save_pretrained wrote")
+    raise InputError(f"{path} is not a JSON object; give the folder that peft's save_pretrained wrote")
   if description.get("peft_type") != "LORA":
     raise InputError(f"{path}: peft_type={description.get('peft_type')!r} is not supported, only 'LORA'")
   for key in sorted(description.keys() - _FREE):
@@ -142,7 +142,8 @@ def _description(path: pathlib.Path) -> dict[str, Any]:
     known = value.lower() if isinstance(value, str) else value
     if value and known not in allowed:
       raise InputError(
-        f"{path}: {key}={value!r} is not supported, for it may change what the adapter computes; it must be {allowed[0]!r}"
+        f"{path}: {key}={value!r} is not supported, since it may change the adapter's computation; it must be"
+        f" {allowed[0]!r}"
       )
   for key in ("r", "lora_alpha"):
     if not isinstance(description.get(key), int | float) or description[key] <= 0:
@@ -156,5 +157,5 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     with safetensors.safe_open(path, framework="numpy") as opened:
       return {name: opened.get_tensor(name) for name in opened.keys()}
-  except Exception as error:  # safetensors raises its own untyped errors
+  except Exception as error:  # safetensors raises its own untyped errors.
     raise InputError(f"{path} is missing, damaged or cut short ({error}); fetch it again") from error

@@ -1,4 +1,4 @@
-"""Parameters put where they belong as they are read, one stacked leaf after the other."""
+"""Builds parameters leaf by leaf as they are read, on the host or on a mesh."""
 
 from collections.abc import Callable
 
@@ -9,46 +9,46 @@ from qempo_jax import sharding
 
 
 def on_host(dtype=np.float32) -> Callable:
-  """Makes a `place` for `tensor_names.assemble` that stacks NumPy arrays."""
+  """`make_leaf` for `tensor_names.assemble` that stacks NumPy arrays."""
 
-  def place(path, shape, rows):
+  def make_leaf(path, shape, rows):
     leaf = np.empty(shape, dtype)
     for index, row in rows:
       leaf[... if index is None else index] = row
     return leaf
 
-  return place
+  return make_leaf
 
 
 def onto_mesh(mesh: jax.sharding.Mesh, *, dtype=np.float32, rules=sharding.PARAM_RULES) -> Callable:
-  """Makes a `place` for `tensor_names.assemble` that fills each device's own part of a leaf.
+  """`make_leaf` for `tensor_names.assemble` that fills each device's shard of a leaf.
 
-  Every tensor is read once. The host holds one of them and, of one stacked leaf, the parts that its own devices get;
-  these parts are handed over before the next leaf is begun.
+  Every tensor is read once. The host holds one tensor and the shards of one stacked leaf that its devices get. These
+  shards are copied before the next leaf begins.
 
   Args:
     mesh: the devices.
-    dtype: of the parameters.
-    rules: which axes of the mesh a leaf is split over, by its path.
+    dtype: dtype of the parameters.
+    rules: sharding rules by a leaf's path.
 
   Returns:
-    place(path, shape, rows) -> jax.Array.
+    make_leaf(path, shape, rows) -> jax.Array.
   """
 
-  def place(path, shape, rows):
+  def make_leaf(path, shape, rows):
     leaf = jax.ShapeDtypeStruct(shape, dtype)
-    where = sharding.tree_shardings(_nested(path, leaf), mesh, rules)
+    leaf_sharding = sharding.tree_shardings(_nested(path, leaf), mesh, rules)
     for key in path:
-      where = where[key]
-    ranges = {_ranges(index, shape) for index in where.addressable_devices_indices_map(shape).values()}
-    parts = {own: np.empty([stop - start for start, stop in own], dtype) for own in ranges}
+      leaf_sharding = leaf_sharding[key]
+    all_ranges = {_ranges(index, shape) for index in leaf_sharding.addressable_devices_indices_map(shape).values()}
+    shards = {ranges: np.empty([stop - start for start, stop in ranges], dtype) for ranges in all_ranges}
     for index, row in rows:
-      for own, part in parts.items():
-        _fill(part, own, index, row)
-    leaf = jax.make_array_from_callback(shape, where, lambda index: parts[_ranges(index, shape)])
-    return jax.block_until_ready(leaf)  # copying goes on in the background otherwise, and keeps the parts alive
+      for ranges, shard in shards.items():
+        _fill(shard, ranges, index, row)
+    leaf = jax.make_array_from_callback(shape, leaf_sharding, lambda index: shards[_ranges(index, shape)])
+    return jax.block_until_ready(leaf)  # A copy in the background would keep the shards alive.
 
-  return place
+  return make_leaf
 
 
 def _nested(path, leaf):
@@ -61,14 +61,14 @@ def _ranges(index, shape) -> tuple[tuple[int, int], ...]:
   return tuple(axis.indices(size)[:2] for axis, size in zip(index, shape))
 
 
-def _fill(part: np.ndarray, own, index: int | None, row: np.ndarray) -> None:
-  """Copies what the part has of a row: of block `index`, or of the whole leaf where that is None."""
+def _fill(shard: np.ndarray, ranges, index: int | None, row: np.ndarray) -> None:
+  """Copies a shard's part of a row: of block `index`, or of the whole leaf if `index` is None."""
   if index is None:
-    part[...] = row[_slices(own)]
+    shard[...] = row[_slices(ranges)]
     return
-  (start, stop), *rest = own
+  (start, stop), *rest = ranges
   if start <= index < stop:
-    part[index - start] = row[_slices(rest)]
+    shard[index - start] = row[_slices(rest)]
 
 
 def _slices(ranges) -> tuple[slice, ...]:

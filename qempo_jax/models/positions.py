@@ -1,4 +1,4 @@
-"""Where tokens stand: rotary angles, and windows that let a query see its nearest tokens alone.
+"""Rotary angles of positions, and windows that limit attention to the nearest tokens.
 
 Shape letters as in `layers`; C = K / 2 rotary pairs.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.config import RopeScaling
 
-# The window of a block without one, longer than any sequence.
+# Window of a block without one, longer than any sequence.
 UNLIMITED = 2**30
 
 
@@ -21,7 +21,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = 
   Args:
     head_dim: K.
     theta: base.
-    scaling: how they are lowered, or None.
+    scaling: scaling of the frequencies, or None.
 
   Returns:
     [C].
@@ -31,7 +31,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = 
     return plain_C
   if scaling.kind == "linear":
     return plain_C / scaling.factor
-  # Periods within the first training length: few are divided by the factor, many are kept, in between is mixed.
+  # Frequencies with few periods within the first training length are divided, those with many kept, others
+  # interpolated.
   periods_C = scaling.original_length * plain_C / (2 * math.pi)
   low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
   kept_C = jnp.clip((periods_C - low) / (high - low), 0.0, 1.0)
@@ -39,7 +40,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = 
 
 
 def rope_rotations(config: ModelConfig, positions_BxL):
-  """Cosine and sine [B, L, C] of every position's angles: (those of all blocks, those of blocks with a window or None)."""
+  """Cosine and sine [B, L, C] of every position's angles: (of all blocks, of blocks with a window or None)."""
 
   def rotation(frequencies_C):
     angles_BxLxC = positions_BxL[..., None].astype(jnp.float32) * frequencies_C
@@ -52,20 +53,20 @@ def rope_rotations(config: ModelConfig, positions_BxL):
 
 
 def block_rotation(rotations, window):
-  """One block's own of the rotations that `rope_rotations` gave."""
+  """The rotation of one block, from `rope_rotations`."""
   shared, local = rotations
   if local is None or window is None:
     return shared
-  return jax.tree.map(lambda own, others: jnp.where(window < UNLIMITED, own, others), local, shared)
+  return jax.tree.map(lambda local, shared: jnp.where(window < UNLIMITED, local, shared), local, shared)
 
 
 def block_windows(config: ModelConfig):
-  """Every block's window, to be scanned with its parameters: [N], or None where no block has one."""
+  """Every block's window, to be scanned with its parameters: [N], or None if no block has one."""
   if not config.windows:
     return None
   return jnp.array([UNLIMITED if window is None else window for window in config.windows], jnp.int32)
 
 
 def within_window(mask, query_positions, key_positions, window):
-  """Narrows a mask to keys at most `window` - 1 tokens before their query; positions broadcast to the mask."""
+  """Restricts a mask to keys at most `window` - 1 tokens before their query; positions broadcast to the mask."""
   return mask if window is None else mask & (query_positions - key_positions < window)

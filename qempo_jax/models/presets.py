@@ -1,7 +1,7 @@
-"""Shapes of published models, so that memory, sharding and compilation can be planned without their weights.
+"""Configs of published models, for planning memory, sharding and compilation without their weights.
 
-Values are those of the models' own config.json on the Hugging Face hub (of the instruction-tuned model, where the two
-differ); `get` reads them by the same rules as a checkpoint's.
+Values are those of the models' own config.json on the Hugging Face hub (of the instruction-tuned model, if the two
+differ). `get` reads them by the same rules as a checkpoint's.
 """
 
 import difflib
@@ -38,7 +38,7 @@ _GEMMA2 = {"rms_norm_eps": 1e-6, "sliding_window": 4096, "query_pre_attn_scalar"
 _GEMMA3 = {"rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256}
 _LINEAR8 = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
 
-# Name -> (model_type, values of _SIZES, what else differs from the architecture's defaults).
+# Name -> (model_type, values of _SIZES, other differences from the architecture's defaults).
 _PRESETS = {
   "smollm2-135m": ("llama", (49152, 576, 1536, 30, 9, 3, 64), _TIED | {"rope_theta": 1e5}),
   "smollm2-360m": ("llama", (49152, 960, 2560, 32, 15, 5, 64), _TIED | {"rope_theta": 1e5}),
@@ -83,13 +83,13 @@ NAMES = tuple(_PRESETS)
 
 
 def get(name: str) -> ModelConfig:
-  """The shape of a published model.
+  """Config of a published model.
 
   Args:
     name: one of `NAMES`.
 
   Returns:
-    Its shape.
+    Its config.
 
   Raises:
     InputError: there is no preset of that name.
@@ -104,6 +104,6 @@ def get(name: str) -> ModelConfig:
 
 
 def num_params(config: ModelConfig) -> int:
-  """How many parameters a decoder has; a tied output projection counts once."""
+  """Number of parameters of a decoder; a tied output projection counts once."""
   shapes = transformer.param_shapes(config)
   return sum(math.prod(shape) for shape in jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple)))

@@ -1,4 +1,4 @@
-"""Reward models in and out: Hugging Face's sequence classifiers with one label, of the Llama and Qwen 2 families."""
+"""Reads and writes reward models as Hugging Face sequence classifiers with one label (Llama and Qwen 2 families)."""
 
 import copy
 import itertools
@@ -24,7 +24,7 @@ _CLASSES = {"llama": "Llama", "qwen2": "Qwen2"}
 
 
 def is_checkpoint(folder: pathlib.Path) -> bool:
-  """Whether a folder's config.json names a sequence classifier."""
+  """True if a folder's config.json names a sequence classifier."""
   try:
     return any(name.endswith(_CLASSIFIER) for name in _read(folder).get("architectures") or ())
   except InputError:
@@ -38,30 +38,30 @@ def load(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any], int | None]
     folder: `config.json` and safetensors.
 
   Returns:
-    (the decoder's shape, parameters as float32 NumPy arrays, the padding token's id or None); PyTorch transformers
-    reads the score before that token, see `reward_head.last_unlike_padding`.
+    (the decoder's config, parameters as float32 NumPy arrays, the padding token's id or None). PyTorch transformers
+    scores the token before padding, see `reward_head.last_unlike_padding`.
 
   Raises:
-    InputError: the classifier has another number of labels, or what `conversion.load` refuses.
+    InputError: the classifier has another number of labels, or the errors of `conversion.load`.
   """
-  described = _read(folder)
-  labels = len(described.get("id2label") or {}) or described.get("num_labels", 2)
+  content = _read(folder)
+  labels = len(content.get("id2label") or {}) or content.get("num_labels", 2)
   if labels != 1:
     raise InputError(f"{folder} has {labels} labels; a reward model has num_labels=1")
-  config = reward_head.without_projection(hugging_face.from_hugging_face(described))
-  where = safetensors_files.stored_tensors(folder)
-  if _SCORE not in where:
+  config = reward_head.without_projection(hugging_face.from_hugging_face(content))
+  headers = safetensors_files.stored_tensors(folder)
+  if _SCORE not in headers:
     raise InputError(f"{folder} has no tensor {_SCORE!r}; is the checkpoint complete?")
-  stored = where.pop(_SCORE)
+  stored = headers.pop(_SCORE)
   if stored.shape != (1, config.hidden_size):
     raise InputError(f"tensor {_SCORE!r} has shape {stored.shape}, not {(1, config.hidden_size)}")
-  safetensors_files.check(where, config, folder)
-  read = lambda name: safetensors_files.get(where[name], name)
+  safetensors_files.check(headers, config, folder)
+  read = lambda name: safetensors_files.get(headers[name], name)
   params = tensor_names.assemble(read, config, placing.on_host())
   score = np.asarray(safetensors_files.get(stored, _SCORE), np.float32)
   if not np.isfinite(score).all():
     raise InputError(f"tensor {_SCORE!r} holds NaN or infinity; the checkpoint is damaged")
-  return config, params | {"score": score.T}, described.get("pad_token_id")
+  return config, params | {"score": score.T}, content.get("pad_token_id")
 
 
 def export(
@@ -77,31 +77,31 @@ def export(
   """Writes a folder that `AutoModelForSequenceClassification.from_pretrained` loads.
 
   Args:
-    target: the folder to make; it must be absent or empty.
+    target: output folder; it must be absent or empty.
     params: the whole tree.
-    config: the decoder's shape, of the Llama or Qwen 2 family.
-    pad_token_id: a token that ends no text: the score is read at the last token unlike it.
-    tokenizer: a transformers tokenizer, written with that token as its padding, or None to write none.
-    dtype: of the written weights.
-    max_shard_bytes: most bytes of a file of weights.
+    config: the decoder's config, of the Llama or Qwen 2 family.
+    pad_token_id: a token that ends no text; PyTorch transformers scores the last other token.
+    tokenizer: a transformers tokenizer, written with that token as its padding; None: not written.
+    dtype: dtype of the written weights.
+    max_shard_bytes: largest weight file, bytes.
 
   Returns:
     The folder.
 
   Raises:
-    InputError: another family, or what `export.export_model` refuses.
+    InputError: another family, or the errors of `export.export_model`.
   """
   family = hugging_face_out.family_of(config)
   if family not in _CLASSES:
     raise InputError(f"{family!r} reward models are not exported; only {', '.join(_CLASSES)} are")
   longest = getattr(tokenizer, "model_max_length", None)
-  described = hugging_face_out.to_hugging_face(
+  content = hugging_face_out.to_hugging_face(
     config,
     dtype=dtype,
     max_length=longest if isinstance(longest, int) and longest < 10**9 else None,
     tokens=model_export.token_ids(tokenizer) if tokenizer is not None else None,
   )
-  described |= {
+  content |= {
     "architectures": [_CLASSES[family] + _CLASSIFIER],
     "num_labels": 1,
     "id2label": {"0": "LABEL_0"},
@@ -114,15 +114,15 @@ def export(
   tensors = itertools.chain(body, [(_SCORE, export_tensors.cast(_SCORE, head, dtype))])
   with model_export.new_folder(target) as folder:
     if folder is None:
-      for _ in tensors:  # another host writes; this one takes part in gathering them
+      for _ in tensors:  # Another host writes; this one takes part in gathering.
         pass
       return pathlib.Path(target).expanduser()
     export_tensors.write_safetensors(folder, tensors, max_shard_bytes=max_shard_bytes)
-    model_export.write_json(folder / "config.json", described)
+    model_export.write_json(folder / "config.json", content)
     if tokenizer is not None:
-      own = copy.deepcopy(tokenizer)
-      own.pad_token, own.padding_side = own.convert_ids_to_tokens(pad_token_id), "right"
-      own.save_pretrained(folder)
+      tokenizer = copy.deepcopy(tokenizer)
+      tokenizer.pad_token, tokenizer.padding_side = tokenizer.convert_ids_to_tokens(pad_token_id), "right"
+      tokenizer.save_pretrained(folder)
   return pathlib.Path(target).expanduser()
 
 

@@ -1,4 +1,4 @@
-"""A decoder with a scalar head: the score of a text is read off the hidden state of its last token.
+"""A decoder with a scalar head: the score of a text is a linear function of its last token's hidden state.
 
     score = w' h,    h [D] the final-norm output at the last token
 
@@ -18,14 +18,14 @@ from qempo_jax.models.config import ModelConfig
 from qempo_jax.sharding import STATE_RULES
 from qempo_jax.sharding import P
 
-# Placement on the mesh: the decoder's rules, and the head's one column everywhere.
+# Sharding: the decoder's rules, with the head's one column replicated.
 RULES = ((r"(^|/)score$", P()), *STATE_RULES)
 
 
 def from_decoder(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-  """A language model with a head that scores every text 0: (shape, parameters).
+  """A language model with a head that scores every text 0: (config, parameters).
 
-  The output projection is left out; "tied" in the shape says that there is none of its own.
+  The output projection is dropped; the config calls it tied.
   """
   body = {name: leaf for name, leaf in params.items() if name != "unembedding"}
   score = jnp.zeros((params["embedding"].shape[1], 1), jnp.float32)
@@ -33,15 +33,15 @@ def from_decoder(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConf
 
 
 def split(params: dict[str, Any], config: ModelConfig, trainable: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Parts the tree into what is trained and what stays as it is.
+  """Splits the tree into trainable and frozen parameters.
 
   Args:
     params: the whole tree.
-    config: the decoder's shape.
+    config: the decoder's config.
     trainable: "all"; "head" for the head alone; "last:N" for the last N blocks, the final norm and the head.
 
   Returns:
-    (trained, frozen); `join` puts them together.
+    (trainable, frozen); `join` is the inverse.
 
   Raises:
     InputError: another choice, or more blocks than there are.
@@ -56,48 +56,48 @@ def split(params: dict[str, Any], config: ModelConfig, trainable: str) -> tuple[
       f"reward_model.trainable={trainable!r} is not known; use all, head, or last:N with N from 1 to"
       f" {config.num_layers} blocks"
     )
-  at = config.num_layers - int(digits)
+  first = config.num_layers - int(digits)
   part = lambda blocks: jax.tree.map(lambda leaf: leaf[blocks], params["layers"])
-  trained = {"layers": part(slice(at, None)), "final_norm": params["final_norm"], "score": params["score"]}
-  return trained, {"embedding": params["embedding"], "layers": part(slice(at))}
+  trainable_params = {"layers": part(slice(first, None)), "final_norm": params["final_norm"], "score": params["score"]}
+  return trainable_params, {"embedding": params["embedding"], "layers": part(slice(first))}
 
 
-def join(trained: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
-  """The whole tree of the two parts that `split` made."""
-  params = frozen | trained
-  if "layers" in frozen and "layers" in trained:
+def join(trainable_params: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
+  """The whole tree, from the two parts of `split`."""
+  params = frozen | trainable_params
+  if "layers" in frozen and "layers" in trainable_params:
     params["layers"] = jax.tree.map(
-      lambda first, last: jnp.concatenate([first, last]), frozen["layers"], trained["layers"]
+      lambda first, last: jnp.concatenate([first, last]), frozen["layers"], trainable_params["layers"]
     )
   return params
 
 
 def frozen_blocks(frozen: dict[str, Any]) -> int:
-  """How many blocks, from the first on, are frozen."""
+  """Number of frozen blocks, which come first."""
   return len(jax.tree.leaves(frozen["layers"])[0]) if "layers" in frozen else 0
 
 
 def read_scores(params, config: ModelConfig, x_BxLxD, last_BxG):
-  """Final norm and head at some places of each row: scores [B, G], float32."""
+  """Final norm and head at columns of each row: scores [B, G], float32."""
   picked = jnp.take_along_axis(x_BxLxD, last_BxG[:, :, None], axis=1)
   hidden = layers.rms_norm(picked, params["final_norm"], config.norm_epsilon, config.norm_offset)
-  # One column: in full precision whatever the compute dtype, as a rounded score would tie close texts.
+  # One column, in full precision for every compute dtype: a rounded score would tie similar texts.
   product = jnp.matmul(
     hidden.astype(jnp.float32), params["score"].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
   )
   return product[:, :, 0]
 
 
-def score_places(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, last_BxG, *, remat=False):
-  """Scores at some places of each row.
+def score_positions(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, last_BxG, *, remat=False):
+  """Scores at columns of each row.
 
   Args:
     params: the whole tree.
-    config: the decoder's shape.
+    config: the decoder's config.
     tokens_BxL: token ids.
-    positions_BxL: rotary positions; those of padding do not matter.
-    mask_BxLxL: true where a query may see a key.
-    last_BxG: places of the last tokens of the row's texts.
+    positions_BxL: rotary positions, arbitrary on padding.
+    mask_BxLxL: True if a query attends to a key.
+    last_BxG: columns of the last tokens of the row's texts.
     remat: recompute blocks in the backward pass.
 
   Returns:
@@ -114,31 +114,30 @@ def score_rows(params, config: ModelConfig, tokens_BxL, valid_BxL, last_B):
 
   Args:
     params: the whole tree.
-    config: the decoder's shape.
+    config: the decoder's config.
     tokens_BxL: token ids, padded on either side.
-    valid_BxL: true on the texts' own tokens.
-    last_B: the place that is read, of `last_place` or of `last_unlike_padding`.
+    valid_BxL: True on text tokens.
+    last_B: column of the score, from `last_valid` or `last_unlike_padding`.
   """
   positions_BxL = jnp.cumsum(valid_BxL, axis=1) - 1
   mask = transformer.causal_mask(positions_BxL, valid_BxL)
-  return score_places(params, config, tokens_BxL, positions_BxL, mask, last_B[:, None])
+  return score_positions(params, config, tokens_BxL, positions_BxL, mask, last_B[:, None])
 
 
-def last_place(valid_BxL):
-  """Place of every row's last valid token, [B]; the last place of a row without any."""
+def last_valid(valid_BxL):
+  """Column of every row's last valid token, [B]; the last column of a row without any."""
   return valid_BxL.shape[1] - 1 - jnp.argmax(valid_BxL[:, ::-1], axis=1)
 
 
 def last_unlike_padding(tokens_BxL, pad_token_id: int):
-  """Where PyTorch transformers reads the score: every row's last token that is not the padding token, [B].
+  """Column of the score in PyTorch transformers: every row's last token that is not the padding token, [B].
 
-  A text whose own last tokens are the padding token is read before them, whatever its attention mask says, and a row
-  of nothing else at its first token (`GenericForSequenceClassification`, transformers 4.40 and later).
+  A text that itself ends in padding tokens is scored before them, for any attention mask. A row of padding tokens is
+  scored at its first token (`GenericForSequenceClassification`, transformers 4.40 and later).
   """
-  ordinal_L = jnp.arange(tokens_BxL.shape[1])
-  return jnp.argmax(ordinal_L * (tokens_BxL != pad_token_id), axis=1)
+  return jnp.argmax(jnp.arange(tokens_BxL.shape[1]) * (tokens_BxL != pad_token_id), axis=1)
 
 
 def without_projection(config: ModelConfig) -> ModelConfig:
-  """The shape of a decoder that predicts no tokens."""
+  """Config of a decoder that predicts no tokens."""
   return dataclasses.replace(config, tie_embeddings=True, logit_softcap=None)

@@ -1,4 +1,4 @@
-"""Weights in: a Hugging Face folder of `config.json` and safetensors, one file or shards with an index."""
+"""Reads a Hugging Face folder of `config.json` and safetensors, one file or shards with an index."""
 
 from collections.abc import Callable
 import json
@@ -20,16 +20,16 @@ WHY_NO_PICKLE = (
 )
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
-# Rotary tables that old checkpoints carry, and that follow from config.json.
+# Rotary tables of old checkpoints, which follow from config.json.
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 
 
 class Stored(NamedTuple):
-  """A tensor as a file's header describes it.
+  """Header of a stored tensor.
 
   Attributes:
-    file: where it is.
-    dtype: safetensors' name of its type.
+    file: path of its file.
+    dtype: safetensors' name of its dtype.
     shape: its shape.
   """
 
@@ -38,52 +38,54 @@ class Stored(NamedTuple):
   shape: tuple[int, ...]
 
 
-def load(folder: pathlib.Path, place: Callable) -> tuple[ModelConfig, dict]:
+def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
   """Reads a checkpoint's folder, one tensor at a time; see `conversion.load`.
 
   Args:
     folder: holds `config.json` and either `model.safetensors`, or shards with `model.safetensors.index.json`,
       or one file of any name; float32, float16 or bfloat16.
-    place: makes a leaf of its parts; see `tensor_names.assemble`.
+    make_leaf: builds a leaf from its parts; see `tensor_names.assemble`.
 
   Returns:
-    (the decoder's shape, its parameters).
+    (the decoder's config, its parameters).
 
   Raises:
-    InputError: what is missing, left over, damaged or of another shape, by name.
+    InputError: a tensor or file is missing, unexpected, damaged or of another shape; the message names it.
   """
   config = hugging_face.from_hugging_face(_read_json(folder / "config.json", "give a model folder"))
-  where = stored_tensors(folder)
-  check(where, config, folder)
-  return config, tensor_names.assemble(lambda name: get(where[name], name), config, place)
+  headers = stored_tensors(folder)
+  check(headers, config, folder)
+  return config, tensor_names.assemble(lambda name: get(headers[name], name), config, make_leaf)
 
 
-def check(where: dict[str, Stored], config: ModelConfig, folder: pathlib.Path) -> None:
-  """Compares what the files' headers say with what a decoder of this shape has, before any tensor is read.
+def check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path) -> None:
+  """Compares the files' headers with the tensors of this decoder, before any tensor is read.
 
   Raises:
-    InputError: a tensor is missing, left over, or of another shape or type.
+    InputError: a tensor is missing, unexpected, or of another shape or dtype.
   """
-  if config.num_layers > len(where):
+  if config.num_layers > len(headers):
     raise InputError(
-      f"{folder}: config.json says {config.num_layers} blocks, but there are {len(where)} tensors; is it this"
+      f"{folder}: config.json says {config.num_layers} blocks, but there are {len(headers)} tensors; is it this"
       " checkpoint's own?"
     )
-  slots = {slot.name: slot for slot in tensor_names.slots(config)}
-  if missing := set(slots) - set(where):
+  specs = {spec.name: spec for spec in tensor_names.tensor_specs(config)}
+  if missing := set(specs) - set(headers):
     raise InputError(f"{folder} has no tensor {tensor_names.listed(missing)}; is the checkpoint complete?")
-  extra = {name for name in set(where) - set(slots) - {"lm_head.weight"} if not _DERIVED.search(name)}
+  extra = {name for name in set(headers) - set(specs) - {"lm_head.weight"} if not _DERIVED.search(name)}
   if extra:
     raise InputError(
       f"{folder} holds {tensor_names.listed(extra)}, which the decoder of its config.json does not have;"
       " is config.json this checkpoint's own?"
     )
-  for name, slot in slots.items():
-    tensor_names.check_shape(slot, where[name].shape)
-    if where[name].dtype not in _DTYPES:
-      raise InputError(f"tensor {name!r} is stored as {where[name].dtype}; only {', '.join(_DTYPES)} weights are read")
+  for name, spec in specs.items():
+    tensor_names.check_shape(spec, headers[name].shape)
+    if headers[name].dtype not in _DTYPES:
+      raise InputError(
+        f"tensor {name!r} is stored as {headers[name].dtype}; only {', '.join(_DTYPES)} weights are read"
+      )
   if config.tie_embeddings:
-    _check_tied(where, folder)
+    _check_tied(headers, folder)
 
 
 def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
 
 
 def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
-  """All tensors of a checkpoint's folder by their names.
+  """Headers of all tensors of a checkpoint's folder, by name.
 
   Raises:
     InputError: there are none, or a file or the index is damaged.
@@ -138,14 +140,14 @@ def _open(path: pathlib.Path) -> dict[str, Stored]:
     with safetensors.safe_open(path, framework="numpy") as opened:
       slices = {name: opened.get_slice(name) for name in opened.keys()}
       return {name: Stored(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-  except Exception as error:  # safetensors raises its own untyped errors
+  except Exception as error:  # safetensors raises its own untyped errors.
     raise InputError(f"{path} is damaged or cut short ({error}); fetch it again") from error
 
 
 def get(stored: Stored, name: str) -> np.ndarray:
   """Reads one tensor; bfloat16 needs ml_dtypes, which JAX brings.
 
-  The file is opened for each, since pages of a file that stays mapped would add up to its whole size.
+  The file is opened for each tensor: pages of a file that stays mapped would add up to its whole size.
   """
   import safetensors
 
@@ -153,10 +155,10 @@ def get(stored: Stored, name: str) -> np.ndarray:
     return opened.get_tensor(name)
 
 
-def _check_tied(where: dict[str, Stored], folder: pathlib.Path) -> None:
-  """A tied checkpoint may repeat its embedding as output projection, but not have another one."""
+def _check_tied(headers: dict[str, Stored], folder: pathlib.Path) -> None:
+  """Checks that an output projection in a tied checkpoint equals the embedding."""
   name, embedding = "lm_head.weight", "model.embed_tokens.weight"
-  if name in where and not np.array_equal(get(where[name], name), get(where[embedding], embedding)):
+  if name in headers and not np.array_equal(get(headers[name], name), get(headers[embedding], embedding)):
     raise InputError(
       f"{folder}: config.json ties the embeddings, but {name!r} differs from {embedding!r};"
       " set tie_word_embeddings to false"

@@ -1,15 +1,15 @@
-"""Attention in rows that hold prompts once and all of their responses after them.
+"""Attention in rows that hold prompts once and all their responses after them.
 
-A response's token sees the prompt and the earlier tokens of its own response, which lie at most `reach` places before
-it. So the scores of G responses of T tokens after a prompt of L take G T (L + T) places beside the prompt's own L^2,
-where whole rows would take (L + G T)^2:
+A response's token attends to the prompt and to the earlier tokens of its own response, at most `reach` columns back.
+The scores of G responses of T tokens to a prompt of L therefore take G T (L + T) numbers besides the prompt's own L^2,
+instead of (L + G T)^2 for whole rows:
 
     out_t = (sum_l e^(s_tl) v_l + sum_u e^(s_tu) v_u) / (sum_l e^(s_tl) + sum_u e^(s_tu)),   l prompt, u own past
 
-A shared prompt for batched decoding: Juravsky et al., "Hydragen", arXiv 2402.05099; here with its gradient, the sum
-over the responses. Where a row holds several prompts, each response sees its own. Shape letters as in `layers`, and P
-rows, L places of the prompts, S places of the responses, cut into N chunks of C, whose queries see W places each;
-Q = H / J query heads of a key head.
+Source: the shared prompt of batched decoding (Juravsky et al., "Hydragen", arXiv 2402.05099); here with its gradient,
+the sum over the responses. In a row with several prompts, each response attends to its own. Shape letters as in
+`layers`, and P rows, L columns of prompts, S columns of responses, cut into N chunks of C, whose queries have W past
+keys each; Q = H / J query heads of a key head.
 """
 
 import jax
@@ -25,12 +25,12 @@ from qempo_jax.types import PackedGroups
 
 
 def mask_of_rows(positions_PxR, segments_PxR, responses: int):
-  """A token sees its prompt and the earlier tokens of its own response: [P, R, R], of rows in any order.
+  """Mask [P, R, R] by which a token attends to its prompt and the earlier tokens of its own response.
 
   Args:
     positions_PxR: rotary positions.
-    segments_PxR: as in `PackedGroups`.
-    responses: of each prompt, G.
+    segments_PxR: as in `PackedGroups`, in any order.
+    responses: G, responses a prompt.
   """
   query, key = segments_PxR[:, :, None], segments_PxR[:, None, :]
   earlier = positions_PxR[:, None, :] <= positions_PxR[:, :, None]
@@ -38,16 +38,16 @@ def mask_of_rows(positions_PxR, segments_PxR, responses: int):
 
 
 def attender(packed: PackedGroups, config):
-  """What `layers.block` needs of these rows: (q, k, v, the block's window) -> [P, R, H, K].
+  """The `attend` function of `layers.block` for packed rows: (q, k, v, the block's window) -> [P, R, H, K].
 
-  The implementation is that of `attention`. Splash takes whole rows, for it skips what no query sees by itself.
+  The implementation is that of `attention`. Splash takes whole rows, since it skips masked blocks by itself.
 
   Args:
     packed: rows, with their layout.
-    config: the decoder's shape.
+    config: the decoder's config.
 
   Raises:
-    InputError: the implementation that `config.attention` names cannot compute this.
+    InputError: the implementation named in `config.attention` cannot compute this.
   """
   positions, segments, layout = packed.positions, packed.segments, packed.layout
   platform = sharding.platform()
@@ -59,8 +59,7 @@ def attender(packed: PackedGroups, config):
       queries, keys = positions[:, :, None], positions[:, None, :]
       seen = within_window(mask_of_rows(positions, segments, layout.responses), queries, keys, window)
       return whole_rows.splash(q, k, v, seen, config)
-    joined = whole_rows.cudnn if name == "cudnn" else None
-    return by_parts(q, k, v, packed, config, window=window, joined=joined)
+    return by_parts(q, k, v, packed, config, window=window, joined=whole_rows.cudnn if name == "cudnn" else None)
 
   return attend
 
@@ -73,20 +72,20 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
     k_PxRxJxK: rotated keys.
     v_PxRxJxK: values.
     packed: the rows' positions, segments and layout.
-    config: the decoder's shape: scale and soft-cap of the scores.
-    window: tokens that a query sees, itself included; None for all.
-    joined: attention (q, k, v, mask, config) that takes both parts as one list of keys, the prompt's repeated for
-      every chunk: for kernels that never hold the scores. None computes the two parts' scores apart.
+    config: the decoder's config: scale and soft-cap of the scores.
+    window: tokens that a query attends to, itself included; None: all.
+    joined: attention (q, k, v, mask, config) over both parts as one list of keys, the prompt's repeated for every
+      chunk, for kernels that never hold the scores. None computes the two parts' scores separately.
 
   Returns:
-    [P, R, H, K]; anything finite on padding.
+    [P, R, H, K]; arbitrary but finite on padding.
   """
-  prompt, places = packed.layout.prompt, packed.segments.shape[1] - packed.layout.prompt
-  chunk, chunks_back = _chunking(packed.layout, places)
-  # As many chunks as the devices that share a row can divide evenly.
-  missing = -(places // chunk) % sharding.sequence_shards() * chunk
-  longer = lambda x, fill=0: jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
-  of_prompt, of_responses = lambda x: x[:, :prompt], lambda x, fill=0: longer(x[:, prompt:], fill)
+  prompt, columns = packed.layout.prompt, packed.segments.shape[1] - packed.layout.prompt
+  chunk, chunks_back = _chunking(packed.layout, columns)
+  # Pads to a number of chunks that the devices of a row divide evenly.
+  missing = -(columns // chunk) % sharding.sequence_shards() * chunk
+  pad = lambda x, fill=0: jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
+  of_prompt, of_responses = lambda x: x[:, :prompt], lambda x, fill=0: pad(x[:, prompt:], fill)
   in_chunks = lambda x: sharding.split_tokens(_chunks(x, chunk))
   past = lambda x, fill=0: sharding.split_tokens(_past(_chunks(of_responses(x, fill), chunk), chunks_back, fill))
 
@@ -117,25 +116,25 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
     config,
   )
   responses = _apart(*arrays) if joined is None else _together(*arrays, joined)
-  responses = responses.reshape(responses.shape[0], places + missing, *responses.shape[3:])[:, :places]
+  responses = responses.reshape(responses.shape[0], columns + missing, *responses.shape[3:])[:, :columns]
   return jnp.concatenate([prompts, responses], axis=1)
 
 
 def _prompt_of(segments, responses: int):
-  """The segment of the prompt that a segment's response answers, or of the prompt itself."""
+  """Segment of the prompt that a segment's response answers, or of the prompt itself."""
   return segments - segments % (responses + 1)
 
 
-def _chunking(layout, places: int) -> tuple[int, int]:
-  """(C, how many earlier chunks a query's own response can reach into).
+def _chunking(layout, columns: int) -> tuple[int, int]:
+  """(C, number of earlier chunks that a query's own response can reach into).
 
-  One chunk where that would be all of them, or one for each device that shares a row.
+  If these would be all chunks, there is one chunk, or one for each device that shares a row.
   """
   back = -(-(layout.reach - 1) // layout.chunk)
-  if (back + 1) * layout.chunk < places:
+  if (back + 1) * layout.chunk < columns:
     return layout.chunk, back
   parts = sharding.sequence_shards()
-  return (places // parts, parts - 1) if places % parts == 0 else (places, 0)
+  return (columns // parts, parts - 1) if columns % parts == 0 else (columns, 0)
 
 
 def _chunks(x_PxS, chunk: int):
@@ -143,7 +142,7 @@ def _chunks(x_PxS, chunk: int):
 
 
 def _past(x_PxNxC, chunks_back: int, fill):
-  """Every chunk behind its predecessors: [P, N, (chunks_back + 1) C, ...]."""
+  """Every chunk preceded by its earlier chunks: [P, N, (chunks_back + 1) C, ...]."""
   chunks = x_PxNxC.shape[1]
   padding = [(0, 0)] * x_PxNxC.ndim
   padding[1] = (chunks_back, 0)
@@ -152,11 +151,11 @@ def _past(x_PxNxC, chunks_back: int, fill):
 
 
 def _apart(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config):
-  """Both parts' scores, one softmax: [P, N, C, H, K]."""
+  """Attention with separate scores of both parts and one softmax: [P, N, C, H, K]."""
   rows, chunks, chunk, heads, width = q.shape
   shared = own_k.shape[3]
   q = q.reshape(rows, chunks, chunk, shared, heads // shared, width) * config.attention_scale
-  # Heads first: then neither part's scores, the largest arrays here, have to be transposed.
+  # With heads first, the scores of both parts, the largest arrays here, need no transpose.
   q_PxJxNxCxQxK = jnp.moveaxis(q, 3, 1)
   heads_first = lambda x: jnp.moveaxis(x, -2, 1)
   prompt_k, prompt_v, own_k, own_v = map(heads_first, (prompt_k, prompt_v, own_k, own_v))
@@ -175,14 +174,14 @@ def _apart(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config):
 
 
 def _together(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config, joined):
-  """Every chunk as a row of its own, the prompt's keys and values before those of its past: [P, N, C, H, K]."""
+  """Attention with every chunk as a row of its own, the prompt's keys and values before its past's: [P, N, C, H, K]."""
   rows, chunks = q.shape[:2]
 
-  def beside(prompt, own):
+  def joined_keys(prompt, own):
     prompt = jnp.broadcast_to(prompt[:, None], (rows, chunks, *prompt.shape[1:]))
     return as_rows(jnp.concatenate([prompt, own], axis=2))
 
   as_rows = lambda x: x.reshape(rows * chunks, *x.shape[2:])
   mask = as_rows(jnp.concatenate([sees_prompt, sees_own], axis=-1))
-  attended = joined(as_rows(q), beside(prompt_k, own_k), beside(prompt_v, own_v), mask, config)
+  attended = joined(as_rows(q), joined_keys(prompt_k, own_k), joined_keys(prompt_v, own_v), mask, config)
   return attended.reshape(q.shape)

@@ -1,6 +1,6 @@
-"""Between Hugging Face's tensors, named one by one, and the parameter tree, stacked over the blocks.
+"""Maps Hugging Face's tensors, named one by one, to the parameter tree, stacked over the blocks.
 
-`slots` is the one description of names and shapes; reading, writing and adapters all follow it.
+`tensor_specs` is the only description of names and shapes; reading, writing and adapters all follow it.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ _MODULES = {
   "query_norm": "self_attn.q_norm",
   "key_norm": "self_attn.k_norm",
 }
-# "post_attention_layernorm" is what stands before the feed-forward layer in Llama, and what stands on the
-# attention's output elsewhere.
+# "post_attention_layernorm" is the norm before the feed-forward layer in Llama, and the norm of the attention's output
+# elsewhere.
 _NORMS = {
   "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
   "post": {
@@ -47,15 +47,15 @@ _NORMS = {
 }
 
 
-class Slot(NamedTuple):
-  """One tensor of a checkpoint and its place in the parameter tree.
+class TensorSpec(NamedTuple):
+  """A tensor of a checkpoint and its leaf in the parameter tree.
 
   Attributes:
-    name: what Hugging Face calls it.
-    key: the leaf's key, under "layers" where `index` is given.
+    name: Hugging Face's name.
+    key: the leaf's key, under "layers" if `index` is given.
     index: the block, or None outside the blocks.
     shape: the leaf's shape, without its axis of blocks.
-    stored: the shape that Hugging Face stores: matrices as [out, in], all else as it is.
+    stored: Hugging Face's shape: matrices as [out, in], others unchanged.
   """
 
   name: str
@@ -64,12 +64,12 @@ class Slot(NamedTuple):
   shape: tuple[int, ...]
   stored: tuple[int, ...]
 
-  def inward(self, tensor: np.ndarray) -> np.ndarray:
-    """From Hugging Face's layout to the leaf's."""
+  def from_hugging_face(self, tensor: np.ndarray) -> np.ndarray:
+    """Converts Hugging Face's layout to the leaf's."""
     return tensor.T.reshape(self.shape) if self._is_matrix else tensor
 
-  def outward(self, leaf: np.ndarray) -> np.ndarray:
-    """From the leaf's layout to Hugging Face's."""
+  def to_hugging_face(self, leaf: np.ndarray) -> np.ndarray:
+    """Converts the leaf's layout to Hugging Face's."""
     return leaf.reshape(self.stored[::-1]).T if self._is_matrix else leaf
 
   @property
@@ -77,15 +77,15 @@ class Slot(NamedTuple):
     return self.index is not None and len(self.shape) > 1
 
 
-def slots(config: ModelConfig) -> Iterator[Slot]:
-  """All tensors of a checkpoint of this shape, block by block."""
+def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
+  """All tensors of a checkpoint with this config, block by block."""
   shapes = transformer.param_shapes(config)
   for key, shape in shapes.items():
     if key != "layers":
-      yield Slot(_OUTER[key], key, None, shape, shape)
+      yield TensorSpec(_OUTER[key], key, None, shape, shape)
   for index in range(config.num_layers):
     for key, (_, *shape) in shapes["layers"].items():
-      yield Slot(block_name(key, index, config), key, index, tuple(shape), _stored_shape(key, tuple(shape)))
+      yield TensorSpec(block_name(key, index, config), key, index, tuple(shape), _stored_shape(key, tuple(shape)))
 
 
 def block_name(key: str, index: int, config: ModelConfig) -> str:
@@ -96,56 +96,56 @@ def block_name(key: str, index: int, config: ModelConfig) -> str:
 
 
 def expected(config: ModelConfig) -> list[str]:
-  """Hugging Face's names of all the tensors that a checkpoint of this shape has."""
-  return [slot.name for slot in slots(config)]
+  """Hugging Face's names of all tensors of a checkpoint with this config."""
+  return [spec.name for spec in tensor_specs(config)]
 
 
-def assemble(read: Callable[[str], np.ndarray], config: ModelConfig, place: Callable) -> dict:
-  """Builds the parameter tree from tensors named and shaped as Hugging Face names and shapes them.
+def assemble(read: Callable[[str], np.ndarray], config: ModelConfig, make_leaf: Callable) -> dict:
+  """Builds the parameter tree from tensors with Hugging Face's names and shapes.
 
   Args:
-    read: gives a tensor by its Hugging Face name; matrices are [out, in].
-    config: the decoder's shape.
-    place: `place(path, shape, rows)` makes a leaf of a path such as ("layers", "query") from its parts, an
+    read: returns a tensor by its Hugging Face name; matrices are [out, in].
+    config: the decoder's config.
+    make_leaf: `make_leaf(path, shape, rows)` builds the leaf of a path such as ("layers", "query") from its parts, an
       iterator of (block, array), or of one (None, array) outside the blocks; see `placing`.
 
   Returns:
     The parameters.
 
   Raises:
-    InputError: a tensor has another shape than the configuration says, or is not finite.
+    InputError: a tensor does not have the config's shape, or is not finite.
   """
-  by_path: dict[tuple[str, ...], list[Slot]] = {}
-  for slot in slots(config):
-    path = (slot.key,) if slot.index is None else ("layers", slot.key)
-    by_path.setdefault(path, []).append(slot)
+  by_path: dict[tuple[str, ...], list[TensorSpec]] = {}
+  for spec in tensor_specs(config):
+    path = (spec.key,) if spec.index is None else ("layers", spec.key)
+    by_path.setdefault(path, []).append(spec)
   params = {"layers": {}}
   for path, parts in by_path.items():
     shape = parts[0].shape if parts[0].index is None else (len(parts), *parts[0].shape)
-    leaf = place(path, shape, ((slot.index, _checked(read, slot)) for slot in parts))
+    leaf = make_leaf(path, shape, ((spec.index, _checked(read, spec)) for spec in parts))
     (params["layers"] if len(path) > 1 else params)[path[-1]] = leaf
   return params
 
 
-def check_shape(slot: Slot, shape: tuple[int, ...]) -> None:
-  """Raises InputError where a tensor's shape is not the slot's."""
-  if shape != slot.stored:
-    raise InputError(f"tensor {slot.name!r} has shape {shape}, which does not fit the configuration's {slot.stored}")
+def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
+  """Raises InputError if a tensor does not have the spec's shape."""
+  if shape != spec.stored:
+    raise InputError(f"tensor {spec.name!r} has shape {shape}, which does not fit the configuration's {spec.stored}")
 
 
 def listed(names: Iterable[str], *, most: int = 3) -> str:
-  """The first few names, quoted, and how many more there are."""
+  """The first few names, quoted, and the number of others."""
   names = sorted(names)
   shown = ", ".join(map(repr, names[:most]))
   return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _checked(read, slot: Slot) -> np.ndarray:
-  tensor = np.asarray(read(slot.name))
-  check_shape(slot, tensor.shape)
+def _checked(read, spec: TensorSpec) -> np.ndarray:
+  tensor = np.asarray(read(spec.name))
+  check_shape(spec, tensor.shape)
   if not np.isfinite(tensor).all():
-    raise InputError(f"tensor {slot.name!r} holds NaN or infinity; the checkpoint is damaged")
-  return slot.inward(tensor)
+    raise InputError(f"tensor {spec.name!r} holds NaN or infinity; the checkpoint is damaged")
+  return spec.from_hugging_face(tensor)
 
 
 def _stored_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:

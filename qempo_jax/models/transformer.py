@@ -1,7 +1,7 @@
 """A decoder as pure functions over stacked parameters.
 
-Parameters are a nested dict; every leaf under "layers" has the layers as its first axis, so that one
-`lax.scan` runs them all and compile time does not grow with depth.
+Parameters are a nested dict. Every leaf under "layers" has the layers as its first axis, so that one `lax.scan` runs
+them all and compile time does not grow with depth.
 """
 
 import jax
@@ -12,7 +12,7 @@ from qempo_jax.linear import linear
 from qempo_jax.masking import at_least_float32
 from qempo_jax.models import attention
 from qempo_jax.models import layers
-from qempo_jax.models import positions as places
+from qempo_jax.models import positions
 from qempo_jax.models import shared_prompt
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
@@ -22,7 +22,7 @@ from qempo_jax.types import PackedGroups
 
 
 def param_shapes(config: ModelConfig):
-  """The parameter tree with each leaf's shape, the one description that init and loading follow."""
+  """The parameter tree with each leaf's shape, which init and loading follow."""
   n, d, f = config.num_layers, config.hidden_size, config.intermediate_size
   h, j, k = config.num_heads, config.num_kv_heads, config.head_dim
   blocks = {
@@ -67,24 +67,24 @@ def init(rng, config: ModelConfig, *, stddev=0.02, dtype=jnp.float32):
 
 
 def unembedding(params):
-  """The output projection [V, D]: its own matrix, or the embedding where they are tied."""
+  """The output projection [V, D]: its own matrix, or the tied embedding."""
   return params.get("unembedding", params["embedding"])
 
 
 def logits(hidden, unembedding_VxD, config: ModelConfig):
   """Next-token logits [..., V] of final hidden states [..., D].
 
-  Soft-capped where the decoder caps them, -inf in the columns that stand for no token, or a forbidden one.
+  They are soft-capped if the decoder caps them, and -inf for padding and forbidden tokens.
   """
   product = linear(hidden, unembedding_VxD, config.compute_dtype, transpose=True)
   return mask_columns(softcap(product, config.logit_softcap), config.num_tokens, config.forbidden)
 
 
 def rounded(params, config: ModelConfig):
-  """The matrices of the products in the compute dtype, once for many uses: (params, unembedding).
+  """Matrices in the compute dtype, rounded once for many uses: (params, unembedding).
 
-  On a mesh they are gathered over fsdp too, since each of those uses would do so. The embedding that is looked up stays
-  as it is, so that the results are those of the unrounded parameters.
+  On a mesh they are gathered over fsdp too, since each use would do so. The embedding for look-up is not rounded, so
+  that results equal those of the unrounded parameters.
   """
   cast = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 2 else leaf
   matrices = {"layers": jax.tree.map(cast, params["layers"])}
@@ -94,14 +94,14 @@ def rounded(params, config: ModelConfig):
 
 
 def for_decoding(params, config: ModelConfig, length: int):
-  """What `decode` wants, made once for all tokens of sequences of at most this length, prompt and response.
+  """Parameters for `decode`, made once for all tokens of sequences of at most this length, prompt and response.
 
-  The same as one tree, whose "layers" are a list of blocks, none of which has to be cut out again, and whose "rotations"
-  are a table of every position's cosines and sines, which XLA would compute again in each operation that rotates.
+  "layers" is a list of blocks, so that none has to be sliced again. "rotations" is a table of every position's cosines
+  and sines, which XLA would recompute in each operation that rotates.
   """
   params, unembedding_VxD = rounded(params, config)
   blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers)]
-  rotations = places.rope_rotations(config, jnp.arange(length))
+  rotations = positions.rope_rotations(config, jnp.arange(length))
   return params | {"layers": blocks, "unembedding": unembedding_VxD, "rotations": rotations}
 
 
@@ -110,11 +110,11 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
 
   Args:
     params: the parameter tree.
-    config: the decoder's shape.
+    config: the decoder's config.
     tokens_BxL: token ids.
-    positions_BxL: rotary positions; those of padding do not matter.
-    mask_BxLxL: true where a query (second axis) may see a key (third axis).
-    remat: recompute in the backward pass what `config.remat` names, instead of keeping it; False keeps all.
+    positions_BxL: rotary positions, arbitrary on padding.
+    mask_BxLxL: True if a query (second axis) attends to a key (third axis).
+    remat: apply `config.remat` in the backward pass; False keeps all activations.
 
   Returns:
     [B, L, D].
@@ -123,11 +123,11 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
 
 
 def forward_groups(params, config: ModelConfig, packed: PackedGroups, *, remat=True):
-  """Hidden state of every place of packed rows, each prompt computed once for its whole group; see `shared_prompt`.
+  """Hidden state of every column of packed rows, each prompt computed once for its whole group; see `shared_prompt`.
 
   Args:
     params: the parameter tree.
-    config: the decoder's shape.
+    config: the decoder's config.
     packed: prompts with their responses.
     remat: as in `forward`.
 
@@ -139,15 +139,15 @@ def forward_groups(params, config: ModelConfig, packed: PackedGroups, *, remat=T
 
 
 def rematerialised(body, name: str):
-  """The body of a scan over blocks, its activations kept or recomputed as the policy of that name says."""
+  """The body of a scan over blocks, with the named rematerialisation policy."""
   if name == "none":
     return body
-  return jax.checkpoint(body, policy=_KEPT[name])
+  return jax.checkpoint(body, policy=_REMAT_POLICIES[name])
 
 
-# What each remat policy keeps of a block: nothing, every product, or the products with weights (attention's scores
-# and sums are batched, so recomputed).
-_KEPT = {
+# Activations that each policy keeps of a block: none, every product, or products with weights (attention's scores and
+# sums are batched, so recomputed).
+_REMAT_POLICIES = {
   "full": None,
   "dots": jax.checkpoint_policies.dots_saveable,
   "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -159,17 +159,17 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
 
   Args:
     params: the parameter tree.
-    config: the decoder's shape.
+    config: the decoder's config.
     tokens_PxL: prompts, padded on either side.
-    mask_PxL: true on the prompts' own tokens; positions are counted from it.
+    mask_PxL: True on prompt tokens; positions are counted from it.
 
   Returns:
-    (hidden [P, D] of each prompt's last token, keys [N, P, L, J, K], values likewise).
+    (hidden [P, D] of each prompt's last token, keys [N, P, L, J, K], values [N, P, L, J, K]).
   """
   positions_PxL = jnp.cumsum(mask_PxL, axis=1) - 1
   mask_PxLxL = causal_mask(positions_PxL, mask_PxL)
   run = _full_block(config, positions_PxL, masked(config, positions_PxL, mask_PxLxL))
-  blocks = (params["layers"], places.block_windows(config))
+  blocks = (params["layers"], positions.block_windows(config))
   x_PxLxD, (keys, values) = jax.lax.scan(
     lambda x_PxLxD, layer_and_window: run(x_PxLxD, *layer_and_window),
     embed(params, config, tokens_PxL),
@@ -182,54 +182,63 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
 
 
 def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
-  """One more token for every slot; the blocks are unrolled, so that none of their arrays is cut out of a larger one.
+  """One more token for every slot; the blocks are unrolled, so that none of their arrays is sliced from a larger one.
 
   Args:
     params: from `for_decoding`.
-    config: the decoder's shape.
+    config: the decoder's config.
     tokens_RxG: the tokens just sampled.
-    cache: what came before them.
+    cache: keys and values of earlier tokens.
 
   Returns:
-    (hidden [R, G, D], the cache with these tokens in it).
+    (hidden [R, G, D], the cache with these tokens).
 
   Raises:
-    ValueError: if the parameters were made for shorter sequences than the cache has room for.
+    ValueError: the parameters were made for shorter sequences than the cache holds.
   """
-  made_for, room = len(params["rotations"][0][0]), cache.prompt_mask_RxL.shape[1] + cache.ring
-  if made_for < room:
+  length, capacity = len(params["rotations"][0][0]), cache.prompt_mask_RxL.shape[1] + cache.ring
+  if length < capacity:
     raise ValueError(
-      f"for_decoding was given length {made_for}, and the cache has room for {room}: give it at least that"
+      f"for_decoding was called with length {length}, and the cache holds {capacity}: pass at least that"
     )
   rotations = jax.tree.map(lambda table: table[cache.next_positions_RxG], params["rotations"])
-  windows = [places.UNLIMITED if window is None else window for window in config.windows] or [None] * config.num_layers
-  sees = {window: cache.sees(window) for window in windows}
-  place, stored = cache.clock % cache.ring, []
+  windows = [positions.UNLIMITED if window is None else window for window in config.windows] or [
+    None
+  ] * config.num_layers
+  masks = {window: cache.masks(window) for window in windows}
+  entry, stored = cache.clock % cache.ring, []
   x_RxGxD = embed(params, config, tokens_RxG)
-  for layer, window, old in zip(params["layers"], windows, cache.layers):
-    attend = lambda q, k, v: old.attend(q, k, v, place, *sees[window], config)  # noqa: B023 (called before the next turn)
-    x_RxGxD, new = layers.block(layer, x_RxGxD, places.block_rotation(rotations, window), config, attend)
+  for layer, window, layer_cache in zip(params["layers"], windows, cache.layers):
+    attend = lambda q, k, v: layer_cache.attend(q, k, v, entry, *masks[window], config)  # noqa: B023 (called before the next turn)
+    x_RxGxD, new = layers.block(layer, x_RxGxD, positions.block_rotation(rotations, window), config, attend)
     stored.append(new)
   return _final_norm(params, config, x_RxGxD), cache.advance(stored)
 
 
+def _attend_cached(layer_cache, entry, masks, config, q, k, v):
+  return layer_cache.attend(q, k, v, entry, *masks, config)
+
+
 def causal_mask(positions_BxL, valid_BxL):
-  """Each valid token sees the valid tokens at or before its own position: [B, L, L]."""
+  """Mask [B, L, L] by which each valid token attends to the valid tokens at or before its own position."""
   earlier = positions_BxL[:, None, :] <= positions_BxL[:, :, None]
   return earlier & valid_BxL[:, None, :] & valid_BxL[:, :, None]
 
 
 def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, attend, *, first: int = 0, remat: bool):
-  """The residual stream [B, L, D] after some successive blocks.
+  """Runs consecutive blocks of the decoder.
 
   Args:
     blocks: their parameters, stacked.
-    config: the whole decoder's shape.
+    config: the whole decoder's config.
     x_BxLxD: the residual stream before them.
     positions_BxL: rotary positions.
     attend: attention over whole rows, such as `masked`: (q, k, v, window) -> [B, L, H, K].
     first: index of the first of them in the decoder.
-    remat: recompute in the backward pass what `config.remat` names.
+    remat: apply `config.remat` in the backward pass.
+
+  Returns:
+    The residual stream after them, [B, L, D].
   """
   run = _full_block(config, positions_BxL, attend)
 
@@ -238,10 +247,10 @@ def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, attend, *, f
     x_BxLxD, _ = run(x_BxLxD, sharding.constrain_params(layer, layer=True), window)
     return x_BxLxD, None
 
-  windows = places.block_windows(config)
-  own = None if windows is None else windows[first : first + len(jax.tree.leaves(blocks)[0])]
+  windows = positions.block_windows(config)
+  block_windows = None if windows is None else windows[first : first + len(jax.tree.leaves(blocks)[0])]
   body = rematerialised(body, config.remat) if remat else body
-  return jax.lax.scan(body, x_BxLxD, (blocks, own))[0]
+  return jax.lax.scan(body, x_BxLxD, (blocks, block_windows))[0]
 
 
 def _forward(params, config, tokens_BxL, positions_BxL, attend, remat):
@@ -250,23 +259,22 @@ def _forward(params, config, tokens_BxL, positions_BxL, attend, remat):
 
 
 def masked(config: ModelConfig, positions_BxL, mask_BxLxL):
-  """Attention of whole rows where a mask [B, L, L] and the block's window allow it."""
-  """Attention over whole rows: (q, k, v, window) -> [B, L, H, K]."""
+  """Attention over whole rows under a mask [B, L, L] and the block's window: (q, k, v, window) -> [B, L, H, K]."""
   queries, keys = positions_BxL[:, :, None], positions_BxL[:, None, :]
-  seen = lambda window: places.within_window(mask_BxLxL, queries, keys, window)
+  seen = lambda window: positions.within_window(mask_BxLxL, queries, keys, window)
   return lambda q, k, v, window: attention.attention(q, k, v, seen(window), config)
 
 
 def _full_block(config, positions_BxL, attend):
   """A block over whole rows: (x, its parameters, its window) -> (x, (keys, values))."""
-  rotations = places.rope_rotations(config, positions_BxL)
+  rotations = positions.rope_rotations(config, positions_BxL)
 
   def run(x_BxLxD, layer, window):
-    def own(q, k, v):
+    def attend_and_keep(q, k, v):
       q, k, v = sharding.for_attention(q, k, v)
       return attend(q, k, v, window), (k, v)
 
-    return layers.block(layer, x_BxLxD, places.block_rotation(rotations, window), config, own)
+    return layers.block(layer, x_BxLxD, positions.block_rotation(rotations, window), config, attend_and_keep)
 
   return run
 

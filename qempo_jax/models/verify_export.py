@@ -1,4 +1,4 @@
-"""Does an exported folder compute what its parameters compute here? PyTorch transformers says so, where it is there."""
+"""Verifies exported folders: their logits in PyTorch transformers, if installed, against ours."""
 
 import dataclasses
 import importlib.util
@@ -19,10 +19,10 @@ _ROWS, _LENGTH = 3, 24
 
 
 class Verification(NamedTuple):
-  """What a comparison found.
+  """Result of a verification.
 
   Attributes:
-    max_difference: largest absolute difference of two logits, or None where nothing was compared.
+    max_difference: largest absolute difference of two logits; None if nothing was compared.
     message: one line to print.
   """
 
@@ -45,13 +45,13 @@ def verify_export(
   The rows are random tokens of three lengths, padded on the left.
 
   Args:
-    folder: what `export.export_model` wrote.
-    params: the parameters that were exported.
-    config: the decoder's shape.
-    dtype: of the exported weights; ours are rounded to it before they are compared.
+    folder: output of `export.export_model`.
+    params: the exported parameters.
+    config: the decoder's config.
+    dtype: dtype of the exported weights; ours are rounded to it before the comparison.
     tolerance: largest absolute difference that passes.
-    seed: of the tokens.
-    stop_tokens: ids that end a response; the folder's generation settings must list them, with PyTorch or without.
+    seed: seed of the tokens.
+    stop_tokens: ids that end a response; the folder's generation settings must list them, with or without PyTorch.
 
   Returns:
     The difference, or that PyTorch or transformers is not installed.
@@ -69,13 +69,13 @@ def verify_export(
     return Verification(None, f"{folder} was not verified: {' and '.join(missing)} is not installed here")
   tokens, valid = _rows(config.vocab_size, seed)
   theirs = _pytorch_logits(folder, tokens, valid)
-  ours = own_logits(params, config, tokens, valid, dtype=dtype)
+  ours = jax_logits(params, config, tokens, valid, dtype=dtype)
   if theirs.shape != ours.shape:
     raise InputError(f"{folder} gives logits of shape {theirs.shape} instead of {ours.shape}; don't use it")
   difference = float(np.abs(theirs - ours).max())
   if not difference <= tolerance:
     raise InputError(
-      f"{folder} does not compute what was exported: its logits differ by {difference:.2e}, more than {tolerance:.0e};"
+      f"{folder} does not compute the exported model: its logits differ by {difference:.2e}, more than {tolerance:.0e};"
       " don't use it"
     )
   return Verification(
@@ -84,10 +84,10 @@ def verify_export(
   )
 
 
-def own_logits(params, config: ModelConfig, tokens, valid, *, dtype: str = "float32") -> np.ndarray:
-  """Float32 logits [tokens, V] of the rows' own tokens, with weights rounded to the dtype.
+def jax_logits(params, config: ModelConfig, tokens, valid, *, dtype: str = "float32") -> np.ndarray:
+  """Float32 logits [tokens, V] of valid tokens, with weights rounded to the dtype.
 
-  Columns that only pad the vocabulary or are forbidden are kept, as PyTorch transformers keeps them.
+  Columns of padding and forbidden tokens are kept, as in PyTorch transformers.
   """
   config = dataclasses.replace(config, compute_dtype="float32", num_tokens=None, forbidden=())
   rounded = jnp.dtype(export_tensors.DTYPES[dtype])
@@ -105,9 +105,9 @@ def own_logits(params, config: ModelConfig, tokens, valid, *, dtype: str = "floa
 
 
 def _listed_stops(folder: pathlib.Path) -> set[int]:
-  """The ids at which transformers' `generate` stops: of the generation settings, or of config.json without them."""
-  generation, described = (special_tokens.read_settings(folder, name) for name in special_tokens.SETTINGS_FILES)
-  return special_tokens.listed_stop_ids(generation or described)
+  """Ids at which transformers' `generate` stops: from the generation settings, or from config.json without them."""
+  generation, config = (special_tokens.read_settings(folder, name) for name in special_tokens.SETTINGS_FILES)
+  return special_tokens.listed_stop_ids(generation or config)
 
 
 def _rows(vocab_size: int, seed: int):
@@ -122,13 +122,13 @@ def _pytorch_logits(folder: pathlib.Path, tokens, valid) -> np.ndarray:
   import transformers
 
   try:
-    model, found = transformers.AutoModelForCausalLM.from_pretrained(
+    model, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
       folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, output_loading_info=True
     )
-  except Exception as error:  # whatever transformers trips over
+  except Exception as error:  # transformers raises many kinds.
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise InputError(f"PyTorch transformers cannot load {folder} ({reason}); don't use it") from error
-  if wrong := {kind: names for kind, names in found.items() if names}:
+  if wrong := {kind: names for kind, names in loading_info.items() if names}:
     raise InputError(f"PyTorch transformers loads {folder} with {wrong}; don't use it")
   mask = torch.tensor(valid)
   positions = (mask.cumsum(1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Calling a user's reward function: whatever is wrong with its answer is said in one line."""
+"""Calls a user's reward function and reports any problem with its result in one line."""
 
 from collections.abc import Callable
 from collections.abc import Collection
@@ -26,7 +26,7 @@ def load(path: str) -> Callable:
     The function.
 
   Raises:
-    InputError: there is no such module or name, or it is not callable.
+    InputError: the module or name does not exist, or is not callable.
   """
   if path.startswith("reward_model:"):
     from qempo_jax.rewards import reward_model
@@ -65,7 +65,7 @@ def scores(
   completions: Sequence[str],
   columns: Mapping[str, Sequence[Any]],
 ) -> np.ndarray:
-  """The rewards of completions: function(prompts, completions, **columns).
+  """Rewards of completions: function(prompts, completions, **columns).
 
   Args:
     function: the reward function.
@@ -77,7 +77,7 @@ def scores(
     [completions] float32.
 
   Raises:
-    InputError: it raised, or gave another number of scores, or one that is not a finite number.
+    InputError: the function raised, or returned a wrong number of scores, or a score that is not a finite number.
   """
   values = _called(function, prompts, completions, columns)
   return _as_array(function, values, completions, "every score must be a finite number")
@@ -89,10 +89,10 @@ def scores_or_nan(
   completions: Sequence[str],
   columns: Mapping[str, Sequence[Any]],
 ) -> np.ndarray:
-  """As `scores`, but None is allowed, for a completion that could not be scored, and becomes NaN.
+  """`scores` that allows None for a completion that could not be scored, and returns NaN for it.
 
   Raises:
-    InputError: as `scores`; a NaN or an infinity that the function itself gives is still a mistake.
+    InputError: as `scores`; a NaN or infinity from the function itself is still an error.
   """
   values = _called(function, prompts, completions, columns)
   scored = [index for index, value in enumerate(values) if value is not None]
@@ -110,10 +110,10 @@ def _called(function, prompts, completions, columns) -> list:
   name = _name(function)
   try:
     values = function(prompts=prompts, completions=completions, **columns)
-  except InputError:  # it says by itself what to mend
+  except InputError:  # It has its own message.
     raise
-  except Exception as error:  # a user's code: anything can come out of it
-    raise InputError(f"reward function {name} raised {type(error).__name__}: {error}; mend it and run again") from error
+  except Exception as error:  # A user's code may raise anything.
+    raise InputError(f"reward function {name} raised {type(error).__name__}: {error}; fix it and run again") from error
   try:
     values = list(values)
   except TypeError as error:
@@ -123,7 +123,7 @@ def _called(function, prompts, completions, columns) -> list:
   return values
 
 
-def _as_array(function, values, completions, demand) -> np.ndarray:
+def _as_array(function, values, completions, requirement) -> np.ndarray:
   for index, value in enumerate(values):
     try:
       finite = math.isfinite(value)
@@ -132,7 +132,7 @@ def _as_array(function, values, completions, demand) -> np.ndarray:
     if not finite:
       raise InputError(
         f"reward function {_name(function)} returned {value!r:.80} for completion {index}"
-        f" ({completions[index]!r:.80}); {demand}"
+        f" ({completions[index]!r:.80}); {requirement}"
       )
   return np.asarray([float(value) for value in values], np.float32)
 

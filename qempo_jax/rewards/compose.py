@@ -1,10 +1,10 @@
-"""Several reward functions as one: a weighted sum, each normalised in its own way, and floors for those that have one.
+"""Several reward functions as one: a weighted sum with a normalisation each, and optional floors.
 
     score_k = sum_i w_i n_i(r_ik)
 
-A None of one reward is not 0: where reward i scored others of the group, the response gets their mean; where it scored
-none of the group (it is not for that prompt), it is left out there. A response that no reward of the sum scored has
-no score itself. Rewards with a floor are also given one by one, as they are, to be held by `constraints`.
+A None of one reward is not 0. If reward i scored others of the group, the response gets their mean; if it scored none
+of the group (it does not apply to that prompt), it is dropped there. A response that no reward of the sum scored has no
+score. Rewards with a floor are also returned individually, unnormalised, for `constraints`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from qempo_jax.rewards import checked
 from qempo_jax.rewards import groups
 
 NORMALISATIONS = ("none", "group", "running")
-RESERVED = ("quality", "kl")  # names of constraints that every run has
+RESERVED = ("quality", "kl")  # Names of constraints that every run has.
 _MIN_STD = 1e-4
 
 
@@ -29,12 +29,12 @@ class Term(NamedTuple):
   """One reward of several.
 
   Attributes:
-    name: of its figures and of its floor's multiplier.
+    name: name of its figures and of its floor's multiplier.
     function: (prompts, completions, **columns) -> scores.
-    weight: in the sum; 0 leaves it out, for one that has only a floor.
-    normalise: "none"; "group" (minus the mean of the group, over its standard deviation); or "running" (minus the
-      mean of all scores so far, over theirs).
-    floor: least mean of its scores as they are, in their own unit; None for none.
+    weight: weight in the sum; 0: not in the sum, for a reward with a floor alone.
+    normalise: "none"; "group" (minus the mean of the group, divided by its standard deviation); or "running" (minus the
+      mean of all scores so far, divided by their standard deviation).
+    floor: least mean of its unnormalised scores, in their own unit; None: no floor.
   """
 
   name: str
@@ -45,11 +45,11 @@ class Term(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """What a composition says of a batch.
+  """Scores of a batch.
 
   Attributes:
-    total: [N] the weighted sum; NaN where nothing of it was scored.
-    by_name: [N] scores of each reward as they are; NaN where not scored.
+    total: [N] the weighted sum; NaN if no term was scored.
+    by_name: [N] unnormalised scores of each reward; NaN if not scored.
   """
 
   total: np.ndarray
@@ -61,7 +61,7 @@ class Composition:
 
   Attributes:
     terms: the rewards.
-    unscored: score of a response that no reward of the sum scored; None leaves it without one.
+    unscored: score of a response that no reward of the sum scored; None: no score.
     floors: floor of each reward that has one, by name, in order.
   """
 
@@ -71,7 +71,7 @@ class Composition:
     """Checks the terms.
 
     Raises:
-      InputError: none, a name twice or reserved, a bad weight or floor, or an unknown normalisation.
+      InputError: there is no term, a name is repeated or reserved, or a weight, floor or normalisation is invalid.
     """
     self.terms, self.unscored = tuple(terms), unscored
     _check(self.terms)
@@ -79,7 +79,7 @@ class Composition:
     self._running = {term.name: _Moments() for term in self.terms if term.normalise == "running"}
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """The weighted sum of each completion, or `unscored`."""
+    """Weighted sum of each completion, or `unscored`."""
     total = self.scores(prompts, completions, columns).total
     return [self.unscored if np.isnan(value) else float(value) for value in total]
 
@@ -95,9 +95,9 @@ class Composition:
       Scores.
 
     Raises:
-      InputError: a function misbehaves, see `checked.scores_or_nan`.
+      InputError: a function's result is invalid, see `checked.scores_or_nan`.
     """
-    together = groups.members(prompts, columns)
+    all_groups = groups.members(prompts, columns)
     total, scored_by_any = np.zeros(len(completions)), np.zeros(len(completions), bool)
     by_name = {}
     for term in self.terms:
@@ -105,11 +105,11 @@ class Composition:
       by_name[term.name] = values.astype(np.float32)
       if term.weight:
         scored_by_any |= ~np.isnan(values)
-        total += term.weight * _filled(self._normalised(term, values, together), together)
+        total += term.weight * _filled(self._normalised(term, values, all_groups), all_groups)
     return Scores(np.where(scored_by_any, total, np.nan).astype(np.float32), by_name)
 
   def take_counts(self) -> dict[str, int]:
-    """What the rewards counted since the last call, as `name/kind`; of those that count."""
+    """Counts of the rewards that have them since the last call, as `name/kind`."""
     return {
       f"{term.name}/{kind}": count
       for term in self.terms
@@ -118,16 +118,16 @@ class Composition:
     }
 
   def to_json(self) -> dict[str, list[float]]:
-    """The running means, for a checkpoint."""
+    """The running moments, for a checkpoint."""
     return {name: [m.count, m.mean, m.squares] for name, m in self._running.items()}
 
   def from_json(self, state: Mapping[str, Sequence[float]]) -> None:
-    """Takes up the running means of a checkpoint; raises InputError where they belong to other rewards."""
+    """Restores the running moments of a checkpoint; raises InputError if they belong to other rewards."""
     if set(state) != set(self._running):
       raise InputError(f"the checkpoint's running rewards are {sorted(state)}, the config's {sorted(self._running)}")
     self._running = {name: _Moments(*values) for name, values in state.items()}
 
-  def _normalised(self, term: Term, values: np.ndarray, together) -> np.ndarray:
+  def _normalised(self, term: Term, values: np.ndarray, all_groups) -> np.ndarray:
     if term.normalise == "none":
       return values
     if term.normalise == "running":
@@ -135,10 +135,10 @@ class Composition:
       moments.add(values[~np.isnan(values)])
       return (values - moments.mean) / max(moments.std, _MIN_STD)
     result = np.full_like(values, np.nan)
-    for group in together:
-      there = [index for index in group if not np.isnan(values[index])]
-      if there:
-        result[there] = (values[there] - values[there].mean()) / max(values[there].std(), _MIN_STD)
+    for group in all_groups:
+      scored = [index for index in group if not np.isnan(values[index])]
+      if scored:
+        result[scored] = (values[scored] - values[scored].mean()) / max(values[scored].std(), _MIN_STD)
     return result
 
 
@@ -161,13 +161,13 @@ class _Moments:
     self.count = count
 
 
-def _filled(values: np.ndarray, together: Sequence[Sequence[int]]) -> np.ndarray:
-  """Each NaN replaced by the mean of its group's scored members; 0 where the whole group has none."""
+def _filled(values: np.ndarray, all_groups: Sequence[Sequence[int]]) -> np.ndarray:
+  """Replaces each NaN by the mean of its group's scored members, or by 0 if the group has none."""
   result = values.copy()
-  for group in together:
-    there = [index for index in group if not np.isnan(values[index])]
-    absent = [index for index in group if np.isnan(values[index])]
-    result[absent] = values[there].mean() if there else 0.0
+  for group in all_groups:
+    scored = [index for index in group if not np.isnan(values[index])]
+    unscored = [index for index in group if np.isnan(values[index])]
+    result[unscored] = values[scored].mean() if scored else 0.0
   return result
 
 
@@ -180,7 +180,7 @@ def _check(terms: Sequence[Term]) -> None:
     if not isinstance(term.name, str) or not term.name.isidentifier() or term.name in RESERVED:
       raise InputError(f"{what}: its name must be a plain word other than {', '.join(RESERVED)}")
     if names.count(term.name) > 1:
-      raise InputError(f"{what} is there twice; give each reward a name of its own")
+      raise InputError(f"{what} is named twice; give each reward a name of its own")
     if term.normalise not in NORMALISATIONS:
       raise InputError(f"{what}: normalisation {term.normalise!r} is not one of {', '.join(NORMALISATIONS)}")
     for key, value in (("weight", term.weight), ("floor", term.floor)):
@@ -188,4 +188,4 @@ def _check(terms: Sequence[Term]) -> None:
       if not number and not (key == "floor" and value is None):
         raise InputError(f"{what}: {key} {value!r} must be a finite number" + " or None" * (key == "floor"))
     if not term.weight and term.floor is None:
-      raise InputError(f"{what} has neither a weight nor a floor, so it would do nothing; give it one or remove it")
+      raise InputError(f"{what} has neither a weight nor a floor, so it has no effect; give it one or remove it")

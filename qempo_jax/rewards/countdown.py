@@ -1,10 +1,10 @@
 """Countdown puzzles: write a number as a calculation with few digits, a small reasoning task with many right answers.
 
-A response is worth 1 when it is two or three digits from 1 to 9 joined by +, - or * whose value is the target, such as
-2*6+1 for 13; everything else is worth 0. All 6,804 such calculations are enumerated, so that coverage is exact.
+The reward is 1 for two or three digits from 1 to 9 joined by +, - or * with the target as value, such as 2*6+1 for 13,
+and 0 for everything else. All 6,804 such calculations are enumerated, so that coverage is exact.
 
-The prompt shows three solved puzzles as turns of a conversation: a small chat model answers in words otherwise. Three
-splits keep training, the choice of settings, and evaluation apart by their targets.
+The prompt has three solved puzzles as turns of a conversation: without them a small chat model answers in words. Three
+splits with disjoint targets keep training, the choice of settings, and evaluation apart.
 
 Source: the Countdown numbers game as a test of reasoning: Gandhi et al., "Stream of Search", arXiv 2404.03683.
 """
@@ -31,7 +31,7 @@ _TERM = re.compile(r"([-+]?)([1-9](?:\*[1-9])*)")
 
 
 def targets(split: str) -> tuple[int, ...]:
-  """The targets of a split; raises InputError where there is no such split."""
+  """Targets of a split; raises InputError for an unknown split."""
   if split not in TARGETS:
     raise InputError(f"Unknown countdown split {split!r}: use one of {', '.join(TARGETS)}.")
   return TARGETS[split]
@@ -52,12 +52,12 @@ def countdown_reward(
 
   Args:
     prompts: not used.
-    completions: the responses as text or messages, without special tokens.
-    target: the number asked for, one a completion.
+    completions: responses as text or messages, without special tokens.
+    target: the requested number, one a completion.
     **columns: other columns of the data; not used.
 
   Returns:
-    One score a completion; None for what is not text.
+    One score a completion; None if it is not text.
   """
   del prompts, columns
   return [
@@ -67,39 +67,39 @@ def countdown_reward(
 
 
 def solution(text: str, target: int) -> str | None:
-  """The canonical form of a right answer, or None for a wrong one or none.
+  """Canonical form of a right answer; None for any other text.
 
-  Two calculations are one solution where they differ in blanks or in the order of summands or factors alone: the
-  canonical form of "5 + 3*2" and "2*3+5" is "2*3+5". Blanks around the whole and one around each sign are allowed.
+  Two calculations are one solution if they differ only in blanks or in the order of summands or factors: the canonical
+  form of "5 + 3*2" and "2*3+5" is "2*3+5". Blanks around the whole and one around each sign are allowed.
   """
   return _canonical(_terms(text)) if value(text) == target else None
 
 
 def value(text: str) -> int | None:
-  """What a calculation comes to; None for what is no calculation of two or three digits."""
+  """Value of a calculation; None for text that is not a calculation of two or three digits."""
   text = text.strip(" \n")
   return _sum(_terms(text)) if _CALCULATION.fullmatch(text) else None
 
 
 @functools.cache
 def solutions(target: int) -> frozenset[str]:
-  """Canonical forms of every right answer."""
+  """Canonical forms of all right answers."""
   return _by_value().get(target, frozenset())
 
 
 @functools.cache
 def _by_value() -> dict[int, frozenset[str]]:
-  found = {}
+  forms_by_value = {}
   for count in (2, 3):
     for digits in itertools.product("123456789", repeat=count):
       for signs in itertools.product("+-*", repeat=count - 1):
         terms = _terms("".join(itertools.chain(*zip(digits, (*signs, "")))))
-        found.setdefault(_sum(terms), set()).add(_canonical(terms))
-  return {target: frozenset(forms) for target, forms in found.items()}
+        forms_by_value.setdefault(_sum(terms), set()).add(_canonical(terms))
+  return {target: frozenset(forms) for target, forms in forms_by_value.items()}
 
 
 def _terms(text: str) -> list[tuple[str, list[int]]]:
-  """A calculation's summands: (sign, factors) each."""
+  """Summands of a calculation: (sign, factors) each."""
   plain = text.replace(" ", "").strip()
   return [(sign or "+", sorted(map(int, product.split("*")))) for sign, product in _TERM.findall(plain)]
 

@@ -1,4 +1,4 @@
-"""How distinct each response is from the others of its group: a baseline that asks for diversity in the reward."""
+"""Distinctness of each response from the others of its group: a baseline with diversity in the reward."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ from qempo_jax.rewards import groups
 from qempo_jax.rewards import repetition
 from qempo_jax.rewards import texts
 
-_MAX_CHARS = 20_000  # what is compared, from the start
+_MAX_CHARS = 20_000  # Compared characters, from the start.
 
 
 def same_words(prompt: Any, first: str, second: str) -> bool:
-  """Whether two responses are the same but for case, blanks and the marks around words."""
+  """True if two responses are equal except for case, blanks and the marks around words."""
   del prompt
   return _bare_words(first) == _bare_words(second)
 
 
 class DistinctnessReward:
-  """The share of the group's other members that say something else, times the quality where one is given.
+  """Share of the group's other members in another class, times the quality if given.
 
       d_k = |{j != k: class(y_j) != class(y_k)}| / (G - 1)          r'_k = r_k d_k
 
-  Classes come from an equivalence: each response joins the first class whose first member it is equivalent to. Give
-  rewards r >= 0: a negative one would be improved by repetition. 0.0 for a group of one.
+  Classes come from an equivalence: each response joins the first class whose first member it is equivalent to. Rewards
+  should be >= 0: repetition would improve a negative one. The score is 0.0 for a group of one.
 
   Source: Li et al., "Jointly reinforcing diversity and quality" (DARLING), arXiv 2509.02534; reconstruction. There a
-  learned classifier is the equivalence, which can be given here.
+  learned classifier is the equivalence, which can be passed here.
   """
 
   def __init__(
@@ -40,18 +40,18 @@ class DistinctnessReward:
     equivalence: Callable[[Any, str, str], bool] | str = same_words,
     quality: Callable | str | None = None,
   ):
-    """Keeps the settings.
+    """Stores the settings.
 
     Args:
-      equivalence: (prompt, first, second) -> whether the two responses say the same; or its dotted path.
-      quality: a reward function whose score is multiplied, or its dotted path; None for distinctness alone.
+      equivalence: (prompt, first, second) -> True if the two responses are equivalent; or its dotted path.
+      quality: a reward function whose score is multiplied, or its dotted path; None: distinctness alone.
     """
     self._equivalent = checked.load(equivalence) if isinstance(equivalence, str) else equivalence
     self._quality = checked.load(quality) if isinstance(quality, str) else quality
     self.__name__ = "distinctness"
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """One score a completion; None for what is not text or has no quality score."""
+    """One score a completion; None if it is not text or has no quality score."""
     read = [None if text is None else text[:_MAX_CHARS] for text in texts.texts_of(completions)]
     distinct = groups.score_groups(self._score, prompts, read, columns)
     if self._quality is None:
@@ -73,14 +73,14 @@ class NgramDistinctnessReward:
   """
 
   def __init__(self, *, n: int = 2):
-    """Keeps n, the words of an n-gram."""
+    """Stores n, the words of an n-gram."""
     if n < 1:
       raise InputError(f"distinctness n={n}: it must be at least 1")
     self._n = n
     self.__name__ = f"ngram_distinctness({n})"
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """One score a completion; None for what is not text."""
+    """One score a completion; None if it is not text."""
     read = [None if text is None else text[:_MAX_CHARS] for text in texts.texts_of(completions)]
     return groups.score_groups(self._score, prompts, read, columns)
 
@@ -124,7 +124,7 @@ def _bare(word: str) -> str:
 
 
 def _is_mark(character: str) -> bool:
-  """Whether a character around a word is no part of it: quotes, brackets, stops of any script; not dashes, # or %."""
+  """True for characters around a word that are not part of it: quotes, brackets, stops; not dashes, # or %."""
   if character.isascii():
     return character in ".,;:!?\"'`*()[]"
   kind = unicodedata.category(character)

@@ -1,4 +1,4 @@
-"""Rewards of form: a pattern that the whole response must match, and tags in their order."""
+"""Format rewards: a pattern that the whole response must match, and tags in order."""
 
 from collections.abc import Sequence
 import re
@@ -7,7 +7,7 @@ from typing import Any
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import texts
 
-_MAX_CHARS = 100_000  # a longer response does not match: a pattern's time may grow faster than the text
+_MAX_CHARS = 100_000  # A longer response does not match: a pattern's time may grow faster than the text.
 
 
 class FormatReward:
@@ -20,19 +20,19 @@ class FormatReward:
     """Compiles the pattern.
 
     Args:
-      pattern: a regular expression of Python's; `.` also matches line breaks.
+      pattern: a Python regular expression; `.` also matches line breaks.
 
     Raises:
-      InputError: it is none.
+      InputError: the pattern is not a regular expression.
     """
     try:
       self._pattern = re.compile(pattern, re.DOTALL)
     except re.error as error:
-      raise InputError(f"{pattern!r} is no regular expression ({error}); correct it") from error
+      raise InputError(f"{pattern!r} is not a regular expression ({error}); correct it") from error
     self.__name__ = f"format({pattern!r:.40})"
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """One score a completion; None for what is not text."""
+    """One score a completion; None if it is not text."""
     del prompts, columns
     return [None if text is None else float(self._matches(text)) for text in texts.texts_of(completions)]
 
@@ -41,21 +41,21 @@ class FormatReward:
 
 
 class TagsReward:
-  """The share of the required tags that a response has right, 1.0 only where it is nothing but them.
+  """Share of the required tags that are correct in a response.
 
-  A tag is right where `<tag>` and `</tag>` each occur once, in that order, and after the tag before it. With `strict`
-  the score is 1.0 where all are right, not empty, and only blanks stand around them, else 0.0.
+  A tag is correct if `<tag>` and `</tag>` each occur once, in that order, after the previous tag, and are not empty.
+  With `strict` the score is 1.0 if all are correct and only blanks are around them, else 0.0.
   """
 
   def __init__(self, *, tags: Sequence[str] = ("think", "answer"), strict: bool = True):
-    """Keeps the names.
+    """Stores the names.
 
     Args:
-      tags: names in the order they must come in.
-      strict: all or nothing.
+      tags: names in their required order.
+      strict: score 1.0 or 0.0 alone.
 
     Raises:
-      InputError: no tags, or one that is no plain word.
+      InputError: there are no tags, or one is not a plain word.
     """
     self._tags = (tags,) if isinstance(tags, str) else tuple(tags)
     wrong = [tag for tag in self._tags if not re.fullmatch(r"\w+", str(tag))]
@@ -65,7 +65,7 @@ class TagsReward:
     self.__name__ = f"tags({', '.join(self._tags)})"
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """One score a completion; None for what is not text."""
+    """One score a completion; None if it is not text."""
     del prompts, columns
     return [None if text is None else self._score(text) for text in texts.texts_of(completions)]
 

@@ -1,4 +1,4 @@
-"""Groups in the flat lists that reward functions get: responses to the same prompt belong together."""
+"""Groups in the flat lists of reward functions: responses to the same prompt."""
 
 from collections.abc import Callable
 from collections.abc import Hashable
@@ -11,21 +11,21 @@ import numpy as np
 
 
 def members(prompts: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> list[list[int]]:
-  """The positions of each group, in order of first appearance; no group mixes prompts.
+  """Positions of each group, in order of first appearance; no group mixes prompts.
 
   Args:
     prompts: one a completion, text or messages.
-    columns: further columns; where there is a `group_id`, it tells groups of one prompt apart.
+    columns: further columns; a `group_id`, if present, separates groups of one prompt.
 
   Returns:
-    Positions that make up each group.
+    Positions of each group's members.
   """
-  found: dict[Hashable, list[int]] = {}
+  positions: dict[Hashable, list[int]] = {}
   ids = columns.get("group_id") or [None] * len(prompts)
   for index, (prompt, group) in enumerate(zip(prompts, ids, strict=True)):
     key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=repr)
-    found.setdefault((key, group), []).append(index)
-  return list(found.values())
+    positions.setdefault((key, group), []).append(index)
+  return list(positions.values())
 
 
 def score_groups(
@@ -34,12 +34,12 @@ def score_groups(
   values: Sequence[Any],
   columns: Mapping[str, Sequence[Any]],
 ) -> list[float | None]:
-  """Scores group by group; what is None stays out of its group and scores None.
+  """Scores group by group; None values are excluded from their group and score None.
 
   Args:
     score: from (prompt, the group's values) to one score each.
     prompts: one a completion.
-    values: one a completion, such as its text; None for those that cannot be used.
+    values: one a completion, such as its text; None for unusable ones.
     columns: as in `members`.
 
   Returns:

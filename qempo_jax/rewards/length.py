@@ -1,4 +1,4 @@
-"""Rewards of length, in words, characters or tokens: near a target, or within a range with soft ends."""
+"""Length rewards, in words, characters or tokens: near a target, or within a range with soft ends."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class LengthReward:
 
       score = clip(1 - max(low - n, n - high, 0) / slack, 0, 1)
 
-  A bound that is None does not bind; slack 0 makes the ends hard. With `target` both bounds are the target.
+  A bound of None does not bind; slack 0 makes the ends hard. With `target` both bounds are the target.
   """
 
   def __init__(
@@ -30,18 +30,18 @@ class LengthReward:
     unit: str = "words",
     tokenizer: str | Callable[[str], Sequence] | None = None,
   ):
-    """Keeps the range.
+    """Stores the range.
 
     Args:
-      target: the one length wanted; instead of low and high.
+      target: the only length of full score, instead of low and high.
       low: shortest length of full score.
       high: longest length of full score.
-      slack: how far outside the score reaches 0.
+      slack: distance outside the range at which the score reaches 0.
       unit: "words", "characters" or "tokens".
-      tokenizer: for tokens: a function from text to token ids, or what names a model's tokenizer.
+      tokenizer: for tokens: a function from text to token ids, or a model's name or folder.
 
     Raises:
-      InputError: an empty range, an unknown unit, or tokens without a tokenizer.
+      InputError: the range is empty, the unit is unknown, or tokens have no tokenizer.
     """
     if target is not None:
       if low is not None or high is not None:
@@ -62,10 +62,10 @@ class LengthReward:
     self.__name__ = f"length({unit})"
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """Scores each completion; `completion_ids`, where the caller gives them, are counted instead of tokenized.
+    """Scores each completion; `completion_ids` from the caller are counted instead of tokenising again.
 
     Returns:
-      One score a completion; None for what is not text.
+      One score a completion; None if it is not text.
     """
     del prompts
     ids = columns.get("completion_ids") if self._count == self._tokens else None

@@ -1,9 +1,9 @@
-r"""Answers to mathematical problems, GSM8K and MATH among them, judged by math-verify in processes that can be killed.
+r"""Answers to mathematical problems, such as GSM8K and MATH, judged by math-verify in killable processes.
 
     math_reward(prompts, completions, answer=["#### 72", "\\frac{1}{2}"])      # or solution=[...]
 
-What could not be judged (time, memory, an exception) scores None, is counted, and is said in the log; it is never
-a silent 0.
+An answer that could not be judged (time, memory, an exception) scores None, is counted and logged; it is never a silent
+0.
 
 Source: "Training Verifiers to Solve Math Word Problems" (Cobbe et al., arXiv 2110.14168, GSM8K); "Measuring
 Mathematical Problem Solving With the MATH Dataset" (Hendrycks et al., arXiv 2103.03874); math-verify,
@@ -24,11 +24,11 @@ from qempo_jax.rewards import math_workers
 from qempo_jax.rewards import texts
 
 _LOG = logging.getLogger(__name__)
-_MAX_CHARS = 20_000  # of a completion, its end; the final answer stands there
+_MAX_CHARS = 20_000  # End of a completion, with the final answer.
 
 
 class MathReward:
-  """1.0 for a right final answer, 0.0 for a wrong one or none, None where that is not known.
+  """1.0 for a right final answer, 0.0 for a wrong or missing one, None if unknown.
 
   Attributes:
     counts: Counter of right, wrong, no_answer (also wrong), not_text, timeout, crash and the other failures by name.
@@ -44,13 +44,13 @@ class MathReward:
     memory_mb: int = 1024,
     on_failure: float | None = None,
   ):
-    """Keeps the settings; processes start at the first call.
+    """Stores the settings; processes start at the first call.
 
     Args:
-      num_workers: processes; by default the machine's cores, at most 8.
-      timeout: seconds an answer may take, on the wall clock.
+      num_workers: number of processes; None: the machine's cores, at most 8.
+      timeout: wall-clock seconds for each answer.
       memory_mb: address space of each process, MiB.
-      on_failure: score of what could not be judged; None leaves it without one.
+      on_failure: score of an answer that could not be judged; None: no score.
     """
     self._pool = math_workers.WorkerPool(
       num_workers=num_workers or min(os.cpu_count() or 1, 8), timeout=timeout, memory_mb=memory_mb
@@ -71,7 +71,7 @@ class MathReward:
       One score a completion.
 
     Raises:
-      InputError: there is no such column, a reference that is no text, or no math-verify.
+      InputError: there is no such column, a reference is not text, or math-verify is not installed.
     """
     del prompts
     name = "answer" if columns.get("answer") is not None else "solution"
@@ -95,7 +95,7 @@ class MathReward:
     return scores
 
   def take_counts(self) -> dict[str, int]:
-    """What was counted since the last call of this, by name; starts again from zero."""
+    """Counts since the last call, by name; resets them."""
     counts, self.counts = dict(self.counts), collections.Counter()
     return counts
 
@@ -105,13 +105,13 @@ class MathReward:
 
 
 def reference_answer(reference: Any) -> str:
-  r"""The answer alone, of a text with working: in `<answer>` tags, the last `\\boxed{}` or `#### number`; else all.
+  r"""Final answer of a reference text: in `<answer>` tags, the last `\\boxed{}` or `#### number`; else the text.
 
   Args:
     reference: text, or a number, which is written in digits without an exponent.
 
   Raises:
-    InputError: it is neither a text nor a finite number, or is empty.
+    InputError: the reference is neither a text nor a finite number, or is empty.
   """
   if isinstance(reference, (numbers.Real, decimal.Decimal)) and not isinstance(reference, (bool, numbers.Rational)):
     number = decimal.Decimal(str(reference))
@@ -119,7 +119,7 @@ def reference_answer(reference: Any) -> str:
   elif isinstance(reference, numbers.Rational) and not isinstance(reference, bool):
     reference = str(reference)
   if not isinstance(reference, str) or not reference.strip():
-    raise InputError(f"the reference answer {reference!r:.60} is no text or finite number; give every row an answer")
+    raise InputError(f"the reference answer {reference!r:.60} is not a text or finite number; give every row an answer")
   part = math_text.region(reference)
   said, kind = math_text.statement(part)
   return said if kind in ("box", "mark") and said.strip() else part.strip()

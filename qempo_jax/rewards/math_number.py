@@ -80,9 +80,9 @@ class Quantity(NamedTuple):
   """A number without its unit.
 
   Attributes:
-    value: the number; of a time of day its hours, as written.
-    digits: significant digits of a decimal fraction; 0 of an integer or a fraction, which are exact.
-    percent: whether a percent sign follows.
+    value: the number; for a time of day its hours, as written.
+    digits: significant digits of a decimal fraction; 0 for integers and fractions, which are exact.
+    percent: True if a percent sign follows.
     clock: None, or (hours, minutes, seconds, "a" or "p" or "") of a time of day, or ("ratio", its parts...).
   """
 
@@ -93,13 +93,13 @@ class Quantity(NamedTuple):
 
 
 def read(text: str) -> Quantity | None:
-  """The number that a short text is, units and words behind it aside; the last side of a chain of equations.
+  """The number of a short text, ignoring units and words behind it; the last side of a chain of equations.
 
   Args:
     text: from `math_text.plain`, so that its digits are ASCII.
 
   Returns:
-    None where the text is no number, or something that could be part of it is left: a digit, an operator, a colon.
+    None if the text is not a number, or if the rest could be part of one: a digit, an operator, a colon.
   """
   if len(text) > _MAX_CHARS:
     return None
@@ -116,7 +116,7 @@ def read(text: str) -> Quantity | None:
 
 
 def equal(first: Quantity, second: Quantity) -> bool:
-  """Whether two numbers are the same: exactly, or one is the other rounded to at least six significant digits.
+  """True if two numbers are equal, or one is the other rounded to at least six significant digits.
 
   50 % equals 0.5 and, as a unit, 50. A time of day without a.m. or p.m. equals both.
   """
@@ -132,9 +132,9 @@ def equal(first: Quantity, second: Quantity) -> bool:
 
 
 def may_be_formula(text: str) -> bool:
-  """Whether algebra may decide a text that is no plain number: no words inside it and no digits behind it.
+  """True if algebra may decide a text that is not a plain number: no words inside it and no digits behind it.
 
-  math-verify drops what follows the first unit ("2 hours 30 minutes") and multiplies the letters of words.
+  math-verify drops everything after the first unit ("2 hours 30 minutes") and multiplies the letters of words.
   """
   text = _TEXT.sub(r" \1 ", text)
   if _SCALE_ANYWHERE.search(text):
@@ -149,7 +149,7 @@ def _close(first: Quantity, second: Quantity) -> bool:
   if first.value == second.value:
     return True
   gap = abs(first.value - second.value)
-  if max(first.digits, second.digits) >= 15:  # a float of a computer
+  if max(first.digits, second.digits) >= 15:  # A floating-point number.
     return gap * 10**14 <= 2 * max(abs(first.value), abs(second.value))
   if (first.digits == 0) == (second.digits == 0):
     return False
@@ -174,7 +174,7 @@ def _same_time(first: tuple, second: tuple) -> bool:
 
 
 def _one(text: str) -> Quantity | None:
-  """A number that begins the text, with nothing behind it that could be part of it."""
+  """A number at the beginning of the text, if nothing behind it could be part of it."""
   while prefix := _PREFIX.match(text):
     text = text[prefix.end() :]
   sign = re.match(r"([-+]|(?:negative|minus)\b)\s*", text, re.IGNORECASE)
@@ -241,7 +241,7 @@ def _digits(text: str) -> str:
 
 
 def _only_words(rest: str) -> bool:
-  """Whether what stands behind a number is words and units, and so no part of it."""
+  """True if the text behind a number is words and units, and not part of it."""
   rest = _UNIT_POWER.sub("", re.sub(r"\(([^()\d\\+*/=^-]*)\)", r" \1 ", rest))
   rest = re.sub(r"\\[,;:! ]|~", " ", rest)
   rest = _EXPLANATION.split(rest, maxsplit=1)[0]

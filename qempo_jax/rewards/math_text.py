@@ -55,8 +55,8 @@ class Statement(NamedTuple):
 
   Attributes:
     text: the answer as written, with the words behind it up to the sentence's end.
-    kind: "box", "mark" (`####`), "phrase" ("the answer is" before a formula), "sentence" (the same before words);
-      without any of them text is everything: "formula" where it has no words, else "prose".
+    kind: "box", "mark" (`####`), "phrase" ("the answer is" before a formula), "sentence" (the same before words).
+      Without any of them, text is the whole text: "formula" if it has no words, else "prose".
   """
 
   text: str
@@ -69,9 +69,9 @@ def plain(text: str) -> str:
 
 
 def region(text: str) -> str:
-  """The part of a response that holds the answer.
+  """The part of a response that contains the answer.
 
-  It is the last `<answer>...</answer>` outside the thoughts, else what follows the last `</think>`, else everything.
+  It is the last `<answer>...</answer>` outside the thoughts, else the text after the last `</think>`, else everything.
   """
   pairs, thoughts, answer_start, thought_start, thoughts_end = [], [], None, 0, 0
   for tag in _TAG.finditer(text):
@@ -95,7 +95,7 @@ def region(text: str) -> str:
 
 
 def statement(text: str) -> Statement:
-  r"""The last of `\boxed{...}`, `#### number` and "the answer is"; the whole text where there is none."""
+  r"""The last of `\boxed{...}`, `#### number` and "the answer is"; the whole text if there is none."""
   strong, weak = [], []
   if (box := _last_box(text)) is not None:
     strong.append((box[0], Statement(box[1], "box")))
@@ -110,20 +110,20 @@ def statement(text: str) -> Statement:
       is_formula = bool(_FORMULA.match(said))
       kind = "phrase" if is_formula else "sentence"
       (strong if is_formula else weak).append((phrase.start(), Statement(said, kind)))
-  found = strong or weak
-  if found:
-    return max(found, key=lambda pair: pair[0])[1]
+  candidates = strong or weak
+  if candidates:
+    return max(candidates, key=lambda pair: pair[0])[1]
   return Statement(text, "prose" if _WORDS.search(text) else "formula")
 
 
 def last_boxed(text: str) -> str | None:
-  r"""What the last `\boxed{...}` holds, braces balanced; adjacent boxes are joined by commas. None without a box."""
+  r"""Content of the last `\boxed{...}`, braces balanced; adjacent boxes are joined by commas. None without a box."""
   box = _last_box(text)
   return box[1] if box else None
 
 
 def last_number(text: str) -> str | None:
-  """The last number or formula with a number of a text in prose, with the words behind it; None without one."""
+  """The last number, or formula with a number, of a text in prose, with the words behind it; None without one."""
   formulas = list(_ENVIRONMENT.finditer(text))
   runs = [run for run in _RUN.finditer(text) if re.search(r"\d", run[0])]
   runs = [run for run in runs if not (run[0][0].isdigit() and re.match("[A-Za-z]", text[max(run.start() - 1, 0) :]))]
@@ -162,7 +162,7 @@ def _sentence(text: str, start: int) -> str:
 
 
 def _last_box(text: str) -> tuple[int, str] | None:
-  """Start and content; the content is empty where the last box is not closed."""
+  """Start and content; the content is empty if the last box is not closed."""
   boxes = [_closed(text, match) for match in list(_BOX.finditer(text))[-8:]]
   if not boxes:
     return None

@@ -1,9 +1,9 @@
-"""The process that compares one mathematical answer with its reference: text in, verdict out, a JSON line each.
+"""Process that compares one mathematical answer with its reference: text in, verdict out, one JSON line each.
 
-`math_workers` starts this file as a program of its own (`python -P math_worker.py MEMORY_MB ALARM_S`), kills it when
-an item takes too long, and starts it again. It imports nothing of this package. Whatever a model wrote is given to math-verify's
-parser and to nothing else; the process has a memory limit, can write no file, and ends by itself (SIGALRM) when
-the parent has died in the middle of an item.
+`math_workers` starts this file as a program of its own (`python -P math_worker.py MEMORY_MB ALARM_S`), kills it if an
+item takes too long, and restarts it. It imports nothing of this package. A model's text is passed to math-verify's
+parser and to nothing else. The process has a memory limit, can write no file, and ends by itself (SIGALRM) if the
+parent dies in the middle of an item.
 
 Source: math-verify, Hugging Face, https://github.com/huggingface/Math-Verify.
 """
@@ -14,7 +14,7 @@ import os
 import re
 import sys
 
-if __name__ == "__main__":  # a program of its own, which does not import the package and with it JAX
+if __name__ == "__main__":  # A program of its own, which does not import the package and with it JAX.
   sys.path.append(os.path.dirname(os.path.abspath(__file__)))
   import math_number
   import math_text
@@ -29,21 +29,23 @@ _DRESS = re.compile(r"\s+|\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|\$|\.$")
 _JOINED_DIGITS = re.compile(r"(?<=\d)(?:\{,\}|,\\!\s?)(?=\d{3}(?!\d))")
 _UNIT_OF_ELEMENT = re.compile(r"\\(?:text|mbox|mathrm)\{\s*(?!and|or)[A-Za-z. ]+\}(?:\^\{?\d\}?)?(?=\s*[,;])")
 _RESOURCES = (MemoryError, RecursionError)
-_RELATIVE = 1e-5  # of numbers that math-verify, which rounds to six decimals, takes for equal
+_RELATIVE = (
+  1e-5  # Largest relative difference of numbers that math-verify, which rounds to six decimals, treats as equal.
+)
 
 _swallowed: list[BaseException] = []
 
 
 def judge(reference: str, completion: str) -> dict:
-  r"""Whether a completion's final answer is the reference.
+  """Judges if a completion's final answer is the reference.
 
   Args:
     reference: the right answer: LaTeX or plain text, without the working.
-    completion: the response. `math_text` says which part of it is the answer.
+    completion: the response, in which `math_text` locates the answer.
 
   Returns:
-    {"right": bool, "found": bool}, found being False where there is nothing to be read as an answer; or
-    {"failure": text} where that could not be decided.
+    {"right": bool, "found": bool}, with found False if nothing can be read as an answer; or {"failure": text} if it
+    could not be decided.
   """
   wanted = math_text.plain(reference).strip()
   boxed = math_text.last_boxed(wanted)
@@ -59,7 +61,7 @@ def judge(reference: str, completion: str) -> dict:
 
 
 def _decided(wanted: str, said: str, gold: math_number.Quantity | None, kind: str) -> bool | None:
-  """The verdict where it needs no algebra: plain numbers, the same writing, bases, words; else None."""
+  """Verdict without algebra, for plain numbers, equal formulas, number bases and words; else None."""
   got = math_number.read(said)
   bases = _BASED.fullmatch(wanted), _BASED.fullmatch(said)
   if gold is not None and bases[1]:
@@ -82,7 +84,7 @@ def _decided(wanted: str, said: str, gold: math_number.Quantity | None, kind: st
 
 
 def _verified(wanted: str, said: str, kind: str) -> dict:
-  """math-verify's verdict; a stated answer is LaTeX as a whole, and prose is read as math-verify reads it."""
+  """math-verify's verdict; a stated answer is LaTeX as a whole, and prose is read by math-verify's own rules."""
   import math_verify
 
   del _swallowed[:]
@@ -104,7 +106,7 @@ def _verified(wanted: str, said: str, kind: str) -> dict:
 
 
 def _numbers_differ(gold, found) -> bool:
-  """Whether two numbers differ that math-verify may have rounded to the same: tiny ones, mostly."""
+  """True if two numbers differ that math-verify may have rounded to be equal, mostly tiny ones."""
   import sympy
 
   if any(
@@ -119,7 +121,7 @@ def _numbers_differ(gold, found) -> bool:
 
 
 def _scale(value):
-  """A power of ten near a number's size, so that a quotient by it fits a float."""
+  """A power of ten near a number's size, so that the quotient fits a float."""
   import sympy
 
   size = sympy.Abs(value).evalf(5, maxn=4000)
@@ -134,7 +136,7 @@ def _value(digits: str, base: str) -> int | None:
 
 
 def _same_writing(text: str) -> str:
-  """A formula without what only changes its looks: blanks, sizes of brackets and fractions."""
+  """A formula without pure layout: blanks, sizes of brackets and fractions."""
   if len(text) >= 2000:
     return text
   text = re.sub(r"(?<=\d)\s+(?=[\d\\])", "~", re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", text.strip(" *")))
@@ -142,7 +144,7 @@ def _same_writing(text: str) -> str:
 
 
 def _words(text: str) -> str:
-  r"""An answer in words, such as `\text{(C)}` or Evelyn, without its dress; empty for anything with digits."""
+  r"""An answer in words, such as `\text{(C)}` or Evelyn, without markup; empty for anything with digits."""
   plain = _WORDS.sub(r"\1", text).strip().strip("$*_.`\"'").strip()
   plain = re.sub(r"^\(([A-Za-z])\)$", r"\1", plain)
   return plain.casefold() if re.fullmatch(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*", plain) else ""
@@ -151,7 +153,7 @@ def _words(text: str) -> str:
 def _dressed(text: str) -> str:
   """A formula between dollar signs, if it has none; commas that separate elements get a blank."""
   text = re.sub(r"(?<![\d)])\*\*|\*\*(?![\d(])|`", "", text).strip().removesuffix(".")
-  text = _UNIT_OF_ELEMENT.sub("", text)  # math-verify would drop everything behind the first unit
+  text = _UNIT_OF_ELEMENT.sub("", text)  # math-verify would drop everything behind the first unit.
   if not re.search(r"[(\[]|\\\{", text):
     text = _JOINED_DIGITS.sub("", text)
   text = re.sub(r"(?<!\{),(?=\d)", ", ", text)
@@ -159,7 +161,7 @@ def _dressed(text: str) -> str:
 
 
 def _as_latex(text: str) -> str:
-  """Marks a short answer as mathematics where it looks like a formula and has no marks of its own."""
+  """Marks a short answer as mathematics if it looks like an unmarked formula."""
   if len(text) > 200 or re.search(r"\n|\$|\\boxed|\\\(|\\\[|[A-Za-z]{2,} [A-Za-z]{2,}", text):
     return text
   return f"${text.strip().removesuffix('.')}$" if re.search(r"\\[a-zA-Z]|[\[{(,=^_]", text) else text
@@ -172,8 +174,8 @@ def _parsed_reference(text: str):
   return math_verify.parse(_dressed(text), parsing_timeout=None, raise_on_error=True)
 
 
-def _remember_swallowed() -> None:
-  """Notes what math-verify drops: it takes any exception of its LaTeX parser for unreadable text, also MemoryError."""
+def _record_swallowed() -> None:
+  """Records exceptions that math-verify swallows: even a MemoryError in its LaTeX parser counts as unreadable text."""
   from math_verify import parser
 
   parse = parser.parse_latex_cached
@@ -206,13 +208,13 @@ def main(argv: list[str]) -> None:
 
   memory_mb, alarm_s = int(argv[1]), int(argv[2])
   answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-  os.dup2(2, 1)  # nothing that is printed by accident gets among the answers
+  os.dup2(2, 1)  # Accidental prints do not mix with the answers.
   say = lambda message: (answers.write(json.dumps(message) + "\n"), answers.flush())
   try:
     sys.dont_write_bytecode = True
     _limit(memory_mb)
     logging.disable(logging.CRITICAL)
-    _remember_swallowed()
+    _record_swallowed()
     for warm in ("\\frac{1}{2}", "(1, 2]", "x^2 + \\sqrt{3}", "7 apples"):
       judge(warm, f"So it is ${warm}$, and the final answer is $\\boxed{{{warm}}}$.")
   except Exception as error:
@@ -223,7 +225,7 @@ def main(argv: list[str]) -> None:
     signal.alarm(alarm_s)
     try:
       verdict = judge(*json.loads(line))
-    except Exception as error:  # sympy can raise anything
+    except Exception as error:  # sympy can raise anything.
       verdict = {"failure": type(error).__name__}
     signal.alarm(0)
     try:
@@ -231,7 +233,7 @@ def main(argv: list[str]) -> None:
     except MemoryError:
       os._exit(1)
     if verdict.get("failure") in ("MemoryError", "RecursionError"):
-      return  # a fresh process has its memory back
+      return  # A new process has its memory back.
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Worker processes that can be killed: each item has a time-out and a memory limit, and costs no other item anything.
+"""Killable worker processes: each item has a time-out and a memory limit, and cannot affect other items.
 
-Every worker is a fresh interpreter (nothing of this process, no environment but a few paths) that runs
-`math_worker.py` and holds one item at a time. An item that takes too long loses its process, which is started
-again; so does one that crashes it. No signal is used here, so any thread may call. POSIX only.
+Every worker is a new interpreter (no state of this process, no environment but a few paths) that runs
+`math_worker.py` and holds one item at a time. An item that takes too long, or crashes, costs its process, which is
+restarted. No signals are used here, so any thread may call. POSIX only.
 """
 
 import atexit
@@ -23,16 +23,16 @@ from qempo_jax.errors import InputError
 _PROGRAM = pathlib.Path(__file__).with_name("math_worker.py")
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "VIRTUAL_ENV")
 _START_SECONDS = 120.0
-_TRIES = 3  # to start a worker
+_TRIES = 3  # Attempts to start a worker.
 
 
 class Verdict(NamedTuple):
-  """What a worker said.
+  """Verdict of a worker.
 
   Attributes:
-    right: whether the answer is the reference; None where that is not known.
-    found: whether there was anything to be read as an answer.
-    failure: None, "timeout", "crash", or what went wrong in the worker.
+    right: True if the answer is the reference; None if unknown.
+    found: True if anything could be read as an answer.
+    failure: None, "timeout", "crash", or the worker's error.
   """
 
   right: bool | None
@@ -44,13 +44,13 @@ class WorkerPool:
   """Judges (reference, completion) pairs in worker processes; processes start at the first call."""
 
   def __init__(self, *, num_workers: int, timeout: float, memory_mb: int, program: str | os.PathLike = _PROGRAM):
-    """Keeps the settings; nothing is started yet.
+    """Stores the settings; nothing is started yet.
 
     Args:
-      num_workers: processes.
-      timeout: seconds that one item may take.
+      num_workers: number of processes.
+      timeout: seconds for each item.
       memory_mb: address space of each process, MiB.
-      program: what the processes run.
+      program: program of the processes.
     """
     if num_workers < 1 or timeout <= 0 or memory_mb < 1:
       raise InputError(f"num_workers={num_workers}, timeout={timeout} and memory_mb={memory_mb} must all be positive")
@@ -59,11 +59,6 @@ class WorkerPool:
     self._workers = [_Worker(command, timeout) for _ in range(num_workers)]
     self._lock = threading.Lock()
     atexit.register(self.close)
-
-  @property
-  def restarts(self) -> int:
-    """How many processes were started beyond the first of each worker."""
-    return sum(max(worker.starts - 1, 0) for worker in self._workers)
 
   def judge(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
     """Judges every item.
@@ -91,7 +86,7 @@ class WorkerPool:
             verdicts[index] = worker.judge(items[index])
         except queue.Empty:
           pass
-        except BaseException as error:  # belongs to the caller, not to this thread
+        except BaseException as error:  # It belongs to the caller, not to this thread.
           problems.append(error)
 
       threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in self._workers[: len(items)]]
@@ -104,14 +99,14 @@ class WorkerPool:
       return verdicts
 
   def close(self) -> None:
-    """Ends the processes; a later call starts them again."""
+    """Ends the processes; a later call restarts them."""
     for worker in self._workers:
       worker.stop()
     atexit.unregister(self.close)
 
 
 class _Worker:
-  """One process and the item it is at."""
+  """One process and its current item."""
 
   def __init__(self, command: Sequence[str], timeout: float):
     self._command, self._timeout = command, timeout
@@ -143,7 +138,7 @@ class _Worker:
       for pipe in (process.stdin, process.stdout):
         try:
           pipe.close()
-        except OSError:  # what it had not read yet
+        except OSError:  # Input that it had not read yet.
           pass
 
   def _start(self) -> None:
@@ -172,9 +167,9 @@ class _Worker:
     )
 
   def _read(self, seconds: float) -> dict:
-    """The next JSON line of the process; TimeoutError or EOFError where none comes."""
+    """The process's next JSON line; TimeoutError or EOFError if none comes."""
     deadline = time.monotonic() + seconds
-    with selectors.DefaultSelector() as selector:  # select.select refuses file descriptors from 1024 on
+    with selectors.DefaultSelector() as selector:  # select.select refuses file descriptors above 1023.
       selector.register(self._process.stdout, selectors.EVENT_READ)
       while b"\n" not in self._rest:
         left = deadline - time.monotonic()

@@ -1,14 +1,14 @@
-"""One written form for answers that differ in dress alone: case, Unicode variants, quotes, stops, articles, emphasis.
+"""Normal form of answers, without differences of case, Unicode variants, quotes, stops, articles and emphasis.
 
-What changes an answer stays: letters' marks (Thai vowels), `C++`, `C#`, `-5`, `3.5`, `1/2`, `<=`, `5%`, `$5`, `x^2`. A text
-without any word of two letters is read as a formula, in which every sign but outer dress counts.
+Differences that change an answer stay: letters' marks (Thai vowels), `C++`, `C#`, `-5`, `3.5`, `1/2`, `<=`, `5%`, `$5`,
+`x^2`. A text without any word of two letters is read as a formula, in which every sign but outer decoration counts.
 """
 
 import functools
 import re
 import unicodedata
 
-# What reports say about it.
+# Description for reports.
 DEFINITION = (
   "case, Unicode variants, quotes, brackets, stops and articles aside; marks of letters and signs of numbers count"
 )
@@ -37,10 +37,10 @@ _OPERATORS = frozenset("+-*/^=<>%\xb1\xd7\xf7\u221a\u221e")
 
 
 def normal_form(text: str) -> str:
-  """The form of a text; the text itself where neither word nor sign is left."""
+  """Normal form of a text; the text itself if neither word nor sign is left."""
   plain = _folded(text)
-  found = _formula(plain) if _is_formula(plain) else _phrase(plain)
-  return found or text.strip()
+  form = _formula(plain) if _is_formula(plain) else _phrase(plain)
+  return form or text.strip()
 
 
 def _folded(text: str) -> str:
@@ -63,7 +63,7 @@ def _is_formula(plain: str) -> bool:
 
 
 def _formula(plain: str) -> str:
-  """Blanks beside signs do not count, nor a stop at the end, quotes, and dollars or brackets around the whole."""
+  """Drops blanks at signs, a stop at the end, quotes, and dollars or brackets around the whole."""
   found = (
     re.sub(r"[\"'\u2018-\u201f]", "", plain).replace("\xd7", "*").replace("\xf7", "/").strip("*_ ").rstrip(".,;:? ")
   )
@@ -75,26 +75,26 @@ def _formula(plain: str) -> str:
 
 
 def _phrase(plain: str) -> str:
-  """Words without articles; signs only where they change a word or number."""
-  kept = "".join(sign if _counts(plain, place) else " " for place, sign in enumerate(plain))
+  """Words without articles; signs only if they change a word or number."""
+  kept = "".join(sign if _counts(plain, position) else " " for position, sign in enumerate(plain))
   words = " ".join(kept.split())
   return _ARTICLES.sub("", words)
 
 
-def _counts(text: str, place: int) -> bool:
-  """Whether the character at a place is part of what the text says."""
-  sign = text[place]
+def _counts(text: str, position: int) -> bool:
+  """True if the character at a position is part of the text's meaning."""
+  sign = text[position]
   kind = _kind(sign)
   if kind in "LNM":
     return True
   if sign.isspace():
     return False
-  before, after = text[place - 1 : place] or " ", text[place + 1 : place + 2] or " "
+  before, after = text[position - 1 : position] or " ", text[position + 1 : position + 2] or " "
   if sign in _RULES:
-    return _RULES[sign](text, place, before, after)
-  if unicodedata.category(sign) == "Sc":  # currencies
+    return _RULES[sign](text, position, before, after)
+  if unicodedata.category(sign) == "Sc":  # Currencies.
     return _is_digit(before) or _is_digit(after)
-  return unicodedata.category(sign) == "Sm"  # mathematical signs, + < = > among them
+  return unicodedata.category(sign) == "Sm"  # Mathematical signs, + < = > among them.
 
 
 @functools.lru_cache(4096)
@@ -110,34 +110,34 @@ def _is_word(sign: str) -> bool:
   return _kind(sign) in "LNM"
 
 
-def _minus(text, place, before, after) -> bool:
+def _minus(text, position, before, after) -> bool:
   """A sign before a number or a single letter, between two digits, in an arrow, or behind a single letter (A-)."""
-  further = text[place + 2 : place + 3] or " "
+  further = text[position + 2 : position + 3] or " "
   number = _is_digit(after) or after in "\u221e>" or (after in ".$\u20ac\xa3" and _is_digit(further))
   if number or (_is_word(after) and not _is_word(further)):
     return _is_digit(before) or not (before.isascii() and _is_word(before)) or after == ">"
-  two_before = text[place - 2 : place - 1] if place > 1 else " "
+  two_before = text[position - 2 : position - 1] if position > 1 else " "
   return _kind(before) == "L" and not _is_word(two_before) and not _is_word(after)
 
 
-def _point(text, place, before, after) -> bool:
-  """A decimal point, or the one a name begins with (.NET)."""
-  del text, place
+def _point(text, position, before, after) -> bool:
+  """A decimal point, or the first character of a name (.NET)."""
+  del text, position
   return (_is_digit(after) and _kind(before) not in "LM") or (before.isspace() and _kind(after) == "L")
 
 
-def _between_digits(text, place, before, after) -> bool:
-  del text, place
+def _between_digits(text, position, before, after) -> bool:
+  del text, position
   return _is_digit(before) and _is_digit(after)
 
 
-def _beside_digit(text, place, before, after) -> bool:
-  del text, place
+def _beside_digit(text, position, before, after) -> bool:
+  del text, position
   return _is_word(before) and _is_word(after) and (_is_digit(before) or _is_digit(after))
 
 
-def _behind_digit(text, place, before, after) -> bool:
-  del text, place, after
+def _behind_digit(text, position, before, after) -> bool:
+  del text, position, after
   return _is_digit(before)
 
 
@@ -147,14 +147,14 @@ _RULES = {
   ":": _between_digits,
   "/": _beside_digit,
   "*": _beside_digit,
-  "^": lambda text, place, before, after: not before.isspace() and not after.isspace(),
+  "^": lambda text, position, before, after: not before.isspace() and not after.isspace(),
   "%": _behind_digit,
   "\u2030": _behind_digit,
   "\xb0": _behind_digit,
-  "#": lambda text, place, before, after: _kind(before) == "L" and not _is_word(after),
-  "\u266d": lambda text, place, before, after: _kind(before) == "L",
-  "&": lambda text, place, before, after: True,
-  "@": lambda text, place, before, after: _is_word(before) and _is_word(after),
-  "!": lambda text, place, before, after: after == "=",
-  "|": lambda text, place, before, after: "|" in (before, after),
+  "#": lambda text, position, before, after: _kind(before) == "L" and not _is_word(after),
+  "\u266d": lambda text, position, before, after: _kind(before) == "L",
+  "&": lambda text, position, before, after: True,
+  "@": lambda text, position, before, after: _is_word(before) and _is_word(after),
+  "!": lambda text, position, before, after: after == "=",
+  "|": lambda text, position, before, after: "|" in (before, after),
 }

@@ -1,12 +1,12 @@
 """Open-list tasks: ask for one item of a known set, so that quality and diversity are both exactly measurable.
 
-A response is worth 1 when it is exactly one acceptable item, else 0. Aligned models are known to collapse on such
-prompts (NoveltyBench, Zhang et al., https://arxiv.org/abs/2504.05228); a few tokens are enough to see it.
+The reward is 1 for exactly one acceptable item, else 0. Aligned models are known to collapse on such prompts
+(NoveltyBench, Zhang et al., https://arxiv.org/abs/2504.05228), already within a few tokens.
 
 Four splits keep training, the choice of settings, and evaluation apart:
 
   train                the training sets in the training wordings
-  validation_wordings  the training sets in other wordings, looked at while settings are chosen
+  validation_wordings  the training sets in other wordings, for the choice of settings
   heldout_wordings     the training sets in wordings that neither training nor the choice of settings has seen
   heldout_set          sets never trained on, in the training wordings, so that only the set is new
 """
@@ -58,7 +58,7 @@ WORDINGS = {
 }
 
 
-# The families of a split's prompts that a claim generalises over, and the claim: keys of `families`.
+# Keys of `families` over which a split's claim generalises, and the claim.
 BOTH = (("set_name", "wording"), "new sets and new wordings")
 CLUSTERS = {
   "validation_wordings": (("wording",), "new wordings of these sets"),
@@ -76,7 +76,7 @@ class AnswerSet(NamedTuple):
 
 
 class Task(NamedTuple):
-  """One prompt, the set its answers come from, and the split it belongs to."""
+  """One prompt, its answer set and its split."""
 
   set_name: str
   prompt: str
@@ -84,19 +84,19 @@ class Task(NamedTuple):
 
 
 def tasks(split: str, sets: Sequence[str] | None = None, wordings: Sequence[int] | None = None) -> list[Task]:
-  """The prompts of a split, set by set.
+  """Prompts of a split, set by set.
 
   Args:
     split: one of SPLITS.
-    sets: names of the sets to use; by default all that belong to the split. A set of the other side is refused, so
-      that no held-out set is ever trained on.
-    wordings: positions in WORDINGS[split] to use; by default all.
+    sets: names of the sets; None: all sets of the split. Sets of other splits are refused, so that no held-out set is
+      ever trained on.
+    wordings: positions in WORDINGS[split]; None: all.
 
   Returns:
     One task for every set and wording.
 
   Raises:
-    InputError: for an unknown split, set or wording.
+    InputError: the split, a set or a wording is unknown.
   """
   if split not in SPLITS:
     raise InputError(f"Unknown open-list split {split!r}: use one of {', '.join(SPLITS)}.")
@@ -118,7 +118,7 @@ def tasks(split: str, sets: Sequence[str] | None = None, wordings: Sequence[int]
 
 
 def families(set_name: str, prompt: str) -> dict[str, str] | None:
-  """The set and the wording of one of this task's prompts; None for any other prompt."""
+  """Set and wording of one of this task's prompts; None for any other prompt."""
   if set_name not in SETS:
     return None
   wording = _wordings(set_name).get(prompt)
@@ -128,11 +128,11 @@ def families(set_name: str, prompt: str) -> dict[str, str] | None:
 @functools.cache
 def _wordings(set_name):
   """{prompt: template} of a set, over all splits."""
-  return {_fill(template, SETS[set_name].noun): template for found in WORDINGS.values() for template in found}
+  return {_fill(template, SETS[set_name].noun): template for wordings in WORDINGS.values() for template in wordings}
 
 
 def parse_answer(completion: str, set_name: str) -> str | None:
-  """The canonical item that a completion names, or None when it is anything but exactly one acceptable item.
+  """Canonical item of a completion; None unless it is exactly one acceptable item.
 
   Case, accents, hyphens, surrounding spaces, one pair of quotes or asterisks, one final '.' or '!' and a leading
   article are ignored; any other word, or a line break, makes the answer unacceptable.
@@ -146,13 +146,13 @@ def open_list_reward(
   """1.0 for each completion that is exactly one acceptable item of its set, else 0.0.
 
   Args:
-    prompts: the prompts, one a completion; not used.
-    completions: the responses as text or messages, without special tokens.
-    set_name: the set asked for, one a completion.
+    prompts: one a completion; not used.
+    completions: responses as text or messages, without special tokens.
+    set_name: the requested set, one a completion.
     **columns: other columns of the data; not used.
 
   Returns:
-    One score a completion; None for what is not text.
+    One score a completion; None if it is not text.
   """
   del prompts, columns
   return [
@@ -162,7 +162,7 @@ def open_list_reward(
 
 
 def answer_set(set_name: str) -> AnswerSet:
-  """The set of that name; raises InputError when there is none."""
+  """The set of that name; raises InputError if there is none."""
   if set_name not in SETS:
     raise InputError(f"Unknown open-list set {set_name!r}: use one of {', '.join(SETS)}.")
   return SETS[set_name]
@@ -172,7 +172,7 @@ _PAIRS = (("**", "**"), ("*", "*"), ('"', '"'), ("'", "'"), ("`", "`"), ("“", 
 
 
 def _unwrap(text: str) -> str:
-  """Drops one final mark and one pair of quotes or asterisks, whichever is outside."""
+  """Drops one final mark and one pair of quotes or asterisks, in either order."""
   text = text.strip(" ")
   marked = text[-1:] in (".", "!")
   if marked:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Source(NamedTuple):
-  """One list as written: the noun of the prompts, whether regular plurals count, the items, a word that may follow."""
+  """One list as written: noun of the prompts, whether regular plurals count, items, and an optional suffix word."""
 
   noun: str
   plurals: bool

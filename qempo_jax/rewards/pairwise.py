@@ -1,4 +1,4 @@
-"""Preference between pairs, by any reward function that scores single responses.
+"""Pairwise preference rewards, from any reward function that scores single responses.
 
     P(y beats y') = sigmoid((s(y) - s(y')) / temperature)
 
@@ -18,10 +18,10 @@ from qempo_jax.rewards import texts
 
 
 class PairwiseReward:
-  """The probability of beating another member of the group, on average, or of beating a reference response.
+  """Probability of beating another member of the group, on average, or of beating a reference response.
 
-  Both lie in [0, 1] whatever the unit of the scores, so a floor has the same meaning for every scorer: 0.5 is as good
-  as the opponent. Against the group the mean over a group is always 0.5, so only a reference can carry a floor.
+  Both lie in [0, 1] for any unit of the scores, so a floor has the same meaning for every scorer: 0.5 is as good as the
+  opponent. The mean over a group is always 0.5 against the group, so only a reference can have a floor.
   """
 
   def __init__(
@@ -32,16 +32,16 @@ class PairwiseReward:
     reference: str = "reference",
     temperature: float = 1.0,
   ):
-    """Keeps the settings.
+    """Stores the settings.
 
     Args:
       scorer: a reward function, such as a reward model's, or its dotted path.
       against: "group", or "reference" for the response in a column.
       reference: that column's name.
-      temperature: in the unit of the scores.
+      temperature: unit of the scores.
 
     Raises:
-      InputError: another `against`, or a temperature that is not positive.
+      InputError: `against` is unknown, or the temperature is not positive.
     """
     if against not in ("group", "reference"):
       raise InputError(f"pairwise against={against!r}: use 'group' or 'reference'")
@@ -52,7 +52,7 @@ class PairwiseReward:
     self.__name__ = f"pairwise({getattr(self._scorer, '__name__', 'scorer')})"
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """One probability a completion; None where one of the two has no score."""
+    """One probability a completion; None if one of the two has no score."""
     if self._against == "group":
       scores = self._score(prompts, completions, columns)
       return groups.score_groups(self._win_rates, prompts, scores, columns)

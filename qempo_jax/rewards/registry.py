@@ -1,9 +1,9 @@
-"""From the text in a config to a reward function: a short name or a dotted path, with settings where it takes any.
+"""Reward functions from a config's text: a short name or a dotted path, with settings if it takes any.
 
 open_list                                   a function by its short name
 my_package.rewards.brevity                  a function of the user's
 length(target=50, slack=10)                 a reward with settings
-my_package.rewards.Brevity(limit=3)         likewise, a class or a function that returns one
+my_package.rewards.Brevity(limit=3)         a user's class, or a function that returns a reward
 """
 
 from collections.abc import Callable
@@ -30,16 +30,16 @@ SHORT_NAMES = {
 
 
 def resolve(text: str) -> Callable:
-  """The reward function that a text names.
+  """The reward function that a text describes.
 
   Args:
-    text: as above; settings are Python literals, which are read and never evaluated.
+    text: as above; settings are Python literals, which are parsed and never evaluated.
 
   Returns:
     A function of (prompts, completions, **columns).
 
   Raises:
-    InputError: it cannot be read, found or made, or settings are missing or wrong.
+    InputError: the text cannot be parsed, the reward is unknown, or settings are missing or wrong.
   """
   if text.startswith("reward_model:"):
     return checked.load(text)
@@ -48,13 +48,13 @@ def resolve(text: str) -> Callable:
     raise InputError(
       f"there is no reward {path!r}: give a dotted path, package.module.function, or one of {', '.join(SHORT_NAMES)}"
     )
-  found = checked.load(SHORT_NAMES.get(path, path))
-  if arguments is None and not isinstance(found, type):
-    return found
+  factory = checked.load(SHORT_NAMES.get(path, path))
+  if arguments is None and not isinstance(factory, type):
+    return factory
   try:
-    made = found(*(arguments or ()), **keywords)
+    reward = factory(*(arguments or ()), **keywords)
   except TypeError as error:
     raise InputError(f"reward {text!r} has settings missing or too many ({error}); write {path}(name=value)") from error
-  if not callable(made):
-    raise InputError(f"reward {text!r} makes a {type(made).__name__}; it must make a reward function")
-  return made
+  if not callable(reward):
+    raise InputError(f"reward {text!r} makes a {type(reward).__name__}; it must make a reward function")
+  return reward

@@ -1,4 +1,4 @@
-"""Guards of the two ways in which a response can be worthless and still long: repeating itself, and diverse garbage."""
+"""Guards against long but worthless responses: repetition, and diverse garbage."""
 
 from collections.abc import Sequence
 import math
@@ -8,27 +8,27 @@ import zlib
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import texts
 
-_MAX_CHARS = 100_000  # what is looked at, from the start
+_MAX_CHARS = 100_000  # Examined characters, from the start.
 
 
 class RepetitionReward:
-  """The share of a response's word n-grams that are different: 1.0 where none is repeated.
+  """Share of a response's word n-grams that are different: 1.0 if none is repeated.
 
       score = |set of n-grams| / |n-grams|
 
   Source: distinct-n of "A Diversity-Promoting Objective Function for Neural Conversation Models" (Li et al., arXiv
-  1510.03055), of one response. It falls with length by itself: compare responses of similar lengths.
+  1510.03055), of one response. It falls with length, so compare responses of similar lengths.
   """
 
   def __init__(self, *, n: int = 3):
-    """Keeps n, the words of an n-gram."""
+    """Stores n, the words of an n-gram."""
     if n < 1:
       raise InputError(f"repetition n={n}: it must be at least 1")
     self._n = n
     self.__name__ = f"repetition({n})"
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """One score a completion: 1.0 for one shorter than n words, None for what is not text."""
+    """One score a completion: 1.0 if it is shorter than n words, None if it is not text."""
     del prompts, columns
     return [None if text is None else self._score(text) for text in texts.texts_of(completions)]
 
@@ -38,26 +38,26 @@ class RepetitionReward:
 
 
 class CompressionReward:
-  """1.0 while a response compresses as prose does, falling to 0.0 for what compresses too well or hardly at all.
+  """1.0 while a response compresses like prose, falling to 0.0 if it compresses too well or hardly at all.
 
       ratio = bytes of deflate's output / bytes of the text
       score = 1 within [low, high + 3.5 / sqrt(bytes)], linear to 0 at `slack` outside
 
-  Below `low` the text repeats itself; above, it is close to random characters, which is what a policy finds when
-  entropy is rewarded and quality is not held. Short texts compress less, hence the root; below `min_chars` they cannot
-  be told apart and score 1.0. Deflate starts from a dictionary of common English words. The defaults fit English: in
-  film reviews cut at 80 to 2,000 characters, 99 % lie within the band. Random letters leave it at about 500 characters,
-  random printable characters at 80. Random words of a real vocabulary do so hardly at any length: for those, a reward
-  of quality is needed.
+  Below `low` the text repeats itself. Above the band it is close to random characters, as a policy writes if entropy is
+  rewarded without a quality floor. Short texts compress less, hence the root; texts below `min_chars` cannot be told
+  apart and score 1.0. Deflate starts from a dictionary of common English words. The defaults fit English: in film
+  reviews cut at 80 to 2,000 characters, 99 % lie within the band. Random letters leave it at about 500 characters,
+  random printable characters at 80. Random words of a real vocabulary hardly leave it at any length, so they need a
+  reward of quality.
   """
 
   def __init__(self, *, low: float = 0.2, high: float = 0.465, slack: float = 0.1, min_chars: int = 80):
-    """Keeps the band.
+    """Stores the band.
 
     Args:
       low: least ratio of full score, in [0, high].
       high: greatest ratio of full score of a very long text.
-      slack: how far outside the band the score reaches 0.
+      slack: distance outside the band at which the score reaches 0.
       min_chars: shorter texts are not judged.
     """
     if not 0 <= low <= high or slack <= 0 or min_chars < 0:
@@ -66,7 +66,7 @@ class CompressionReward:
     self.__name__ = "compression"
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """One score a completion; None for what is not text."""
+    """One score a completion; None if it is not text."""
     del prompts, columns
     return [None if text is None else self._score(text) for text in texts.texts_of(completions)]
 
@@ -79,7 +79,7 @@ class CompressionReward:
     return max(0.0, 1.0 - outside / self._slack)
 
 
-_SHORT_TEXT = 3.5  # measured on reviews: what a short text's ratio is above a long one's, times sqrt(bytes)
+_SHORT_TEXT = 3.5  # Measured on reviews: excess ratio of a short text over a long one's, times sqrt(bytes).
 _COMMON = (
   "the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which "
   "one you were all her she there would their we him been has when who will no more if out so up said what its about "
@@ -88,7 +88,7 @@ _COMMON = (
   "because each just those people how too little state good very make world still see own work men day get here "
   "between both life being under never same another know while last might us great old year go come since against"
 )
-_EMPTY_BYTES = 2  # of raw deflate without input
+_EMPTY_BYTES = 2  # Output of raw deflate without input.
 
 
 def compression_ratio(text: str) -> float:
@@ -101,5 +101,5 @@ def compression_ratio(text: str) -> float:
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-  """The n-grams of a sequence, in order, repeats included."""
+  """N-grams of a sequence, in order, with repeats."""
   return list(zip(*(words[start:] for start in range(n))))

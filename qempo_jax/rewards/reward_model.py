@@ -23,7 +23,7 @@ from qempo_jax.models import reward_checkpoint
 from qempo_jax.models import reward_head
 from qempo_jax.models.config import ModelConfig
 
-# Where a training run of a reward model leaves its export, in its workdir.
+# Folder of a reward model's export, in the workdir of its training run.
 EXPORT_FOLDER = "model"
 
 
@@ -31,12 +31,12 @@ class Loaded(NamedTuple):
   """A reward model on its devices.
 
   Attributes:
-    config: the decoder's shape.
-    params: the tree with "score", placed.
+    config: the decoder's config.
+    params: the sharded tree with "score".
     tokenizer: its tokenizer.
-    pad_token_id: the token before which the score is read; it ends no text.
+    pad_token_id: padding token, which ends no text; the token before it is scored.
     mesh: the devices.
-    has_head: whether the source had a head of its own, else every score is 0.
+    has_head: True if the source had a head; else every score is 0.
   """
 
   config: ModelConfig
@@ -55,41 +55,45 @@ def load_model(
   Args:
     source: a folder of a sequence classifier, the workdir of a training run, or any source of a language model
       ("demo", a .gguf file, a folder, a Hugging Face id).
-    mesh: the devices; None for all of them, each with its own rows.
-    compute_dtype: of products with weights.
+    mesh: the devices; None: all of them, each with its own rows.
+    compute_dtype: dtype of the operands of products with weights.
 
   Returns:
     The model.
 
   Raises:
-    InputError: nothing readable is there.
+    InputError: the source cannot be read.
   """
-  place = demo_model.demo_model_path() if source == "demo" else pathlib.Path(source).expanduser()
-  if (place / EXPORT_FOLDER / "config.json").is_file():
-    place = place / EXPORT_FOLDER
-  has_head, pad = place.is_dir() and reward_checkpoint.is_checkpoint(place), None
+  path = demo_model.demo_model_path() if source == "demo" else pathlib.Path(source).expanduser()
+  if (path / EXPORT_FOLDER / "config.json").is_file():
+    path = path / EXPORT_FOLDER
+  has_head, pad = path.is_dir() and reward_checkpoint.is_checkpoint(path), None
   if has_head:
-    config, params, pad = reward_checkpoint.load(place)
+    config, params, pad = reward_checkpoint.load(path)
   else:
-    place = place if place.exists() else source
-    config, params = reward_head.from_decoder(*conversion.load(place))
+    path = path if path.exists() else source
+    config, params = reward_head.from_decoder(*conversion.load(path))
   mesh = sharding.make_mesh() if mesh is None else mesh
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, reward_head.RULES))
-  tokenizer = tokenization.load_tokenizer(place)
-  num_tokens = special_tokens.num_tokens(tokenizer, config.vocab_size)  # refuses ids that the embedding lacks
+  tokenizer = tokenization.load_tokenizer(path)
+  num_tokens = special_tokens.num_tokens(tokenizer, config.vocab_size)  # Refuses ids that the embedding lacks.
   config = dataclasses.replace(config, compute_dtype=compute_dtype, num_tokens=num_tokens)
   return Loaded(config, params, tokenizer, padding_id(tokenizer) if pad is None else pad, mesh, has_head)
 
 
 def padding_id(tokenizer: Any) -> int:
-  """A token to pad with that is not the one that ends responses, or else the score would be read before the end.
+  """A padding token other than the one that ends responses, before which the score would be read.
 
   Raises:
     InputError: the tokenizer has no such token.
   """
   end, vocabulary = pair_tokens.end_token_id(tokenizer), tokenizer.get_vocab()
-  named = (tokenizer.pad_token_id, tokenizer.unk_token_id, vocabulary.get("<|endoftext|>"), tokenizer.bos_token_id)
-  for candidate in named:
+  for candidate in (
+    tokenizer.pad_token_id,
+    tokenizer.unk_token_id,
+    vocabulary.get("<|endoftext|>"),
+    tokenizer.bos_token_id,
+  ):
     if candidate is not None and candidate != end:
       return int(candidate)
   raise InputError("the tokenizer has no padding token but the one that ends responses; set its pad_token to another")
@@ -99,8 +103,8 @@ def load(path: str | pathlib.Path, compute_dtype: str = "float32") -> "RewardMod
   """The reward function of a trained reward model.
 
   Args:
-    path: its exported folder, or the workdir that it was trained in.
-    compute_dtype: of the operands of products with weights.
+    path: its exported folder, or the workdir of its training run.
+    compute_dtype: dtype of the operands of products with weights.
 
   Raises:
     InputError: there is no reward model.
@@ -115,10 +119,10 @@ def load(path: str | pathlib.Path, compute_dtype: str = "float32") -> "RewardMod
 
 
 class RewardModel:
-  """Scores texts; each call's texts are sorted by length, so that little is padded and few shapes are compiled."""
+  """Scores texts; each call sorts its texts by length, for little padding and few compiled shapes."""
 
   def __init__(self, model: Loaded, *, batch_size: int = 16, bucket: int = 64):
-    """Prepares to score.
+    """Sets up the jitted scoring function.
 
     Args:
       model: the reward model.
@@ -130,15 +134,15 @@ class RewardModel:
     data = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
     self._batch_size = packing.round_up(batch_size, data)
     rows = sharding.batch_sharding(model.mesh)
-    where = jax.tree.map(lambda leaf: leaf.sharding, model.params)
+    param_shardings = jax.tree.map(lambda leaf: leaf.sharding, model.params)
     self._score = jax.jit(
       functools.partial(_score_rows, config=model.config, pad_token_id=model.pad_token_id),
-      in_shardings=(where, rows, rows),
+      in_shardings=(param_shardings, rows, rows),
       out_shardings=sharding.replicated(model.mesh),
     )
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    """Scores completions, each as the answer to its prompt in the model's chat template, with its ending token.
+    """Scores completions, each as the answer to its prompt in the model's chat template, with EOS.
 
     Args:
       prompts: texts (one user message), or conversations of messages with role and content.
@@ -149,7 +153,7 @@ class RewardModel:
       One score a completion, reward units.
 
     Raises:
-      InputError: a prompt or completion is of another form.
+      InputError: a prompt or completion has another form.
     """
     if len(prompts) != len(completions):
       raise InputError(f"the reward model got {len(prompts)} prompts for {len(completions)} completions")
@@ -160,9 +164,9 @@ class RewardModel:
     return self.score_ids([[*encoder.prompt(prompt), *encoder.response(prompt, text)] for prompt, text in texts])
 
   def score_ids(self, texts: Sequence[Sequence[int]]) -> list[float]:
-    """Scores token ids, prompt and response together, none empty."""
+    """Scores token ids, prompt and response concatenated, none empty."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    found = np.zeros(len(texts), np.float32)
+    scores = np.zeros(len(texts), np.float32)
     for start in range(0, len(order), self._batch_size):
       chosen = order[start : start + self._batch_size]
       width = packing.round_up(len(texts[chosen[-1]]), self._bucket)
@@ -171,8 +175,8 @@ class RewardModel:
       for row, index in enumerate(chosen):
         lengths[row] = len(texts[index])
         tokens[row, : lengths[row]] = texts[index]
-      found[chosen] = np.asarray(self._score(self._model.params, tokens, lengths))[: len(chosen)]
-    return found.tolist()
+      scores[chosen] = np.asarray(self._score(self._model.params, tokens, lengths))[: len(chosen)]
+    return scores.tolist()
 
 
 def _score_rows(params, tokens_BxL, lengths_B, *, config, pad_token_id):

@@ -1,8 +1,8 @@
-"""How positive a text is, by logistic regression over hashed words and word pairs; trained here, no weights come along.
+"""Sentiment of a text, by logistic regression over hashed words and word pairs; trained here, without shipped weights.
 
-    z = b + sum_f w_f x_f / |x|       x_f = 1 where feature f is there
+    z = b + sum_f w_f x_f / |x|       x_f = 1 if the text has feature f
 
-Words and pairs of neighbouring words are hashed to one of 2^k features (CRC-32). Train it once:
+Words and pairs of adjacent words are hashed to one of 2^k features (CRC-32). Train it once:
 
     python -m experiments.train_sentiment --data=DIR
 
@@ -25,7 +25,7 @@ import numpy as np
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import texts
 
-_MAX_CHARS = 20_000  # of a text, from the start
+_MAX_CHARS = 20_000  # Read characters of a text, from the start.
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[!?]")
 
 
@@ -33,7 +33,7 @@ class Classifier(NamedTuple):
   """A trained model.
 
   Attributes:
-    weights: [features] float32, features a power of two.
+    weights: [features] float32, with a power of two of features.
     bias: its constant.
   """
 
@@ -42,17 +42,17 @@ class Classifier(NamedTuple):
 
 
 class SentimentReward:
-  """The probability that a response is positive (or negative), in [0, 1]; 0.5 for one without known words."""
+  """Probability that a response is positive (or negative), in [0, 1]; 0.5 for one without known words."""
 
   def __init__(self, *, path: str | os.PathLike | None = None, label: str = "positive"):
     """Loads the classifier.
 
     Args:
-      path: its file; by default that of `default_path`.
+      path: its file; None: `default_path`.
       label: "positive" or "negative".
 
     Raises:
-      InputError: there is no such file, or it is no classifier.
+      InputError: the file does not exist, or is not a classifier.
     """
     if label not in ("positive", "negative"):
       raise InputError(f"sentiment label {label!r}: use 'positive' or 'negative'")
@@ -61,7 +61,7 @@ class SentimentReward:
     self.__name__ = f"sentiment({label})"
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns) -> list[float | None]:
-    """One probability a completion; None for what is not text."""
+    """One probability a completion; None if it is not text."""
     del prompts, columns
     read = texts.texts_of(completions)
     logits = predict(self._classifier, featurize([text or "" for text in read], len(self._classifier.weights)))
@@ -70,13 +70,13 @@ class SentimentReward:
 
 
 class Features(NamedTuple):
-  """The features that are there, text by text.
+  """Sparse features of texts.
 
   Attributes:
-    indices: [entries] feature numbers, of all texts one after the other.
+    indices: [entries] feature numbers, of all texts, concatenated.
     rows: [entries] the text of each.
-    values: [entries] 1 over the root of the text's number of features.
-    num_rows: how many texts.
+    values: [entries] 1 divided by the root of the text's number of features.
+    num_rows: number of texts.
   """
 
   indices: np.ndarray
@@ -86,7 +86,7 @@ class Features(NamedTuple):
 
 
 def featurize(documents: Sequence[str], num_features: int) -> Features:
-  """Hashes the words and pairs of texts, each counted once in a text.
+  """Hashes the words and pairs of texts, each counted once per text.
 
   Args:
     documents: the texts.
@@ -95,11 +95,11 @@ def featurize(documents: Sequence[str], num_features: int) -> Features:
   Returns:
     Features.
   """
-  found = [np.fromiter(sorted(_hashes(text, num_features)), np.int64) for text in documents]
-  sizes = np.array([len(indices) for indices in found], np.int64)
-  rows = np.repeat(np.arange(len(found)), sizes)
-  indices = np.concatenate([*found, np.zeros(0, np.int64)])
-  return Features(indices, rows, 1 / np.sqrt(np.maximum(sizes, 1))[rows], len(found))
+  by_text = [np.fromiter(sorted(_hashes(text, num_features)), np.int64) for text in documents]
+  sizes = np.array([len(indices) for indices in by_text], np.int64)
+  rows = np.repeat(np.arange(len(by_text)), sizes)
+  indices = np.concatenate([*by_text, np.zeros(0, np.int64)])
+  return Features(indices, rows, 1 / np.sqrt(np.maximum(sizes, 1))[rows], len(by_text))
 
 
 def predict(classifier: Classifier, features: Features) -> np.ndarray:
@@ -113,15 +113,15 @@ def predict(classifier: Classifier, features: Features) -> np.ndarray:
 def fit(
   features: Features, labels: np.ndarray, *, num_features: int, l2: float, num_steps: int, learning_rate: float
 ) -> Classifier:
-  """Minimises the mean logistic loss + l2 |w|^2 / 2 by Adam on the whole data; the same for the same data.
+  """Minimises the mean logistic loss + l2 |w|^2 / 2 by full-batch Adam; deterministic.
 
   Args:
-    features: of the training texts.
+    features: features of the training texts.
     labels: [texts] 1 positive, 0 negative.
     num_features: as in `featurize`.
     l2: weight of the penalty.
-    num_steps: of Adam, whose rate falls linearly to 0.
-    learning_rate: of the first step.
+    num_steps: steps of Adam, whose learning rate falls linearly to 0.
+    learning_rate: learning rate of the first step.
 
   Returns:
     The classifier.
@@ -142,14 +142,14 @@ def fit(
 
 
 def default_path() -> pathlib.Path:
-  """Where the classifier is kept: `sentiment.npz` in QEMPO_CACHE_DIR or the user's cache."""
+  """Default file of the classifier: `sentiment.npz` in QEMPO_CACHE_DIR or the user's cache."""
   from qempo_jax.models import demo_model
 
   return demo_model.cache_dir() / "sentiment.npz"
 
 
 def save(classifier: Classifier, path: str | os.PathLike) -> None:
-  """Writes a classifier; a crash leaves the former file."""
+  """Writes a classifier; a crash leaves the former file intact."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   scratch = path.with_name(f".{path.name}.{os.getpid()}.npz")
@@ -158,7 +158,7 @@ def save(classifier: Classifier, path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike) -> Classifier:
-  """Reads a classifier; raises InputError where there is none."""
+  """Reads a classifier; raises InputError if there is none."""
   try:
     with np.load(path, allow_pickle=False) as file:
       weights, bias = file["weights"].astype(np.float32), float(file["bias"])
@@ -167,9 +167,11 @@ def load(path: str | os.PathLike) -> Classifier:
       f"there is no sentiment classifier {path}: train it by python -m experiments.train_sentiment --data=DIR"
     ) from error
   except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-    raise InputError(f"{path} is no sentiment classifier ({error}); remove it and train again") from error
+    raise InputError(f"{path} is not a sentiment classifier ({error}); remove it and train again") from error
   if weights.ndim != 1 or len(weights) & (len(weights) - 1) or not np.isfinite([*weights, bias]).all():
-    raise InputError(f"{path} is no sentiment classifier: its weights are {weights.shape}; remove it and train again")
+    raise InputError(
+      f"{path} is not a sentiment classifier: its weights are {weights.shape}; remove it and train again"
+    )
   return Classifier(weights, bias)
 
 

@@ -1,4 +1,4 @@
-"""What a reward function may be given as a completion: a text, a list of messages, or rubbish."""
+"""Texts of completions, which reward functions may get as texts, as lists of messages, or in no valid form."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from qempo_jax.rewards import words
 
 
 def text_of(completion: Any) -> str | None:
-  """The text of a completion.
+  """Text of a completion.
 
   Args:
     completion: a string, or messages `[{"role": ..., "content": ...}]`, whose contents are joined by line breaks; a
@@ -31,20 +31,20 @@ def text_of(completion: Any) -> str | None:
 
 
 def texts_of(completions: Sequence[Any]) -> list[str | None]:
-  """The text of each completion; None where it has none."""
+  """Text of each completion; None if it has none."""
   return [text_of(completion) for completion in completions]
 
 
 def words_of(text: str) -> list[str]:
-  """The words of a text, lower case: what blanks separate, and single characters in scripts without them."""
+  """Words of a text in lower case: separated by blanks, or single characters in scripts without blanks."""
   return words.by_blanks(text.casefold())
 
 
 def column(name: str, columns: Mapping[str, Sequence[Any]], completions: Sequence[Any]) -> Sequence[Any]:
-  """A column that a reward needs; raises InputError where the data has none of that name, or of another length."""
+  """A column that a reward needs; raises InputError if the data has no such column, or one of another length."""
   if name not in columns or columns[name] is None:
-    there = ", ".join(sorted(columns)) or "none"
-    raise InputError(f"the reward needs a column {name!r} in every row; the data's further columns are: {there}")
+    others = ", ".join(sorted(columns)) or "none"
+    raise InputError(f"the reward needs a column {name!r} in every row; the data's further columns are: {others}")
   if len(columns[name]) != len(completions):
     raise InputError(f"column {name!r} has {len(columns[name])} values for {len(completions)} completions")
   return columns[name]

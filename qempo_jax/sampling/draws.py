@@ -1,11 +1,11 @@
-"""One token from next-token logits, with its log-probability and their entropy, in three passes over the vocabulary."""
+"""Draws one token from next-token logits, with its log-prob and their entropy, in three passes over the vocabulary."""
 
 import jax
 import jax.numpy as jnp
 
 from qempo_jax.token_stats import TokenStats
 
-# Probabilities are counted in units of this: 1 / 2^30, so that their integer sums are exact.
+# Unit of integer probabilities, 1 / 2^30, so that their sums are exact.
 _ONE = 2**30
 
 
@@ -15,13 +15,14 @@ def draw(bits, logits, *, block=256):
 
   With e_v = exp(l_v - max l):   log pi(y) = l_y - max l - log sum e,   h = log sum e - sum e (l - max l) / sum e
 
-  Two random numbers a draw, where the Gumbel trick needs one for every token of the vocabulary. Both cumulative sums
-  are over integers, shares rounded to 2^-30: they rise only where there is probability, in any order of summation, and
-  the total-variation distance to the softmax is below V 2^-32 plus the rounding of the exponentials, about 1e-7.
+  A draw takes two random numbers; the Gumbel trick needs one for every token of the vocabulary. Both cumulative sums
+  are over integers, shares rounded to 2^-30, so that they increase only at tokens with probability, in any order of
+  summation. The total-variation distance to the softmax is below V 2^-32 plus the rounding of the exponentials, about
+  1e-7.
 
   Args:
     bits: [..., 2] random uint32.
-    logits: [..., V], -inf on what is never drawn.
+    logits: [..., V], -inf for tokens that are never drawn.
     block: tokens a block.
 
   Returns:
@@ -31,23 +32,23 @@ def draw(bits, logits, *, block=256):
   padding = [(0, 0)] * len(batch) + [(0, -logits.shape[-1] % (2 * block))]
   blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(*batch, -1, block)
   top = jnp.max(jnp.max(blocks, axis=-1), axis=-1)[..., None]
-  # Sums of blocks are kept apart from the sum of them: XLA would join two sums of one shape, or a sum of sums, in loops
-  # that CPUs run slowly.
+  # A barrier keeps the sums of blocks apart from their total: XLA would fuse two sums of one shape, or a sum of sums,
+  # into loops that CPUs run slowly.
   masses = jax.lax.optimization_barrier(jnp.sum(jnp.exp(blocks - top[..., None]), axis=-1))
   total = jnp.sum(masses, axis=-1)
-  # In wider blocks, so that this sum is not joined with the one above either.
+  # Wider blocks, so that this sum is not fused with the one above either.
   shifted = jnp.maximum(blocks.reshape(*batch, -1, 2 * block) - top[..., None], _LOWEST)
   moment = jnp.sum(jax.lax.optimization_barrier(jnp.sum(jnp.exp(shifted) * shifted, axis=-1)), axis=-1)
 
   chosen = pick(bits[..., 1], masses)[..., None]
   within = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)[..., 0, :] - top
-  place = pick(bits[..., 0], jnp.exp(within))
-  log_prob = jnp.take_along_axis(within, place[..., None], axis=-1)[..., 0] - jnp.log(total)
-  return chosen[..., 0] * block + place, TokenStats(log_prob, jnp.log(total) - moment / total)
+  index = pick(bits[..., 0], jnp.exp(within))
+  log_prob = jnp.take_along_axis(within, index[..., None], axis=-1)[..., 0] - jnp.log(total)
+  return chosen[..., 0] * block + index, TokenStats(log_prob, jnp.log(total) - moment / total)
 
 
 def pick(bits, masses):
-  """Indices [...] drawn in proportion to masses [..., N], by one random uint32 each."""
+  """Indices [...] drawn in proportion to masses [..., N], with one random uint32 each."""
   ends = shares(masses)
   return jnp.argmax(ends > _scaled(bits, ends[..., -1])[..., None], axis=-1)
 
@@ -68,5 +69,5 @@ def _scaled(bits, count):
   return (high(bits) * high(count) + high(middle) + high(other)).astype(jnp.int32)
 
 
-# What -inf is replaced by where it meets its own exponential: e^x x is 0 there too.
+# Replacement of -inf in products with its own exponential: e^x x is 0 there too.
 _LOWEST = -1e4

@@ -1,7 +1,7 @@
-"""Where a policy lies while it is sampled from: its matrices in the compute dtype, split over tensor alone.
+"""Parameter layout for sampling: matrices in the compute dtype, sharded over tensor alone.
 
-Training splits parameters over fsdp too, and gathers each block as it comes. A sampler would gather every block for
-every token. So they are laid out anew once a step, by one compiled function that only rounds and moves them.
+Training shards parameters over fsdp too, and gathers each block when it is used. A sampler would gather every block for
+every token. One compiled function therefore rounds and reshards the parameters once a step.
 """
 
 from collections.abc import Callable
@@ -30,35 +30,33 @@ def sampling_mesh(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> jax.shardi
 
   Args:
     mesh: the training mesh.
-    shape: devices along (data, fsdp, tensor) or (data, fsdp, tensor, sequence); () for the mesh as it is. Rows are
-      split over data and fsdp, the samples of a row over sequence.
+    shape: devices along (data, fsdp, tensor) or (data, fsdp, tensor, sequence); (): the training mesh. Rows are
+      sharded over data and fsdp, the samples of a row over sequence.
 
   Returns:
     The mesh.
 
   Raises:
-    InputError: the shape is not for so many devices.
+    InputError: the shape does not fit the number of devices.
   """
   if not shape:
     return mesh
   if len(shape) not in (3, 4) or math.prod(shape) != mesh.size or min(shape) < 1:
-    raise InputError(
-      f"sampling.mesh={shape} does not arrange the {mesh.size} devices of compute.mesh={mesh.devices.shape}"
-    )
+    raise InputError(f"sampling.mesh={shape} does not fit the {mesh.size} devices of compute.mesh={mesh.devices.shape}")
   names = (*AXES, SEQUENCE)[: len(shape)]
   return jax.sharding.Mesh(mesh.devices.reshape(shape), names, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def arrangement(params, config: ModelConfig, mesh: jax.sharding.Mesh) -> Callable:
-  """The jitted function that lays such parameters out for sampling.
+  """Jitted function from trained parameters to their sampling layout.
 
   Args:
-    params: of a policy, or shapes of them, on a training mesh.
-    config: the decoder's shape.
-    mesh: of `sampling_mesh`.
+    params: parameters of a policy, or their shapes, on a training mesh.
+    config: the decoder's config.
+    mesh: from `sampling_mesh`.
 
   Returns:
-    params -> what `sampler.sample_groups` takes; on one device in the compute dtype, they pass through.
+    params -> the parameters for `sampler.sample_groups`; on one device in the compute dtype, they are unchanged.
   """
   rounded = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 2 else leaf
   round_blocks = lambda tree: tree | {"layers": jax.tree.map(rounded, tree["layers"])}

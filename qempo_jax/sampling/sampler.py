@@ -1,14 +1,14 @@
-"""Groups of samples from a decoder: one prefill a prompt, then decoding loops that nothing on the host waits for.
+"""Samples groups of responses: one prefill a prompt, then decoding loops on the device without waits for the host.
 
-Every sample has a slot. Where there are as many slots as samples, the slots of a prompt share its keys and values.
-Where there are fewer, each slot takes the next sample of a queue on the device as soon as its own has ended, beside a
-copy of that sample's prompt, so that long responses keep no other slot waiting (Orca, Yu et al., OSDI 2022). While the
-last samples finish, the slots may be halved a few times: those at work move into an array of half the size.
+Every sample has a slot. With as many slots as samples, the slots of a prompt share its keys and values. With fewer, a
+slot that finishes a sample takes the next one of a queue on the device, with a copy of its prompt. Long responses then
+keep no other slot waiting (Orca, Yu et al., OSDI 2022). While the last samples finish, the slots may be halved a few
+times: the busy ones move into an array of half the size.
 
-The work is a chain of compiled loops over arrays of static shapes: rings of keys and values that double until they hold
-the longest response, then slots that halve. On a mesh each device has the queue and the slots of its own prompts;
-all take as many turns. The random numbers of a token depend on (rng, prompt, sample, token) alone, so slots, halvings, rings
-and how prompts are batched change speed and memory, and no sample.
+The work is a chain of compiled loops over arrays of static shapes. First the rings of keys and values double until they
+hold the longest response, then the slots halve. On a mesh each device has the queue and the slots of its own prompts,
+and all take equally many turns. The random numbers of a token depend on (rng, prompt, sample, token) alone. Slots,
+halvings, rings and the batching of prompts therefore change speed and memory, but no sample.
 """
 
 import functools
@@ -47,25 +47,25 @@ def sample_groups(
 ) -> Rollout:
   """Samples a group of responses to each prompt from the untruncated distribution.
 
-  A sample ends with the first stop token, which belongs to it; its log-probability and entropy count.
+  A sample ends with its first stop token, which is part of it: its log-prob and entropy count.
 
   Args:
     params: the decoder's parameters.
-    config: the decoder's shape.
+    config: the decoder's config.
     prompts: padded on either side, or not at all.
     rng: a key.
-    group_size: samples a prompt, G.
-    max_length: most response tokens, T; part of the problem's statement, for entropy grows with length.
-    temperature: divides the logits.
+    group_size: G, samples a prompt.
+    max_length: T, most response tokens; part of the problem statement, since entropy grows with length.
+    temperature: divisor of the logits.
     stop_tokens: ids that end a response.
-    prompt_ids: [P] numbers that the prompts' random numbers depend on; None for their rows.
-    slots: samples decoded side by side, over all devices; 0, or too many, for all.
-    halvings: how often the slots are halved while the last samples finish; each is one more loop to compile.
-    first_ring: response tokens that the first loop has room for; None for half of the longest response's, within 32 and
-      256. Attention reads a whole ring for each token, and every doubling is one more loop to compile.
+    prompt_ids: [P] numbers that the prompts' random numbers depend on; None: their row indices.
+    slots: sequences decoded in parallel, over all devices; 0, or a number above the samples': all.
+    halvings: times the slots are halved while the last samples finish; each compiles one more loop.
+    first_ring: response tokens in the first loop's ring; None: half of `max_length`, within 32 and 256. Attention reads
+      a whole ring for each token, and every doubling compiles one more loop.
 
   Returns:
-    Rollout with log-probabilities and entropies at this temperature, in nats.
+    Rollout with log-probs and entropies at this temperature, in nats.
   """
   rows = prompts.tokens.shape[0]
   hidden_PxD, keys, values = transformer.prefill(params, config, prompts.tokens, prompts.mask)
@@ -94,7 +94,7 @@ def sample_groups(
 
 
 def ring_sizes(max_length: int, first: int | None = None) -> list[int]:
-  """The rings' places in every loop: the first, then twice as many each time, until the longest response has room."""
+  """Ring size of every loop: the first, then doubled until the longest response fits."""
   sizes = [min(min(max(-(-max_length // 2), 32), 256) if first is None else first, max_length)]
   while sizes[-1] < max_length:
     sizes.append(min(2 * sizes[-1], max_length))
@@ -102,7 +102,7 @@ def ring_sizes(max_length: int, first: int | None = None) -> list[int]:
 
 
 def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings, ring):
-  """All loops on one device's prompts: (tokens [P, G, T], -1 where there are none; TokenStats; slot-steps [1])."""
+  """All loops on one device's prompts: (tokens [P, G, T], -1 on padding; TokenStats; slot-steps [1])."""
   params, temperature = decoder
   hidden_PxD, prompt_layers, mask_PxL, keys_PxG = by_prompt
   rings = ring_sizes(max_length, ring)
@@ -111,7 +111,7 @@ def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings
   flat_keys = keys_PxG.reshape(-1)
 
   def turn(state: queues.Slots) -> queues.Slots:
-    """Draws a token in every slot, keeps those of samples, and computes what the next depend on."""
+    """Draws a token in every slot, stores those of busy slots, and computes the next hidden states."""
     logits = transformer.logits(state.hidden, params["unembedding"], config) / temperature
     lengths = state.cache.lengths_RxG
     fold = lambda item, time: jax.random.bits(jax.random.fold_in(flat_keys[item], time), (2,), jnp.uint32)

@@ -1,4 +1,4 @@
-"""Slots that samples are decoded in, and the queue of samples that they take from, all on the device.
+"""Slots in which samples are decoded, and the queue of samples that they take from, all on the device.
 
 Samples are numbered prompt by prompt: item i is sample i mod G of prompt i // G. Shape letters: P prompts, G samples of
 each, R rows of S slots, T most tokens.
@@ -17,20 +17,20 @@ from qempo_jax.models.kv_cache import LayerCache
 
 @struct.dataclass
 class Slots:
-  """What the decoding loops carry.
+  """Carry of the decoding loops.
 
   Attributes:
-    hidden: [R, S, D] final hidden state that each slot's next token depends on.
-    item: [R, S] the sample that each slot is at, or was.
-    busy: [R, S] whether it is at one.
-    next: the first sample that no slot has taken.
+    hidden: [R, S, D] final hidden state that predicts each slot's next token.
+    item: [R, S] current or last sample of each slot.
+    busy: [R, S] True if the slot's sample is unfinished.
+    next: first sample of the queue.
     cache: keys and values.
-    tokens: [P G, T] of every sample, -1 where there is none.
+    tokens: [P G, T] tokens of every sample, -1 on padding.
     log_probs: [P G, T] nats.
-    entropies: likewise.
+    entropies: [P G, T] nats.
     slot_steps: tokens that the slots could have drawn so far.
-    more: whether any device has a sample at work.
-    most_left: the most samples that are at work or waiting on a device.
+    more: True if any device has an unfinished sample.
+    most_left: largest number of unfinished samples on a device.
   """
 
   hidden: jax.Array
@@ -46,7 +46,7 @@ class Slots:
   most_left: jax.Array
 
   def keep(self, token, stats):
-    """Writes the tokens of busy slots, with their TokenStats, to their samples."""
+    """Stores the tokens of busy slots, with their TokenStats, in their samples."""
     where = (jnp.where(self.busy, self.item, len(self.tokens)), self.cache.lengths_RxG)
     put = lambda array, value: array.at[where].set(value.astype(array.dtype), mode="drop")
     return dataclasses.replace(
@@ -58,13 +58,13 @@ class Slots:
     )
 
   def counted(self):
-    """The same with what the loops' conditions ask for."""
+    """The slots with updated `more` and `most_left`, which the loops' conditions read."""
     left = jnp.sum(self.busy) + len(self.tokens) - self.next
     most = sharding.most_over_rows(left)
     return dataclasses.replace(self, more=most > 0, most_left=most)
 
   def halved(self, size: int):
-    """The slots at work, in an array of `size` of them, each in a row of its own."""
+    """The busy slots, in an array of `size` of them, each in a row of its own."""
     order = jnp.argsort(~self.busy.reshape(-1), stable=True)[:size]
     pick = lambda array: array.reshape(-1, 1, *array.shape[2:])[order]
     hidden, item, busy = pick(self.hidden), pick(self.item), pick(self.busy)
@@ -72,16 +72,16 @@ class Slots:
 
 
 class Work:
-  """Prefilled prompts and how many samples each wants."""
+  """Prefilled prompts and the number of samples of each."""
 
   def __init__(self, hidden_PxD, prompt_layers: tuple[LayerCache, ...], mask_PxL, *, group_size: int):
-    """Takes each prompt's last hidden state, its keys and values (of rings without places), and its mask."""
+    """Takes each prompt's last hidden state, its keys and values (with empty rings), and its mask."""
     self._hidden_PxD, self._layers, self._mask_PxL, self._group_size = hidden_PxD, prompt_layers, mask_PxL, group_size
     self._items = hidden_PxD.shape[0] * group_size
     self._refills = False
 
   def start(self, slots: int, ring: int, max_length: int) -> Slots:
-    """Slots with the first samples: a row for each prompt's group, or, where slots are fewer than samples, for each slot."""
+    """Slots with the first samples, one row per prompt; with fewer slots than samples, one row per slot."""
     self._refills = 0 < slots < self._items
     item = jnp.arange(slots)[:, None] if self._refills else jnp.arange(self._items).reshape(-1, self._group_size)
     prompt_R = item[:, 0] // self._group_size
@@ -104,42 +104,40 @@ class Work:
     return state.counted()
 
   def refill(self, state: Slots) -> Slots:
-    """Gives every free slot the next sample, while there are any."""
+    """Gives every free slot the next sample of the queue."""
     if not self._refills:
       return state
     item = state.next + jnp.cumsum(~state.busy).reshape(state.busy.shape) - 1
-    takes = ~state.busy & (item < self._items)
-    item = jnp.where(takes, item, state.item)
+    refilled = ~state.busy & (item < self._items)
+    item = jnp.where(refilled, item, state.item)
     prompt = item // self._group_size
-    moves = takes & (prompt != state.item // self._group_size)
-    first = lambda old, new: jnp.where(takes, new, old)
+    has_new_prompt = refilled & (prompt != state.item // self._group_size)
     cache = dataclasses.replace(
       state.cache,
-      layers=self._moved(state.cache.layers, prompt[:, 0], moves[:, 0]),
+      layers=self._with_new_prompts(state.cache.layers, prompt[:, 0], has_new_prompt[:, 0]),
       prompt_mask_RxL=self._mask_PxL[prompt[:, 0]],
-      lengths_RxG=first(state.cache.lengths_RxG, 0),
+      lengths_RxG=jnp.where(refilled, 0, state.cache.lengths_RxG),
     )
-    hidden = jnp.where(takes[..., None], self._hidden_PxD[prompt], state.hidden)
-    return state.replace(
-      hidden=hidden, item=item, busy=state.busy | takes, next=state.next + jnp.sum(takes, dtype=jnp.int32), cache=cache
-    )
+    hidden = jnp.where(refilled[..., None], self._hidden_PxD[prompt], state.hidden)
+    num_taken = jnp.sum(refilled, dtype=jnp.int32)
+    return state.replace(hidden=hidden, item=item, busy=state.busy | refilled, next=state.next + num_taken, cache=cache)
 
-  def _moved(self, layers, prompt_R, moves_R):
-    """The rows that move to another prompt with a copy of its keys and values, one after another: mostly there are none."""
-    order = jnp.argsort(~moves_R, stable=True)
+  def _with_new_prompts(self, layers, prompt_R, has_new_prompt_R):
+    """Copies keys and values of new prompts into their rows, one after another; mostly there are none."""
+    order = jnp.argsort(~has_new_prompt_R, stable=True)
 
     def copy(index, layers):
       row = order[index]
-      put = lambda old, all_: jax.lax.dynamic_update_index_in_dim(
-        old, jax.lax.dynamic_index_in_dim(all_, prompt_R[row], keepdims=False), row, 0
+      put = lambda rows, prompts: jax.lax.dynamic_update_index_in_dim(
+        rows, jax.lax.dynamic_index_in_dim(prompts, prompt_R[row], keepdims=False), row, 0
       )
       return tuple(
         dataclasses.replace(
           layer,
-          prompt_keys=jax.tree.map(put, layer.prompt_keys, of.prompt_keys),
-          prompt_values=jax.tree.map(put, layer.prompt_values, of.prompt_values),
+          prompt_keys=jax.tree.map(put, layer.prompt_keys, prompts.prompt_keys),
+          prompt_values=jax.tree.map(put, layer.prompt_values, prompts.prompt_values),
         )
-        for layer, of in zip(layers, self._layers)
+        for layer, prompts in zip(layers, self._layers)
       )
 
-    return jax.lax.fori_loop(0, jnp.sum(moves_R), copy, layers)
+    return jax.lax.fori_loop(0, jnp.sum(has_new_prompt_R), copy, layers)

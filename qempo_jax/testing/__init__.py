@@ -1,4 +1,4 @@
-"""Exact checks for losses and policies: enumeration in place of sampling."""
+"""Exact checks for losses and policies, by enumeration instead of sampling."""
 
 from qempo_jax.testing.check_loss import check_loss
 from qempo_jax.testing.check_loss import default_problem

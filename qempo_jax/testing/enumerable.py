@@ -4,9 +4,9 @@
     params = policy.init(jax.random.key(0))
     policy.entropy(params), jax.grad(policy.entropy)(params)
 
-Any model plugs in as `EnumerablePolicy(space, init, token_log_probs)` with `token_log_probs(params) -> [N, T]`,
-the log-probs of the N enumerated sequences' own tokens; next-token distributions, entropies and KLs are
-read off the enumeration, so they need nothing more from the model.
+Any model fits as `EnumerablePolicy(space, init, token_log_probs)` with `token_log_probs(params) -> [N, T]`, the
+log-probs of the N enumerated sequences' own tokens. Next-token distributions, entropies and KLs follow from the
+enumeration.
 """
 
 from collections.abc import Callable
@@ -83,9 +83,9 @@ class EnumerablePolicy(NamedTuple):
   ) -> "EnumerablePolicy":
     """The library's own decoder, tiny, answering one prompt; see `tiny_transformer`.
 
-    Policies that differ in their prompt alone share their params: one model, several prompts.
+    Policies that differ only in their prompt share their params: one model, several prompts.
     """
-    from qempo_jax.testing import tiny_transformer  # keeps the models out of `import qempo_jax`
+    from qempo_jax.testing import tiny_transformer  # Keeps the models out of `import qempo_jax`.
 
     space = sequence_space(vocab_size, max_length)
     config = tiny_transformer.tiny_config(vocab_size, width=width, num_layers=num_layers)
@@ -96,7 +96,7 @@ class EnumerablePolicy(NamedTuple):
     return jnp.sum(masked(self.token_log_probs(params), self.space.mask), axis=-1)
 
   def next_token_log_probs(self, params: Params) -> Array:
-    """[N, T, V] log-probs of every next token along every sequence; -inf where no sequence goes."""
+    """[N, T, V] log-probs of every next token along every sequence; -inf if no sequence continues with it."""
     return self.space.next_tokens(self.token_log_probs(params))
 
   def token_entropies(self, params: Params) -> Array:

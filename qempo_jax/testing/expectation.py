@@ -1,4 +1,4 @@
-"""What a loss does on average: its gradient's exact mean and variance over every group or pair there is."""
+"""Exact mean and variance of a loss's gradient over all groups or pairs."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from qempo_jax.testing.problems import Problem
 
 
 class Samples(NamedTuple):
-  """What a loss sees of one group of G samples of a prompt; the first three carry gradients.
+  """Input of a loss: one group of G samples of a prompt; the first three fields carry gradients.
 
-  Padding holds arbitrary finite values, as it does in training; the properties leave it out.
+  Padding holds arbitrary finite values, as in training; the properties mask it.
 
   Attributes:
     token_log_probs: [G, T] under the current policy, nats.
@@ -61,7 +61,7 @@ class Samples(NamedTuple):
 
 
 class Pair(NamedTuple):
-  """What a preference loss sees: scalars; the first two carry gradients. Log-probs in nats, lengths in tokens."""
+  """Input of a preference loss: scalars; the first two carry gradients. Log-probs in nats, lengths in tokens."""
 
   chosen_log_prob: Array
   rejected_log_prob: Array
@@ -100,7 +100,7 @@ def group_moments(
     problem: the policy and the rewards.
     group_size: G; the cost grows as N^G.
     behaviour: "policy" samples from the current policy, "old" from the earlier one.
-    padding: what it holds: "zero", or "garbage", finite values that change with the parameters.
+    padding: values on padding: "zero", or "garbage", finite values that change with the parameters.
 
   Returns:
     Jitted function of params. The variance is of one group of one prompt, averaged over prompts.
@@ -121,11 +121,11 @@ def group_moments(
       def one_group(group):
         def group_loss(stats_of_group):
           samples = Samples(*stats_of_group, *fixed[:, group], mask[group], rewards[group])
-          found = jnp.stack([loss(samples) for loss in losses])
-          return found, found
+          stacked = jnp.stack([loss(samples) for loss in losses])
+          return stacked, stacked
 
-        gradients, found = jax.jacrev(group_loss, has_aux=True)(values[:, group])
-        return -jnp.einsum("lkgt,kgtd->ld", gradients, jacobian[:, group]), found
+        gradients, stacked = jax.jacrev(group_loss, has_aux=True)(values[:, group])
+        return -jnp.einsum("lkgt,kgtd->ld", gradients, jacobian[:, group]), stacked
 
       return _moments(*jax.lax.map(one_group, groups, batch_size=512), weights)
 
@@ -167,8 +167,8 @@ def pair_moments(losses: Sequence[Callable[[Pair], Array]], problem: Problem) ->
   n = policy.space.num_sequences
   chosen, rejected = (jnp.asarray(x) for x in np.indices((n, n)).reshape(2, -1))
   ref, rewards = problem.ref_log_probs, problem.rewards[0]
-  drawn = jnp.exp(ref[chosen] + ref[rejected])
-  weights = drawn * jax.nn.sigmoid(rewards[chosen] - rewards[rejected])
+  pair_probs = jnp.exp(ref[chosen] + ref[rejected])
+  weights = pair_probs * jax.nn.sigmoid(rewards[chosen] - rewards[rejected])
 
   @jax.jit
   def moments(params: Params) -> Moments:
@@ -177,12 +177,12 @@ def pair_moments(losses: Sequence[Callable[[Pair], Array]], problem: Problem) ->
     def one_pair(w, v):
       def pair_loss(x):
         pair = Pair(x[0], x[1], ref[w], ref[v], lengths[w], lengths[v])
-        found = jnp.stack([loss(pair) for loss in losses])
-        return found, found
+        stacked = jnp.stack([loss(pair) for loss in losses])
+        return stacked, stacked
 
-      own = jnp.stack([w, v])
-      gradients, found = jax.jacrev(pair_loss, has_aux=True)(log_probs[own])
-      return -gradients @ jacobian[own], found
+      both = jnp.stack([w, v])
+      gradients, stacked = jax.jacrev(pair_loss, has_aux=True)(log_probs[both])
+      return -gradients @ jacobian[both], stacked
 
     return _moments(*jax.vmap(one_pair)(chosen, rejected), weights / jnp.sum(weights))
 

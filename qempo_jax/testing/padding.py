@@ -1,4 +1,4 @@
-"""Does a loss look at padding? Its gradient under three fillings of the padding tells."""
+"""Detects losses that read padding, by their gradient under three fillings of the padding."""
 
 from collections.abc import Callable
 
@@ -18,17 +18,17 @@ NUM_GROUPS = 16
 
 
 def use_of_padding(loss: Callable[[Samples], Array], problem: Problem, *, group_size: int, tolerance: float) -> str:
-  """Compares the gradient of a loss with zeros, finite garbage and NaN in padding, on groups drawn at random.
+  """Compares the gradient of a loss with zeros, finite garbage and NaN in padding, on random groups.
 
   Args:
     loss: function of `Samples` to a scalar.
     problem: the policy and the rewards.
     group_size: G.
-    tolerance: relative difference that is none.
+    tolerance: relative difference that counts as none.
 
   Returns:
-    `COUNTS` if finite values change the gradient or have one of their own, `NAN_SPREADS` if only NaN does,
-    `IGNORED` otherwise. Groups whose gradient is not finite with zeros tell nothing.
+    `COUNTS` if finite values change the gradient or have a gradient themselves, `NAN_SPREADS` if only NaN does,
+    `IGNORED` otherwise. Groups whose gradient is not finite with zeros are ignored.
   """
   space = problem.policy.space
   groups = np.random.default_rng(0).integers(space.num_sequences, size=(NUM_GROUPS, group_size))
@@ -40,10 +40,10 @@ def use_of_padding(loss: Callable[[Samples], Array], problem: Problem, *, group_
   @jax.vmap
   def gradients(stats_KxNxT):
     def of_group(group):
-      def group_loss(own):
+      def group_loss(policy_stats):
         rest = stats_KxNxT[3:, group]
-        samples = Samples(*own, *rest, jnp.asarray(space.mask)[group], problem.rewards[0][group])
-        return jnp.asarray(loss(samples), own.dtype)
+        samples = Samples(*policy_stats, *rest, jnp.asarray(space.mask)[group], problem.rewards[0][group])
+        return jnp.asarray(loss(samples), policy_stats.dtype)
 
       return jax.value_and_grad(group_loss)(stats_KxNxT[:3, group])
 
@@ -54,8 +54,8 @@ def use_of_padding(loss: Callable[[Samples], Array], problem: Problem, *, group_
   tokens = np.broadcast_to(np.asarray(mask)[:, None], clean.shape) & known
   size = tolerance * np.linalg.norm(clean[tokens])
 
-  def differs(found):
-    return not np.linalg.norm(found[tokens] - clean[tokens]) <= size
+  def differs(gradient):
+    return not np.linalg.norm(gradient[tokens] - clean[tokens]) <= size
 
   if differs(garbage) or not np.linalg.norm(garbage[~tokens & known]) <= size:
     return COUNTS

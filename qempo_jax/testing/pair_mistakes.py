@@ -1,4 +1,4 @@
-"""Known mistakes in losses of preference pairs, each by the gradient it follows in expectation."""
+"""Known mistakes in preference losses, each with the gradient it follows in expectation."""
 
 import functools
 
@@ -14,26 +14,26 @@ from qempo_jax.testing.problems import Problem
 
 
 def explain_pairs(
-  found: np.ndarray, problem: Problem, *, alpha: float, beta: float, tolerance: float = 1e-3
+  mean_gradient: np.ndarray, problem: Problem, *, alpha: float, beta: float, tolerance: float = 1e-3
 ) -> tuple[str, ...]:
-  """Returns the name of the mistake of which this gradient is a positive multiple; none if it is like no other.
+  """Name of the mistake whose gradient this is a positive multiple of; empty if there is none.
 
   Args:
-    found: [points * D] minus the expected gradient at the points of the problem.
-    problem: what the loss was checked on.
+    mean_gradient: [points * D] minus the expected gradient at the points of the problem.
+    problem: the problem of the check.
     alpha: entropy weight of J.
     beta: reference weight of J.
     tolerance: largest distance of a fit, relative to the gradient.
   """
-  found = np.asarray(found, np.float64)
-  if not np.isfinite(found).all():
+  mean_gradient = np.asarray(mean_gradient, np.float64)
+  if not np.isfinite(mean_gradient).all():
     return (NAN,)
-  norm = np.linalg.norm(found)
+  norm = np.linalg.norm(mean_gradient)
   if norm == 0:
     return (NO_GRADIENT,)
   for name, gradient in _signatures(problem, alpha, beta).items():
-    scale = max(found @ gradient / max(gradient @ gradient, 1e-300), 0.0)
-    if np.linalg.norm(found - scale * gradient) < tolerance * norm:
+    scale = max(mean_gradient @ gradient / max(gradient @ gradient, 1e-300), 0.0)
+    if np.linalg.norm(mean_gradient - scale * gradient) < tolerance * norm:
       return (name,)
   return ()
 
@@ -59,5 +59,5 @@ def _signatures(problem: Problem, alpha: float, beta: float) -> dict[str, np.nda
     "alpha and beta exchanged": lambda pair: losses.preference_loss(*pair[:4], alpha=beta, beta=alpha),
   }
   moments = pair_moments(list(wrong.values()), problem)
-  found = np.stack([moments(params).mean for params in problem.params], axis=1)
-  return dict(zip(wrong, found.reshape(len(wrong), -1), strict=True))
+  gradients = np.stack([moments(params).mean for params in problem.params], axis=1)
+  return dict(zip(wrong, gradients.reshape(len(wrong), -1), strict=True))

@@ -1,4 +1,4 @@
-"""The losses once more in NumPy, straight from their formulas: slow, in double precision, for tests.
+"""The losses in NumPy, written from their formulas: slow, in double precision, for tests.
 
 One example a call, arguments as in `qempo_jax.losses`; functions of a group of samples are in `reference_groups`.
 """

@@ -1,7 +1,7 @@
-"""Functions of a group of samples once more in NumPy, straight from their formulas: slow, in double precision.
+"""Functions of a group of samples in NumPy, written from their formulas: slow, in double precision.
 
-Arguments as in `qempo_jax.losses`, `qempo_jax.advantages` and `qempo_jax.methods`; members outside the
-mask are taken out before anything is computed, and get zero.
+Arguments as in `qempo_jax.losses`, `qempo_jax.advantages` and `qempo_jax.methods`. Members outside the mask are removed
+before anything is computed, and get zero.
 """
 
 import numpy as np
@@ -47,10 +47,10 @@ def lagrangian_rewards(rewards, log_probs, ref_log_probs, *, quality_multiplier,
 
 
 def leave_one_out(x, mask=None):
-  """x_k minus the mean of the others; x_k itself where there are none."""
+  """x_k minus the mean of the others; x_k for a single member."""
   (kept,) = _kept(mask, x)
-  found = [v - np.mean(np.delete(kept, k)) if len(kept) > 1 else v for k, v in enumerate(kept)]
-  return _spread(mask, found, x)
+  values = [v - np.mean(np.delete(kept, k)) if len(kept) > 1 else v for k, v in enumerate(kept)]
+  return _spread(mask, values, x)
 
 
 def group_mean(x, mask=None):
@@ -66,32 +66,32 @@ def std_normalised(x, mask=None, *, min_std):
 
 
 def mara_rewards(rewards, ref_log_probs, mask=None, *, min_reward, beta):
-  """r(z) + beta (log q(z) - log q_k) where r_k >= the floor; z is the likeliest of those."""
+  """r(z) + beta (log q(z) - log q_k) if r_k >= the floor, with z the likeliest of those."""
   r, log_q = _kept(mask, rewards, ref_log_probs)
   good = [k for k in range(len(r)) if r[k] >= min_reward]
-  found = r.copy()
+  values = r.copy()
   if good:
     z = max(good, key=lambda k: log_q[k])
     for k in good:
-      found[k] = r[z] + beta * (log_q[z] - log_q[k])
-  return _spread(mask, found, rewards)
+      values[k] = r[z] + beta * (log_q[z] - log_q[k])
+  return _spread(mask, values, rewards)
 
 
 def quality_times_diversity(rewards, distances, mask=None):
-  """r_k times the mean distance to the others; zero where there are none."""
+  """r_k times the mean distance to the others; zero for a single member."""
   keep = _mask(mask, rewards)
   (r,) = _kept(mask, rewards)
   d = np.float64(distances)[np.ix_(keep, keep)]
-  found = [r[k] * np.mean(np.delete(d[k], k)) if len(r) > 1 else 0.0 for k in range(len(r))]
-  return _spread(mask, found, rewards)
+  values = [r[k] * np.mean(np.delete(d[k], k)) if len(r) > 1 else 0.0 for k in range(len(r))]
+  return _spread(mask, values, rewards)
 
 
 def leave_one_out_set_diversity(diversity, mask):
-  """D(S) - D(S without k), `diversity` being a function of a list of positions; zero for a member alone."""
+  """D(S) - D(S without k), for a function `diversity` of a list of positions; zero for a single member."""
   everyone = list(np.flatnonzero(np.asarray(mask, bool)))
   without = lambda k: [j for j in everyone if j != k]
-  found = [diversity(everyone) - diversity(without(k)) if len(everyone) > 1 else 0.0 for k in everyone]
-  return _spread(mask, found, mask)
+  values = [diversity(everyone) - diversity(without(k)) if len(everyone) > 1 else 0.0 for k in everyone]
+  return _spread(mask, values, mask)
 
 
 def kernel_set_diversity(similarities, mask):
@@ -100,7 +100,7 @@ def kernel_set_diversity(similarities, mask):
 
 
 def setpo_rewards(similarities, mask=None):
-  """What each member adds to the kernel diversity of its group."""
+  """Contribution of each member to the kernel diversity of its group."""
   diversity = lambda members: _kernel_diversity(similarities, members)
   return leave_one_out_set_diversity(diversity, _mask(mask, similarities))
 
@@ -108,12 +108,12 @@ def setpo_rewards(similarities, mask=None):
 def ucpo_advantages(advantages, log_probs, correct, mask=None, *, tau):
   """n w_k mean A over the correct, w_k = (1 - tau) / n + tau (1 / pi_k) / sum (1 / pi_j); A_k otherwise."""
   a, log_pi, correct = _kept(mask, advantages, log_probs, correct)
-  found, right = a.copy(), np.flatnonzero(correct)
+  values, right = a.copy(), np.flatnonzero(correct)
   inverse = {k: np.exp(log_pi[right].max() - log_pi[k]) for k in right}
   for k in right:
     w = (1 - tau) / len(right) + tau * inverse[k] / sum(inverse.values())
-    found[k] = len(right) * w * np.mean(a[right])
-  return _spread(mask, found, advantages)
+    values[k] = len(right) * w * np.mean(a[right])
+  return _spread(mask, values, advantages)
 
 
 def _kernel_diversity(similarities, members):
@@ -130,7 +130,7 @@ def _kept(mask, *arrays):
   return [np.float64(x)[_mask(mask, x)] for x in arrays]
 
 
-def _spread(mask, found, like):
+def _spread(mask, values, like):
   result = np.zeros(len(like))
-  result[_mask(mask, like)] = found
+  result[_mask(mask, like)] = values
   return result

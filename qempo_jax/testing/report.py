@@ -14,22 +14,22 @@ _PADDING = {
 
 
 class CheckReport(NamedTuple):
-  """What `check_loss` found; printing it gives a summary.
+  """Result of `check_loss`; printing it gives a summary.
 
   Attributes:
-    ok: the stationary point is right and, where it should be, the gradient is that of J; padding does not count.
-    gradient_is_right: minus the expected gradient is a positive multiple of grad J; None for pairs, which
-      estimate no such thing.
+    ok: True if the stationary point is right, the gradient is that of J if required, and padding is ignored.
+    gradient_is_right: True if minus the expected gradient is a positive multiple of grad J; None for pairs, which
+      estimate no such gradient.
     gradient_error: distance from the nearest positive multiple, relative to the gradient.
     scale: that multiple.
-    stationary_is_right: the expected gradient vanishes at pi ∝ q^(beta/alpha) exp(r/alpha).
+    stationary_is_right: True if the expected gradient vanishes at pi ∝ q^(beta/alpha) exp(r/alpha).
     stationary_gradient: its norm there, relative to elsewhere.
-    variance: trace of the gradient's covariance for one group or pair, over scale^2 where there is one.
+    variance: trace of the gradient's covariance for one group or pair, divided by scale^2 if defined.
     reference_variance: the same of the leave-one-out policy gradient of the shaped reward; None for pairs and
       off-policy.
     mistakes: names of the known mistakes with this signature.
     padding: "ignored", "NaN spreads" (finite values are ignored) or "counts"; None for pairs, which have none.
-    finite: smallest probability, over the points tried, that the loss and its gradient are finite.
+    finite: smallest probability, over the tested points, that the loss and its gradient are finite.
   """
 
   ok: bool

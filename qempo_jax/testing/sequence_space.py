@@ -1,4 +1,4 @@
-"""All sequences an autoregressive policy can produce, and the tree of their prefixes."""
+"""All sequences that an autoregressive policy can produce, and the tree of their prefixes."""
 
 import functools
 import itertools
@@ -17,9 +17,9 @@ class SequenceSpace(NamedTuple):
   Attributes:
     tokens: [N, T] token ids; zero on padding.
     mask: [N, T] True on the sequence's tokens, EOS included.
-    truncated: [N] True where the sequence ends without EOS.
-    prefix: [N, T] which prefix precedes each token, in 0 ... num_prefixes - 1.
-    witness: [num_prefixes, V, 2] a (sequence, position) showing each token after each prefix; -1 if none does.
+    truncated: [N] True if the sequence ends without EOS.
+    prefix: [N, T] index of the prefix before each token, in 0 ... num_prefixes - 1.
+    witness: [num_prefixes, V, 2] a (sequence, position) with each token after each prefix; -1 if there is none.
   """
 
   tokens: np.ndarray
@@ -45,7 +45,7 @@ class SequenceSpace(NamedTuple):
 
   @property
   def num_prefixes(self) -> int:
-    """How many prefixes some sequence continues."""
+    """Number of prefixes that some sequence continues."""
     return self.witness.shape[0]
 
   @property
@@ -58,7 +58,7 @@ class SequenceSpace(NamedTuple):
     return jnp.where(self.mask, prefix_log_probs[self.prefix, self.tokens], 0.0)
 
   def next_tokens(self, token_log_probs: Array) -> Array:
-    """Inverse of `gather_tokens` along the sequences: [N, T] -> [N, T, V]; -inf where no sequence goes."""
+    """Inverse of `gather_tokens` along the sequences: [N, T] -> [N, T, V]; -inf if no sequence continues so."""
     row, position = self.witness[..., 0], self.witness[..., 1]
     by_prefix = jnp.where(row >= 0, token_log_probs[row, position], -jnp.inf)
     return jnp.where(self.mask[..., None], by_prefix[self.prefix], -jnp.inf)
@@ -80,7 +80,7 @@ class SequenceSpace(NamedTuple):
 
 @functools.cache
 def sequence_space(vocab_size: int, max_length: int) -> SequenceSpace:
-  """All sequences over `vocab_size` tokens, EOS = 0 among them, cut at `max_length` tokens.
+  """All sequences over `vocab_size` tokens, EOS = 0 included, truncated at `max_length` tokens.
 
   Args:
     vocab_size: V >= 2, EOS included.
@@ -96,7 +96,7 @@ def sequence_space(vocab_size: int, max_length: int) -> SequenceSpace:
 
 
 def space_of_sequences(sequences: list[tuple[int, ...]], vocab_size: int) -> SequenceSpace:
-  """A space of hand-picked sequences, none a prefix of another.
+  """A space of given sequences, none a prefix of another.
 
   Args:
     sequences: N tuples of token ids below `vocab_size`; EOS = 0 only at the end.
@@ -106,7 +106,7 @@ def space_of_sequences(sequences: list[tuple[int, ...]], vocab_size: int) -> Seq
     `SequenceSpace` with T the longest sequence's length.
 
   Raises:
-    ValueError: one sequence is a prefix of another, or is given twice.
+    ValueError: one sequence is a prefix of another, or is repeated.
   """
   n, t = len(sequences), max(map(len, sequences))
   tokens, mask = np.zeros((n, t), np.int32), np.zeros((n, t), bool)

@@ -1,4 +1,4 @@
-"""A decoder of `qempo_jax.models`, small enough that every response to a prompt is scored in one call."""
+"""A decoder of `qempo_jax.models`, small enough to score every response to a prompt in one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ def tiny_config(vocab_size: int, *, width: int, num_layers: int) -> ModelConfig:
 
   Args:
     vocab_size: V, EOS included.
-    width: of the residual stream, a multiple of 4; the feed-forward layer is twice as wide.
+    width: width of the residual stream, a multiple of 4; the feed-forward layer is twice as wide.
     num_layers: decoder blocks.
 
   Returns:
@@ -41,27 +41,27 @@ def tiny_config(vocab_size: int, *, width: int, num_layers: int) -> ModelConfig:
 def functions(
   space: SequenceSpace, prompt: Array, config: ModelConfig, *, init_stddev: float
 ) -> tuple[Callable[[Array], Any], Callable[[Any], Array]]:
-  """The two functions an `EnumerablePolicy` is made of.
+  """The two functions of an `EnumerablePolicy`.
 
-  The prompt and the tree of prefixes are one row, every prefix seeing its own beginnings alone: each next-token
-  distribution is computed once, however many responses share it.
+  The prompt and the tree of prefixes are one row, in which every prefix attends to its own beginnings. Each next-token
+  distribution is therefore computed once, for all responses that share it.
 
   Args:
     space: the N responses, of at most T tokens.
     prompt: [L] token ids below V, L >= 1; they come before every response. May be traced.
-    config: the decoder's shape.
+    config: the decoder's config.
     init_stddev: standard deviation of the initial matrices.
 
   Returns:
     (init: key -> params, token_log_probs: params -> [N, T] log-probs of the responses' own tokens, nats).
   """
   prompt = jnp.asarray(prompt, jnp.int32)
-  start = len(prompt) - 1  # the prompt's last place stands for the empty prefix
-  last_token, depth, sees = _tree(space)
+  start = len(prompt) - 1  # The prompt's last token stands for the empty prefix.
+  last_token, depth, attends = _tree(space)
   tokens_R = jnp.concatenate([prompt, last_token[1:]])
   positions_R = np.concatenate([np.arange(start), start + depth])
   mask_RxR = np.tri(len(positions_R), dtype=bool)
-  mask_RxR[start:, start:] = sees
+  mask_RxR[start:, start:] = attends
 
   def init(key: Array):
     return transformer.init(key, config, stddev=init_stddev)
@@ -76,13 +76,13 @@ def functions(
 
 
 def _tree(space: SequenceSpace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Each prefix's last token [K] (0 for the empty one), its length [K], and its beginnings, itself too: [K, K]."""
+  """Last token [K] (0 for the empty prefix) and length [K] of each prefix, and a mask [K, K] of its beginnings."""
   last_token, depth = np.zeros((2, space.num_prefixes), np.int32)
-  sees = np.eye(space.num_prefixes, dtype=bool)
+  attends = np.eye(space.num_prefixes, dtype=bool)
   for n, t in zip(*np.nonzero(space.mask), strict=True):
     node = space.prefix[n, t]
     depth[node] = t
-    sees[node, space.prefix[n, :t]] = True
+    attends[node, space.prefix[n, :t]] = True
     if t:
       last_token[node] = space.tokens[n, t - 1]
-  return last_token, depth, sees
+  return last_token, depth, attends

@@ -80,7 +80,10 @@ def first_line(error: BaseException) -> str:
 
 def _restored(manager, path: epath.Path, targets: dict[str, Any]):
   """The arrays; if they cannot be read, the checksums of all their files decide whether that is damage."""
-  arguments = {name: _restore_as(target) for name, target in targets.items()}
+  arguments = {
+    name: checksums.TreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
+    for name, target in targets.items()
+  }
   try:
     return manager.restore(int(path.name), args=ocp.args.Composite(**arguments))
   except Exception as error:  # Each storage raises its own exceptions, and none tells damage from a passing fault.
@@ -117,10 +120,6 @@ def _check_shapes(path: epath.Path, saved: dict[str, str], targets: dict[str, An
         f"checkpoint {path} is of another model or optimizer: {name} is {saved.get(name, 'absent')} there and"
         f" {expected.get(name, 'absent')} here; use the config that it was made with, or another workdir"
       )
-
-
-def _restore_as(target):
-  return checksums.TreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
 
 
 def _on_any_process(flag: bool) -> bool:

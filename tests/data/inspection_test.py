@@ -1,4 +1,4 @@
-"""What the inspection says of an example: for SmolLM2's tokenizer, and with pad == eos, without and with a BOS."""
+"""Inspection of examples: SmolLM2's tokenizer, and pad == eos, without and with a BOS."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_a_bos_is_there_as_often_as_the_template_says(options, prompt, number):
   assert _parts(found["prompt"]) == prompt and _parts(found["chosen"]) == "y/r* o/r* </s>/e*"
   summary = inspection.summarise(tokenizer, [PAIR] * 3, **LIMITS)
   assert summary.bos == {number: 3} and summary.endings == 0
-  assert any("BOS stands twice" in line for line in summary.lines()) == (number > 1)
+  assert any("begin with two BOS tokens" in line for line in summary.lines()) == (number > 1)
 
 
 def test_faults_of_every_kind_are_counted():
@@ -95,7 +95,7 @@ def test_faults_of_every_kind_are_counted():
   notes = [inspection.faults(inspection.explain(tokenizer, example), **LIMITS) for example in examples]
   assert [len(lines) for lines in notes] == [0, 1, 1, 0, 1, 1]
   assert notes[2] == ["chosen response of 21 tokens, over 20: dropped"]
-  assert notes[5] == ["chosen response with 0 ending tokens and none at the end"]
+  assert notes[5] == ["chosen response with 0 end tokens and none at the end"]
 
 
 def test_pairs_that_the_policy_could_not_have_written_are_counted():

@@ -1,4 +1,4 @@
-"""The order of training: resumed anywhere, on any number of hosts, the same bytes."""
+"""The order of training: a resumed run sees the same bytes."""
 
 import json
 
@@ -8,7 +8,6 @@ import pytest
 
 from qempo_jax.data import order
 from qempo_jax.data import pair_tokens
-from qempo_jax.data import pipeline
 from qempo_jax.errors import InputError
 
 ROWS, BATCH, STEPS = 37, 8, 14  # three epochs, none of which ends with a batch
@@ -35,22 +34,18 @@ def _new(window, seed=3, batch=BATCH):
 
 
 @pytest.mark.parametrize("window", [0, 3])
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_a_resumed_run_sees_the_same_bytes_with_any_number_of_hosts(window, hosts):
+def test_a_resumed_run_sees_the_same_bytes(window):
   whole = _new(window)
   expected = [whole.batch(step) for step in range(STEPS)]
   for stop in range(STEPS):
     state = json.loads(json.dumps(_new(window).state(stop)))  # as a checkpoint keeps it
-    other = {1: 4, 2: 1, 4: 2}[hosts]  # resumed on another number of hosts
-    for count in (hosts, other):
-      parts = [_new(window) for _ in range(count)]  # every host has an order of its own
-      first = parts[0].resume(state)
-      assert first == stop
-      for step in range(first, STEPS):
-        indices = [i for host, part in enumerate(parts) for i in part.host_batch(step, host=host, hosts=count)]
-        assert indices == expected[step]
-        if stop in (0, 5):
-          assert _bytes(indices) == _bytes(expected[step])
+    resumed = _new(window)
+    assert resumed.resume(state) == stop
+    for step in range(stop, STEPS):
+      indices = resumed.batch(step)
+      assert indices == expected[step]
+      if stop in (0, 5):
+        assert _bytes(indices) == _bytes(expected[step])
 
 
 @pytest.mark.parametrize("window", [0, 2, 3])
@@ -83,30 +78,8 @@ def test_a_checkpoint_of_another_order_is_refused():
     _new(0, seed=4).resume(_new(0).state(2))
   with pytest.raises(InputError, match="batch_size was 8 and is 4, window was 2 and is 0"):
     _new(0, batch=4).resume(_new(2).state(2))
-  with pytest.raises(InputError, match="8 rows a step cannot be split over 3 hosts"):
-    _new(0).host_batch(0, host=0, hosts=3)
   with pytest.raises(InputError, match="no order of 0 rows"):
     order.Order(0, batch_size=1, seed=0)
-
-
-def test_samples_have_keys_of_their_own_wherever_they_are_drawn():
-  keys = lambda step, rows: jax.random.key_data(
-    order.sample_keys(jax.random.key(0), step=step, prompts=np.array(rows), group_size=3)
-  )
-  found = keys(2, [5, 9, 0])
-  assert len(np.unique(np.concatenate([found, keys(3, [5, 9, 0])]).reshape(-1, 2), axis=0)) == 18
-  np.testing.assert_array_equal(found[1:2], keys(2, [9]))
-
-
-def test_batches_ahead_of_the_step_are_the_same_and_resume():
-  make = lambda step: _bytes(_new(3).batch(step))
-  expected = [make(step) for step in range(STEPS)]
-  running = pipeline.Prefetched(make, steps=STEPS)
-  assert [next(running) for _ in range(5)] == expected[:5]
-  state = json.loads(json.dumps(running.get_state()))
-  resumed = pipeline.Prefetched(make, steps=STEPS, ahead=2, threads=2)
-  resumed.set_state(state)
-  assert list(resumed) == expected[5:]
 
 
 def test_examples_are_dealt_to_rows_of_like_length():

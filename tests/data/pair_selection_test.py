@@ -1,4 +1,4 @@
-"""Which samples make a pair, and the rows that the command writes of them."""
+"""Selection of pairs from samples, and the rows that the command writes of them."""
 
 import json
 

@@ -80,7 +80,7 @@ def test_compressed_files_and_completions_are_read(tmp_path):
     ('{"chosen": "a", "rejected": "b"}', 'line 1 has no "prompt", and chosen and rejected share no beginning'),
     ('{"chosen": "a"}', 'line 1 has no "prompt"'),
     ('{"prompt": "p", "chosen": "a", "rejected": "a"}', "same text as chosen and as rejected"),
-    ('{"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"}', "'prompt' stands twice"),
+    ('{"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"}', "'prompt' appears twice"),
     ('{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "half a character"),
     ('{"prompt": "p", "chosen": "a"}', 'line 1 has no "rejected"'),
     ('{"prompt": 3, "chosen": "a", "rejected": "b"}', 'has a "prompt" that is a number'),

@@ -37,14 +37,14 @@ def _keys(*responses, model="m", tokenizer="t", temperature=1.0):
 
 
 class Scorer:
-  """Gives -place - 1 for every example and keeps what it was asked for."""
+  """Returns -index - 1 for every example and records the requested indices."""
 
   def __init__(self):
     self.asked = []
 
-  def __call__(self, places):
-    self.asked.append(list(places))
-    return np.array([[-place - 1.0, -0.5] for place in places])
+  def __call__(self, indices):
+    self.asked.append(list(indices))
+    return np.array([[-index - 1.0, -0.5] for index in indices])
 
 
 def test_each_example_is_scored_once(tmp_path):
@@ -100,7 +100,7 @@ def test_a_damaged_file_is_refused(tmp_path):
 def test_values_that_are_not_finite_are_never_kept(tmp_path):
   path = tmp_path / "reference.npz"
   with pytest.raises(InputError, match="example 1 are not finite"):
-    reference_cache.get_or_compute(path, _keys((1,), (2,)), lambda places: np.array([[0.0, 0.0], [np.nan, 0.0]]))
+    reference_cache.get_or_compute(path, _keys((1,), (2,)), lambda indices: np.array([[0.0, 0.0], [np.nan, 0.0]]))
   assert not path.exists()
 
 

@@ -1,4 +1,4 @@
-"""One string opens any source; broken rows are named and counted, whatever they hold."""
+"""Data sources named by one string; broken rows of any kind are reported and counted."""
 
 import copy
 import gzip
@@ -169,7 +169,7 @@ def test_no_tensorflow_is_loaded(tmp_path):
   path = _jsonl(tmp_path / "a.jsonl", ROWS)
   program = (
     "import sys; from qempo_jax.data import sources;"
-    "heavy = {'tensorflow_datasets', 'pyarrow', 'grain', 'huggingface_hub'} & set(sys.modules);"
+    "heavy = {'tensorflow_datasets', 'pyarrow', 'huggingface_hub'} & set(sys.modules);"
     f"rows = sources.open_rows('jsonl:{path}', store_above=0); print(len(rows), heavy, 'tensorflow' in sys.modules)"
   )
   environment = os.environ | {"QEMPO_CACHE_DIR": str(tmp_path / "cache")}

@@ -1,4 +1,4 @@
-"""Diversity above the floor: garbage does not count, failing never pays, and what stands beside it is right."""
+"""Diversity above the floor: garbage does not count, failing never pays, and the figures over all outputs are right."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which metrics there are with an encoder and a parser, and the figures that a summary takes of them."""
+"""The metrics available with an encoder and a parser, and the figures that a summary takes of them."""
 
 import numpy as np
 import pytest

@@ -20,37 +20,6 @@ def test_exact_and_normalised():
   assert equivalence.normalised(outputs).tolist() == [0, 0, 0, 1, 2, 2, 3, 4, 5]
 
 
-def test_ngram_overlap_by_hand():
-  outputs = ["a b c d", "a b c e", "x y z w", "a", "a", ""]
-  # {ab, bc, cd} and {ab, bc, ce} share 2 of 4.
-  assert equivalence.ngram_overlap(threshold=0.5)(outputs).tolist() == [0, 0, 1, 2, 2, 3]
-  assert equivalence.ngram_overlap(threshold=0.51)(outputs).tolist() == [0, 1, 2, 3, 3, 4]
-
-
-def test_embedding_threshold_joins_the_first_class_alike():
-  angles = {"a": 0, "b": 40, "c": 80, "d": 81}
-
-  def embed(texts):
-    return np.array([[np.cos(np.radians(angles[t])), np.sin(np.radians(angles[t]))] for t in texts])
-
-  same = equivalence.embedding_threshold(embed, threshold=np.cos(np.radians(45)))
-  assert same(["a", "b", "c", "d"]).tolist() == [0, 0, 1, 1]
-  assert same(["b", "a", "c", "d"]).tolist() == [0, 0, 0, 0]
-  assert same([]).shape == (0,)
-
-
-def test_classifier_is_asked_once_a_pair():
-  asked = []
-
-  def same(first, second):
-    asked.append((first, second))
-    return first[0] == second[0]
-
-  labels = equivalence.classifier(same)(["ax", "bx", "ay", "ay", "ax", "by"])
-  assert labels.tolist() == [0, 1, 0, 0, 0, 1]
-  assert len(asked) == len(set(asked)) == 4
-
-
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 6])
 def test_distinct_k_is_the_mean_over_all_draws(k):
   outputs = ["a", "a", "b", None, "a", "c"]
@@ -73,7 +42,6 @@ def test_impossible_counts_are_refused():
     lambda: functional.distinct_k(["a"], k=2, equivalence=equivalence.exact),
     lambda: functional.distinct_k(["a", "b"], k=1, equivalence=lambda outputs: np.zeros(1)),
     lambda: functional.rarefied_types(np.array([2]), total=2, size=3),
-    lambda: equivalence.ngram_overlap(threshold=0),
   ):
     with pytest.raises(InputError):
       call()

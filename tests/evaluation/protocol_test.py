@@ -35,22 +35,30 @@ def test_lexical_diversity_is_that_of_the_reference_code():
   golden = _golden("lexical_guo2024")
   with gzip.open(_data("gsm8k/test.jsonl.gz"), "rt", encoding="utf-8") as lines:
     answers = [json.loads(line)["answer"] for line in lines][:660]
-  found = protocol.guo_lexical(answers, num_ngrams=golden["ngrams_sampled"], seed=golden["seed"])
+  corpus = protocol.guo_corpus(answers)
+  found = protocol.guo_lexical(corpus, num_ngrams=golden["ngrams_sampled"], seed=golden["seed"])
   assert found == pytest.approx(golden["value"], abs=1e-12)
+
+
+def _dense(rows, columns, values):
+  dense = np.zeros((rows.max() + 1, columns.max() + 1))
+  dense[rows, columns] = values
+  return dense
 
 
 def test_weisfeiler_lehman_is_that_of_the_reference_code():
   golden = _golden("wl_kernel")
   trees = [syntactic.checked_tree(tree["upos"], tree["head"]) for tree in golden["sentences"]]
   assert syntactic.wl_diversity(trees) == pytest.approx(golden["mean_one_minus_k"], abs=1e-9)
-  np.testing.assert_allclose(syntactic.wl_kernel(trees)[:3, :3], golden["kernel_top_left"], atol=1e-9)
+  features = _dense(*syntactic.wl_features(trees))
+  np.testing.assert_allclose((features @ features.T)[:3, :3], golden["kernel_top_left"], atol=1e-9)
 
 
 def test_lexical_diversity_by_hand_when_all_is_drawn():
   # Tokens a b a, c c: three of five; bigrams ab ba cc: three of three; trigrams: aba alone.
   with pytest.raises(InputError, match="1 3-grams"):
-    protocol.guo_lexical(["A b, a", "c c"], num_ngrams=3)
-  assert protocol.guo_lexical(["A b, a a", "c c c!?"], num_ngrams=4) > 0
+    protocol.guo_lexical(protocol.guo_corpus(["A b, a", "c c"]), num_ngrams=3)
+  assert protocol.guo_lexical(protocol.guo_corpus(["A b, a a", "c c c!?"]), num_ngrams=4) > 0
   assert protocol.guo_words("Don't STOP -- (now).") == ["don", "t", "stop", "--", "now", ")."]
 
 
@@ -65,7 +73,7 @@ def test_methods_are_compared_at_one_stated_size():
   found = protocol.diversity(methods, axis="lexical", **GUO)
   assert found["rich"].sample_size == found["poor"].sample_size == 10 * 4 * 10
   assert found["rich"].interval.low > found["poor"].interval.high
-  assert found["poor"].value == protocol.guo_lexical(sum(methods["poor"], []), num_ngrams=400)
+  assert found["poor"].value == protocol.guo_lexical(protocol.guo_corpus(sum(methods["poor"], [])), num_ngrams=400)
   with pytest.raises(InputError, match="401"):
     protocol.diversity(methods, axis="lexical", sample_size=401, **GUO)
 
@@ -88,8 +96,7 @@ def test_sparse_and_dense_sums_agree_and_the_syntactic_axis_runs(monkeypatch):
   ]
   owners = np.arange(30) % 5
   rows, columns, values = syntactic.wl_features(trees)
-  dense = np.zeros((30, columns.max() + 1))
-  dense[rows, columns] = values
+  dense = _dense(rows, columns, values)
   monkeypatch.setattr(corpus_intervals, "_BLOCK", 3)
   for a, b in zip(
     corpus_intervals.prompt_products(dense, owners, 5),

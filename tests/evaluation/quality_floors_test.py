@@ -49,7 +49,7 @@ def test_false_met_rate_of_a_floor_relative_to_the_reference(num_prompts):
 
 
 def _looks(rng, planned, corrected, trial):
-  """Whether any of five looks at a growing sample says MET where the mean is the floor itself."""
+  """True if any of five looks at a growing sample says MET, with the mean at the floor."""
   values = _rewards(rng, np.full(200, 0.5), num_samples=1)
   for look, count in enumerate(range(40, 201, 40), start=1):
     spending = {"look": look, "planned_looks": planned} if corrected else {}

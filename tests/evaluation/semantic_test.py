@@ -72,7 +72,7 @@ def test_the_encoder_equals_pytorch_in_any_batch_and_order():
   golden = json.loads((FOLDER / "minilm.json").read_text(encoding="utf-8"))
   texts, expected = golden["texts"], np.array(golden["vectors"])
   encode = sentence_encoder.load(batch_size=2)
-  for chosen in ([0, 1, 2, 3, 4], [4, 2, 0], [3]):  # the long text alone and beside the empty one, full batches and not
+  for chosen in ([0, 1, 2, 3, 4], [4, 2, 0], [3]):  # the long text alone and with the empty one, full batches and not
     np.testing.assert_allclose(encode([texts[i] for i in chosen]), expected[chosen], atol=1e-6)
 
 

@@ -51,17 +51,12 @@ def test_a_vote_without_votes_is_wrong():
   assert found == pytest.approx(2 / 3, abs=0.01)
 
 
-def test_distinct_correct_counts_only_correct_ones():
-  assert solutions.distinct_correct(["a", "a", "b", "c", None], [True, True, True, False, True]) == 2
-
-
 def test_impossible_input_is_refused():
   for call in (
     lambda: solutions.pass_at_k(np.array([3]), np.array([1]), k=4),
     lambda: solutions.pass_at_k(np.array([3]), np.array([4]), k=1),
     lambda: solutions.majority_at_k(["a"], [True], k=2),
     lambda: solutions.majority_at_k(["a", "a"], [True, False], k=1),
-    lambda: solutions.distinct_correct(["a"], []),
   ):
     with pytest.raises(InputError):
       call()

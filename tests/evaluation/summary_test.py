@@ -23,7 +23,7 @@ def rows(make_rows):
 
 @pytest.fixture(scope="module")
 def results(rows):
-  # The rows' outcomes are independent from prompt to prompt, whatever the wording.
+  # Outcomes of the rows are independent between prompts, for every wording.
   settings = {"max_kl": {"qempo_kl": 3.0}, "num_draws": 400, "cluster": ("prompt",)}
   return summary.summarise(rows, floor=0.85, run={"seed": 0}, **settings)
 

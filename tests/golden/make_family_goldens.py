@@ -12,8 +12,8 @@ sequences, one behind the other:
   prompt_lengths [S]               how many of their tokens are a prompt; the first two share theirs
   left, right [N, V]               float32 logits from one batch, padded on that side
 
-Weights, norms and biases are all random, so that no option can be left out unnoticed; the weights are rounded to
-the stored type before the logits are computed in float32.
+Weights, norms and biases are all random, so that the logits depend on every option. Weights are rounded to the stored
+type before the logits are computed in float32.
 """
 
 import json

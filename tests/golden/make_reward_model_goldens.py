@@ -1,12 +1,12 @@
 """Makes reward_models/: tiny random sequence classifiers written by PyTorch transformers, with their scores.
 
-Needs PyTorch, like `make_family_goldens.py` beside it (a few seconds):
+Needs PyTorch, like `make_family_goldens.py` (a few seconds):
 
   /tmp/golden/bin/python tests/golden/make_reward_model_goldens.py
 
-reward_models/NAME/ holds what `save_pretrained` writes and expected.npz: token_ids [N] of S sequences one behind the
-other, lengths [S], and the scores [S] from one batch padded on that side, `left` and `right`. The last sequence ends
-with the padding token itself, before which transformers reads the score.
+reward_models/NAME/ holds the output of `save_pretrained` and expected.npz. The latter has token_ids [N] of S
+concatenated sequences, lengths [S], and the scores [S] from one batch padded on that side, `left` and `right`. The last
+sequence ends with the padding token, before which transformers reads the score.
 """
 
 import pathlib

@@ -1,13 +1,13 @@
 """Makes smollm2_generation.json: greedy answers of the demo model by PyTorch transformers, as token ids.
 
-The model is the demo model as this package exports it, so that the way out is exercised too. Needs PyTorch beside this
-package, so give it an environment of its own (about 3 minutes on 2 cores):
+The model is the demo model as this package exports it, so that the export is tested too. Needs PyTorch and this
+package, so use a separate environment (about 3 minutes on 2 cores):
 
   python -m venv /tmp/golden && /tmp/golden/bin/pip install torch -e ".[convert]"
   /tmp/golden/bin/python tests/golden/make_smollm2_generation.py
 
-Each of the prompts has its chat's token ids, at most 64 tokens of the answer, its end included, and by how much the
-largest logit led the second at the closest of these tokens.
+Each prompt has its chat's token ids, at most 64 tokens of the answer with EOS, and the smallest margin of the largest
+logit over the second among these tokens.
 """
 
 import json
@@ -25,7 +25,7 @@ from qempo_jax.models import verify_export
 
 OUTPUT = pathlib.Path(__file__).with_name("smollm2_generation.json")
 MAX_NEW_TOKENS = 64
-# A closer call than this is decided by the order of float32 sums: such a prompt would test the machine.
+# A smaller margin is decided by the order of float32 sums, so that the prompt would test the machine.
 LEAST_MARGIN = 1e-3
 PROMPTS = [
   "What is the capital of France?",

@@ -56,7 +56,7 @@ def packed(group_size, seed=0):
 
 
 def online_arrays():
-  """What an online batch holds besides the responses: rewards, the second reward, both masks, behaviour log-probs."""
+  """Arrays of an online batch besides the responses: rewards, the second reward, both masks, behaviour log-probs."""
   _, mask, rng = packed(GROUP)
   fresh = np.ones((PROMPTS, GROUP), bool)
   fresh[:, -1] = fresh[2, 3] = False

@@ -1,7 +1,7 @@
 """Makes tokenizer.json: token ids from a plain-Python encoder written for the purpose.
 
-The encoder shares no code with the tokenizer under test: it splits with the `regex` package, maps bytes to
-characters by GPT-2's table, and merges by rank, straight from the vocabulary and merges of a GGUF file.
+The encoder shares no code with the tokenizer under test. It splits with the `regex` package, maps bytes to characters
+by GPT-2's table, and merges by rank, with the vocabulary and merges of a GGUF file.
 
   pip install gguf regex
   python tests/golden/make_tokenizer_golden.py SmolLM2-135M-Instruct.Q4_1.gguf

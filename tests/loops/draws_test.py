@@ -1,4 +1,4 @@
-"""One update of staleness: rewards beside the update, one result whatever stops the run, and weights that say so."""
+"""One update of staleness: rewards computed during the update, the same result after any stop, and importance weights."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What a run survives: a notice to stop, updates that break, a full disk, a cut line, another tokenizer or data."""
+"""Events that a run survives: a notice to stop, failing updates, a full disk, a cut line, another tokenizer or data."""
 
 import json
 import os

@@ -49,6 +49,6 @@ def test_the_comparison_sees_a_repeated_step_and_a_changed_bit(tmp_path):
   assert killed_runs.differences(a, a) == []
   assert killed_runs.differences(tmp_path / "b", a) == ["steps [1, 1]", "metrics of step 2"]
   assert killed_runs.differences(tmp_path / "c", a) == ["x"]
-  assert killed_runs.turns(a) == [[1, ["p"]]]  # two lives did that step alike
+  assert killed_runs.turns(a) == [[1, ["p"]]]  # two lives did that step with the same result
   (a / "turns.jsonl").write_text('[1, ["p"]]\n[1, ["q"]]\n')
   assert killed_runs.differences(a, tmp_path / "b")[-2] == "prompts [[1, ['q']]]"

@@ -3,9 +3,9 @@
   python -m tests.loops.killed_runs FOLDER KILLS STEPS
 
 Every life of the run is a fork of this process, which has imported everything and never asked JAX for devices. It
-prints one JSON object: how many lives were killed while a checkpoint was being written and how many elsewhere, how many
-runs that made, and every difference from the run that nobody killed. Each life also notes, step by step, which prompts
-were scored, in a file that no life cuts: so a step that two lives did is seen to be the same one.
+prints one JSON object: the number of lives killed during and outside a save, the number of runs, and every difference
+from the run that nobody killed. Each life also notes the prompts of each step in a file that no life truncates, so that
+a step done by two lives can be compared.
 """
 
 import json
@@ -99,7 +99,7 @@ def fork(function, *args) -> int:
 
 
 def writing(folder: pathlib.Path) -> bool:
-  """Whether a checkpoint is being written right now."""
+  """True while a checkpoint is being written."""
   return any("tmp" in name for name in _names(folder / "checkpoints"))
 
 
@@ -152,13 +152,13 @@ def metrics(folder: pathlib.Path) -> list[dict]:
 
 
 def turns(folder: pathlib.Path) -> list[list]:
-  """What all lives together scored: [step, names of its prompts], each once, in order."""
+  """Scored prompts of all lives together: [step, names of its prompts], each once, in order."""
   lines = (folder / "turns.jsonl").read_text(encoding="utf-8").splitlines()
   return sorted(json.loads(line) for line in set(lines))
 
 
 def differences(folder: pathlib.Path, expected: pathlib.Path) -> list[str]:
-  """What is not bit by bit the same."""
+  """Lists everything that is not bit by bit the same."""
   found, wanted = np.load(folder / "final.npz"), np.load(expected / "final.npz")
   names = sorted({*found.files, *wanted.files})
   same = lambda name: name in found and name in wanted and found[name].tobytes() == wanted[name].tobytes()

@@ -48,7 +48,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
       metrics_log.MetricsLog, "write", lambda self, row: (events.append(f"row {row['step']}"), write(self, row))[1]
     )
     whole, _ = _run(tmp_path / "whole")
-  # Each batch is packed while the step before it runs, whose metrics are read beside the step after it.
+  # Each batch is packed while the step before it runs; that step's metrics are read during the step after it.
   assert events[:4] == ["pack 0", "pack 1", "pack 2", "row 1"] and events[-2:] == ["row 5", "row 6"]
 
   def fail_at_the_fifth(self, index):

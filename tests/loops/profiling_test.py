@@ -1,4 +1,4 @@
-"""Profiled steps: those asked for and no others, kept where the loop ends early, and said where there are none."""
+"""Profiled steps: exactly the requested ones, kept if the loop ends early, and reported if there are none."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Special tokens from the config to the samples: masked in sampler and scorer alike, seen by rewards where allowed."""
+"""Special tokens from the config to the samples: masked in sampler and scorer, visible to rewards if allowed."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Weights & Biases: not imported unless asked for, said in a line where absent, and fed what metrics.jsonl gets."""
+"""Weights & Biases: imported only on request, reported in one line if absent, and fed the rows of metrics.jsonl."""
 
 import sys
 import types

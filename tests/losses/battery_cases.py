@@ -13,7 +13,7 @@ from qempo_jax.masking import masked_sum
 from qempo_jax.testing import reference
 from qempo_jax.testing import reference_groups
 
-# Modules by their full names: the package's attributes of these names are the methods.
+# The package's attributes with these names are the methods, so import the modules by their full names.
 darling_lib = importlib.import_module("qempo_jax.methods.darling")
 mara_lib = importlib.import_module("qempo_jax.methods.mara")
 setpo_lib = importlib.import_module("qempo_jax.methods.setpo")
@@ -55,7 +55,7 @@ KINDS: dict[str, tuple[Callable, tuple[float, float] | None]] = {
 
 
 class Relation(NamedTuple):
-  """How the value answers to a change of the inputs: `out(value, t, args)` after `change(args, hyper, t)`."""
+  """The value's relation to a change of the inputs: `out(value, t, args)` after `change(args, hyper, t)`."""
 
   change: Callable[[list, dict, float], tuple[list, dict]]
   out: Callable[[Any, float, list], Any]

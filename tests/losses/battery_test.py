@@ -1,4 +1,4 @@
-"""What every loss, advantage and diversity reward must pass; `battery_cases` lists them all.
+"""Tests of every loss, advantage and diversity reward; `battery_cases` lists them.
 
 The formula in NumPy and by hand, jit and vmap, finite differences, masks, extremes, and what permutations, shifts and
 scales do. One compiled program a function and precision serves all of them; no jit, scan and half precision are for one
@@ -153,7 +153,7 @@ def test_half_precision_inputs_are_rounded_once(name):
   wanted, wanted_gradients = row_by_row(name)(single, floats(case.hyper))
   np.testing.assert_allclose(values, wanted, rtol=1e-5, atol=1e-6)
   for place, found, want in zip(case.floats, gradients, wanted_gradients, strict=True):
-    if case.kinds[place] == "length":  # counts, in whatever type: nothing differentiates them
+    if case.kinds[place] == "length":  # counts of any type, without gradients
       continue
     np.testing.assert_allclose(np.float32(found), want, rtol=1e-2, atol=1e-5)  # rounded once, at the end
 

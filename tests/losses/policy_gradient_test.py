@@ -1,4 +1,4 @@
-"""Policy-gradient losses beside what `battery_test` checks of every loss: on-policy, clipping, long sums, shapes."""
+"""Policy-gradient losses, besides the checks of `battery_test`: on-policy, clipping, long sums, shapes."""
 
 import jax
 import jax.numpy as jnp

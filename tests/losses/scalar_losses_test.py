@@ -1,4 +1,4 @@
-"""Losses of scalars beside what `battery_test` checks of every loss: what they refuse, and which way they push."""
+"""Losses of scalars, besides the checks of `battery_test`: refused inputs, and signs of gradients."""
 
 import inspect
 

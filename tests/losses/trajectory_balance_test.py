@@ -1,4 +1,4 @@
-"""Trajectory balance beside what `battery_test` checks of every loss: its optimum, and its tie to the policy gradient."""
+"""Trajectory balance, besides the checks of `battery_test`: its optimum, and its relation to the policy gradient."""
 
 import jax
 import jax.numpy as jnp

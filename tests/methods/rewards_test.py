@@ -1,4 +1,4 @@
-"""Rewards of neighbouring methods beside what `losses/battery_test` checks of them: what each is for, and its edges."""
+"""Rewards of neighbouring methods, besides the checks of `losses/battery_test`: their purpose and edge cases."""
 
 import jax
 import jax.numpy as jnp

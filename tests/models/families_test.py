@@ -122,7 +122,7 @@ def test_every_option_matters(name, mistake):
 
 
 def _packed(golden):
-  """Two prompts: one with two responses that share it, one with a response and nothing beside it."""
+  """Two prompts: one with two responses that share it, one with a single response."""
   parts = [(row[:n], row[n:]) for row, n in zip(_rows(golden), golden["prompt_lengths"])]
   (prompt, first), (same, second), (other, third) = parts
   np.testing.assert_array_equal(prompt, same)

@@ -170,8 +170,8 @@ def test_the_gradient_needs_no_room_for_the_base():
   [
     ((0, 1.0), "lora.rank=0"),
     ((2, 0.0), "must be positive"),
-    ((2, 1.0, "("), "no regular expression"),
-    ((2, 1.0, "embedding"), "found in none of layers/query"),
+    ((2, 1.0, "("), "not a regular expression"),
+    ((2, 1.0, "embedding"), "matches none of layers/query"),
   ],
 )
 def test_mistakes_are_said(arguments, message):

@@ -87,7 +87,7 @@ def test_the_way_in_and_the_way_back(goldens, name, tmp_path):
   rows = _rows(goldens)
   theirs = {side: goldens.logits_of(model, rows, side) for side in ("left", "right")}
   for side, expected in theirs.items():
-    ours = verify_export.own_logits(params, config, *_padded(rows, side))
+    ours = verify_export.jax_logits(params, config, *_padded(rows, side))
     np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE, err_msg=side)
   for ours, expected in zip(
     _packed_logits(params, config, rows, goldens.PROMPT_LENGTHS),
@@ -122,7 +122,7 @@ def test_half_precision_exports_are_verified_as_they_were_rounded(dtype, tmp_pat
   export.export_model(tmp_path / "out", params, config, dtype=dtype)
   found = verify_export.verify_export(tmp_path / "out", params, config, dtype=dtype, tolerance=TOLERANCE)
   assert found.max_difference <= TOLERANCE and "verified with PyTorch" in found.message
-  with pytest.raises(InputError, match="does not compute what was exported"):
+  with pytest.raises(InputError, match="does not compute the exported model"):
     verify_export.verify_export(tmp_path / "out", params, config, dtype="float32", tolerance=TOLERANCE)
 
 

@@ -1,4 +1,4 @@
-"""Parameters go straight to their devices as they are read: the same values, and little memory beside the model."""
+"""Parameters go straight to their devices as they are read: the same values, with little extra memory."""
 
 import dataclasses
 import json
@@ -109,17 +109,17 @@ def _write_gguf(path, kind, config=GGUF_CONFIG, **lies):
   writer.add_rope_freq_base(config.rope_theta)
   writer.add_layer_norm_rms_eps(config.norm_epsilon)
   rng, held = np.random.default_rng(0), {}
-  for slot in tensor_names.slots(config):
-    values = rng.normal(size=slot.stored).astype(np.float32)
+  for spec in tensor_names.tensor_specs(config):
+    values = rng.normal(size=spec.stored).astype(np.float32)
     quantised = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else kind
     stored = gguf.quants.quantize(values, quantised)
-    held[slot.name] = gguf.quants.dequantize(stored, quantised)
-    name = slot.name
+    held[spec.name] = gguf.quants.dequantize(stored, quantised)
+    name = spec.name
     for theirs, own in GGUF_NAMES.items():
       name = name.replace(theirs, own)
     for projection, heads in (("q_proj", config.num_heads), ("k_proj", config.num_kv_heads)):
-      if projection in slot.name:  # llama.cpp puts a head's two rotary halves side by side
-        split = held[slot.name].reshape(heads, 2, -1, config.hidden_size)
+      if projection in spec.name:  # llama.cpp puts a head's two rotary halves side by side
+        split = held[spec.name].reshape(heads, 2, -1, config.hidden_size)
         stored = gguf.quants.quantize(split.swapaxes(1, 2).reshape(values.shape), quantised)
     writer.add_tensor(name, stored, raw_dtype=quantised)
   writer.write_header_to_file()
@@ -138,9 +138,9 @@ def test_gguf_files_come_in_exactly(tmp_path, kind, mesh_shape):
   epsilon = float(np.float32(GGUF_CONFIG.norm_epsilon))  # what a GGUF file can say
   assert config == dataclasses.replace(GGUF_CONFIG, norm_epsilon=epsilon)
   params = jax.device_get(params)
-  for slot in tensor_names.slots(config):
-    leaf = params[slot.key] if slot.index is None else params["layers"][slot.key][slot.index]
-    np.testing.assert_array_equal(slot.outward(leaf), held[slot.name], err_msg=slot.name)
+  for spec in tensor_names.tensor_specs(config):
+    leaf = params[spec.key] if spec.index is None else params["layers"][spec.key][spec.index]
+    np.testing.assert_array_equal(spec.to_hugging_face(leaf), held[spec.name], err_msg=spec.name)
 
 
 @pytest.mark.parametrize(("lies", "message"), [({"feed_forward": 96}, "does not fit"), ({"blocks": 3}, "blk.2")])
@@ -174,7 +174,7 @@ def test_the_peak_is_about_one_stacked_leaf_over_the_model(tmp_path):
   config |= {"num_hidden_layers": 16, "num_attention_heads": 8, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
   (tmp_path / "config.json").write_text(json.dumps(config))
   shape = ModelConfig(512, 512, 3072, 16, 8, 8, 64, 1e4, 1e-5, True)
-  tensors = {slot.name: np.full(slot.stored, 0.5, np.float32) for slot in tensor_names.slots(shape)}
+  tensors = {spec.name: np.full(spec.stored, 0.5, np.float32) for spec in tensor_names.tensor_specs(shape)}
   safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
   largest = 16 * 512 * 3072 * 4
 

@@ -13,8 +13,8 @@ from qempo_jax.models import hugging_face_out
 from qempo_jax.models import presets
 from qempo_jax.models import transformer
 
-# What the models' pages on the Hugging Face hub count in their safetensors. Qwen3's two smallest store their tied
-# output projection too, which is taken off here.
+# Parameter counts from the models' pages on the Hugging Face hub. Those of Qwen3's two smallest count their tied
+# output projection too, which is subtracted here.
 PUBLISHED = {
   "smollm2-135m": 134_515_008,
   "smollm2-360m": 361_821_120,

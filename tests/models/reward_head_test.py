@@ -55,7 +55,7 @@ def test_scores_equal_pytorch(name):
 def test_a_text_that_ends_with_the_padding_token_is_read_before_it_as_transformers_does():
   config, params, _ = reward_checkpoint.load(GOLDEN / "llama")
   rows, golden = _golden("llama")
-  by_mask = _scores(config, params, rows, "right", reward_head.last_place)[:, 0]
+  by_mask = _scores(config, params, rows, "right", reward_head.last_valid)[:, 0]
   np.testing.assert_allclose(by_mask[:3], golden["right"][:3], atol=TOLERANCE)
   assert abs(by_mask[3] - golden["right"][3]) > 100 * TOLERANCE
 
@@ -63,7 +63,7 @@ def test_a_text_that_ends_with_the_padding_token_is_read_before_it_as_transforme
 def test_last_places_on_either_side():
   tokens = jnp.array([[7, 8, PAD, PAD], [PAD, PAD, 7, 8], [7, PAD, 8, PAD], [PAD] * 4])
   assert reward_head.last_unlike_padding(tokens, PAD).tolist() == [1, 3, 2, 0]
-  assert reward_head.last_place(tokens != PAD).tolist() == [1, 3, 2, 3]
+  assert reward_head.last_valid(tokens != PAD).tolist() == [1, 3, 2, 3]
 
 
 @pytest.mark.parametrize("name", NAMES)

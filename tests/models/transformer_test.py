@@ -80,5 +80,5 @@ def test_a_decoder_made_for_shorter_sequences_is_refused():
     return transformer.decode(transformer.for_decoding(params, config, length), config, tokens[:, :1], cache)
 
   jax.eval_shape(lambda: decode(5))
-  with pytest.raises(ValueError, match="room for"):
+  with pytest.raises(ValueError, match="the cache holds 5"):
     jax.eval_shape(lambda: decode(3))

@@ -156,8 +156,8 @@ MUTANTS = (
   _M(
     "blocks_entropy_gradient",
     "qempo_jax/kernels/blocks.py",
-    "weight = of_log_prob_C[:, None] + of_entropy_C",
-    "weight = of_log_prob_C[:, None] - of_entropy_C",
+    "weight = d_log_prob_C[:, None] + d_entropy_C",
+    "weight = d_log_prob_C[:, None] - d_entropy_C",
     "gradient of entropy turned",
   ),
   _M(
@@ -583,25 +583,11 @@ MUTANTS = (
   ),
   # Data.
   _M(
-    "order_host_split",
-    "qempo_jax/data/order.py",
-    "self.batch(step)[host * part : (host + 1) * part]",
-    "self.batch(step)[host::hosts]",
-    "hosts take interleaved rows",
-  ),
-  _M(
     "order_resume",
     "qempo_jax/data/order.py",
     'return state["position"] // self._batch_size',
     'return state["position"] // self._batch_size + 1',
     "resumes one step late",
-  ),
-  _M(
-    "sample_keys_step",
-    "qempo_jax/data/order.py",
-    "at_step = jax.random.fold_in(key, step)",
-    "at_step = key",
-    "every step draws the same numbers",
   ),
   _M(
     "formats_swapped",

@@ -2,10 +2,10 @@
 
     python -m tests.mutants.run --out=tests/mutants/results.json [--only=NAME ...] [--jobs=2] [--root=DIR]
 
-A fault's tests are the mirror of its module and the files that import the module, or else those whose imports reach it
-through the fewest others; where they all pass, the files one module further away. Results are written after every
-mutant, and a second call goes on from there. At the end the tests that caught a fault run on the unchanged tree: one
-that fails there too proves nothing, and its mutants are tried again without it.
+A fault's tests are the mirror of its module and the files that import the module. Without such files, they are the ones
+whose imports reach the module through the fewest others. If they all pass, the files one module further away are tried.
+Results are written after every mutant, and a second call continues from there. At the end the tests that caught a fault
+run on the unchanged tree. A test that fails there too proves nothing, and its mutants are tried again without it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Imports:
   """The imports among the modules of a tree, read from their sources."""
 
   def __init__(self, root: pathlib.Path):
-    """Finds the modules; each is parsed once it is asked for."""
+    """Lists the modules; each is parsed on first use."""
     files = [
       path.relative_to(root) for top in ("qempo_jax", "experiments", "tests") for path in (root / top).rglob("*.py")
     ]
@@ -59,7 +59,7 @@ class Imports:
     return {"first": near[:1], "nearest": near[1:], "further": [path for path in cheapest if far[path] == nearest + 1]}
 
   def _distance(self, test: str, module: str) -> float:
-    """How many modules lie between a test and a module, 0 where it is imported directly."""
+    """Number of modules between a test and a module; 0 for a direct import."""
     seen, level, steps = {test}, self._through({test}), 0
     while level - seen:
       if module in level:
@@ -131,7 +131,7 @@ class Copy:
     return found | {"test": failed[0] if failed else None, "seconds": round(time.monotonic() - started, 1)}
 
   def pytest(self, *arguments: str, limit: float | None = None) -> tuple[list[str], int | None]:
-    """(names of the failed tests, exit code; None where the time was up) of one run of default tests."""
+    """Runs default tests once: (names of the failed tests, exit code; None after a timeout)."""
     for name in STALE:
       shutil.rmtree(self._cache / name, ignore_errors=True)
     command = [

@@ -1,4 +1,4 @@
-"""Every reward, by its short name: rubbish crashes none of them, and TRL's two forms of completions score alike."""
+"""Every reward, by its short name: rubbish crashes none of them, and TRL's two forms of completions get equal scores."""
 
 import math
 

@@ -158,7 +158,7 @@ def rates(reward, answers: Sequence[str], seed: int = 0) -> tuple[dict, list]:
 
 
 def _same(first: str, second: str, first_value, second_value) -> bool:
-  """Whether two references may be equal: nearly the same digits, or values equal as a percentage."""
+  """True if two references may be equal: nearly the same digits, or values equal as a percentage."""
   if first_value is not None and second_value is not None:
     return first_value in (second_value, second_value * 100, second_value / 100)
   bare = [re.sub(r"\\[a-z]+|\W", "", text) for text in (first, second)]

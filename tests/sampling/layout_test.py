@@ -68,5 +68,5 @@ def test_parameters_are_split_over_tensor_alone_in_the_compute_dtype(tmp_path, r
 
 
 def test_another_number_of_devices_is_refused():
-  with pytest.raises(InputError, match=r"sampling.mesh=\(4, 1, 1\) does not arrange the 8 devices"):
+  with pytest.raises(InputError, match=r"sampling.mesh=\(4, 1, 1\) does not fit the 8 devices"):
     layout.sampling_mesh(sharding.make_mesh((2, 2, 2)), (4, 1, 1))

@@ -1,4 +1,4 @@
-"""What the sampler says of its tokens is what the training forward says of them."""
+"""The sampler's statistics of its tokens equal those of the training forward pass."""
 
 import jax
 import jax.numpy as jnp

@@ -69,7 +69,7 @@ def _apart():
   rows, valid = (np.zeros((len(texts), 16), dtype) for dtype in (np.int32, bool))
   for row, text in enumerate(texts):
     rows[row, : len(text)], valid[row, : len(text)] = text, True
-  score = jax.jit(lambda params: reward_head.score_rows(params, MODEL, rows, valid, reward_head.last_place(valid)))
+  score = jax.jit(lambda params: reward_head.score_rows(params, MODEL, rows, valid, reward_head.last_valid(valid)))
   return np.asarray(score(_params())).reshape(-1, 2)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's pure arithmetic: summaries of times, operations of a model's products, lines through points."""
+"""Pure arithmetic of the benchmark: summaries of times, operations of a model's products, least-squares lines."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Summary(NamedTuple):
-  """Median and range of some measurements, in their unit."""
+  """Median and range of measurements, in their unit."""
 
   median: float
   low: float
@@ -15,7 +15,7 @@ class Summary(NamedTuple):
 
 
 class Line(NamedTuple):
-  """A least-squares line: y = intercept + slope x, and the share of y's variance that it explains."""
+  """A least-squares line y = intercept + slope x, and the share of y's variance that it explains."""
 
   slope: float
   intercept: float
@@ -23,18 +23,18 @@ class Line(NamedTuple):
 
 
 def summary(values: Sequence[float]) -> Summary:
-  """Median, least and greatest."""
+  """Median, smallest and largest value."""
   return Summary(statistics.median(values), min(values), max(values))
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> Summary:
-  """How many times as long the other takes: the medians' ratio, and the range of the ratios of neighbouring steps."""
+  """The other side's time over ours: ratio of medians, and range of the ratios of neighbouring steps."""
   pairs = [theirs / own for own, theirs in zip(ours, other, strict=True)]
   return Summary(statistics.median(other) / statistics.median(ours), min(pairs), max(pairs))
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> Line:
-  """The least-squares line through points; r_squared is 1 where y does not vary."""
+  """The least-squares line through points; r_squared is 1 if y does not vary."""
   mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
   spread = sum((a - mean_x) ** 2 for a in x)
   slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
@@ -45,18 +45,18 @@ def line(x: Sequence[float], y: Sequence[float]) -> Line:
 
 
 def weights(config: Mapping) -> tuple[int, int]:
-  """Weights of the blocks' matrices and of the head, from the entries of a Llama's config.json."""
+  """Number of weights of the blocks' matrices and of the head, from the entries of a Llama's config.json."""
   d, f, k = config["hidden_size"], config["intermediate_size"], config["head_dim"]
   heads = 2 * config["num_attention_heads"] + 2 * config["num_key_value_heads"]
   return config["num_hidden_layers"] * d * (heads * k + 3 * f), config["vocab_size"] * d
 
 
 def tokens(kind: str, shape: Mapping) -> dict[str, int]:
-  """Tokens that our side's products see in a step: fed to the blocks, and scored by the head.
+  """Tokens per step in our side's products: fed to the blocks, and scored by the head.
 
   Returns:
-    {"decoded", "prefilled", "trained_fed", "trained_scored", "reference_fed", "reference_scored"}; the prompt counts once
-    a group, a response's last token is never fed.
+    {"decoded", "prefilled", "trained_fed", "trained_scored", "reference_fed", "reference_scored"}. A prompt counts once
+    per group; a response's last token is never fed.
   """
   response = shape["response"]
   prompts, group = (shape["pairs"], 2) if kind == "offline" else (shape["prompts"], shape["group"])
@@ -75,9 +75,9 @@ def tokens(kind: str, shape: Mapping) -> dict[str, int]:
 
 
 def operations(kind: str, shape: Mapping, config: Mapping) -> dict[str, float]:
-  """Floating-point operations of the products with weights in a step: {"forward", "trained"}.
+  """Floating-point operations per step of the products with weights: {"forward", "trained"}.
 
-  Two a weight and token forward, six where a gradient follows; attention, norms and what is recomputed are left out.
+  Two per weight and token forward, six with a gradient. Attention, norms and recomputation are left out.
   """
   blocks, head = weights(config)
   t = tokens(kind, shape)
@@ -87,6 +87,6 @@ def operations(kind: str, shape: Mapping, config: Mapping) -> dict[str, float]:
 
 
 def close(a, b, tolerance: float) -> bool:
-  """Whether two numbers, or two lists of them, differ by at most `tolerance` of the greater one's size, each."""
+  """True if two numbers, or lists of them, differ by at most `tolerance` of the larger magnitude, element by element."""
   pairs = zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]
   return all(abs(x - y) <= tolerance * max(abs(x), abs(y), 1e-30) for x, y in pairs)

@@ -1,4 +1,4 @@
-"""The same token ids for every side, cut from one text; NumPy alone."""
+"""Token ids of every side, cut from one text; needs NumPy only."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def _cut(inputs: str, rows: int, length: int) -> np.ndarray:
-  """[rows, length] token ids, one stretch of the text after the other, from its start again where it ends."""
+  """[rows, length] token ids: consecutive stretches of the text, repeated from its start if it is too short."""
   text = np.load(pathlib.Path(inputs) / "tokens.npy")
   return np.resize(text, (rows, length))
 
@@ -24,16 +24,16 @@ def prompts(inputs: str, shape: dict) -> np.ndarray:
 
 
 def given_groups(inputs: str, shape: dict) -> np.ndarray:
-  """Responses [P, G, T] that every side scores for the check, from another place of the text."""
+  """Responses [P, G, T] that every side scores for the check, from another part of the text."""
   size = shape["prompts"], shape["group"], shape["response"]
   return np.roll(_cut(inputs, 1, int(np.prod(size)) + 7)[0], -7)[: np.prod(size)].reshape(size)
 
 
 def advantages(shape: dict) -> np.ndarray:
-  """[P G] fixed numbers of mean 0 that weigh the check's log-probs."""
+  """[P G] fixed weights of mean 0 for the check's log-probs."""
   return np.linspace(-1, 1, shape["prompts"] * shape["group"])
 
 
 def distinct_share(tokens) -> float:
-  """The reward of the online cases: distinct tokens over tokens."""
+  """The reward of the online cases: number of distinct tokens over number of tokens."""
   return len(set(map(int, tokens))) / max(len(tokens), 1)

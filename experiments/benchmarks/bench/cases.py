@@ -1,4 +1,4 @@
-"""What is measured: shapes, sides and goals of every case."""
+"""The benchmark's cases: shapes, sides and goals."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ from qempo_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-  """One way of doing a case's work, in a process of its own.
+  """One implementation of a case's work, in its own process.
 
   Attributes:
-    name: in tables.
+    name: name in tables.
     environment: "ours", or a key of `environments.PEERS`.
-    module: of `sides`.
-    options: beside the case's shape: dtype, peer's settings.
+    module: module of `sides`.
+    options: settings in addition to the case's shape: dtype, the peer's settings.
   """
 
   name: str
@@ -27,13 +27,13 @@ class Match:
   """Two sides that step in turn; the ratio is the second's time over the first's.
 
   Attributes:
-    ours: what is praised or found wanting.
-    other: what it is compared with.
-    goal: least ratio of times, None for none.
-    memory_goal: most that `ours` may take of the other's peak memory, likewise.
-    rounds: steps that count, of each side; None for what the command says.
+    ours: the side under test.
+    other: the side it is compared with.
+    goal: smallest acceptable ratio of times; None for none.
+    memory_goal: largest acceptable share of the other's peak memory; None for none.
+    rounds: measured steps of each side; None for the command's number.
     warm_ups: steps before them; Tunix compiles its training step again at the second.
-    tolerance: most that checked values may differ, relative to their size.
+    tolerance: largest relative difference of the checked values.
   """
 
   ours: Side
@@ -47,16 +47,16 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One kind of work of one shape.
+  """One kind of work in one shape.
 
   Attributes:
-    name: the key in the results and of `--only`.
-    title: what a reader should know.
-    kind: what the sides do: "offline", "online", "decode", "token_stats" or "prefix".
-    shape: its numbers.
+    name: key in the results and of `--only`.
+    title: description for readers.
+    kind: the work: "offline", "online", "decode", "token_stats" or "prefix".
+    shape: sizes of the work.
     matches: the comparisons.
-    floor_goal: least share of the measured floor that `ours` reaches, None for none.
-    floor: rows of the products whose rates make the floor, None where there is no floor.
+    floor_goal: smallest acceptable share of the measured floor that `ours` reaches; None for none.
+    floor: rows of the products whose rates make the floor; None for no floor.
   """
 
   name: str
@@ -75,7 +75,7 @@ TRL_SLOW = Side("TRL, blocks recomputed (its default)", "trl", "peer_trl", {"che
 TUNIX = Side("Tunix", "tunix", "peer_tunix")
 GENERATE = Side("transformers generate", "trl", "peer_trl")
 GENERATE_LOW = Side("transformers generate, bfloat16", "trl", "peer_trl", {"dtype": "bfloat16"})
-ROUGH = 0.1  # of values in half precision: shown, and far from a wrong batch's
+ROUGH = 0.1  # Tolerance of half precision: wide, but far below the error of a wrong batch.
 
 
 def _token_stats(way: str) -> Side:
@@ -180,14 +180,14 @@ TINY = {
 
 
 def chosen(names: list[str], tiny: bool) -> list[Case]:
-  """The cases of these names; in tiny shapes for a rehearsal.
+  """Returns the cases of the given names, in tiny shapes for a rehearsal.
 
   Raises:
     InputError: a name is unknown.
   """
   by_name = {case.name: case for case in ALL}
   if unknown := [name for name in names if name not in by_name]:
-    raise InputError(f"no case is called {unknown[0]!r}; there are {', '.join(by_name)} and scaling")
+    raise InputError(f"no case is called {unknown[0]!r}; choose from {', '.join(by_name)} and scaling")
   cases = [by_name[name] for name in names]
   return (
     [dataclasses.replace(case, shape=TINY[case.name], floor=case.floor and 16) for case in cases] if tiny else cases

@@ -1,4 +1,4 @@
-"""The peers' virtual environments, made once; ours is the interpreter that runs this."""
+"""Virtual environments of the peers, made once; ours is the running interpreter."""
 
 import pathlib
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 from qempo_jax.errors import InputError
 
-# Installed one after the other, so that the index at hand may choose torch's build for CPUs first.
+# Installed in order, so that the package index may choose torch's CPU build first.
 PEERS = {
   "trl": ("torch==2.13.0", "trl==1.16.0", "transformers==5.24.0"),
   "tunix": ("google-tunix==0.1.7",),
@@ -14,14 +14,14 @@ PEERS = {
 
 
 def python_of(name: str, folder: pathlib.Path) -> str:
-  """The interpreter of an environment, which is made where it is absent: minutes, and gigabytes for torch."""
+  """Returns an environment's interpreter; makes the environment if absent, which takes minutes, and gigabytes for torch."""
   if name == "ours":
     return sys.executable
-  place = folder / name
-  python, stamp = place / "bin" / "python", place / ".installed"
+  path = folder / name
+  python, stamp = path / "bin" / "python", path / ".installed"
   if not stamp.exists() or stamp.read_text(encoding="utf-8") != "\n".join(PEERS[name]):
-    print(f"Installing {', '.join(PEERS[name])} into {place} ...", flush=True)
-    _run([sys.executable, "-m", "venv", "--clear", str(place)])
+    print(f"Installing {', '.join(PEERS[name])} into {path} ...", flush=True)
+    _run([sys.executable, "-m", "venv", "--clear", str(path)])
     for requirement in PEERS[name]:
       _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement])
     stamp.write_text("\n".join(PEERS[name]), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""The model and the tokens that all sides get: `python -m experiments.benchmarks.bench.inputs FOLDER [tiny]`.
+"""The model and the tokens of all sides: `python -m experiments.benchmarks.bench.inputs FOLDER [tiny]`.
 
-`FOLDER/policy` and `FOLDER/reference` are folders in Hugging Face's format, the reference being the policy with each
-matrix moved by seeded noise of 2 % of its own spread, so that losses are not those of two equal models. `tokens.npy` is
-the text of the licence, a stable English text, as token ids.
+`FOLDER/policy` and `FOLDER/reference` are folders in Hugging Face's format. The reference is the policy plus seeded
+noise of 2 % of each matrix's standard deviation, so that losses are not those of two equal models. `tokens.npy` holds
+the token ids of the licence, a stable English text.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 
 def make(folder: pathlib.Path, tiny: bool) -> None:
-  """Makes what is absent."""
+  """Makes the absent files."""
   if (folder / "tokens.npy").exists():
     return
   source = demo_model.demo_model_path()
@@ -35,10 +35,10 @@ def make(folder: pathlib.Path, tiny: bool) -> None:
     params = jax.tree.map(np.asarray, transformer.init(jax.random.key(0), config, stddev=0.1))
   export.export_model(folder / "policy", params, config, tokenizer=tokenizer)
   rng = np.random.default_rng(0)
-  moved = lambda leaf: (
+  noisy = lambda leaf: (
     leaf if leaf.ndim < 2 else leaf + NOISE * leaf.std() * rng.standard_normal(leaf.shape, np.float32)
   )
-  export.export_model(folder / "reference", jax.tree.map(moved, params), config, tokenizer=tokenizer)
+  export.export_model(folder / "reference", jax.tree.map(noisy, params), config, tokenizer=tokenizer)
   text = (ROOT / "LICENSE").read_text(encoding="utf-8")
   np.save(folder / "tokens.npy", np.array(tokenizer.encode(text), np.int32))
 

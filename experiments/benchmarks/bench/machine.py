@@ -1,4 +1,4 @@
-"""The machine that figures are of, and what every side's process finds in its environment."""
+"""Description of the machine, and the environment variables of every side's process."""
 
 import importlib.metadata
 import os
@@ -7,7 +7,7 @@ import platform
 
 from experiments.benchmarks.bench import environments
 
-# For all sides alike.
+# The same for all sides.
 ENVIRONMENT = {
   "TOKENIZERS_PARALLELISM": "false",
   "HF_HUB_OFFLINE": "1",
@@ -18,7 +18,7 @@ OWN = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def describe() -> str:
-  """Processor, cores, memory, system."""
+  """Returns processor, cores, memory and system."""
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
   return (
     f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
@@ -26,7 +26,7 @@ def describe() -> str:
 
 
 def versions() -> dict[str, str]:
-  """Of what ours runs on, and of the peers."""
+  """Returns the versions of our own and the peers' packages."""
   own = {name: importlib.metadata.version(name) for name in OWN}
   return own | {
     requirement.split("==")[0]: requirement.split("==")[1]

@@ -1,4 +1,4 @@
-"""One figure: how many times as long the other side of each match takes, with its goal."""
+"""The benchmark's figure: the ratio of times of each match, with its goal."""
 
 from collections.abc import Mapping
 import pathlib
@@ -8,7 +8,7 @@ from experiments.benchmarks.bench import report
 
 
 def save(results: Mapping, path: pathlib.Path) -> None:
-  """Draws the bars; their whiskers are the range of neighbouring steps' ratios."""
+  """Draws the ratios as bars; whiskers are the range of neighbouring steps' ratios."""
   import matplotlib
 
   matplotlib.use("Agg")
@@ -24,13 +24,13 @@ def save(results: Mapping, path: pathlib.Path) -> None:
     for match in entry.get("matches", ())
   ]
   figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.4 * len(rows)), constrained_layout=True)
-  places = range(len(rows))[::-1]
-  for place, (_, found, goal) in zip(places, rows):
-    whisker = [[max(found.median - found.low, 0)], [max(found.high - found.median, 0)]]
-    axes.barh(place, found.median, height=0.6, xerr=whisker, color="#4477aa", ecolor="#222222", capsize=3)
+  heights = range(len(rows))[::-1]
+  for y, (_, ratio, goal) in zip(heights, rows):
+    whisker = [[max(ratio.median - ratio.low, 0)], [max(ratio.high - ratio.median, 0)]]
+    axes.barh(y, ratio.median, height=0.6, xerr=whisker, color="#4477aa", ecolor="#222222", capsize=3)
     if goal:
-      axes.plot([goal, goal], [place - 0.4, place + 0.4], color="#cc3311", linewidth=2)
-  axes.set_yticks(list(places), [label for label, *_ in rows])
+      axes.plot([goal, goal], [y - 0.4, y + 0.4], color="#cc3311", linewidth=2)
+  axes.set_yticks(list(heights), [label for label, *_ in rows])
   axes.axvline(1, color="#bbbbbb", linewidth=1)
   axes.set_xlabel("time of the other side / ours (red: goal)")
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Raw results as the page `experiments/benchmarks/RESULTS.md`: every figure is computed here from what was measured."""
+"""The page `experiments/benchmarks/RESULTS.md`, computed from raw results."""
 
 from collections.abc import Mapping
 
@@ -7,20 +7,23 @@ from experiments.benchmarks.bench import arithmetic
 HEAD = """# Benchmarks, side by side
 
 Made by `make bench` from `docs/results/bench.json`; do not edit. Both sides of a row ran in one call, step by step in
-turn, on the same token ids and the same weights of SmolLM2-135M-Instruct, after steps to warm up; every side is a
-process of its own. Before the times count, both must report the same loss (a training step: at the first step and after
-one update; sampling: of given responses). Times are medians with their range in brackets; the ratio is the other side's
-time over ours, its range that of neighbouring steps. Memory is the process's greatest resident size during these steps.
-The floor is the time of the bare matrix products at the model's shapes, measured in the same call, before and after each match, the best of them: two operations a
-weight and token forward, six where a gradient follows, nothing for attention, norms, the optimizer or what is recomputed.
-The ratio at the floor is the other side's time over the floor: what our step would reach if it took no longer than its products.
+turn, on the same token ids and the same weights of SmolLM2-135M-Instruct, after steps to warm up. Every side is a
+separate process. Before times count, both must report the same loss: for training at the first step and after one
+update, for sampling that of given responses. Times are medians with their range in brackets. The ratio is the other
+side's time over ours, and its range is that of neighbouring steps. Memory is the process's peak resident size during
+these steps.
+
+The floor is the time of the bare matrix products at the model's shapes, measured in the same call before and after each
+match; the best one counts. It has two operations per weight and token forward and six with a gradient; attention, norms,
+the optimizer and recomputation are left out. The ratio at the floor is the other side's time over the floor: the ratio
+of our step if it took only the time of its products.
 
 ![time of the peers over ours](../../docs/figures/bench.png)
 """
 
 
 def page(results: Mapping) -> str:
-  """The whole page."""
+  """Returns the whole page."""
   parts = [HEAD]
   for name, entry in results.items():
     rehearsal = " (rehearsal with a tiny model)" if entry["tiny"] else ""
@@ -36,12 +39,12 @@ def page(results: Mapping) -> str:
 
 
 def seconds(match: Mapping, side: str) -> list[float]:
-  """Of the steps that count, of "ours" or "other"."""
+  """Seconds of the measured steps of "ours" or "other"."""
   return [step["seconds"] for step in match["sides"][match[side]]["steps"]]
 
 
 def peak(match: Mapping, side: str) -> int:
-  """Bytes, likewise."""
+  """Peak memory of the measured steps of "ours" or "other", bytes."""
   return max(step["peak_bytes"] for step in match["sides"][match[side]]["steps"])
 
 
@@ -85,7 +88,7 @@ def _matches(entry) -> str:
 
 
 def _notes(entry) -> list[str]:
-  """Rates below the table: tokens a second of samplers, of the floor, and the checked values."""
+  """Notes below the table: tokens per second of samplers, rates of the floor, and the checked values."""
   lines = [""]
   for match in entry["matches"]:
     sides, facts = match["sides"], []

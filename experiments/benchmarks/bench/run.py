@@ -1,11 +1,11 @@
-"""Side-by-side benchmarks: ours and the peers in turn, on the same tokens, in one call.
+"""Side-by-side benchmarks of ours and the peers, in turn and on the same tokens.
 
   make bench                                     # all cases, about an hour on two cores; a quiet machine, 20 GB free
-  make bench ARGS=--only=offline,decode          # some; the others' results stay
+  make bench ARGS=--only=offline,decode          # some cases; the others' results stay
   python -m experiments.benchmarks.bench.run --report   # only the tables and the plot, from the raw results
 
-Each side is a process of its own, peers in virtual environments that are made under the work folder. Raw results go to
-docs/results/bench.json, tables to experiments/benchmarks/RESULTS.md, a plot to docs/figures/bench.png.
+Each side is a separate process, and peers run in virtual environments that are made under the work folder. Raw results
+go to docs/results/bench.json, tables to experiments/benchmarks/RESULTS.md, a plot to docs/figures/bench.png.
 """
 
 import argparse
@@ -34,7 +34,7 @@ AXES = ("tokens", "group", "vocabulary", "layers")
 
 
 def main(arguments=None) -> None:
-  """Runs the chosen cases one after the other; each is written as soon as it is done."""
+  """Runs the chosen cases in order; each is written as soon as it is done."""
   o = options(arguments)
   inputs = o.workdir / ("inputs_tiny" if o.tiny else "inputs")
   try:
@@ -63,11 +63,11 @@ def main(arguments=None) -> None:
 
 
 def options(arguments):
-  """The command line."""
+  """Parses the command line."""
   names = ", ".join([*(case.name for case in cases.ALL), "scaling"])
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--only", help=f"cases, with commas between: {names}")
-  parser.add_argument("--rounds", type=int, default=3, help="steps of each side that count")
+  parser.add_argument("--rounds", type=int, default=3, help="measured steps of each side")
   parser.add_argument("--without", default="", help="environments to leave out, with commas between: trl, tunix")
   parser.add_argument("--report", action="store_true", help="measure nothing")
   parser.add_argument("--tiny", action="store_true", help="a rehearsal with a tiny random model")
@@ -80,7 +80,7 @@ def options(arguments):
 
 
 def run_case(case: cases.Case, o, inputs: pathlib.Path) -> Iterator[dict]:
-  """A case's results so far, one match more each time, with the best floor seen before, between and after them."""
+  """Yields a case's results, with one match more each time and the best floor measured before, between and after them."""
   entry = header(case.title, o) | {"kind": case.kind, "shape": case.shape, "floor_goal": case.floor_goal, "matches": []}
   left_out = o.without.split(",")
   matches = [m for m in case.matches if m.other.environment not in left_out]
@@ -107,25 +107,25 @@ def run_case(case: cases.Case, o, inputs: pathlib.Path) -> Iterator[dict]:
 
 
 def spec(case: cases.Case, side: cases.Side, o, inputs) -> dict:
-  """What a worker is told."""
+  """Returns the settings that a worker gets."""
   defaults = {"dtype": "float32", "checkpointing": False, "remat": "NONE"}
-  given = {"kind": case.kind, "shape": case.shape, "inputs": str(inputs), "tiny": o.tiny, "options": side.options}
-  return given | defaults | {name: value for name, value in side.options.items() if name in defaults}
+  settings = {"kind": case.kind, "shape": case.shape, "inputs": str(inputs), "tiny": o.tiny, "options": side.options}
+  return settings | defaults | {name: value for name, value in side.options.items() if name in defaults}
 
 
 def start(case: cases.Case, side: cases.Side, o, inputs) -> workers.Worker:
-  """The side's worker, ready."""
+  """Starts the side's worker, and waits until it is ready."""
   python = environments.python_of(side.environment, o.workdir / "environments")
   log = o.workdir / "logs" / f"{case.name}-{re.sub(r'[^A-Za-z0-9]+', '_', side.name)}.log"
   return workers.Worker(side.name, python, side.module, spec(case, side, o, inputs), log, machine.ENVIRONMENT)
 
 
 def floor(case: cases.Case, dtype: str, o, inputs) -> dict:
-  """Operations a second of bare products at this case's rows: {"forward", "trained"}."""
+  """Operations per second of bare products at this case's rows: {"forward", "trained"}."""
   side = cases.Side(f"floor {dtype}", "ours", "floor")
-  told = {"inputs": str(inputs), "rows": case.floor, "dtype": dtype}
+  settings = {"inputs": str(inputs), "rows": case.floor, "dtype": dtype}
   log = o.workdir / "logs" / f"{case.name}-floor-{dtype}.log"
-  worker = workers.Worker(side.name, sys.executable, side.module, told, log, machine.ENVIRONMENT)
+  worker = workers.Worker(side.name, sys.executable, side.module, settings, log, machine.ENVIRONMENT)
   try:
     return worker.step()
   finally:
@@ -133,7 +133,7 @@ def floor(case: cases.Case, dtype: str, o, inputs) -> dict:
 
 
 def run_scaling(o, inputs) -> dict:
-  """The points of every axis."""
+  """Measures the points of every axis."""
   entry = header("our gradient step as one size grows", o) | {"axes": {}}
   case = cases.Case("scaling", "", "scaling", {}, ())
   for axis in AXES:
@@ -149,7 +149,7 @@ def run_scaling(o, inputs) -> dict:
 
 
 def same(name: str, ours: dict, other: dict, tolerance: float) -> None:
-  """Holds the two sides to the same values, at the first step and, where a step trains, after one update.
+  """Checks that the two sides compute the same values, at the first step and, for training, after one update.
 
   Raises:
     InputError: they differ.
@@ -161,7 +161,7 @@ def same(name: str, ours: dict, other: dict, tolerance: float) -> None:
 
 
 def header(title: str, o) -> dict:
-  """When, where and how."""
+  """Returns title, date, command and machine of a measurement."""
   command = "python -m experiments.benchmarks.bench.run " + " ".join(sys.argv[1:])
   now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
   facts = {"title": title, "date": now, "command": command.strip(), "rounds": o.rounds, "tiny": o.tiny}
@@ -170,7 +170,7 @@ def header(title: str, o) -> dict:
 
 
 def keep(path: pathlib.Path, name: str, entry: dict) -> None:
-  """Puts one case's results beside the others'."""
+  """Adds one case's results to the results file."""
   found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
   path.write_text(json.dumps(found | {name: entry}, indent=1) + "\n", encoding="utf-8")
 

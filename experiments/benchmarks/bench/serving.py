@@ -1,7 +1,7 @@
-"""A worker's half of the protocol: get ready, then one timed step for each line `step` on standard input.
+"""The worker's half of the protocol: get ready, then one timed step for each line `step` on standard input.
 
-Standard library alone: peers run it in environments without this package's dependencies. What the libraries print goes
-to standard error; standard output carries one JSON object a line.
+Only the standard library is imported, since peers run in environments without this package's dependencies. Libraries'
+output goes to standard error; standard output carries one JSON object per line.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ STATUS, CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clea
 
 
 class Channel:
-  """The line to the program that asked for this worker.
+  """The worker's channel to the benchmark.
 
-  A step of a function is served by `serve`; a trainer with a loop of its own calls `wait` where a step begins and
-  `done` where it ends.
+  A side whose step is a function uses `serve`. A trainer with its own loop calls `wait` at the start of a step and `done`
+  at its end.
   """
 
   def __init__(self):
@@ -28,11 +28,11 @@ class Channel:
     self._born, self._started = time.perf_counter(), None
 
   def wait(self) -> None:
-    """Returns when a step is asked for; ends the process when none will be."""
+    """Returns when a step is requested; ends the process at the end of input."""
     if self._started is None:
       self._send({"ready": True, "seconds": time.perf_counter() - self._born, "resident_bytes": _status("VmRSS")})
     if sys.stdin.readline().strip() != "step":
-      os._exit(0)  # libraries' own clean-up takes long, and nothing is to be kept
+      os._exit(0)  # skips the libraries' slow clean-up; nothing is to be kept
     forget_peak()
     self._started = time.perf_counter()
 
@@ -47,7 +47,7 @@ class Channel:
 
 
 def serve(prepare: Callable[[dict], Callable[[], dict]]) -> None:
-  """Runs a side whose step is a function: `prepare(spec)` makes it, and it returns figures once all is computed."""
+  """Runs a side whose step is a function: `prepare(spec)` returns it, and it returns figures once all is computed."""
   channel = Channel()
   step = prepare(spec())
   while True:
@@ -56,12 +56,12 @@ def serve(prepare: Callable[[dict], Callable[[], dict]]) -> None:
 
 
 def spec() -> dict:
-  """What this worker was asked to be: the JSON object that is its one argument."""
+  """Returns this worker's settings: the JSON object in its one argument."""
   return json.loads(sys.argv[1])
 
 
 def peak_bytes() -> int:
-  """Most resident memory of this process since `forget_peak`, or since its start where that cannot be forgotten."""
+  """Peak of resident memory since `forget_peak`, or since the process's start if the system cannot reset it."""
   if found := _status("VmHWM"):
     return found
   import resource
@@ -70,7 +70,7 @@ def peak_bytes() -> int:
 
 
 def forget_peak() -> None:
-  """Starts the peak anew, where the system can."""
+  """Resets the peak, if the system can."""
   try:
     CLEAR.write_text("5")
   except OSError:
@@ -78,7 +78,7 @@ def forget_peak() -> None:
 
 
 def _status(name: str) -> int:
-  """A size of this process in bytes; 0 where the system does not tell."""
+  """A size of this process in bytes; 0 if the system does not report it."""
   try:
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""The program's half of the protocol: worker processes, and steps of two of them in turn."""
+"""The benchmark's half of the protocol: worker processes, and steps of two of them in turn."""
 
 from collections.abc import Mapping
 import json
@@ -11,7 +11,7 @@ from qempo_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[3]
 MODULES = "experiments.benchmarks.bench.sides"
-PATIENCE = 1800.0  # seconds that a worker may take to get ready, or for a step
+PATIENCE = 1800.0  # timeout in seconds, to get ready and for a step
 
 
 class Worker:
@@ -20,15 +20,15 @@ class Worker:
   def __init__(
     self, name: str, python: str, module: str, spec: dict, log: pathlib.Path, environment: Mapping[str, str]
   ):
-    """Starts it and waits until it is ready.
+    """Starts the process, and waits until it is ready.
 
     Args:
-      name: of the side, for messages.
+      name: name of the side, for messages.
       python: interpreter of its environment.
-      module: of `sides` that it runs.
-      spec: what it is asked to be.
-      log: file for what it prints.
-      environment: variables beside this process's own.
+      module: module of `sides` that it runs.
+      spec: its settings.
+      log: file for its standard error.
+      environment: additional environment variables.
     """
     self.name, self._log = name, log
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -41,13 +41,13 @@ class Worker:
     self.ready = self._receive()
 
   def step(self) -> dict:
-    """One step's figures: seconds, peak_bytes and whatever the side reports."""
+    """Runs one step and returns its figures: seconds, peak_bytes and those of the side."""
     self._process.stdin.write("step\n")
     self._process.stdin.flush()
     return self._receive()
 
   def close(self) -> None:
-    """Ends it."""
+    """Ends the process."""
     self._process.stdin.close()
     try:
       self._process.wait(timeout=10)
@@ -62,14 +62,14 @@ class Worker:
     limit.cancel()
     if line is None:
       self._process.kill()
-      said = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-      last = next((text for text in reversed(said) if text.strip()), "nothing").strip()
-      raise InputError(f"the side {self.name} of the benchmark stopped; it said {last!r}; see {self._log}")
+      lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+      last = next((text for text in reversed(lines) if text.strip()), "nothing").strip()
+      raise InputError(f"the side {self.name} of the benchmark stopped with {last!r}; see {self._log}")
     return json.loads(line)
 
 
 def alternate(workers: list[Worker], *, warm_ups: int, rounds: int) -> dict[str, dict]:
-  """Steps the workers in turn, A B A B: some steps to warm up, then `rounds` that count.
+  """Steps the workers in turn, A B A B: `warm_ups` steps, then `rounds` measured steps.
 
   Returns:
     By name: {"ready": figures, "warm_up": [figures], "steps": [figures]}.

@@ -1,7 +1,7 @@
-"""The rate of bare matrix products at a model's shapes: the floor that no step of these operations goes below.
+"""The rate of bare matrix products at a model's shapes: the floor of any step with these products.
 
-Each product of a block and the head's, forward and in both of its gradients, each with a weight of its own as in a model,
-so that weights come from memory. Operands have the asked dtype, results float32, which is the fastest for either. A rate is
+The products are those of a block and of the head, forward and in both gradients. Each has its own weight as in a model,
+so that weights come from memory. Operands have the given dtype and results float32, the fastest for either. A rate is
 operations over the time of all products, each as often as it occurs.
 """
 
@@ -19,7 +19,7 @@ COPIES, HEAD_ROWS, REPEATS = 6, 256, 4
 
 
 def prepare(spec: dict):
-  """A step measures both rates once."""
+  """Returns a step that measures both rates once."""
   config = json.loads((pathlib.Path(spec["inputs"]) / "policy" / "config.json").read_text(encoding="utf-8"))
   d, f, k = config["hidden_size"], config["intermediate_size"], config["head_dim"]
   q, kv = config["num_attention_heads"] * k, config["num_key_value_heads"] * k
@@ -34,7 +34,7 @@ def prepare(spec: dict):
   random = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32)).astype(spec["dtype"])
 
   def seconds_of(times, x, others, product):
-    """Seconds of `times` products with the given operands in turn; the best of some tries."""
+    """Seconds of `times` products with the given operands in turn; the best of REPEATS."""
     run = jax.jit(product)
     jax.block_until_ready([run(x, other) for other in others])
     found = []

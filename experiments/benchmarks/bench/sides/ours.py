@@ -1,4 +1,4 @@
-"""Our steps, through the same functions as `experiments.train`."""
+"""Our side's steps, through the same functions as `experiments.train`."""
 
 import time
 
@@ -26,7 +26,7 @@ NEVER = (-1,)  # no token ends a response, so that all have the full length
 
 
 def prepare(spec: dict):
-  """The step of the asked kind."""
+  """Returns the step of the case's kind."""
   return {"offline": _offline, "online": _online, "decode": _decode}[spec["kind"]](spec)
 
 
@@ -75,7 +75,7 @@ def _offline(spec):
 
 
 def _sampled(spec, policy):
-  """(prompts [P, L], a function of (params, rng) that samples groups)."""
+  """Returns (prompts [P, L], a function of (params, rng) that samples groups)."""
   shape = spec["shape"]
   prompts = batches.prompts(spec["inputs"], shape)
   batch = PromptBatch(prompts, np.ones(prompts.shape, bool))

@@ -1,4 +1,4 @@
-"""TRL's trainers and transformers' `generate` on the same tokens, in TRL's own environment.
+"""TRL's trainers and transformers' `generate` on the same tokens, in TRL's environment.
 
 The trainers' own loops run: a callback waits for the command at a step's beginning and answers at its end. Texts are
 never tokenised, so that the ids are the benchmark's.
@@ -21,13 +21,13 @@ MANY = 10**6
 
 
 def main() -> None:
-  """Serves the asked kind."""
+  """Serves the case's kind."""
   spec = serving.spec()
   {"offline": _offline, "online": _online, "decode": _decode}[spec["kind"]](spec, serving.Channel())
 
 
 class _Commands(transformers.TrainerCallback):
-  """Steps when told to."""
+  """Runs a step on command."""
 
   def __init__(self, channel, figures):
     self._channel, self._figures = channel, figures
@@ -73,7 +73,7 @@ def _offline(spec, channel):
   figures = {}
 
   class Trainer(trl.DPOTrainer):
-    """Takes pairs as ids, in the order given, and tells its loss."""
+    """Takes pairs as ids, in the given order, and reports its loss."""
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
       return dataset

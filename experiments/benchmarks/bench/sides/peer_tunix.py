@@ -1,4 +1,4 @@
-"""Tunix's DPO trainer and sampler on the same tokens, in Tunix's own environment.
+"""Tunix's DPO trainer and sampler on the same tokens, in Tunix's environment.
 
 Its Llama reads SmolLM2's weights; its rotary base is a default of the code rather than the config's, so it is set here.
 The trainer's own loop runs; a step ends when its results are computed.
@@ -27,7 +27,7 @@ _ROPE = llama.apply_rope
 
 
 def main() -> None:
-  """Serves the asked kind."""
+  """Serves the case's kind."""
   spec = serving.spec()
   {"offline": _offline, "decode": _decode}[spec["kind"]](spec, serving.Channel())
 
@@ -78,12 +78,12 @@ def _offline(spec, channel):
   ones = np.ones_like
   row = (prompts, ones(prompts), responses[:, 0], ones(responses[:, 0]), responses[:, 1], ones(responses[:, 1]))
 
-  def asked():
+  def requests():
     while True:
       channel.wait()
       yield dpo_trainer.TrainingInput(*row)
 
-  trainer.train(asked())
+  trainer.train(requests())
 
 
 class _Ids:

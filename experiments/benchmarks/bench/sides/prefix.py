@@ -1,4 +1,4 @@
-"""A training step of one group: its prompt computed once, or with each answer. Model, tokens and results are the same."""
+"""A training step of one group with its prompt computed once, or with each answer; the results are the same."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ BUCKET, CHUNK = 32, 256
 
 
 def prepare(spec: dict):
-  """A step scores the group, differentiates and updates."""
+  """Returns a step that scores the group, differentiates and updates."""
   shape = spec["shape"]
   config, params = conversion.load(f"{spec['inputs']}/policy")
   params = jax.tree.map(jnp.asarray, params)

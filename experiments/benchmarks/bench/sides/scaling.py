@@ -1,7 +1,7 @@
 """Time and temporary memory of a training step's gradient as one size grows: tokens, group, vocabulary or layers.
 
-Random parameters of SmolLM2-135M's width, and six layers of it, so that the largest point stays small. Temporary memory
-is the compiled program's own figure: what it needs beside parameters, batch and gradient.
+Parameters are random, with SmolLM2-135M's width and six layers, so that the largest point stays small. Temporary memory
+is the compiled program's own figure, without parameters, batch and gradient.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ REPEATS = 3
 
 
 def size(axis: str, point: dict) -> int:
-  """The number that an axis is about, of one point."""
+  """Returns a point's value of the axis."""
   if axis == "tokens":
     return point["rows"] * (point["prompt"] + point["group"] * point["response"])
   return point[{"group": "group", "vocabulary": "vocab_size", "layers": "num_layers"}[axis]]
 
 
 def prepare(spec: dict):
-  """A step measures all points of the axis, in turn, `REPEATS` times."""
+  """Returns a step that measures all points of the axis in turn, REPEATS times."""
   axis, base = spec["options"]["axis"], TINY if spec["tiny"] else BASE
   points = AXES[axis][:2] if spec["tiny"] else AXES[axis]
   programs = [_program(base, point) for point in points]

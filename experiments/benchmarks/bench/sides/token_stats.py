@@ -1,4 +1,4 @@
-"""Log-prob and entropy with both gradients: a chunk at a time, or all logits at once by a plain log-softmax."""
+"""Log-prob and entropy with both gradients, chunk by chunk or by a plain log-softmax of all logits."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ CHUNK = 1024
 
 
 def prepare(spec: dict):
-  """A step gives value and gradients of a weighted sum of log-probs and entropies."""
+  """Returns a step that computes value and gradients of a weighted sum of log-probs and entropies."""
   tokens, width, vocabulary = (spec["shape"][name] for name in ("tokens", "width", "vocabulary"))
   keys = jax.random.split(jax.random.key(0), 4)
   hidden = jax.random.normal(keys[0], (tokens, width))
