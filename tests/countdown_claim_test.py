@@ -42,8 +42,8 @@ def _run(point, seed, ends):
     for name, value in (("right", right), ("distinct", distinct), ("effective", distinct / 2))
   }
   rows = [{"step": 0} | figures(0.3, 9.0), {"step": 600, "measured": {"dual/quality/multiplier": 4.0}} | figures(*ends)]
-  hot = {"1.2": figures(ends[0] / 2, ends[1] * 2)}
-  return {"point": {"floor": 0.85}, "seed": seed, "rows": rows, "temperatures": hot}
+  rows[-1]["temperatures"] = {"1.2": figures(ends[0] / 2, ends[1] * 2)}
+  return {"point": {"floor": 0.85}, "seed": seed, "rows": rows}
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def test_the_rule_takes_the_more_diverse_rate_of_those_with_the_reward(runs):
 
 def test_the_rival_is_the_most_diverse_with_the_reward_at_any_temperature(runs):
   row = next(line for line in tables.matched(runs) if line.startswith("| held out | `qempo_c_1e-4` | GRPO |"))
-  assert "`grpo_beta0.04_3e-4` | 1.33 [1.33, 1.33] | 3.00 [3.00, 3.00] | -0.04 [-0.04, -0.04]" in row
+  assert "`grpo_beta0.04_3e-4`, update 600 | 1.33 [1.33, 1.33] | 3.00 [3.00, 3.00] | -0.04 [-0.04, -0.04]" in row
   for run in runs["grpo_beta0.25_1e-4"]:  # hot, and right often enough
-    run["temperatures"]["1.2"]["right"]["heldout"] = [0.84, 0.84]
+    run["rows"][-1]["temperatures"]["1.2"]["right"]["heldout"] = [0.84, 0.84]
   row = next(line for line in tables.matched(runs) if line.startswith("| held out | `qempo_c_1e-4` | GRPO |"))
-  assert "`grpo_beta0.25_1e-4`, T = 1.2 | 0.43" in row
+  assert "`grpo_beta0.25_1e-4`, update 600, T = 1.2 | 0.43" in row
   assert "none reaches" in next(line for line in tables.matched(runs) if "UCPO" in line)
 
 
