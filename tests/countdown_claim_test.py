@@ -35,6 +35,23 @@ def test_scores_and_draws_are_those_of_the_library():
   np.testing.assert_array_equal(flat[:, -1], jnp.argmax(last / 0.7 + noise[-1].reshape(8, -1), axis=-1))
 
 
+def test_a_run_is_taken_up_as_it_was_left(tmp_path):
+  config = dataclasses.replace(countdown_model.CONFIG, num_layers=1)
+  params = transformer.init(jax.random.key(0), config)
+  point, one = countdown_claim.points()["qempo_c_1e-4"], {"train": [0.5], "heldout": [0.5]}
+  make = lambda seed: countdown_claim.Run(point, seed, params, 600, tmp_path / f"a-seed{seed}.json", tmp_path)
+  left = make(3)
+  moved = lambda x: x + jnp.ones((), x.dtype) if jnp.issubdtype(x.dtype, jnp.number) else x
+  left.state = jax.tree.map(moved, left.state)
+  tokens = np.zeros((1, 3), np.int32)
+  puzzles = countdown_claim.Puzzles(tokens, tokens > 0, tokens, tokens, tokens[0], tokens[0], tokens[0], {"train": [0]})
+  left.advance(0, config, params, 0, puzzles, lambda params, temperature=1.0: {"right": one, "distinct": one})
+  taken = make(3)
+  assert taken.rows == left.rows and make(4).rows == []
+  plain = lambda state: state.replace(rng=jax.random.key_data(state.rng))
+  jax.tree.map(np.testing.assert_array_equal, plain(taken.state), plain(left.state))
+
+
 def _run(point, seed, ends):
   """A run whose figures are (P, distinct) at its end, on every one of two puzzles, and half of them at temperature 1.2."""
   figures = lambda right, distinct: {
@@ -42,8 +59,8 @@ def _run(point, seed, ends):
     for name, value in (("right", right), ("distinct", distinct), ("effective", distinct / 2))
   }
   rows = [{"step": 0} | figures(0.3, 9.0), {"step": 600, "measured": {"dual/quality/multiplier": 4.0}} | figures(*ends)]
-  hot = {"1.2": figures(ends[0] / 2, ends[1] * 2)}
-  return {"point": {"floor": 0.85}, "seed": seed, "rows": rows, "temperatures": hot}
+  rows[-1]["temperatures"] = {"1.2": figures(ends[0] / 2, ends[1] * 2)}
+  return {"point": {"floor": 0.85}, "seed": seed, "rows": rows}
 
 
 @pytest.fixture
@@ -64,11 +81,11 @@ def test_the_rule_takes_the_more_diverse_rate_of_those_with_the_reward(runs):
 
 def test_the_rival_is_the_most_diverse_with_the_reward_at_any_temperature(runs):
   row = next(line for line in tables.matched(runs) if line.startswith("| held out | `qempo_c_1e-4` | GRPO |"))
-  assert "`grpo_beta0.04_3e-4` | 1.33 [1.33, 1.33] | 3.00 [3.00, 3.00] | -0.04 [-0.04, -0.04]" in row
+  assert "`grpo_beta0.04_3e-4`, update 600 | 1.33 [1.33, 1.33] | 3.00 [3.00, 3.00] | -0.04 [-0.04, -0.04]" in row
   for run in runs["grpo_beta0.25_1e-4"]:  # hot, and right often enough
-    run["temperatures"]["1.2"]["right"]["heldout"] = [0.84, 0.84]
+    run["rows"][-1]["temperatures"]["1.2"]["right"]["heldout"] = [0.84, 0.84]
   row = next(line for line in tables.matched(runs) if line.startswith("| held out | `qempo_c_1e-4` | GRPO |"))
-  assert "`grpo_beta0.25_1e-4`, T = 1.2 | 0.43" in row
+  assert "`grpo_beta0.25_1e-4`, update 600, T = 1.2 | 0.43" in row
   assert "none reaches" in next(line for line in tables.matched(runs) if "UCPO" in line)
 
 

@@ -4,9 +4,10 @@
   python -m experiments.studies.countdown_claim runs/countdown_model docs/results/countdown_claim --seeds=0,1,2 [POINT ...]
 
 Sampling, reward, update and multipliers are one `lax.scan`, so that a run of 600 updates of 5 puzzles x 32 samples takes
-about 65 CPU-seconds with one thread (XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"). No
-method replays. Every run writes POINT-seedN.json as it ends; what is there is kept. Right strings are enumerated and
-scored, so evaluation has no sampling noise; at the end it is repeated with logits divided by each of `TEMPERATURES`.
+about 40 CPU-seconds with one thread (XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"). No
+method replays. A run writes POINT-seedN.json, and its state beside the model, every --round updates, and is taken up
+there. Right strings are enumerated and scored, so evaluation has no sampling noise; at the end of each round it is repeated
+with logits divided by each of `TEMPERATURES`.
 """
 
 import argparse
@@ -339,18 +340,46 @@ def program(point: Point, config, stop: int, steps: int):
   return jax.jit(run, donate_argnums=0)
 
 
-def train(point: Point, seed: int, config, reference, stop: int, puzzles: Puzzles, steps: int, evaluate):
-  """The exact figures along one run with what was measured on its samples, and the trained parameters."""
-  state = start(point, seed, reference, steps)
-  compiled = program(dataclasses.replace(point, learning_rate=0.0, temperature=1.0), config, stop, steps)
-  chosen = Trained(*map(jnp.asarray, (puzzles.prompts, puzzles.mask, puzzles.codes, puzzles.splits["train"])))
-  arguments = (jnp.float32(point.learning_rate), jnp.float32(point.temperature), reference, chosen)
-  rows = [{"step": 0} | evaluate(state.params)]
-  for first in range(0, steps, EVERY):
-    state, metrics = compiled(state, first, *arguments)
-    measured = {name: float(f"{values[-10:].mean():.4g}") for name, values in metrics.items()}
-    rows.append({"step": first + EVERY, "measured": measured} | evaluate(state.params))
-  return rows, state.params
+class Run:
+  """One run that can be advanced, left and taken up again; its state lies beside the model, its figures in `path`."""
+
+  def __init__(self, point: Point, seed: int, reference, steps: int, path: pathlib.Path, states: pathlib.Path):
+    """Takes up what `path` and the state file hold, or starts."""
+    self.point, self.seed, self.steps, self.path = point, seed, steps, path
+    self.saved = states / f"{path.stem}.npz"
+    self.state, self.rows, self.seconds = start(point, seed, reference, steps), [], 0.0
+    if path.exists() and self.saved.exists():
+      result = json.loads(path.read_text(encoding="utf-8"))
+      self.rows, self.seconds = result["rows"], result["cpu_seconds"]
+      with np.load(self.saved) as stored:
+        leaves = [stored[str(index)] for index in range(len(stored))]
+      fresh, tree = jax.tree.flatten(self.state.replace(rng=jax.random.key_data(self.state.rng)))
+      state = tree.unflatten([jnp.asarray(leaf, old.dtype) for leaf, old in zip(leaves, fresh, strict=True)])
+      self.state = jax.device_put(state.replace(rng=jax.random.wrap_key_data(state.rng)), jax.devices()[0])
+
+  def advance(self, until: int, config, reference, stop: int, puzzles: Puzzles, evaluate) -> None:
+    """Trains up to that update and writes figures and state."""
+    started = time.process_time()
+    self.rows = self.rows or [{"step": 0} | evaluate(self.state.params)]
+    general = dataclasses.replace(self.point, learning_rate=0.0, temperature=1.0)
+    compiled = program(general, config, stop, self.steps)
+    chosen = Trained(*map(jnp.asarray, (puzzles.prompts, puzzles.mask, puzzles.codes, puzzles.splits["train"])))
+    arguments = (jnp.float32(self.point.learning_rate), jnp.float32(self.point.temperature), reference, chosen)
+    for first in range(self.rows[-1]["step"], until, EVERY):
+      self.state, metrics = compiled(self.state, first, *arguments)
+      measured = {name: float(f"{values[-10:].mean():.4g}") for name, values in metrics.items()}
+      self.rows.append({"step": first + EVERY, "measured": measured} | evaluate(self.state.params))
+    self.rows[-1]["temperatures"] = {str(t): evaluate(self.state.params, t) for t in TEMPERATURES}
+    self.seconds += time.process_time() - started
+    leaves = jax.tree.leaves(self.state.replace(rng=jax.random.key_data(self.state.rng)))
+    np.savez(self.saved, **{str(index): np.asarray(leaf) for index, leaf in enumerate(leaves)})
+    result = {"point": dataclasses.asdict(self.point), "seed": self.seed, "steps": self.steps}
+    result |= {"cpu_seconds": round(self.seconds, 1), "rows": self.rows}
+    self.path.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
+    print(self.path.stem, until, f"{self.seconds:.0f} CPU-s", *(
+      f"{split} {np.mean(self.rows[-1]['right'][split]):.3f} / {np.mean(self.rows[-1]['distinct'][split]):.2f}"
+      for split in ("train", "heldout")
+    ), flush=True)  # fmt: skip
 
 
 def evaluator(config, puzzles: Puzzles):
@@ -383,15 +412,19 @@ def evaluator(config, puzzles: Puzzles):
 
 
 def main() -> None:
-  """Makes the runs that are not there yet."""
+  """Advances the runs side by side, so that at any time they have come about equally far."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("model", help="folder of the reference, by experiments.studies.countdown_model")
   parser.add_argument("out", type=pathlib.Path, help="folder of the results")
   parser.add_argument("names", nargs="*", help=f"points; none for all of {', '.join(points())}")
   parser.add_argument("--seeds", default="0,1,2")
-  parser.add_argument("--steps", type=int, default=STEPS)
+  parser.add_argument("--steps", type=int, default=STEPS, help="updates that the learning rate is made for")
+  parser.add_argument("--until", type=int, default=STEPS, help="updates to come to now")
+  parser.add_argument("--round", type=int, default=STEPS, help="updates of one run before the next has its turn")
   arguments = parser.parse_intermixed_args()
-  arguments.out.mkdir(parents=True, exist_ok=True)
+  states = pathlib.Path(arguments.model).parent / "countdown_claim"
+  for folder in (arguments.out, states):
+    folder.mkdir(parents=True, exist_ok=True)
   tokenizer = tokenization.load_tokenizer(arguments.model)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
   config, reference = conversion.load(arguments.model, mesh=mesh, dtype=jnp.dtype("float32"))
@@ -399,21 +432,12 @@ def main() -> None:
   stop = tokenization.stop_token_ids(tokenizer)[0]
   puzzles = make_puzzles(tokenizer, stop)
   evaluate = evaluator(config, puzzles)
-  for seed in map(int, arguments.seeds.split(",")):
-    for name in arguments.names or points():
+  for until in range(arguments.round, arguments.until + 1, arguments.round):
+    for seed, name in itertools.product(map(int, arguments.seeds.split(",")), arguments.names or points()):
       path = arguments.out / f"{name}-seed{seed}.json"
-      if path.exists():
-        continue
-      started = time.process_time()
-      rows, params = train(points()[name], seed, config, reference, stop, puzzles, arguments.steps, evaluate)
-      result = {"point": dataclasses.asdict(points()[name]), "seed": seed, "steps": arguments.steps}
-      result |= {"rows": rows, "temperatures": {t: evaluate(params, t) for t in TEMPERATURES}}
-      result |= {"cpu_seconds": round(time.process_time() - started, 1)}
-      path.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
-      last = rows[-1]
-      print(name, seed, f"{result['cpu_seconds']} CPU-s", *(
-        f"{split} {np.mean(last['right'][split]):.3f} / {np.mean(last['distinct'][split]):.2f}" for split in ("train", "heldout")
-      ), flush=True)  # fmt: skip
+      run = Run(points()[name], seed, reference, arguments.steps, path, states)
+      if not run.rows or run.rows[-1]["step"] < until:
+        run.advance(until, config, reference, stop, puzzles, evaluate)
 
 
 if __name__ == "__main__":

@@ -48,32 +48,32 @@ class Spot(NamedTuple):
 
   @property
   def label(self) -> str:
-    """The point with what departs from its end and from temperature 1."""
-    rest = [] if self.step == 600 else [f"step {self.step}"]
-    return ", ".join([f"`{self.point}`", *rest, *([] if self.temperature == "1" else [f"T = {self.temperature}"])])
+    """The point, its update, and its temperature where that is not 1."""
+    return f"`{self.point}`, update {self.step}" + (f", T = {self.temperature}" if self.temperature != "1" else "")
 
 
 def load(folder: pathlib.Path = FOLDER) -> Runs:
-  """The runs by point, seeds in order."""
+  """The runs by point, seeds in order, each up to the last update that all runs have come to."""
   found: Runs = {}
   for path in sorted(folder.glob("*-seed*.json")):
     found.setdefault(path.stem.rsplit("-seed", 1)[0], []).append(json.loads(path.read_text(encoding="utf-8")))
-  return {point: sorted(runs, key=lambda run: run["seed"]) for point, runs in sorted(found.items())}
+  last = min(run["rows"][-1]["step"] for runs in found.values() for run in runs)
+  cut = lambda run: run | {"rows": [row for row in run["rows"] if row["step"] <= last]}
+  return {point: sorted(map(cut, runs), key=lambda run: run["seed"]) for point, runs in sorted(found.items())}
 
 
 def spots(point: str, runs: list[dict], split: str) -> Iterator[Spot]:
-  """All operating points of one point's runs: every evaluated step, and the last at other temperatures."""
-  pick = lambda rows: {name: np.array([row[name][split] for row in rows]) for name in FIGURES}
+  """All operating points of one point's runs: every evaluated update, and other temperatures where they were evaluated."""
   for rows in zip(*(run["rows"] for run in runs), strict=True):
-    yield Spot(point, rows[0]["step"], "1", pick(rows))
-  for temperature in runs[0]["temperatures"]:
-    rows = [run["temperatures"][temperature] for run in runs]
-    yield Spot(point, runs[0]["rows"][-1]["step"], temperature, pick(rows))
+    for temperature in ("1", *rows[0].get("temperatures", ())):
+      at = rows if temperature == "1" else [row["temperatures"][temperature] for row in rows]
+      figures = {name: np.array([row[name][split] for row in at]) for name in FIGURES}
+      yield Spot(point, rows[0]["step"], temperature, figures)
 
 
 def end(point: str, runs: list[dict], split: str) -> Spot:
   """The trained policy at temperature 1."""
-  return next(s for s in spots(point, runs, split) if s.step == runs[0]["rows"][-1]["step"])
+  return [spot for spot in spots(point, runs, split) if spot.temperature == "1"][-1]
 
 
 def redrawn(values: np.ndarray, rng: np.random.Generator, puzzles: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ def matched(runs: Runs) -> list[str]:
 def temperatures(runs: Runs) -> list[str]:
   """P(right) and distinct right answers of 64, held out, at each temperature of the samples."""
   shown = [point for method, point in chosen_rates(runs).items() if method in CURVES]
-  degrees = next(iter(runs.values()))[0]["temperatures"]
+  degrees = next(iter(runs.values()))[0]["rows"][-1]["temperatures"]
   columns = sorted(["1", *degrees], key=float)
   lines = [f"| point | {' | '.join(f'T = {t}' for t in columns)} |", "|---" * (len(columns) + 1) + "|"]
   for point in shown:
