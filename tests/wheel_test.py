@@ -17,7 +17,7 @@ SOURCES = ("qempo_jax", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 # installed one from a folder without its sources.
 PLAIN = ("family_test.py", "losses/policy_gradient_test.py", "evaluation/frontier_test.py")
 # Modules that the package works without; blocking them shows that extras are optional.
-EXTRAS = ("ml_collections", "transformers", "tokenizers", "gguf", "matplotlib", "grain", "experiments", "configs")
+EXTRAS = ("ml_collections", "transformers", "tokenizers", "gguf", "matplotlib", "experiments", "configs")
 
 
 def _run(*command, **options):
