@@ -14,9 +14,7 @@ def constraint(kind: str, *, start: float = 0.0, parametrisation: str = "linear"
   config.bound = config_dict.placeholder(float)  # Least mean of a floor, largest of a budget; none: not enforced.
   config.margin = 0.0  # Distance inside the bound that the controller aims for, so that held-out prompts meet it too.
   config.threshold = config_dict.placeholder(float)  # Coherence: least acceptable reward; none: the quality floor.
-  config.quantile = config_dict.placeholder(
-    float
-  )  # Coherence: threshold at this quantile of a group; none: `threshold`.
+  config.quantile = config_dict.placeholder(float)  # Coherence: threshold at this quantile of a group; none: above.
   config.width = 0.0  # Coherence: soft gate sigmoid((threshold - r) / width), reward units; 0: hard threshold.
   config.start = start  # Initial multiplier, nats per unit of the constraint; a method may set its own.
   config.parametrisation = parametrisation  # Stored form of the multiplier: "linear", "log" or "softplus".

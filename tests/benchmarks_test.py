@@ -113,7 +113,7 @@ def test_rows_are_shared_and_not_in_turn(tmp_path, monkeypatch, capsys, whole):
   saved = json.loads((tmp_path / "shared_rows.json").read_text())
   assert list(saved["seconds"]) == ["1", "4"] and all(len(times) == 2 for times in saved["seconds"].values())
   assert max(saved["padding"]["4"]) < min(saved["padding"]["1"])
-  assert capsys.readouterr().out.count("a step, padding") == 2
+  assert capsys.readouterr().out.count("per step, padding") == 2
   config.offline.pairs_per_row = 1
   with pytest.raises(InputError, match="set config.offline.pairs_per_row"):
     shared_rows.main(config, tmp_path, False)

@@ -54,10 +54,10 @@ def test_overrides_at_random_build_a_run_or_are_one_line(tmp_path, kind, monkeyp
   monkeypatch.chdir(tmp_path)
   make = toy.config if kind == "online" else lambda folder: offline_toy.config(folder, count=8, scale=4.0)
   draw, keys, refused = random.Random(0), sorted(overrides.leaf_keys(base.get_config())), 0
-  for _ in range(200):
+  for _ in range(400):
     key, text = draw.choice(keys), draw.choice(VALUES)
     refused += _outcome(make(tmp_path), key, text) is not None
-  assert 40 < refused < 190
+  assert 80 < refused < 380
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,7 @@ def test_overrides_at_random_build_a_run_or_are_one_line(tmp_path, kind, monkeyp
     ("offline.weights", "learned", "config.offline.weights='learned' is not one of fixed, multipliers"),
     ("offline.alpha", "0", "above 0"),
     ("offline.label_smoothing", "0.5", "at least 0 and below 0.5"),
+    ("offline.list_size", "1", "at least 2"),
     ("offline.pairs_per_row", "0", "at least 1"),
     ("reward_model.pairs_per_step", "0", "at least 1"),
     ("sampling.stale_steps", "2", "at least 0 and at most 1"),

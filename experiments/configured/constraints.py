@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import re
 from typing import Any
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -85,7 +86,7 @@ def settings(config: ConfigDict) -> dict[str, ConfigDict]:
 def constraints(config: ConfigDict, *, aim: bool = True) -> dict[str, Constraint]:
   """The run's constraints by name; with `aim` each bound is moved inwards by its margin, as the controllers see it."""
   found = {}
-  scored = {"reward", *(entry[0] for entry in config.reward.functions)}
+  scored = {"reward", *(entry.name for entry in reward_entries(config))}
   for name, of_one in settings(config).items():
     if of_one.kind in ("reward", "coherence") and of_one.reward not in scored:
       raise InputError(f"constraints.{name}.reward={of_one.reward!r} is not one of {', '.join(sorted(scored))}")
@@ -105,10 +106,35 @@ def bound(config: ConfigDict, name: str, *, aim: bool = False) -> float | None:
 
 def reward_floors(config: ConfigDict) -> tuple[tuple[str, float], ...]:
   """(name, floor) of each entry of reward.functions that has a floor."""
-  floors = [
-    (entry[0], entry[-1]) for entry in config.reward.functions if isinstance(entry, (tuple, list)) and len(entry) == 5
-  ]
-  return tuple((name, float(floor)) for name, floor in floors if floor is not None)
+  return tuple((entry.name, float(entry.floor)) for entry in reward_entries(config) if entry.floor is not None)
+
+
+class RewardEntry(NamedTuple):
+  """One of `reward.functions`."""
+
+  name: str
+  function: str
+  weight: float
+  normalisation: str
+  floor: float | None
+
+
+def reward_entries(config: ConfigDict) -> tuple[RewardEntry, ...]:
+  """The entries of `reward.functions`; their functions and normalisations are not looked at.
+
+  Raises:
+    InputError: an entry has not five parts of the right types.
+  """
+  number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+  for entry in config.reward.functions:
+    whole = isinstance(entry, (tuple, list)) and len(entry) == 5
+    if not whole or not all(isinstance(entry[i], str) for i in (0, 1, 3)) or not number(entry[2]):
+      raise InputError(
+        f"reward.functions has {entry!r}; each must be (name, function, weight, normalisation, floor or None)"
+      )
+    if entry[4] is not None and not number(entry[4]):
+      raise InputError(f"reward.functions has the floor {entry[4]!r} for {entry[0]!r}; it must be a number or None")
+  return tuple(RewardEntry(*entry) for entry in config.reward.functions)
 
 
 def dual_params(config: ConfigDict) -> duals.DualParams:

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.batches.pair_rows import PairRows
+from experiments.configured import constraints as build_constraints
 from experiments.plan import PairSettings
 from experiments.plan import Policy
 from experiments.plan import Sampling
@@ -116,7 +117,9 @@ def reward(config: ConfigDict) -> Callable:
     function = registry.resolve(r.function)
     terms = [compose.Term("reward", function)]
     return function if r.unscored is None else compose.Composition(terms, unscored=r.unscored)
-  composed = compose.Composition([_term(entry) for entry in r.functions], unscored=r.unscored)
+  composed = compose.Composition(
+    [_term(entry) for entry in build_constraints.reward_entries(config)], unscored=r.unscored
+  )
   moving = [term.name for term in composed.terms if term.weight and term.normalise != "none"]
   if moving and config.constraints.quality.bound is not None:
     raise InputError(
@@ -146,7 +149,7 @@ def reward_for(config: ConfigDict, rows) -> Callable:
 
 def reward_names(config: ConfigDict) -> tuple[str, ...]:
   """Names of the rewards that samples get, "reward" first."""
-  return tuple(dict.fromkeys(["reward", *(entry[0] for entry in config.reward.functions)]))
+  return tuple(dict.fromkeys(["reward", *(entry.name for entry in build_constraints.reward_entries(config))]))
 
 
 def pairs(config: ConfigDict, tokenizer: Any) -> list[Preference | Scored]:
@@ -236,10 +239,5 @@ def examples(config: ConfigDict, tokenizer: Any = None) -> tuple[list[Preference
   return made, f"{source}: {loaded.line()}"
 
 
-def _term(entry) -> compose.Term:
-  if not isinstance(entry, (tuple, list)) or len(entry) != 5:
-    raise InputError(
-      f"reward.functions has {entry!r}; each must be (name, function, weight, normalisation, floor or None)"
-    )
-  name, function, weight, normalise, floor = entry
-  return compose.Term(name, registry.resolve(function), weight, normalise, floor)
+def _term(entry: build_constraints.RewardEntry) -> compose.Term:
+  return compose.Term(entry.name, registry.resolve(entry.function), *entry[2:])

@@ -90,7 +90,7 @@ def test_a_damaged_file_is_refused(tmp_path):
   with np.load(path) as stored:
     parts = dict(stored)
   np.savez(path, **(parts | {"values": parts["values"] + 1e-3}))
-  with pytest.raises(InputError, match="not what was written; remove the file"):
+  with pytest.raises(InputError, match="do not match their checksum; remove the file"):
     reference_cache.get_or_compute(path, _keys((1,)), Scorer())
   path.write_bytes(b"short")
   with pytest.raises(InputError, match="reference.npz cannot be read"):

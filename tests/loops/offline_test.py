@@ -212,7 +212,6 @@ def equal_reward(prompts, completions, **columns):
     (dict(offline__loss="qempo"), "has no reference, so constraints.kl.bound"),
     (dict(offline__loss="dpo", offline__weights="fixed", offline__beta=0.0), "dpo needs a positive offline.beta"),
     (dict(offline__loss="ipo", offline__weights="fixed", offline__beta=0.0), "ipo needs a positive"),
-    (dict(offline__loss="listwise", offline__list_size=1), "list_size must be at least 2"),
     (dict(offline__loss="regression"), "regression has no weight"),
     (
       dict(offline__loss="regression", offline__weights="fixed", constraints__quality__bound=1.0),

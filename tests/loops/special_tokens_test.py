@@ -41,6 +41,7 @@ def _config(*allowed):
   config = base.get_config()
   config.model.source = str(FAMILY)
   config.sampling.allowed_tokens = allowed
+  config.sampling.max_response_length, config.data.max_prompt_length = 6, 64
   config.sampling.temperature = 5.0  # nearly uniform: each of the 64 columns would be drawn often
   config.evaluation.samples_per_prompt, config.evaluation.prompts_per_batch = 64, 2
   config.compute.bucket, config.compute.mesh = 16, (1, 1, -1)
