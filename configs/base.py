@@ -106,10 +106,13 @@ def get_config() -> ConfigDict:
   config.offline.desirable_weight = 1.0  # KTO's weight of chosen responses.
   config.offline.undesirable_weight = 1.0  # KTO's weight of rejected responses.
   config.offline.nll_weight = 0.0  # Weight of -log pi(chosen) of whole responses, added to any pair loss; 0: none.
-  config.offline.pairs_per_step = 8  # Pairs an update.
+  config.offline.acceptable = 1.0  # Least score of an acceptable response, in scored responses.
+  config.offline.list_size = 16  # listwise, regression: responses an example; longer lists are split into examples.
+  config.offline.pair_weight = 2.0  # listwise: weight of its pair terms beside the likelihood's 1; 0: likelihood alone.
+  config.offline.pairs_per_step = 8  # Pairs an update; prompts with their responses for losses of lists.
   config.offline.pairs_per_row = 1  # Pairs packed in a row; more save padding if pairs are shorter than compute.bucket.
   # "source": pairs of the data file, or open_list's right against wrong items; "sampled": best against worst samples of
-  # the reference; "answers_against_samples": open_list's items against bad samples of the reference.
+  # the reference (losses of lists: all of them); "answers_against_samples": open_list's items against its bad samples.
   config.offline.pairs = "source"
   config.offline.pairs_per_prompt = 16  # Most generated pairs a prompt.
   config.offline.measure_every = 0  # Updates between measurements of reward, entropy and KL on new samples; 0: never.
@@ -185,10 +188,17 @@ def get_config() -> ConfigDict:
   config.compute.reference_memory = "device"
 
   config.make_pairs = ConfigDict()  # Read by experiments.make_pairs.
-  config.make_pairs.select = "best_worst"  # "best_worst", "rare_good_common_bad" (DivPO) or "thresholds".
+  # "best_worst"; "rare_good_common_bad" (DivPO); "thresholds"; "equal_quality" (ReDiPO): of two good responses with like
+  # rewards the more diverse one is chosen; "scored": no pairs, but all samples with their rewards.
+  config.make_pairs.select = "best_worst"
+  config.make_pairs.pool = ""  # Scored responses of another model that join the samples, such as jsonl:PATH; "": none.
   config.make_pairs.good = 1.0  # Least reward of a good response; best_worst reads neither this nor `bad`.
   config.make_pairs.bad = 0.0  # Thresholds: largest reward of a bad response.
   config.make_pairs.per_prompt = 1  # Most pairs a prompt.
+  config.make_pairs.diversity = "ngram_distinctness"  # equal_quality: a reward that compares the samples of a prompt.
+  config.make_pairs.tie_quantile = 0.25  # equal_quality: quantile of reward differences up to which rewards are like.
+  config.make_pairs.share = 0.25  # equal_quality: share of such pairs, of largest difference in diversity.
+  config.make_pairs.uses = 4  # equal_quality: most pairs a sample.
 
   config.inspection = ConfigDict()  # Read by experiments.inspect_data.
   config.inspection.examples = 2  # Examples printed token by token.

@@ -61,7 +61,8 @@ def plan(config: ConfigDict, policy: Policy, *, trains: bool = True) -> Plan:
   if on_pairs:
     reads = offline_losses.LOSSES[o.loss].needs_reference or o.log_change
     per_row = build_objective.pairs_per_row(config, policy.mesh) if trains else o.pairs_per_row
-    settings = PairSettings(o.pairs_per_step, per_row, config.data.length_window, o.measure_every, reads)
+    responses = build_objective.responses(config)
+    settings = PairSettings(o.pairs_per_step, per_row, config.data.length_window, o.measure_every, reads, responses)
   rows = o.pairs_per_step if on_pairs else config.data.prompts_per_step
   return Plan(
     label=build_constraints.label(config),
@@ -243,7 +244,9 @@ def _pairs(config: ConfigDict, policy: Policy, check: bool):
     line = "Pairs are sampled from the reference"
   function = build_data.reward_for(config, rows) if o.measure_every or o.pairs != "source" else None
   if o.pairs != "source":
-    found = pairs.Sampled(settings, rows, function, seed=config.seed, known=known, most=o.pairs_per_prompt)
+    read = functools.partial(build_data.read_pairs, config, tokenizer=None)
+    make = build_data.samples_as_pairs(config, known)
+    found = pairs.Sampled(settings, rows, function, seed=config.seed, make=make, read=read)
 
   def measurement(rows) -> pairs.Measurement:
     return pairs.Measurement(samples.GroupSampler(policy, settings, rows), function, settings, seed=config.seed)

@@ -4,7 +4,8 @@
       --config.make_pairs.select=rare_good_common_bad
 
 The pairs are in WORKDIR/pairs.jsonl in TRL's shape, with the prompt apart; train on them with
---config.data.source=jsonl:WORKDIR/pairs.jsonl --config.offline.pairs=source.
+--config.data.source=jsonl:WORKDIR/pairs.jsonl --config.offline.pairs=source. With make_pairs.select=scored all samples are
+kept, in WORKDIR/scored.jsonl, which every offline loss reads. make_pairs.pool=jsonl:OTHER/scored.jsonl adds another model's.
 """
 
 import json
@@ -19,16 +20,19 @@ from experiments.compile import dry_run as dry_runs
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
 from experiments.run import workdir as workdirs
+from qempo_jax.data import columns
 from qempo_jax.data import pair_selection
+from qempo_jax.data import preferences
 from qempo_jax.errors import InputError
+from qempo_jax.rewards import registry
 
-FILE = "pairs.jsonl"
+FILE, SCORED_FILE = "pairs.jsonl", "scored.jsonl"
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples every prompt of config.data once and writes the pairs."""
   build.check_one_method(config)
-  select = selection(config)
+  select, pool = selection(config), _pool(config)
   policy, settings = build_policy.policy(config), build_data.sampling(config)
   rows = build_data.training_rows(config, policy.tokenizer)
   sample, reward = sampling.GroupSampler(policy, settings, rows), build_data.reward_for(config, rows)
@@ -45,39 +49,64 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     samples = sample(policy.params, chosen + chosen[:1] * (size - len(chosen)), rng, settings.group_size)
     rewards = sampling.group_rewards(reward, samples)
     for row, texts, cut, scores in zip(chosen, samples.texts, samples.rollout.truncated, rewards):
+      more = pool.get(_key(row), ())
+      texts = [*texts, *(text for text, _ in more)]
+      cut, scores = [*cut, *(False for _ in more)], [*scores, *(score for _, score in more)]
       pairs = rows_of(row, texts, scores, cut, select)
       found, without = found + pairs, without + (not pairs)
     print(f"{min(start + size, len(sample.rows))}/{len(sample.rows)} prompts, {len(found)} pairs", flush=True)
   if not found:
     raise InputError("no prompt's samples make a pair; raise sampling.group_size, or loosen make_pairs.good and bad")
-  workdirs.write_atomically(workdir / FILE, "".join(json.dumps(row) + "\n" for row in found))
-  print(f"{len(found)} pairs in {workdir / FILE}; {without} prompts made none")
+  file = workdir / (SCORED_FILE if select is None else FILE)
+  workdirs.write_atomically(file, "".join(json.dumps(row) + "\n" for row in found))
+  print(f"{len(found)} {'prompts' if select is None else 'pairs'} in {file}; {without} prompts made none")
 
 
 def selection(config):
-  """From (texts, rewards) to the places of pairs, as the config says.
+  """From (texts, rewards) to the places of pairs, as the config says; None keeps all samples.
 
   Raises:
     InputError: an unknown choice.
   """
   c = config.make_pairs
+  diversity = registry.resolve(c.diversity)
+  ties = {"quantile": c.tie_quantile, "share": c.share, "uses": c.uses}
   choices = {
     "best_worst": lambda texts, rewards: pair_selection.best_worst(rewards, most=c.per_prompt),
     "rare_good_common_bad": lambda texts, rewards: pair_selection.rare_good_common_bad(
       rewards, pair_selection.rarities(texts), threshold=c.good, most=c.per_prompt
     ),
     "thresholds": lambda texts, rewards: pair_selection.thresholds(rewards, good=c.good, bad=c.bad, most=c.per_prompt),
+    "equal_quality": lambda texts, rewards: pair_selection.equal_quality(
+      rewards, diversity([""] * len(texts), texts), good=c.good, most=c.per_prompt, **ties
+    ),
+    "scored": None,
   }
   if c.select not in choices:
     raise InputError(f"make_pairs.select={c.select!r} is not one of {', '.join(choices)}")
   return choices[c.select]
 
 
+def _pool(config) -> dict[tuple, list[tuple[str, float]]]:
+  """Of each task and prompt the texts and scores of another model's samples."""
+  source = config.make_pairs.pool
+  read = preferences.load_scored(source, **build_data.bad_rows(config)) if source else []
+  pairs = lambda one: [pair for pair in zip(one.responses, one.scores, strict=True) if isinstance(pair[0], str)]
+  return {_key(one.row): pairs(one) for one in read}
+
+
+def _key(row) -> tuple:
+  """What tells one prompt's task from others."""
+  return row["prompt"], columns.task(row)
+
+
 def rows_of(row, texts, rewards, truncated, select) -> list[dict]:
-  """One prompt's pairs in TRL's shape; samples that were cut or are blank are never part of one, nor equal texts."""
+  """One prompt's pairs in TRL's shape, or its scored responses; without samples that were cut or are blank, or equal texts."""
   usable = [place for place, text in enumerate(texts) if text.strip() and not truncated[place]]
   kept, scores = [texts[place] for place in usable], [float(rewards[place]) for place in usable]
   prompt = row["prompt"]
+  if select is None:
+    return [row | {"responses": kept, "scores": scores}] if kept else []
   prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
   say = lambda text: [{"role": "assistant", "content": text}]
   return [

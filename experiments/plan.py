@@ -74,6 +74,7 @@ class PairSettings(NamedTuple):
     window: batches sorted by length together; 0 for none.
     measure_every: updates between measurements of the constraints; 0 for never.
     ref_log_probs: whether the reference's log-probs stand beside the pairs.
+    responses: of an example.
   """
 
   per_step: int
@@ -81,6 +82,7 @@ class PairSettings(NamedTuple):
   window: int
   measure_every: int
   ref_log_probs: bool
+  responses: int
 
 
 class Plan(NamedTuple):

@@ -12,10 +12,20 @@ from qempo_jax import losses
 from qempo_jax import offline_losses
 from qempo_jax.family import Weights
 from qempo_jax.offline_losses import Example
+from qempo_jax.offline_losses import ListWeights
 from qempo_jax.offline_losses import LossSettings
 from qempo_jax.testing import reference
+from qempo_jax.testing import reference_groups
 
-SETTINGS = LossSettings(label_smoothing=0.0, margin=0.3, desirable_weight=1.1, undesirable_weight=0.7, nll_weight=0.0)
+SETTINGS = LossSettings(
+  label_smoothing=0.0, margin=0.3, desirable_weight=1.1, undesirable_weight=0.7, nll_weight=0.0, pair_weight=2.0,
+  min_reward=0.8,
+)  # fmt: skip
+LISTS = {
+  "chosen": [0.25, 0.75, 0.0, 0.0],
+  "rejected": [0.0, 0.0, 1.0, 0.0],
+  "sizes": [4.0, 2.0, 0.6, 0.0],
+}  # the last is padding
 WEIGHTS = Weights(jnp.asarray(0.7), jnp.asarray(0.3))
 
 
@@ -24,9 +34,14 @@ def _example(responses, seed=0):
   lengths = rng.integers(1, 6, responses)
   mask = np.arange(6) < lengths[:, None]
   log_probs = np.where(mask, -rng.exponential(1.0, (responses, 6)), np.nan)  # padding may hold anything
-  return Example(
-    jnp.asarray(log_probs), jnp.asarray(mask), jnp.asarray(-rng.exponential(4.0, responses)), jnp.asarray(0.4)
-  )
+  lists = ListWeights(*map(jnp.asarray, LISTS.values())) if responses == 4 else None
+  mask[3:] = False
+  ref = jnp.asarray(-rng.exponential(4.0, responses))
+  return Example(jnp.asarray(log_probs), jnp.asarray(mask), ref, jnp.asarray(0.4), lists)
+
+
+def _of(name, seed=0):
+  return _example(4 if offline_losses.LOSSES[name].lists else offline_losses.LOSSES[name].responses, seed)
 
 
 def _expected(name, e):
@@ -43,6 +58,13 @@ def _expected(name, e):
     return (kto(0, True) + kto(1, False)) / 2
   if name == "nll":
     return -pi[0]
+  if name == "listwise":
+    return reference_groups.listwise_loss(
+      pi, q, LISTS["chosen"], LISTS["rejected"], np.arange(4) < 3, pair_weight=2.0, alpha=a, beta=b
+    )
+  if name == "regression":  # R shared by the answers of the log; (1 - R) / q(not A) of the reference's probability
+    targets = [np.log(0.8 / 4), np.log(0.8 / 2), np.log(0.2 / 0.6) + q[2]]
+    return reference_groups.target_regression_loss(pi[:3], targets)
   return {
     "qempo": lambda: reference.qempo_loss(*pi, alpha=a),
     "dpo": lambda: reference.dpo_loss(*pair, beta=b),
@@ -61,14 +83,14 @@ def _expected(name, e):
 def test_a_named_loss_is_its_formula(x64, name):
   weights = offline_losses.effective_weights(name, WEIGHTS)
   for seed in range(3):
-    example = _example(offline_losses.LOSSES[name].responses, seed)
+    example = _of(name, seed)
     got = offline_losses.example_loss(name, example, weights, SETTINGS)
     np.testing.assert_allclose(got, _expected(name, example), rtol=1e-6)
 
 
 def test_every_offline_loss_of_the_library_has_a_name():
   source = inspect.getsource(offline_losses)
-  online = "policy_gradient token_entropy grpo gspo ppo sequence_clip trajectory regression bradley_terry".split()
+  online = "policy_gradient token_entropy grpo gspo ppo sequence_clip trajectory bradley_terry".split()
   offline = [n for n in losses.__all__ if n.endswith("_loss") and not any(word in n for word in online)]
   others = {"qempo_kl_loss", "h_dpo_loss"}  # the same functions of (alpha, beta) as preference_loss, which serves them
   assert len(offline) > 10
@@ -145,10 +167,11 @@ def test_the_margin_is_the_one_the_loss_acts_on(x64, name):
 def test_a_kl_multiplier_at_zero_leaves_every_loss_a_gradient(name):
   weights = offline_losses.weights_from_multipliers(name, jnp.float32(2.0), jnp.float32(0.0))
   mask = jnp.ones((3, 2), bool)
-  settings = offline_losses.LossSettings(0.1, 0.5, 1.0, 1.0, 0.0)
+  settings = offline_losses.LossSettings(0.1, 0.5, 1.0, 1.0, 0.0, 2.0, 0.8)
+  lists = offline_losses.ListWeights(*(jnp.array(value[:3]) for value in LISTS.values()))
 
   def loss(log_probs):
-    example = offline_losses.Example(log_probs, mask, jnp.array([-3.0, -2.0, -4.0]), jnp.float32(0.0))
+    example = offline_losses.Example(log_probs, mask, jnp.array([-3.0, -2.0, -4.0]), jnp.float32(0.0), lists)
     return offline_losses.example_loss(name, example, weights, settings)
 
   value, gradient = jax.value_and_grad(loss)(-jnp.arange(1.0, 7.0).reshape(3, 2))

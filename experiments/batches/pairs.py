@@ -24,6 +24,7 @@ from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data import prompts
 from qempo_jax.data import reference_cache
+from qempo_jax.data import scored
 from qempo_jax.errors import InputError
 from qempo_jax.models import demo_model
 from qempo_jax.token_stats import TokenStats
@@ -79,6 +80,7 @@ class Pairs:
       note(f"{loud}{pairs.dropped} pairs too long, left out; {pairs.seams} responses merge with their prompt")
     settings, s = plan.pairs, plan.sampling
     self._rows = PairRows(pairs, settings, seed=plan.seed, bucket=s.bucket, max_length=s.max_response_length)
+    self._weights = pairs.weights()
     self._ref_log_probs = self._reference(reference) if settings.ref_log_probs else None
     self._measure = self._measurement(preferences.prompt_rows(pairs.rows)) if settings.measure_every else None
     self.same, self.order = {"pairs": pairs.fingerprint()}, self._rows.order
@@ -137,7 +139,8 @@ class Pairs:
     indices = self._rows.indices(index)
     packed, mask = self._rows.packed(indices)
     ref_log_probs = None if self._ref_log_probs is None else self._ref_log_probs[indices]
-    batch = offline_step.PairBatch(packed, mask, ref_log_probs)
+    weight, lists = jax.tree.map(lambda x: x[indices], (self._weights, self._pairs.lists))
+    batch = offline_step.PairBatch(packed, mask, ref_log_probs, weight, lists)
     return batch, sharding.place(batch, sharding.rows_sharding(self._plan.policy.mesh, self._plan.pairs.per_step))
 
   def _reference(self, policy) -> np.ndarray:
@@ -183,7 +186,7 @@ class Pairs:
 class Sampled:
   """Pairs of the reference's own samples, kept in a file that a resumed run reads."""
 
-  def __init__(self, settings: Sampling, rows, reward: Callable, *, seed: int, known: bool, most: int):
+  def __init__(self, settings: Sampling, rows, reward: Callable, *, seed: int, make: Callable, read: Callable):
     """Samples nothing yet.
 
     Args:
@@ -191,16 +194,16 @@ class Sampled:
       rows: every prompt.
       reward: the reward function.
       seed: of the run.
-      known: pair known answers with bad samples, rather than the best and worst samples.
-      most: pairs of a prompt, at most.
+      make: (place of a prompt, its row, samples as token ids, rewards) -> pairs, or scored responses.
+      read: source of a file -> what was written there.
     """
     self._settings, self.rows, self._reward = settings, rows, reward
-    self._seed, self._known, self._most = seed, known, most
+    self._seed, self._make, self._read = seed, make, read
 
-  def __call__(self, policy, path: pathlib.Path) -> list[preferences.Preference]:
+  def __call__(self, policy, path: pathlib.Path) -> list:
     """The pairs in the file, or those made now and written there."""
     if path.exists():
-      return preferences.jsonl_preferences(path, rejected=True)
+      return self._read(f"jsonl:{path}")
     sample = sampling.GroupSampler(policy, self._settings, self.rows)
     size, found = self._settings.prompts, []
     for start in range(0, len(sample.rows), size):
@@ -210,17 +213,13 @@ class Sampled:
       samples = sample(policy.params, padded, rng, self._settings.group_size)
       rewards = sampling.group_rewards(self._reward, samples)
       for place, group in enumerate(zip(chosen, samples.responses, rewards), start=start):
-        if self._known:
-          seed = (self._seed, place)
-          found += preferences.answers_against_samples(*group, per_prompt=self._most, seed=seed)
-        else:
-          found += preferences.sampled_preferences(*group, most=self._most)
+        found += self._make(place, *group)
     if not found:
       raise InputError(
         "the samples of every prompt are all alike in reward, so they make no pairs; raise sampling.group_size, or"
         " use offline.pairs=source"
       )
-    workdirs.write_atomically(path, "".join(json.dumps(preferences.to_json(pair)) + "\n" for pair in found))
+    workdirs.write_atomically(path, "".join(json.dumps(scored.to_json(pair)) + "\n" for pair in found))
     return found
 
 

@@ -124,11 +124,12 @@ def _groups(plan: Plan, group_size: int) -> GroupBatch:
 
 
 def _pairs(plan: Plan) -> PairBatch:
-  settings, responses = plan.pairs, offline_losses.LOSSES[plan.objective.loss].responses
+  settings, responses = plan.pairs, plan.pairs.responses
   split = sharding.rows_sharding(plan.policy.mesh, settings.per_step)
   mask = _array((settings.per_step, responses, plan.sampling.max_response_length), bool, split)
-  ref_log_probs = _array((settings.per_step, responses), jnp.float32, split) if settings.ref_log_probs else None
-  return PairBatch(_packed(plan, settings.per_step, responses, split, settings.per_row), mask, ref_log_probs)
+  numbers, packed = _array(mask.shape[:2], jnp.float32, split), _packed(plan, *mask.shape[:2], split, settings.per_row)
+  lists = offline_losses.ListWeights(*[numbers] * 3) if offline_losses.LOSSES[plan.objective.loss].lists else None
+  return PairBatch(packed, mask, numbers if settings.ref_log_probs else None, lists=lists)
 
 
 def _packed(plan: Plan, prompts, group_size, split, per_row=1) -> PackedGroups:

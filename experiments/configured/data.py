@@ -1,6 +1,7 @@
 """The `data`, `reward`, `sampling` and `offline` groups of a config -> prompts, rewards and pairs."""
 
 from collections.abc import Callable
+import math
 import os
 import pathlib
 from typing import Any
@@ -17,7 +18,10 @@ from qempo_jax.data import formats
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data import prompts
+from qempo_jax.data import scored
 from qempo_jax.data import sources
+from qempo_jax.data.examples import Preference
+from qempo_jax.data.examples import Scored
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import checked
 from qempo_jax.rewards import compose
@@ -146,28 +150,56 @@ def reward_names(config: ConfigDict) -> tuple[str, ...]:
   return tuple(dict.fromkeys(["reward", *(entry[0] for entry in config.reward.functions)]))
 
 
-def pairs(config: ConfigDict, tokenizer: Any) -> list[preferences.Preference]:
-  """The pairs of `offline.pairs=source`."""
-  if config.data.source == "open_list":
-    rows = training_rows(config)
-    return preferences.open_list_preferences(rows, per_prompt=config.offline.pairs_per_prompt, seed=config.seed)
-  rejected = offline_losses.LOSSES[config.offline.loss].responses > 1
-  return preferences.load_preferences(config.data.source, rejected=rejected, tokenizer=tokenizer, **bad_rows(config))
+def pairs(config: ConfigDict, tokenizer: Any) -> list[Preference | Scored]:
+  """The pairs of `offline.pairs=source`; for losses of lists scored responses, of pairs where the data has no others."""
+  if config.data.source != "open_list":
+    return read_pairs(config, config.data.source, tokenizer)
+  rows = training_rows(config)
+  return preferences.open_list_preferences(rows, per_prompt=config.offline.pairs_per_prompt, seed=config.seed)
+
+
+def read_pairs(config: ConfigDict, source: str, tokenizer: Any) -> list[Preference | Scored]:
+  """The pairs of a file, or its scored responses for losses of lists."""
+  o, entry = config.offline, offline_losses.LOSSES[config.offline.loss]
+  if entry.lists:
+    return preferences.load_scored(source, tokenizer=tokenizer, **bad_rows(config))
+  options = {"rejected": entry.responses > 1, "acceptable": o.acceptable, "most": o.pairs_per_prompt}
+  return preferences.load_preferences(source, tokenizer=tokenizer, **options, **bad_rows(config))
+
+
+def samples_as_pairs(config: ConfigDict, known: bool) -> Callable:
+  """(place of a prompt, its row, samples as token ids, rewards) -> what a loss reads of them.
+
+  Args:
+    config: a complete config.
+    known: pair known answers with bad samples, rather than the best and worst samples.
+  """
+  most, lists = config.offline.pairs_per_prompt, offline_losses.LOSSES[config.offline.loss].lists
+  if known:
+    seed = lambda place: (config.seed, place)
+    return lambda place, *group: preferences.answers_against_samples(*group, per_prompt=most, seed=seed(place))
+  if lists:
+    return lambda place, *group: [scored.of_samples(*group)]
+  return lambda place, *group: preferences.sampled_preferences(*group, most=most)
 
 
 def encoded(config: ConfigDict, policy: Policy, found) -> pair_tokens.PairTokens:
-  """Pairs as token ids, with as many responses each as the loss reads."""
-  responses = offline_losses.LOSSES[config.offline.loss].responses
+  """Pairs as token ids, with as many responses each as the loss reads; or scored responses for losses of lists."""
+  o, entry = config.offline, offline_losses.LOSSES[config.offline.loss]
   one_of("data.too_long", config.data.too_long, ("drop", "truncate", "error"))
-  options = {"responses": responses, "forbidden": policy.config.forbidden, "too_long": config.data.too_long}
-  return pair_tokens.encode_pairs(policy.tokenizer, found, **options, **limits(config))
+  options = {"forbidden": policy.config.forbidden, "too_long": config.data.too_long} | limits(config)
+  if entry.lists:
+    lists = {"size": o.list_size, "acceptable": o.acceptable}
+    return scored.encode_lists(policy.tokenizer, scored.gather(found), **lists, **options)
+  return pair_tokens.encode_pairs(policy.tokenizer, found, responses=entry.responses, **options)
 
 
 def pair_rows(config: ConfigDict, found: pair_tokens.PairTokens, per_row: int | None = None) -> tuple[PairRows, int]:
   """(the packed rows of every step of a run on these pairs, batches of an epoch)."""
   o = config.offline
   per_row = o.pairs_per_row if per_row is None else per_row
-  settings = PairSettings(o.pairs_per_step, per_row, config.data.length_window, o.measure_every, o.log_change)
+  window, responses = config.data.length_window, len(found.responses[0])
+  settings = PairSettings(o.pairs_per_step, per_row, window, o.measure_every, o.log_change, responses)
   lengths = {"bucket": config.compute.bucket, "max_length": config.sampling.max_response_length}
   return PairRows(found, settings, seed=config.seed, **lengths), len(found.rows) // o.pairs_per_step
 
@@ -180,8 +212,11 @@ def limits(config: ConfigDict) -> dict[str, int]:
   }
 
 
-def examples(config: ConfigDict, tokenizer: Any = None) -> tuple[list[preferences.Preference], str]:
-  """What a run of this config reads, to be looked at, and a line about it; a template's refusals are bad rows."""
+def examples(config: ConfigDict, tokenizer: Any = None) -> tuple[list[Preference], str]:
+  """What a run of this config reads, to be looked at, and a line about it; a template's refusals are bad rows.
+
+  Of scored responses, for losses of lists, each stands on its own.
+  """
   loss, source = config.offline.loss, config.data.source
   from_source = loss and config.offline.pairs == "source"
   if source in ("open_list", "countdown"):
@@ -189,13 +224,18 @@ def examples(config: ConfigDict, tokenizer: Any = None) -> tuple[list[preference
     if source == "open_list" and from_source:
       made = pairs(config, tokenizer)
       return made, f"{source}: {len(made):,} pairs of {len(rows):,} prompts"
-    return [preferences.Preference(row, None, None) for row in rows], f"{source}: {len(rows):,} prompts"
+    return [Preference(row, None, None) for row in rows], f"{source}: {len(rows):,} prompts"
   needs = formats.PROMPT
   if from_source:
-    needs = formats.PAIR if offline_losses.LOSSES[loss].responses > 1 else formats.COMPLETION
+    entry = offline_losses.LOSSES[loss]
+    needs = formats.SCORED if entry.lists else formats.PAIR if entry.responses > 1 else formats.COMPLETION
   options = {key: value for key, value in bad_rows(config).items() if key != "note"}
   loaded = sources.load(source, needs=needs, tokenizer=tokenizer, **options)
-  return loaded.examples, f"{source}: {loaded.line()}"
+  o, lists = config.offline, needs == formats.SCORED
+  found = scored.gather(loaded.examples) if lists else loaded.examples
+  least = -math.inf if lists else o.acceptable
+  made = scored.separate(found, responses=1 + (needs == formats.PAIR), acceptable=least, most=o.pairs_per_prompt)
+  return made, f"{source}: {loaded.line()}"
 
 
 def _term(entry) -> compose.Term:

@@ -102,10 +102,18 @@ def offline(config: ConfigDict) -> OfflineObjective:
       desirable_weight=o.desirable_weight,
       undesirable_weight=o.undesirable_weight,
       nll_weight=o.nll_weight,
+      pair_weight=o.pair_weight,
+      min_reward=config.constraints.quality.bound or 0.0,
     ),
     constraints=found if learned else {name: dataclasses.replace(c, bound=None) for name, c in found.items()},
     averaging=config.duals.averaging,
   )
+
+
+def responses(config: ConfigDict) -> int:
+  """How many responses an example of the loss holds."""
+  entry = offline_losses.LOSSES[config.offline.loss]
+  return config.offline.list_size if entry.lists else entry.responses
 
 
 def pairs_per_row(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> int:
@@ -140,8 +148,16 @@ def _check(config) -> None:
     (o.pairs_per_step < 1 or o.pairs_per_prompt < 1, "offline.pairs_per_step and pairs_per_prompt must be positive"),
     (o.measure_every < 0, "offline.measure_every must be at least 0 (0 never measures)"),
     (
-      learned and o.loss == "nll",
-      "offline.loss=nll has no weight that a multiplier could move; set offline.weights=fixed",
+      learned and not entry.weighted,
+      f"offline.loss={o.loss} has no weight that a multiplier could move; set offline.weights=fixed",
+    ),
+    (
+      o.list_size < 2 or o.pair_weight < 0,
+      "offline.list_size must be at least 2 and offline.pair_weight at least 0",
+    ),
+    (
+      o.loss == "regression" and not 0 < (config.constraints.quality.bound or 0) < 1,
+      "offline.loss=regression needs constraints.quality.bound in (0, 1), the target's share of acceptable responses",
     ),
     (
       learned and bounds and not o.measure_every,

@@ -42,6 +42,10 @@ SCORES = (
     ("reward_chosen", "reward_rejected"),
 )  # fmt: skip
 
+# The score of a response that stands alone, and how much a row counts in an offline loss.
+SINGLE_SCORES = ("score", "reward", *LABELS)
+WEIGHT = "weight"
+
 Entry = Mapping[str, Any]
 
 
@@ -136,13 +140,40 @@ def _short(value) -> str:
   return text if len(text) <= 100 else f"{text[:80]}... {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def score_gap(row: Entry) -> float | None:
-  """The chosen response's score minus the rejected one's, by the columns of SCORES; None where no two are numbers."""
+def pair_scores(row: Entry) -> tuple[float, float] | None:
+  """The scores of the chosen and of the rejected response, by the columns of SCORES; None where no two are numbers."""
   for names in SCORES:
     chosen, rejected = (_as_number(row.get(name)) for name in names)
     if math.isfinite(chosen) and math.isfinite(rejected):
-      return chosen - rejected
+      return chosen, rejected
   return None
+
+
+def score_gap(row: Entry) -> float | None:
+  """The chosen response's score minus the rejected one's; None where they are not known."""
+  found = pair_scores(row)
+  return None if found is None else found[0] - found[1]
+
+
+def single_score(row: Entry) -> float:
+  """The score of an unpaired response, by the first of SINGLE_SCORES that is a number; 1 where there is none."""
+  numbers = (
+    float(row[name]) if isinstance(row.get(name), bool) else _as_number(row.get(name)) for name in SINGLE_SCORES
+  )
+  return next((value for value in numbers if math.isfinite(value)), 1.0)
+
+
+def weight(row: Entry) -> float:
+  """How much a row counts in the loss, by the column WEIGHT; 1 where there is none.
+
+  Raises:
+    RowError: it is no finite number, or below 0.
+  """
+  value = row.get(WEIGHT)
+  found = 1.0 if value is None else examples.number(value, WEIGHT)
+  if found < 0:
+    raise RowError(f'has a "{WEIGHT}" of {found:g}; a row counts at least 0 times')
+  return found
 
 
 def _as_number(value) -> float:

@@ -5,6 +5,7 @@ images) is refused by name: the row would mean something else without it.
 """
 
 from collections.abc import Sequence
+import math
 import re
 from typing import Any
 from typing import NamedTuple
@@ -55,6 +56,22 @@ class Preference(NamedTuple):
   row: Row
   chosen: Response | None
   rejected: Response | None
+
+
+class Scored(NamedTuple):
+  """A prompt with several responses, each with a score.
+
+  Attributes:
+    row: as in `Preference`.
+    responses: one or more.
+    scores: one a response; larger is better.
+    answers: one a response: the answer that it gives, where the data says so; responses with one answer are duplicates.
+  """
+
+  row: Row
+  responses: tuple[Response, ...]
+  scores: tuple[float, ...]
+  answers: tuple[str | None, ...]
 
 
 def text(value: Any, name: str) -> str:
@@ -171,6 +188,13 @@ def response(value: Any, name: str) -> Response:
   if len(found) != 1 or found[0]["role"] != "assistant":
     raise RowError(f'has a "{name}" that is not one assistant message')
   return found[0]["content"]
+
+
+def number(value: Any, name: str) -> float:
+  """A finite number; true and false count as 1 and 0."""
+  if not isinstance(value, bool | int | float) or not math.isfinite(value):
+    raise RowError(f'has a "{name}" of {str(value)[:40]!r}, which is not a finite number')
+  return float(value)
 
 
 def is_messages(value: Any) -> bool:

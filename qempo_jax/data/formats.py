@@ -1,8 +1,8 @@
 """The shapes that people's rows come in, told apart by their keys, and read into one: prompt, chosen, rejected.
 
 Preference data has TRL's four forms (the prompt apart or inside the responses; plain texts or messages), UltraFeedback's
-binarized one, ShareGPT's, questions with two answers, and Anthropic's HH transcripts. Further: prompts with a completion,
-whole conversations, prompts alone, Alpaca's instructions, GSM8K, MATH, benchmark questions in turns, and plain texts. What
+binarized one, ShareGPT's, questions with two answers, and Anthropic's HH transcripts. Scored responses are a prompt with lists of
+"responses" and "scores", and may have "response_answers". Further: prompts with a completion, whole conversations, prompts alone, Alpaca's instructions, GSM8K, MATH, benchmark questions in turns, and plain texts. What
 else changes a row's meaning is in `columns`.
 """
 
@@ -14,12 +14,13 @@ from qempo_jax.data import examples
 from qempo_jax.data import readers
 from qempo_jax.data.examples import Preference
 from qempo_jax.data.examples import RowError
+from qempo_jax.data.examples import Scored
 
 Entry = dict[str, Any]
 
 # What a run needs of every row.
-PROMPT, COMPLETION, PAIR = "prompt", "completion", "pair"
-ULTRAFEEDBACK = "UltraFeedback binarized"
+PROMPT, COMPLETION, PAIR, SCORED = "prompt", "completion", "pair", "scored"
+ULTRAFEEDBACK, SCORES = "UltraFeedback binarized", "scored responses"
 
 # Fields that hold messages, which may be kept as JSON text.
 _MESSAGES = ("prompt", "chosen", "rejected", "completion", *readers.TALKS)
@@ -40,15 +41,16 @@ def detect(entry: Entry) -> str:
   raise RowError(f'has no "prompt", nor another known format\'s keys; its keys are {keys or "none"}')
 
 
-def read(entry: Entry, *, needs: str) -> tuple[str, Preference]:
+def read(entry: Entry, *, needs: str) -> tuple[str, Preference | Scored]:
   """Reads a row of any format.
 
   Args:
     entry: the row as it stands in the file.
-    needs: PROMPT keeps every further field as a column; COMPLETION requires one response, PAIR two.
+    needs: PROMPT keeps every further field as a column; COMPLETION requires one response, PAIR two, SCORED one, which may be
+      labelled as bad. Scored responses serve all.
 
   Returns:
-    The format's name, and the row; without what was not needed.
+    The format's name, and the row, without what was not needed; `Scored` where it holds scored responses.
 
   Raises:
     RowError: the row doesn't fit; says why.
@@ -66,13 +68,18 @@ def read(entry: Entry, *, needs: str) -> tuple[str, Preference]:
   prompt = columns.with_system(prompt, entry)
   if needs == PROMPT:
     return name, Preference({"split": "train"} | entry | {"prompt": prompt}, None, None)
+  columns.weight(entry)
+  if name == SCORES:
+    row = {key: value for key, value in entry.items() if key not in ("responses", "scores", "response_answers")}
+    row = {"split": "train"} | row | {"prompt": prompt}
+    return name, Scored(row, chosen, rejected, readers.answers(entry, len(chosen)))
   if chosen is None:
     raise RowError('has no "chosen" (or "completion") response')
   if needs == PAIR and rejected is None:
     raise RowError('has no "rejected" response')
   if needs == PAIR and chosen == rejected:
     raise RowError("has the same text as chosen and as rejected")
-  if name in _UNPAIRED:
+  if name in _UNPAIRED and needs != SCORED:
     columns.refuse_bad(entry)
   row = {key: value for key, value in entry.items() if key not in ("chosen", "rejected", "completion", *readers.TALKS)}
   return name, Preference({"split": "train"} | row | {"prompt": prompt}, chosen, rejected)
@@ -80,7 +87,7 @@ def read(entry: Entry, *, needs: str) -> tuple[str, Preference]:
 
 def family(name: str) -> str:
   """What the formats of one data set have in common: rows with a prompt may differ in what else they hold."""
-  if name in ("prompt", "completion", ULTRAFEEDBACK) or name.startswith("preference, explicit"):
+  if name in ("prompt", "completion", ULTRAFEEDBACK, SCORES) or name.startswith("preference, explicit"):
     return "prompt"
   return "preference, implicit prompt" if name.startswith("preference") else name
 
@@ -88,6 +95,7 @@ def family(name: str) -> str:
 # Name: (whether a row has this format, its reader, which gives prompt, chosen and rejected); the first match counts.
 FORMATS: dict[str, tuple[Callable[[Entry], bool], Callable[[Entry], tuple]]] = {
   ULTRAFEEDBACK: (lambda e: readers.strings(e, "prompt") and readers.whole(e), readers.ultrafeedback),
+  SCORES: (readers.is_scored, readers.scored),
   "HH transcripts": (
     lambda e: "prompt" not in e and readers.is_transcript(e.get("chosen")) and readers.is_transcript(e.get("rejected")),
     readers.transcripts,

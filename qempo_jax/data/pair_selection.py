@@ -52,6 +52,59 @@ def thresholds(rewards: Sequence[float], *, good: float, bad: float, most: int) 
   return list(zip(chosen, rejected))[:most]
 
 
+def equal_quality(
+  rewards: Sequence[float],
+  diversity: Sequence[float],
+  *,
+  good: float,
+  quantile: float,
+  share: float,
+  uses: int,
+  most: int,
+) -> Places:
+  """Pairs without a quality contrast: of two good samples with like rewards, the more diverse one is chosen.
+
+      |r_i - r_j| <= eps,   eps the quantile of |r_i - r_j| over pairs of good samples,   d_chosen > d_rejected
+
+  Of these pairs the share with the largest difference in diversity is kept, largest first, as long as no sample is in more
+  than `uses` of them. A loss on pairs with a contrast learns quality; here quality cancels, and diversity is left.
+
+  Source: ReDiPO (arXiv 2605.30021); reconstruction, without its rewriting of the base model's samples.
+
+  Args:
+    rewards: [G].
+    diversity: [G] marginal diversity: how far each sample is from the others.
+    good: least reward of a sample in a pair.
+    quantile: in [0, 1], of reward differences.
+    share: in (0, 1], of the pairs with like rewards.
+    uses: pairs of one sample, at most.
+    most: pairs at most.
+
+  Returns:
+    The pairs; none where fewer than two samples are good or all are equally diverse.
+
+  Raises:
+    InputError: the quantile or the share is out of range.
+  """
+  if not 0 <= quantile <= 1 or not 0 < share <= 1:
+    raise InputError(f"tie_quantile={quantile} must be in [0, 1], and share={share} above 0 and at most 1")
+  rewards, diversity = np.asarray(rewards, float), np.asarray(diversity, float)
+  first, second = (np.flatnonzero(rewards >= good)[place] for place in np.triu_indices(np.sum(rewards >= good), 1))
+  if not len(first):
+    return []
+  gaps = np.abs(rewards[first] - rewards[second])
+  differences = diversity[first] - diversity[second]
+  like = np.flatnonzero((gaps <= np.quantile(gaps, quantile)) & (differences != 0))
+  ranked = like[np.argsort(-np.abs(differences[like]), kind="stable")][: int(np.ceil(share * len(like)))]
+  used, found = Counter(), []
+  for pair in ranked:
+    places = int(first[pair]), int(second[pair])
+    if max(used[place] for place in places) < uses:
+      used.update(places)
+      found.append(places if differences[pair] > 0 else places[::-1])
+  return found[:most]
+
+
 def rarities(texts: Sequence[str]) -> list[float]:
   """Minus the log of each text's share among the samples, in nats; case and outer blanks aside."""
   names = [text.strip().lower() for text in texts]

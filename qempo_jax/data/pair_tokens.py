@@ -9,12 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from qempo_jax import packing
+from qempo_jax.data import columns
 from qempo_jax.data import tokenization
-from qempo_jax.data.preferences import Preference
-from qempo_jax.data.preferences import Response
-from qempo_jax.data.prompts import Row
+from qempo_jax.data.examples import Preference
+from qempo_jax.data.examples import Response
+from qempo_jax.data.examples import Row
 from qempo_jax.data.special_tokens import end_token_id as end_token_id
 from qempo_jax.errors import InputError
+from qempo_jax.offline_losses import ListWeights
 from qempo_jax.types import PackedGroups
 
 
@@ -29,6 +31,7 @@ class PairTokens(NamedTuple):
     seams: responses whose tokens would differ if prompt and response were encoded as one text.
     ended: pairs left out because a response holds the token that ends it before its end.
     forbidden: pairs left out because a response holds a token that the policy never samples.
+    lists: [N, G] each, what losses of lists read; None for pairs.
   """
 
   rows: list[Row]
@@ -38,6 +41,12 @@ class PairTokens(NamedTuple):
   seams: int
   ended: int = 0
   forbidden: int = 0
+  lists: ListWeights | None = None
+
+  def weights(self) -> np.ndarray | None:
+    """[N] how much each example counts in the loss, by the rows' column; None where all count 1."""
+    found = np.array([columns.weight(row) for row in self.rows], np.float32)
+    return None if (found == 1).all() else found
 
   def lengths(self) -> list[int]:
     """Tokens of every example, the prompt once: what rows are sorted by to bound padding."""
@@ -49,6 +58,8 @@ class PairTokens(NamedTuple):
     for prompt, group in zip(self.prompts, self.responses):
       for ids in (prompt, *group):
         digest.update(np.asarray([len(ids), *ids], np.int64).tobytes())
+    for array in (self.weights(), *(self.lists or ())):
+      digest.update(b"" if array is None else array.tobytes())
     return digest.hexdigest()
 
 
@@ -94,17 +105,9 @@ def encode_pairs(
     if any(token in forbidden for ids in group for token in ids):
       masked += 1
       continue
-    longest = max(map(len, group))
-    if too_long == "error" and longest > max_response_length:
-      raise InputError(
-        f"a response has {longest} tokens, more than sampling.max_response_length={max_response_length}: raise it, or set"
-        f" data.too_long to drop or truncate (prompt {str(row['prompt'])[:60]!r})"
-      )
-    if too_long == "truncate" and longest > max_response_length:
-      cut = lambda ids: (*ids[: max_response_length - 1], ids[-1]) if keep_ending else ids[:max_response_length]
-      group = tuple(cut(ids) if len(ids) > max_response_length else ids for ids in group)
+    group = tuple(fitted(ids, row, max_response_length, too_long, keep_ending) for ids in group)
     alike = too_long == "truncate" and len(set(group)) < len(group)
-    if not alike and len(prompt) <= max_prompt_length and max(map(len, group)) <= max_response_length:
+    if not alike and len(prompt) <= max_prompt_length and None not in group:
       rows.append(row)
       prompts.append(prompt)
       groups.append(group)
@@ -118,6 +121,20 @@ def encode_pairs(
     groups = [(*group, groups[other][0]) for group, other in zip(groups, _next_other(rows))]
   dropped = len(preferences) - len(rows) - ended - masked
   return PairTokens(rows, prompts, groups, dropped, encoder.seams, ended, masked)
+
+
+def fitted(
+  ids: tuple[int, ...], row: Row, longest: int, too_long: str, keep_ending: bool = False
+) -> tuple[int, ...] | None:
+  """A response of at most `longest` tokens: as it is, cut, or None, as `encode_pairs` says; raises InputError for "error"."""
+  if len(ids) <= longest or too_long == "drop":
+    return ids if len(ids) <= longest else None
+  if too_long == "error":
+    raise InputError(
+      f"a response has {len(ids)} tokens, more than sampling.max_response_length={longest}: raise it, or set"
+      f" data.too_long to drop or truncate (prompt {str(row['prompt'])[:60]!r})"
+    )
+  return (*ids[: longest - 1], ids[-1]) if keep_ending else ids[:longest]
 
 
 def dealt(lengths: Sequence[int], indices: Sequence[int], per_row: int) -> list[int]:

@@ -9,12 +9,14 @@ import numpy as np
 
 from qempo_jax.data import columns
 from qempo_jax.data import formats
+from qempo_jax.data import scored
 from qempo_jax.data import sources
 from qempo_jax.data.examples import Message as Message
 from qempo_jax.data.examples import Preference as Preference
 from qempo_jax.data.examples import Prompt as Prompt
 from qempo_jax.data.examples import Response as Response
 from qempo_jax.data.examples import Row
+from qempo_jax.data.examples import Scored
 from qempo_jax.rewards import open_list
 
 
@@ -26,8 +28,10 @@ def load_preferences(
   max_bad_share: float = 0.01,
   note: Callable[[str], None] | None = None,
   tokenizer: Any = None,
+  acceptable: float = 1.0,
+  most: int = 1,
 ) -> list[Preference]:
-  """Reads pairs, in any of the shapes of `formats`.
+  """Reads pairs, in any of the shapes of `formats`; scored responses make pairs, or single ones, by `scored.separate`.
 
   A prompt is a string (one user message, or plain text for a model without a chat template) or a conversation that
   ends with the user's message. A response is a string, one assistant message, or a list of token ids, taken as they
@@ -40,6 +44,8 @@ def load_preferences(
     max_bad_share: of skipped rows, beyond which the run stops.
     note: gets a line for the user where rows were skipped.
     tokenizer: as for `sources.load`.
+    acceptable: of scored responses: the least score of one that is worth imitating.
+    most: pairs of a prompt's scored responses, at most.
 
   Returns:
     The pairs, in the source's order; further fields are columns of the row.
@@ -51,7 +57,26 @@ def load_preferences(
   loaded = sources.load(source, needs=needs, on_bad_row=on_bad_row, max_bad_share=max_bad_share, tokenizer=tokenizer)
   if loaded.bad and note:
     note(loaded.line())
-  return loaded.examples
+  return scored.separate(loaded.examples, responses=1 + rejected, acceptable=acceptable, most=most)
+
+
+def load_scored(
+  source: str,
+  *,
+  on_bad_row: str = "error",
+  max_bad_share: float = 0.01,
+  note: Callable[[str], None] | None = None,
+  tokenizer: Any = None,
+) -> list[Scored]:
+  """Reads scored responses; pairs and single responses, labelled ones too, become such by `scored.gather`.
+
+  Arguments and errors are those of `load_preferences`.
+  """
+  reading = {"on_bad_row": on_bad_row, "max_bad_share": max_bad_share, "tokenizer": tokenizer}
+  loaded = sources.load(source, needs=formats.SCORED, **reading)
+  if loaded.bad and note:
+    note(loaded.line())
+  return scored.gather(loaded.examples)
 
 
 def jsonl_preferences(path: str | pathlib.Path, *, rejected: bool) -> list[Preference]:
@@ -131,12 +156,6 @@ def answers_against_samples(
     return []
   draws = zip(rng.integers(len(items), size=per_prompt), rng.integers(len(bad), size=per_prompt))
   return [Preference(row, items[good], bad[wrong]) for good, wrong in draws]
-
-
-def to_json(preference: Preference) -> dict[str, Any]:
-  """The object that `jsonl_preferences` reads back as this pair."""
-  pair = {"chosen": preference.chosen, "rejected": preference.rejected}
-  return preference.row | {name: value for name, value in pair.items() if value is not None}
 
 
 def prompt_rows(rows: Sequence[Row]) -> list[Row]:

@@ -98,6 +98,35 @@ def cut(chosen, rejected):
   return examples.conversation(chosen[:shared]), chosen[-1]["content"], rejected[-1]["content"]
 
 
+def scored(entry):
+  """A prompt, the responses to it, and their scores, which stand in for chosen and rejected."""
+  responses, scores = entry["responses"], entry["scores"]
+  if not isinstance(responses, list | tuple) or not isinstance(scores, list | tuple) or not responses:
+    raise RowError('has "responses" and "scores" that are not two lists')
+  if len(responses) != len(scores):
+    raise RowError(f'has {len(responses)} "responses" and {len(scores)} "scores"; give each response one score')
+  return (
+    examples.prompt(entry["prompt"]) if "prompt" in entry else columns.question(entry),
+    tuple(examples.response(response, "responses") for response in responses),
+    tuple(examples.number(score, "scores") for score in scores),
+  )
+
+
+def answers(entry, count):
+  """The answer that each response gives, by a column of that name; None where the data does not say."""
+  found = entry.get("response_answers")
+  if examples.is_empty(found):
+    return (None,) * count
+  if not isinstance(found, list | tuple) or len(found) != count:
+    raise RowError(f'has "response_answers" that are no list of {count}; give each response one, or null')
+  return tuple(None if answer is None else str(answer) for answer in found)
+
+
+def is_scored(entry):
+  """Whether several responses stand beside their scores."""
+  return {"responses", "scores"} <= entry.keys() and ("prompt" in entry or columns.question(entry) is not None)
+
+
 def completion(entry):
   """A prompt and one response."""
   return examples.prompt(entry["prompt"]), examples.response(entry["completion"], "completion"), None

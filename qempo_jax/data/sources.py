@@ -21,6 +21,7 @@ from qempo_jax.data import row_store
 from qempo_jax.data import templates
 from qempo_jax.data.examples import Preference
 from qempo_jax.data.examples import RowError
+from qempo_jax.data.examples import Scored
 from qempo_jax.data.files import RawRow
 from qempo_jax.errors import InputError
 from qempo_jax.models.demo_model import cache_dir
@@ -49,7 +50,7 @@ class Loaded(NamedTuple):
     bad: the rows left out.
   """
 
-  examples: list[Preference]
+  examples: list[Preference | Scored]
   total: int
   formats: dict[str, int]
   bad: list[BadRow]
@@ -76,7 +77,7 @@ def load(
 
   Args:
     source: one of the forms above.
-    needs: of every row: `formats.PROMPT`, COMPLETION or PAIR.
+    needs: of every row: `formats.PROMPT`, COMPLETION, PAIR or SCORED.
     on_bad_row: "error" stops at a row that does not fit; "skip" leaves it out and counts it.
     max_bad_share: share of skipped rows beyond which nothing is loaded.
     store_above: as for `open_rows`.

@@ -5,9 +5,10 @@ from typing import Any
 
 from qempo_jax.data.examples import Preference
 from qempo_jax.data.examples import RowError
+from qempo_jax.data.examples import Scored
 
 
-def checker(tokenizer: Any) -> Callable[[Preference], None] | None:
+def checker(tokenizer: Any) -> Callable[[Preference | Scored], None] | None:
   """A function that raises RowError where the tokenizer's template refuses a row; None where there is no template.
 
   Rendered are the prompt with the header of the assistant's turn and, where there are, the conversations with each
@@ -24,11 +25,11 @@ def checker(tokenizer: Any) -> Callable[[Preference], None] | None:
       reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
       raise RowError(f"is refused by the model's chat template ({reason})") from error
 
-  def check(example: Preference) -> None:
+  def check(example: Preference | Scored) -> None:
     prompt = example.row["prompt"]
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     render(turns, add_generation_prompt=True)
-    for response in (example.chosen, example.rejected):
+    for response in example.responses if isinstance(example, Scored) else (example.chosen, example.rejected):
       if isinstance(response, str):
         render([*turns, {"role": "assistant", "content": response}])
 

@@ -1,5 +1,7 @@
 """Losses: one example a call, arrays positional, hyper-parameters keyword-only; `jax.vmap` outside."""
 
+from qempo_jax.losses.listwise import even_weights
+from qempo_jax.losses.listwise import listwise_loss
 from qempo_jax.losses.policy_gradient import policy_gradient_loss
 from qempo_jax.losses.policy_gradient import token_entropy_bonus_loss
 from qempo_jax.losses.policy_gradient_clip import dr_grpo_loss
@@ -35,6 +37,7 @@ __all__ = [
   "cpo_loss",
   "dpo_loss",
   "dr_grpo_loss",
+  "even_weights",
   "grpo_loss",
   "gspo_loss",
   "h_dpo_loss",
@@ -42,6 +45,7 @@ __all__ = [
   "kto_loss",
   "length_normalised_ipo_loss",
   "length_normalised_preference_loss",
+  "listwise_loss",
   "nll_anchor",
   "nll_loss",
   "policy_gradient_loss",

@@ -11,6 +11,13 @@ def countdown_set(target: int) -> str:
   return f"{_COUNTDOWN}{target}"
 
 
+def is_known(set_name: object) -> bool:
+  """Whether this is the name of a set whose right answers are all known."""
+  if not isinstance(set_name, str):
+    return False
+  return set_name in open_list.SETS or set_name.removeprefix(_COUNTDOWN).isdecimal() and set_name.startswith(_COUNTDOWN)
+
+
 def parse_answer(completion: str, set_name: str) -> str | None:
   """The canonical right answer that a completion is, or None; raises InputError for an unknown set."""
   if set_name.startswith(_COUNTDOWN):

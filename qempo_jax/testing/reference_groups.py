@@ -6,6 +6,8 @@ mask are taken out before anything is computed, and get zero.
 
 import numpy as np
 
+from qempo_jax.testing.reference import log_sigmoid
+
 
 def trajectory_balance_loss(log_probs, rewards, ref_log_probs, mask=None, *, alpha, beta):
   """mean_k (log Z + log pi_k - s_k)^2, s_k = (r_k + beta log q_k) / alpha, log Z = mean_k (s_k - log pi_k)."""
@@ -20,6 +22,16 @@ def target_regression_loss(log_probs, target_log_probs, mask=None):
   """mean_k 1/2 (log pi_k - log pi*_k)^2."""
   log_pi, target = _kept(mask, log_probs, target_log_probs)
   return np.mean((log_pi - target) ** 2) / 2 if len(log_pi) else 0.0
+
+
+def listwise_loss(log_probs, ref_log_probs, chosen, rejected, mask=None, *, pair_weight, alpha, beta):
+  """sum_i a_i {-log pi_i - w sum_j b_j log sigmoid(alpha (log pi_i - log pi_j) - beta (log q_i - log q_j))}."""
+  total, members = 0.0, list(zip(*_kept(mask, log_probs, ref_log_probs, chosen, rejected)))
+  for pi, q, a, _ in members:
+    total -= a * pi
+    for other_pi, other_q, _, b in members:
+      total -= pair_weight * a * b * log_sigmoid(alpha * (pi - other_pi) - beta * (q - other_q))
+  return total
 
 
 def shaped_rewards(rewards, log_probs, ref_log_probs, *, alpha, beta):

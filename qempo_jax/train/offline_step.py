@@ -29,6 +29,7 @@ from qempo_jax.family import Weights
 from qempo_jax.masking import masked_mean
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.offline_losses import Example
+from qempo_jax.offline_losses import ListWeights
 from qempo_jax.offline_losses import LossSettings
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train import accumulation
@@ -48,11 +49,15 @@ class PairBatch:
     packed: each prompt once, with its responses.
     mask: [P, G, T] response tokens, the ending token included.
     ref_log_probs: [P, G] log-probs of whole responses under the reference, nats; None where nothing reads them.
+    weight: [P] of each example in the loss; None for 1.
+    lists: [P, G] each, what losses of lists read; None for pairs.
   """
 
   packed: PackedGroups
   mask: jax.Array
   ref_log_probs: jax.Array | None
+  weight: jax.Array | None = None
+  lists: ListWeights | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +125,8 @@ def offline_step(
 
   def loss(stats, rows):
     one = lambda example: offline_losses.example_loss(objective.loss, example, weights, objective.settings)
-    return jax.vmap(one)(_examples(stats, rows, reference_kl)) / count
+    found = jax.vmap(one)(_examples(stats, rows, reference_kl)) / count
+    return found if rows.weight is None else found * rows.weight
 
   next_state, stats, metrics = step.policy_step(
     state, batch, score=stats_of, loss=loss, optimizer=optimizer, micro_batches=micro_batches
@@ -195,16 +201,18 @@ def pair_metrics(stats, examples: Example, batch: PairBatch, weights: Weights, o
   (tokens), `margin` (implicit reward, reward units), `accuracy` (share of positive margins), `token_entropy` (nats a
   token, on the given responses: not the policy's own entropy), `alpha` and `beta` as the loss acts with them.
   """
-  log_probs, lengths = jax.vmap(lambda e: (e.log_probs, e.lengths))(examples)
+  log_probs, lengths, sides = jax.vmap(lambda e: (e.log_probs, e.lengths, e.sides))(examples)
+  there = [jnp.sum(side, axis=-1) > 0 for side in sides]
   metrics = {"token_entropy": masked_mean(stats.entropy, batch.mask)}
-  for index, name in enumerate(("chosen", "rejected")[: log_probs.shape[1]]):
-    metrics[f"{name}_log_prob"] = jnp.mean(log_probs[:, index])
-    metrics[f"{name}_length"] = jnp.mean(lengths[:, index])
+  for side, found, name in zip(sides, there, ("chosen", "rejected")[: log_probs.shape[1]]):
+    mean = lambda x, side=side, found=found: masked_mean(jax.vmap(offline_losses.side_mean)(x, side), found)
+    metrics |= {f"{name}_log_prob": mean(log_probs), f"{name}_length": mean(lengths)}
     if batch.ref_log_probs is not None:
-      metrics[f"{name}_change"] = jnp.mean(log_probs[:, index] - batch.ref_log_probs[:, index])
-  if objective.loss != "nll":
+      metrics[f"{name}_change"] = mean(log_probs - batch.ref_log_probs)
+  if offline_losses.LOSSES[objective.loss].weighted:
     margins = jax.vmap(lambda e: offline_losses.implicit_margin(objective.loss, e, weights))(examples)
-    metrics |= {"margin": jnp.mean(margins), "accuracy": jnp.mean(margins > 0)}
+    margin, accuracy = (masked_mean(x, there[0] & there[1]) for x in (margins, margins > 0))
+    metrics |= {"margin": margin, "accuracy": accuracy}
     metrics |= {"alpha": weights.alpha, "beta": weights.beta}
   return metrics
 
@@ -221,4 +229,4 @@ def _examples(stats: TokenStats, batch: PairBatch, reference_kl: jax.Array | Non
   if reference_kl is None:
     reference_kl = jnp.mean(_mismatched_log_ratios(stats, batch)) if group_size == 3 else jnp.zeros(())
   repeated = jnp.broadcast_to(reference_kl, (prompts,))
-  return Example(stats.log_prob, batch.mask, ref_log_probs, repeated)
+  return Example(stats.log_prob, batch.mask, ref_log_probs, repeated, batch.lists)

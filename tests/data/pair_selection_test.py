@@ -38,6 +38,28 @@ def test_rarity_is_minus_the_log_share():
   np.testing.assert_allclose(pair_selection.rarities(["Fig", "fig ", "Plum", "FIG"]), np.log([4 / 3, 4 / 3, 4, 4 / 3]))
 
 
+def test_of_equal_quality_the_more_diverse_is_chosen():
+  rewards = [0.9, 0.9, 0.91, 0.95, 0.2, 0.2]
+  diversity = [0.1, 0.8, 0.52, 0.9, 1.0, 0.0]  # of the last two, which are not good, the difference is largest
+  settings = dict(good=0.5, uses=9, most=9)
+  every = pair_selection.equal_quality(rewards, diversity, quantile=1.0, share=1.0, **settings)
+  assert every == [(3, 0), (1, 0), (2, 0), (3, 2), (1, 2), (3, 1)]
+  # Differences of the good: 0, .01, .01, .04, .05, .05; half of them are at most .025.
+  half = pair_selection.equal_quality(rewards, diversity, quantile=0.5, share=1.0, **settings)
+  assert half == [(1, 0), (2, 0), (1, 2)]
+  assert pair_selection.equal_quality(rewards, diversity, quantile=0.5, share=0.34, **settings) == [(1, 0), (2, 0)]
+  assert pair_selection.equal_quality(rewards, diversity, quantile=1, share=1, good=0.5, uses=1, most=9) == [
+    (3, 0),
+    (1, 2),
+  ]
+  twice = pair_selection.equal_quality(rewards, diversity, quantile=1, share=1, good=0.5, uses=2, most=3)
+  assert twice == [(3, 0), (1, 0), (3, 2)]  # the first is in two pairs by then
+  assert pair_selection.equal_quality(rewards, [0.3] * 6, quantile=1, share=1, **settings) == []
+  assert pair_selection.equal_quality([1, 0], [1, 0], quantile=1, share=1, **settings) == []
+  with pytest.raises(InputError, match="share=0.0 above 0"):
+    pair_selection.equal_quality(rewards, diversity, quantile=1, share=0.0, **settings)
+
+
 def _config(select):
   config = base.get_config()
   config.make_pairs.select, config.make_pairs.per_prompt = select, 9
@@ -74,6 +96,29 @@ def test_every_choice_makes_pairs_of_different_texts(select, count):
   rows = make_pairs.rows_of({"prompt": "p"}, TEXTS, REWARDS, [False] * 8, make_pairs.selection(_config(select)))
   assert len(rows) == count and all(row["chosen"] != row["rejected"] for row in rows)
   assert all(row["score_chosen"] > row["score_rejected"] for row in rows)
+
+
+def test_pairs_of_equal_quality_have_like_scores_and_the_rarer_text_first():
+  config = _config("equal_quality")
+  config.make_pairs.tie_quantile, config.make_pairs.share = 1.0, 1.0
+  rows = make_pairs.rows_of({"prompt": "p"}, TEXTS, REWARDS, [False] * 8, make_pairs.selection(config))
+  said = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows}
+  assert said == {("plum", "fig"), ("kiwi", "fig")}  # two figs: each is less distinct than plum and kiwi
+  assert all(row["score_chosen"] == row["score_rejected"] == 1 for row in rows)
+
+
+def test_all_samples_are_kept_with_their_scores_and_join_another_models(tmp_path):
+  select = make_pairs.selection(_config("scored"))
+  row = {"prompt": "Name a fruit.", "target": 3}
+  (kept,) = make_pairs.rows_of(row, TEXTS, REWARDS, [False] * 6 + [True, False], select)
+  assert kept == row | {"responses": TEXTS[:6], "scores": REWARDS[:6]}
+  path = tmp_path / "scored.jsonl"
+  path.write_text(json.dumps(kept) + "\n")
+  config = _config("equal_quality")
+  config.make_pairs.pool = f"jsonl:{path}"
+  pool = make_pairs._pool(config)
+  assert pool[make_pairs._key(row)] == list(zip(TEXTS[:6], map(float, REWARDS[:6]), strict=True))
+  assert make_pairs._key({"prompt": "Name a fruit.", "target": 4}) not in pool
 
 
 def test_an_unknown_choice_is_named():

@@ -11,6 +11,7 @@ import pytest
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data import prompts
+from qempo_jax.data import scored
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import open_list
 
@@ -139,7 +140,7 @@ def test_answers_are_set_against_bad_samples():
 
 def test_a_written_pair_is_read_back(tmp_path):
   pairs = preferences.sampled_preferences({"prompt": "p", "n": 1, "split": "train"}, [[1, 0], [2, 0]], [0, 1], most=1)
-  path = _write(tmp_path / "pairs.jsonl", *map(preferences.to_json, pairs))
+  path = _write(tmp_path / "pairs.jsonl", *map(scored.to_json, pairs))
   assert preferences.jsonl_preferences(path, rejected=True) == pairs
 
 

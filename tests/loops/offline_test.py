@@ -13,6 +13,7 @@ from experiments.batches import pairs
 from experiments.configured import objective as build_objective
 from experiments.run import metrics_log
 from qempo_jax import duals
+from qempo_jax.data import scored
 from qempo_jax.errors import InputError
 from tests.loops import offline_toy
 from tests.loops import toy
@@ -214,6 +215,12 @@ def equal_reward(prompts, completions, **columns):
     (dict(offline__loss="qempo"), "has no reference, so constraints.kl.bound"),
     (dict(offline__loss="dpo", offline__weights="fixed", offline__beta=0.0), "dpo needs a positive offline.beta"),
     (dict(offline__loss="ipo", offline__weights="fixed", offline__beta=0.0), "ipo needs a positive"),
+    (dict(offline__loss="listwise", offline__list_size=1), "list_size must be at least 2"),
+    (dict(offline__loss="regression"), "regression has no weight"),
+    (
+      dict(offline__loss="regression", offline__weights="fixed", constraints__quality__bound=1.0),
+      "bound in \\(0, 1\\)",
+    ),
   ],
 )
 def test_a_config_that_cannot_work_is_refused(tmp_path, changes, message):
@@ -258,3 +265,63 @@ def test_exploding_entropy_and_a_broken_loss_stop_the_run(tmp_path, monkeypatch)
 
 def test_online_is_the_default():
   assert base.get_config().offline.loss is None
+
+
+def _scored_log(path):
+  """Of each prompt eight responses, some of them twice, with their values as scores."""
+  responses = [[int(token) for token in ids] for ids in toy.responses()]
+  with open(path, "w", encoding="utf-8") as file:
+    for number, prompt in enumerate(toy.PROMPTS):
+      drawn = [responses[(3 * index + number) % len(responses)] for index in (0, 0, 1, 2, 3, 4, 5, 5)]
+      row = {"prompt": prompt, "responses": drawn, "scores": [toy.value(prompt, ids) for ids in drawn]}
+      file.write(json.dumps(row) + "\n")
+
+
+@pytest.mark.parametrize("loss", ["listwise", "regression"])
+def test_losses_of_lists_train_on_scored_responses(tmp_path, loss):
+  changes = FIXED | dict(offline__loss=loss, offline__measure_every=0, offline__pairs_per_step=4)
+  (tmp_path / "a").mkdir()
+  config = _config(tmp_path / "a", offline__list_size=5, offline__alpha=0.5, offline__beta=0.5, **changes)
+  _scored_log(tmp_path / "a" / "log.jsonl")
+  config.data.source = f"jsonl:{tmp_path / 'a' / 'log.jsonl'}"
+  rows = map(json.loads, open(tmp_path / "a" / "log.jsonl"))
+  config.offline.acceptable = min(float(np.median(row["scores"])) for row in rows)
+  assert "4 pairs of 2 prompts" in build.run(config, toy.policy()).line  # lists of eight in examples of five
+  toy.train(config, tmp_path / "a", toy.policy(), offline_toy.Recorder())
+  found = _metrics(tmp_path / "a")
+  assert found[-1]["loss"] < found[0]["loss"]
+  assert found[0]["chosen_change"] == pytest.approx(0, abs=1e-5) and ("margin" in found[0]) == (loss == "listwise")
+  assert found[-1]["chosen_change"] > 0
+
+
+def test_pairs_serve_losses_of_lists_and_samples_are_kept_as_lists(tmp_path, monkeypatch):
+  config = _config(tmp_path, offline__loss="listwise", offline__weights="fixed", offline__list_size=100)
+  assert "2 pairs of 2 prompts" in build.run(config, toy.policy(), check=False).line
+  config.offline.pairs = "sampled"
+  config.data.source = f"jsonl:{tmp_path / 'prompts.jsonl'}"
+  sample = lambda: build.run(config, toy.policy(), check=False).batches._pairs(
+    toy.policy(), tmp_path / pairs.SAMPLED_FILE
+  )
+  first = sample()
+  assert {len(example.responses) for example in first} == {config.sampling.group_size}
+  for example in first:
+    values = [toy.value(example.row["prompt"], ids) for ids in example.responses]
+    np.testing.assert_allclose(example.scores, values)
+  monkeypatch.setattr(pairs.sampling, "GroupSampler", lambda *_: pytest.fail("sampled again"))
+  assert sample() == scored.gather(first)
+
+
+def test_a_pair_counts_by_its_weight(tmp_path):
+  """Weights 1 and 0 train as the pairs of weight 1 alone do, at half the mean."""
+  for name, weight in (("all", lambda index: int(index < 20)), ("half", lambda index: 1)):
+    folder = tmp_path / name
+    folder.mkdir()
+    config = _config(folder, steps=1, offline__loss="dpo", offline__measure_every=0, **FIXED)
+    rows = list(map(json.loads, (folder / "pairs.jsonl").read_text().splitlines()))[: 40 if name == "all" else 20]
+    lines = [json.dumps(row | {"weight": weight(index)}) + "\n" for index, row in enumerate(rows)]
+    (folder / "pairs.jsonl").write_text("".join(lines))
+    config.offline.pairs_per_step = len(rows)
+    toy.train(config, folder, toy.policy(), offline_toy.Recorder())
+  (whole,), (half,) = _metrics(tmp_path / "all"), _metrics(tmp_path / "half")
+  assert whole["loss"] == pytest.approx(half["loss"] / 2, rel=1e-5)
+  assert whole["grad_norm"] == pytest.approx(half["grad_norm"] / 2, rel=1e-4)

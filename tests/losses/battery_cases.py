@@ -47,6 +47,7 @@ KINDS: dict[str, tuple[Callable, tuple[float, float] | None]] = {
   "log_probs": (lambda rng: _log_prob(rng, SIZE), (-1e5, 0.0)),
   "rewards": (lambda rng: 2 * rng.normal(size=SIZE), (-1e5, 1e5)),
   "flags": (lambda rng: rng.random(SIZE) < 0.6, None),
+  "weights": (lambda rng: rng.random(SIZE) * (rng.random(SIZE) < 0.7), (0.0, 1.0)),
   "distances": (_distances, (0.0, 1.0)),
   "similarities": (lambda rng: 1 - _distances(rng), (0.0, 1.0)),
   "mask": (_mask, None),
@@ -226,6 +227,19 @@ LOSSES: dict[str, Case] = {
   "nll_anchor": _loss(
     "nll_anchor", ("log_prob",), dict(weight=0.3), [((-2.0,), dict(weight=0.5), 1.0)],
     {"scaled weight": scale({}, dict(weight=1), 1), "weight against nats": scale({0: -1}, dict(weight=1))},
+  ),
+  "listwise_loss": _loss(
+    "listwise_loss", ("log_probs", "log_probs", "weights", "weights", "mask"), dict(pair_weight=2.0, alpha=0.5, beta=0.3),
+    # margins log 3 and 0 of the two chosen ones
+    [((np.array([-1.0, -1 - LOG3, -1 - LOG3]), np.zeros(3), np.array([0.5, 0.5, 0]), np.array([0, 0, 1.0]), _ones[:3]),
+      dict(pair_weight=4.0, alpha=1.0, beta=0.0), 1 + LOG3 / 2 + 2 * (LOG4_3 + LOG2))],
+    {
+      "a shift of the reference": shift(1),
+      "nats against weights": scale({0: 1, 1: 1}, dict(pair_weight=1, alpha=-1, beta=-1), 1),
+      "scaled chosen weights": scale({2: 1}, {}, 1),
+      "rejected weights against the pairs' weight": scale({3: 1}, dict(pair_weight=-1)),
+    },
+    detached=(2, 3),
   ),
   "policy_gradient_loss": _loss(
     "policy_gradient_loss", ("tokens", "rewards", "mask"), {},

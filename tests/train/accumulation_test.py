@@ -81,12 +81,16 @@ def _online(gradient, baseline, normalise):
 
 @functools.cache
 def _offline(loss):
-  settings = offline_losses.LossSettings(0.1, 0.5, 1.0, 0.7, 0.1)
+  settings = offline_losses.LossSettings(0.1, 0.5, 1.0, 0.7, 0.1, 2.0, 0.8)
   objective = offline_step.OfflineObjective(loss, (0.4, 0.3), settings, {}, 0.9)
-  group_size = offline_losses.LOSSES[loss].responses
-  packed, mask, rng = _packed(group_size)
+  lists, group_size = offline_losses.LOSSES[loss].lists, offline_losses.LOSSES[loss].responses + 1
+  packed, mask, rng = _packed(group_size - (not lists))
   # Close to the policy's own, so that KTO's estimate of the KL is positive and is read.
-  batch = offline_step.PairBatch(packed, mask, (-6.0 * mask.sum(-1) - rng.random(mask.shape[:2])).astype(np.float32))
+  ref_log_probs = (-6.0 * mask.sum(-1) - rng.random(mask.shape[:2])).astype(np.float32)
+  chosen, rejected = np.array([[0.3, 0.7, 0.0]], np.float32), np.array([[0.0, 0.0, 1.0]], np.float32)
+  alike = offline_losses.ListWeights(*(np.repeat(x, PROMPTS, axis=0) for x in (chosen, rejected, chosen + rejected)))
+  weight = rng.random(PROMPTS).astype(np.float32)
+  batch = offline_step.PairBatch(packed, mask, ref_log_probs, weight, alike if lists else None)
 
   @functools.cache
   def step(micro_batches):
