@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from qempo_jax import advantages
+from qempo_jax.coherent import gate
 from qempo_jax.errors import InputError
 from qempo_jax.testing import mistakes
 from qempo_jax.testing.enumerable import Params
@@ -34,10 +35,14 @@ def check_loss(
   inputs: str = "group",
   group_size: int = 3,
   behaviour: str = "policy",
+  threshold: float | None = None,
   problem: Problem | None = None,
   tolerance: float = 1e-4,
 ) -> CheckReport:
   """Checks a loss against J(pi) = E[r] + alpha H(pi) + beta E[log q] on a problem small enough to enumerate.
+
+  With a threshold tau the objective is that of QEMPO-C, J(pi) = E[r] + alpha H(pi) + beta E[1{r < tau} log q], where
+  alpha = 1 / lambda and beta = nu / lambda.
 
   All groups (or pairs) are summed over, in double precision: the answer has no sampling error.
 
@@ -57,6 +62,8 @@ def check_loss(
     behaviour: "policy" draws the groups from the current policy; "old" from an earlier one, whose log-probs are
       `samples.old_token_log_probs`: for losses with importance ratios, or off-policy ones. Off-policy, only the
       stationary point decides whether the report is ok.
+    threshold: tau, the least reward of an acceptable sample, which the coherence constraint leaves alone; None for a
+      reference term on every sample. For groups alone: a `Pair` has no rewards.
     problem: what to check on; None takes 15 sequences of at most 3 tokens and three prompts.
     tolerance: relative, of both checks.
 
@@ -64,15 +71,18 @@ def check_loss(
     `CheckReport`.
 
   Raises:
-    InputError: `inputs` or `behaviour` is not one of the two words, or the loss returns something else than a scalar.
+    InputError: `inputs` or `behaviour` is not one of the two words, a threshold goes with pairs or has no rewards on one
+      of its sides, or the loss returns something else than a scalar.
   """
   if inputs not in ("group", "pair") or behaviour not in ("policy", "old"):
     raise InputError('inputs is "group" or "pair", behaviour is "policy" or "old"')
   with jax.enable_x64(True):
     problem = default_problem() if problem is None else problem
+    if threshold is not None:
+      _check_threshold(threshold, inputs, problem)
     if inputs == "pair":
       return _check_pairs(loss, problem, alpha, beta, tolerance)
-    return _check_groups(loss, problem, alpha, beta, group_size, behaviour, tolerance)
+    return _check_groups(loss, problem, alpha, beta, threshold, group_size, behaviour, tolerance)
 
 
 @functools.cache
@@ -100,22 +110,22 @@ def loss_of_score_weights(weights: Callable[[Samples], Array]) -> Callable[[Samp
   return loss
 
 
-def _check_groups(loss, problem, alpha, beta, group_size, behaviour, tolerance) -> CheckReport:
-  rewards = jnp.mean(problem.rewards, axis=0)
+def _check_groups(loss, problem, alpha, beta, threshold, group_size, behaviour, tolerance) -> CheckReport:
+  fixed = jnp.mean(problem.fixed_rewards(beta=beta, threshold=threshold), axis=0)
 
   def objective(params):
-    return problem.policy.objective(params, rewards, problem.ref_log_probs, alpha=alpha, beta=beta)
+    return problem.policy.objective(params, fixed, problem.ref_log_probs, alpha=alpha, beta=0.0)
 
   def advantage(s):
-    shaped = advantages.shaped_rewards(s.rewards, s.log_probs, s.ref_log_probs, alpha=alpha, beta=beta)
-    return advantages.leave_one_out(shaped)
+    ref = s.ref_log_probs if threshold is None else gate(s.rewards, threshold=threshold) * s.ref_log_probs
+    return advantages.leave_one_out(advantages.shaped_rewards(s.rewards, s.log_probs, ref, alpha=alpha, beta=beta))
 
   token = jnp.zeros((group_size, problem.policy.space.max_length))
   _check_scalar(loss, Samples(*[token] * 5, mask=token > 0, rewards=token[:, 0]))
   both, kind = [loss, loss_of_score_weights(advantage)], dict(group_size=group_size, behaviour=behaviour)
   moments = group_moments(both, problem, padding="garbage", **kind)
   found = _at_points(moments, problem)
-  optimum = problem.optimum(rewards, alpha=alpha, beta=beta)
+  optimum = problem.optimum(fixed, alpha=alpha, beta=0.0)
   at_optimum = moments(optimum)
   stationary = _relative_gradient(at_optimum, found)
   mean = found.mean[:, 0].ravel()
@@ -137,7 +147,13 @@ def _check_groups(loss, problem, alpha, beta, group_size, behaviour, tolerance) 
     elif not right_without_padding:
       cleaned = _at_points(group_moments(both[:1], problem, **kind), problem) if padding == COUNTS else found
       yield from mistakes.explain(
-        cleaned.mean[:, 0].ravel(), problem, alpha=alpha, beta=beta, tolerance=10 * tolerance, **kind
+        cleaned.mean[:, 0].ravel(),
+        problem,
+        alpha=alpha,
+        beta=beta,
+        threshold=threshold,
+        tolerance=10 * tolerance,
+        **kind,
       )
 
   variance, reference_variance = jnp.mean(found.variance, axis=0)
@@ -183,6 +199,18 @@ def _check_pairs(loss, problem, alpha, beta, tolerance) -> CheckReport:
     mistakes=names,
     finite=finite,
   )
+
+
+def _check_threshold(threshold: float, inputs: str, problem: Problem) -> None:
+  """Refuses a threshold that pairs can't see, or that all rewards of a prompt are on one side of."""
+  if inputs == "pair":
+    raise InputError('threshold is for inputs="group": a pair has no rewards to compare with it')
+  low, high = float(jnp.max(jnp.min(problem.rewards, axis=1))), float(jnp.min(jnp.max(problem.rewards, axis=1)))
+  if not low < threshold <= high:
+    raise InputError(
+      f"threshold={threshold:g} leaves a prompt without acceptable or without unacceptable responses: choose it above"
+      f" {low:.3g} and up to {high:.3g}"
+    )
 
 
 def _check_scalar(loss: Callable[..., Array], example: Samples | Pair) -> None:

@@ -24,7 +24,9 @@ NO_FLOOR = 1e-9  # of a standard deviation
 
 
 @functools.lru_cache(maxsize=8)
-def parts(problem: Problem, *, alpha: float, beta: float, group_size: int) -> dict[str, np.ndarray]:
+def parts(
+  problem: Problem, *, alpha: float, beta: float, group_size: int, threshold: float | None = None
+) -> dict[str, np.ndarray]:
   """All parts by name; those of group statistics depend on the group's size, those of shaped rewards on the weights.
 
   Args:
@@ -32,9 +34,10 @@ def parts(problem: Problem, *, alpha: float, beta: float, group_size: int) -> di
     alpha: entropy weight of J.
     beta: reference weight of J.
     group_size: G of the check.
+    threshold: tau of a coherence constraint, which adds the part "coherence", E[1{r < tau} log q]; None for none.
   """
-  of_policy = _expectations(problem, alpha=alpha, beta=beta)
-  of_group = _group_gradients(problem, alpha=alpha, beta=beta, group_size=group_size)
+  of_policy = _expectations(problem, alpha=alpha, beta=beta, threshold=threshold)
+  of_group = _group_gradients(problem, alpha=alpha, beta=beta, group_size=group_size, threshold=threshold)
 
   @jax.jit
   def at(params):
@@ -44,12 +47,15 @@ def parts(problem: Problem, *, alpha: float, beta: float, group_size: int) -> di
   return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
-def _expectations(problem: Problem, *, alpha: float, beta: float) -> dict[str, Callable[[Params], Array]]:
+def _expectations(
+  problem: Problem, *, alpha: float, beta: float, threshold: float | None
+) -> dict[str, Callable[[Params], Array]]:
   """Functions of params whose gradients are the parts; samples' weights are detached."""
   policy = problem.policy
   mask, lengths = jnp.asarray(policy.space.mask), jnp.asarray(policy.space.lengths)
   ref_tokens, ref = policy.token_log_probs(problem.ref_params), problem.ref_log_probs
   old, rewards = policy.log_probs(problem.old_params), jnp.mean(problem.rewards, axis=0)
+  fixed = jnp.mean(problem.fixed_rewards(beta=beta, threshold=threshold), axis=0)
 
   def in_loss(f):  # mean over samples of a differentiated value
     return lambda p: jnp.sum(_sg(jnp.exp(policy.log_probs(p))) * f(p))
@@ -71,12 +77,14 @@ def _expectations(problem: Problem, *, alpha: float, beta: float) -> dict[str, C
     return lambda p: jnp.sum(policy.token_entropies(p), axis=-1) / per
 
   def shaped(p):
-    return advantages.shaped_rewards(rewards, policy.log_probs(p), ref, alpha=alpha, beta=beta)
+    return _sg(fixed - alpha * policy.log_probs(p))
 
   def mean_shaped(p):
     return policy.expected(p, shaped(p))
 
+  coherence = jnp.mean(problem.fixed_rewards(beta=1.0, threshold=threshold) - problem.rewards, axis=0)
   return {
+    "coherence": lambda p: policy.expected(p, coherence),
     "reward": lambda p: policy.expected(p, rewards),
     "reference": lambda p: policy.expected(p, ref),
     "entropy": policy.entropy,
@@ -102,19 +110,18 @@ def _expectations(problem: Problem, *, alpha: float, beta: float) -> dict[str, C
 
 
 def _group_gradients(
-  problem: Problem, *, alpha: float, beta: float, group_size: int
+  problem: Problem, *, alpha: float, beta: float, group_size: int, threshold: float | None
 ) -> Callable[[Params], dict[str, Array]]:
   """Gradients of whole wrong losses of a group's rewards, log-probs and lengths, by enumeration of all groups."""
-  policy, ref = problem.policy, problem.ref_log_probs
+  policy, fixed = problem.policy, problem.fixed_rewards(beta=beta, threshold=threshold)
   lengths = jnp.asarray(policy.space.lengths)
   groups = jnp.asarray(list(itertools.product(range(policy.space.num_sequences), repeat=group_size)))
   std = functools.partial(advantages.std_normalised, min_std=NO_FLOOR)
 
-  def group_losses(log_probs, group, rewards):
+  def group_losses(log_probs, group, rewards, fixed):
     length, r = lengths[group], rewards[group]
-    shape = functools.partial(advantages.shaped_rewards, r, ref_log_probs=ref[group], alpha=alpha, beta=beta)
-    shaped = shape(_sg(log_probs))
-    live = r - alpha * log_probs + beta * ref[group]  # stop_gradient forgotten
+    live = fixed[group] - alpha * log_probs  # stop_gradient forgotten
+    shaped = _sg(live)
     live_std = (live - jnp.mean(live)) / jnp.sqrt(jnp.var(live) + NO_FLOOR**2)
     per_group = jnp.mean(length)
     weights = {
@@ -134,12 +141,12 @@ def _group_gradients(
     log_probs = policy.log_probs(params)
     probability = jnp.exp(jnp.sum(log_probs[groups], axis=-1))
 
-    def of_prompt(rewards):
-      slopes = jax.vmap(lambda group: jax.jacrev(group_losses)(log_probs[group], group, rewards))(groups)
+    def of_prompt(prompt):
+      slopes = jax.vmap(lambda group: jax.jacrev(group_losses)(log_probs[group], group, *prompt))(groups)
       zeros = jnp.zeros_like(log_probs)
       return jax.tree.map(lambda slope: zeros.at[groups].add(-probability[:, None] * slope), slopes)
 
-    by_sequence = jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.map(of_prompt, problem.rewards))
+    by_sequence = jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.map(of_prompt, (problem.rewards, fixed)))
     weights = jnp.stack(list(by_sequence.values()))
     pull = jax.vjp(policy.log_probs, params)[1]
     flat = jax.vmap(lambda w: ravel_pytree(pull(w)[0])[0])(weights)

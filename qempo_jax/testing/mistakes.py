@@ -3,7 +3,8 @@
 Right losses follow grad J = grad E[r] + alpha grad H + beta grad E[log q], up to a positive factor. A wrong estimator
 puts a vector of its own in the place of one part. `explain` fits the weights of the parts by least squares, with as
 few wrong parts as possible, so that any baseline and any scale of a part may be there. The weights of the right parts
-that are left tell the rest: an entropy that is missing, doubled or of the wrong sign.
+that are left tell the rest: an entropy that is missing, doubled or of the wrong sign. With a coherence constraint, the part
+E[1{r < tau} log q] takes the place of E[log q].
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ NO_GRADIENT = "no gradient: the loss does not depend on the policy's log-probs, 
 FLIPPED = "flipped sign: the loss is maximised where it should be minimised"
 _K1_ENTROPY = "k1 entropy in the loss: log pi of samples, differentiated, has zero expected gradient; or no entropy"
 _K1_KL = "k1 in the loss: log pi - log q of samples, differentiated, has zero expected gradient; or no KL"
+_NO_COHERENCE = "no log q on unacceptable samples: the coherence constraint is missing, or differentiated, which has zero expected gradient"
 _GROUP_MEAN = (
   "group mean on the reward alone: it weighs (G - 1) / G, and so alpha and beta G / (G - 1) of what is asked"
 )
@@ -76,6 +78,7 @@ def explain(
   beta: float,
   group_size: int,
   behaviour: str = "policy",
+  threshold: float | None = None,
   tolerance: float = 1e-3,
 ) -> tuple[str, ...]:
   """Returns the names of the fewest mistakes under which a loss follows this gradient; none if it is like no other.
@@ -87,6 +90,7 @@ def explain(
     beta: reference weight of J.
     group_size: G of the check.
     behaviour: "policy" or "old", which sampled the groups.
+    threshold: tau of J's coherence constraint; None for a reference term on every sample.
     tolerance: largest distance of a fit, relative to the gradient.
   """
   found = np.asarray(found, np.float64)
@@ -95,13 +99,14 @@ def explain(
   norm = np.linalg.norm(found)
   if norm == 0:
     return (NO_GRADIENT,)
-  columns = parts(problem, alpha=alpha, beta=beta, group_size=group_size)
+  columns = parts(problem, alpha=alpha, beta=beta, group_size=group_size, threshold=threshold)
+  right = ("entropy", "reference") + ("coherence",) * (threshold is not None)
   families = (_REWARD + _OFF_POLICY * (behaviour == "old"), _ENTROPY, _KL)
   combinations = sorted(itertools.product(*families), key=_num_mistakes)
   for _, same_number in itertools.groupby(combinations, key=_num_mistakes):
     fits = []
     for reward, entropy, kl in same_number:
-      names = (*reward[1], "entropy", "reference", *entropy[1], *kl[1])
+      names = (*reward[1], *right, *entropy[1], *kl[1])
       error, weights = _fit([columns[name] for name in names], found)
       fits.append((error / norm, dict(zip(names, weights, strict=True)), (reward, entropy, kl)))
     near = [fit for fit in fits if fit[0] < tolerance]
@@ -133,7 +138,10 @@ def _meant(weights, combination) -> bool:
 def _named(weights, combination, *, alpha: float, beta: float, group_size: int) -> Iterator[str]:
   (wrong_reward, reward), (wrong_entropy, _), (wrong_kl, _) = combination
   unit, h, q = weights[reward[0]], weights["entropy"], weights["reference"]
+  coherence = weights.get("coherence")
+  missing_reference, term = (_K1_KL, q) if coherence is None else (_NO_COHERENCE, coherence)
   small = 1e-2 * max(abs(alpha), abs(beta))
+  needs_entropy = coherence is not None or abs(alpha - beta) > small  # else a KL's estimate may hold all of it
   others = (*wrong_entropy, *wrong_kl)
   yield from wrong_reward
   if not wrong_reward and abs(unit) < 1e-3 * max(map(abs, weights.values())):
@@ -143,25 +151,49 @@ def _named(weights, combination, *, alpha: float, beta: float, group_size: int) 
       yield FLIPPED
     unit = abs(unit)
     apart = "shaped" not in reward[0]  # a shaped reward has its entropy and reference within
-    if apart and not wrong_entropy and abs(h) < small * unit and abs(alpha - beta) > small:
+    if apart and not wrong_entropy and abs(h) < small * unit and needs_entropy:
       yield _K1_ENTROPY
-    if apart and not wrong_kl and abs(q) < small * unit and abs(beta) > small:
-      yield _K1_KL
+    if apart and not (wrong_kl and coherence is None) and abs(term) < small * unit and abs(beta) > small:
+      yield missing_reference
   elif wrong_reward:  # the scale of the rest is not known
     if unit < 0:
       yield FLIPPED
     if reward[0].endswith("reward"):
-      missing = [abs(h) < small * abs(unit), abs(q) < small * abs(unit) and abs(beta) > small]
-      yield from itertools.compress((_K1_ENTROPY, _K1_KL), missing)
+      missing = [abs(h) < small * abs(unit), abs(term) < small * abs(unit) and abs(beta) > small]
+      yield from itertools.compress((_K1_ENTROPY, missing_reference), missing)
   else:
-    yield from _of_right_parts(h / unit, q / unit, unit < 0, alpha=alpha, beta=beta, group_size=group_size)
+    found = (h / unit, q / unit) if coherence is None else (h / unit, q / unit, coherence / unit)
+    yield from _of_right_parts(found, unit < 0, alpha=alpha, beta=beta, group_size=group_size)
   yield from others
 
 
-def _of_right_parts(h: float, q: float, flipped: bool, *, alpha: float, beta: float, group_size: int) -> Iterator[str]:
-  """Names from the weights of grad H and grad E[log q] beside grad E[r]; each may be estimated with or without KL."""
-  a, b = alpha, beta
-  table = {
+def _of_right_parts(
+  found: tuple[float, ...], flipped: bool, *, alpha: float, beta: float, group_size: int
+) -> Iterator[str]:
+  """Names from the weights of grad H, grad E[log q] and, with a constraint, grad E[1{r < tau} log q] beside grad E[r]."""
+  near = 1e-2 * max(abs(alpha), abs(beta))
+  if group_size == 1:
+    group_size = np.inf
+  table = (_reference_weights if len(found) == 2 else _coherence_weights)(alpha, beta)
+  for scale, names_of_scale in ((1.0, ()), (1 - 1 / group_size, (_GROUP_MEAN,))):
+    for names, targets in table.items():
+      if any(sum(abs(x * scale - y) for x, y in zip(found, target, strict=True)) < near for target in targets):
+        if names == ("flipped sign of the reward",):
+          yield from (*names, *names_of_scale)
+        else:
+          yield from (*((FLIPPED,) if flipped else ()), *names, *names_of_scale)
+        return
+  if flipped:
+    yield FLIPPED
+  terms = zip(found, ("H", "E[log q]", "E[1{r < tau} log q]"), strict=False)
+  yield "other weights: it maximises E[r]" + "".join(
+    f" + {round(weight, 9) + 0.0:.3g} {term}" for weight, term in terms
+  )
+
+
+def _reference_weights(a: float, b: float) -> dict[tuple[str, ...], list[tuple[float, ...]]]:
+  """Weights of (H, E[log q]) under each mistake; the entropy may be estimated with or without the KL's."""
+  return {
     (): [(a, b)],
     (_K1_ENTROPY,): [(b, b), (0, b)],
     (_K1_KL,): [(a - b, 0), (a, 0)],
@@ -176,17 +208,19 @@ def _of_right_parts(h: float, q: float, flipped: bool, *, alpha: float, beta: fl
     ("flipped sign of the reward",): [(-a, -b)],
     ("alpha and beta exchanged",): [(b, a)],
   }
-  near = 1e-2 * max(abs(a), abs(b))
-  if group_size == 1:
-    group_size = np.inf
-  for scale, names_of_scale in ((1.0, ()), (1 - 1 / group_size, (_GROUP_MEAN,))):
-    for names, targets in table.items():
-      if any(abs(h * scale - x) + abs(q * scale - y) < near for x, y in targets):
-        if names == ("flipped sign of the reward",):
-          yield from (*names, *names_of_scale)
-        else:
-          yield from (*((FLIPPED,) if flipped else ()), *names, *names_of_scale)
-        return
-  if flipped:
-    yield FLIPPED
-  yield f"other weights: it maximises E[r] + {h:.3g} H + {q:.3g} E[log q]"
+
+
+def _coherence_weights(a: float, b: float) -> dict[tuple[str, ...], list[tuple[float, ...]]]:
+  """Weights of (H, E[log q], E[1{r < tau} log q]) under each mistake."""
+  return {
+    (): [(a, 0, b)],
+    (_NO_COHERENCE,): [(a, 0, 0)],
+    (_K1_ENTROPY,): [(0, 0, b)],
+    (_K1_ENTROPY, _NO_COHERENCE): [(0, 0, 0)],
+    ("flipped sign of the coherence constraint: it asks for text that the reference would not write",): [(a, 0, -b)],
+    ("log q on every sample: acceptable ones should be free of the reference",): [(a, b, 0), (a + b, b, 0)],
+    ("log q on acceptable samples in place of unacceptable ones",): [(a, b, -b)],
+    ("forgotten stop_gradient on the shaped reward: its entropy counts twice",): [(2 * a, 0, b)],
+    ("flipped sign of the entropy",): [(-a, 0, b)],
+    ("flipped sign of the reward",): [(-a, 0, -b)],
+  }

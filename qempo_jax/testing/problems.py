@@ -6,6 +6,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from qempo_jax.coherent import gate
 from qempo_jax.family import target_log_probs
 from qempo_jax.testing.enumerable import EnumerablePolicy
 from qempo_jax.testing.enumerable import Params
@@ -36,6 +37,12 @@ class Problem:
   def ref_log_probs(self) -> Array:
     """[N] log-probs of the reference policy, nats."""
     return self.policy.log_probs(self.ref_params)
+
+  def fixed_rewards(self, *, beta: float, threshold: float | None = None) -> Array:
+    """[P, N] r + beta log q, or with a threshold r + beta 1{r < threshold} log q: the shaped reward without -alpha log pi."""
+    rewards = self.rewards
+    counts = 1.0 if threshold is None else gate(rewards, threshold=threshold)
+    return rewards + beta * counts * self.ref_log_probs
 
   def optimum(self, rewards: Array, *, alpha: float, beta: float) -> Params:
     """Logits of pi ∝ q^(beta/alpha) exp(r/alpha) for [N] rewards."""

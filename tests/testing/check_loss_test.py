@@ -351,6 +351,8 @@ def test_off_policy_mistakes_are_named():
   # Without importance weights the gradient is another, and yet zero at the optimum, where the shaped reward is constant.
   unweighted = check(RIGHT["leave-one-out"][0], behaviour="old")
   assert unweighted.ok and unweighted.stationary_is_right and not unweighted.gradient_is_right
+  missing = check(RIGHT["no baseline"][0], behaviour="old").mistakes  # not zero there without a baseline
+  assert len(missing) == 1 and missing[0].startswith("importance weights are missing")
 
 
 def test_right_pair_loss_passes():
