@@ -52,7 +52,15 @@ def test_tags_in_order_once_each_with_nothing_around():
 
 def test_length_falls_linearly_outside_the_range():
   reward = LengthReward(low=2, high=3, slack=2)
-  assert score(reward, ["", "a", "a b", "a b c", "a b c d", "a b c d e"]) == [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+  assert score(reward, ["", "a", "a b", "a b c", "a b c d", "a b c d e", "a " * 9]) == [
+    0.0,
+    0.5,
+    1.0,
+    1.0,
+    0.5,
+    0.0,
+    0.0,
+  ]
   assert score(LengthReward(target=4, unit="characters"), ["abcd", "abc"]) == [1.0, 0.0]
   assert score(LengthReward(high=3), ["a b c", "a b c d"]) == [1.0, 0.0]
 

@@ -21,3 +21,11 @@ def test_finds_come_back_from_a_checkpoint_under_their_key(key):
   restored.from_json(json.loads(json.dumps(buffer.to_json())))
   assert restored.draw(key, 4, np.random.default_rng(0)) == [((3, 4), 1.0)]
   assert restored.total == 2 and restored.to_json() == buffer.to_json()
+
+
+def test_a_draw_holds_no_response_twice():
+  buffer = ReplayBuffer(0.5)
+  for token in range(6):
+    buffer.add("p", [token, 9], 1.0)
+  draws = [buffer.draw("p", 4, np.random.default_rng(seed)) for seed in range(20)]
+  assert all(len(set(draw)) == 4 for draw in draws) and len(set(sum(draws, []))) == 6
