@@ -100,5 +100,6 @@ def test_intervals_redraw_seeds_and_puzzles():
 def test_table_and_picture_hold_all_points(runs):
   lines = tables.points(runs)
   assert len(lines) == 2 + 1 + len(runs) and "| **qempo_c_1e-4** | 2 |" in lines[-1]
-  assert tables.temperatures(runs)[2].startswith("| grpo_beta0.04_3e-4 | 0.890 / 9.00 | 0.445 / 18.00 |")
+  assert tables.temperatures(runs)[2].startswith("| GRPO, beta .04 | 0.890 / 9.00 | 0.445 / 18.00 |")
+  assert tables.summary(runs)[-1].startswith("| QEMPO-C, floor .85 | 0.85 [0.85, 0.85] | 12.00 [12.00, 12.00] |")
   assert tables.picture(runs)[:4] == b"\x89PNG"

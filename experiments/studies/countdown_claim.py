@@ -43,7 +43,7 @@ from qempo_jax.train.step import policy_step
 PROMPTS, GROUP, LENGTH = 5, 32, 8
 SPLITS = ("train", "validation", "heldout")
 STEPS, EVERY = 600, 50
-TEMPERATURES = (0.8, 1.2, 1.4)
+TEMPERATURES = (0.7, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.2, 1.4)
 ENTROPIES = (3.0, 4.0)  # targets of the points that hold entropy, nats a response
 
 
@@ -369,6 +369,8 @@ class Run:
       self.state, metrics = compiled(self.state, first, *arguments)
       measured = {name: float(f"{values[-10:].mean():.4g}") for name, values in metrics.items()}
       self.rows.append({"step": first + EVERY, "measured": measured} | evaluate(self.state.params))
+    for row in self.rows:
+      row.pop("temperatures", None)
     self.rows[-1]["temperatures"] = {str(t): evaluate(self.state.params, t) for t in TEMPERATURES}
     self.seconds += time.process_time() - started
     leaves = jax.tree.leaves(self.state.replace(rng=jax.random.key_data(self.state.rng)))
@@ -404,7 +406,7 @@ def evaluator(config, puzzles: Puzzles):
       "effective": np.exp(per_puzzle(-share * np.log(np.maximum(share, 1e-300)))),
     }
     return {
-      name: {split: [float(f"{values[i]:.5g}") for i in own] for split, own in puzzles.splits.items()}
+      name: {split: [float(f"{values[i]:.4g}") for i in own] for split, own in puzzles.splits.items()}
       for name, values in figures.items()
     }
 
@@ -436,7 +438,8 @@ def main() -> None:
     for seed, name in itertools.product(map(int, arguments.seeds.split(",")), arguments.names or points()):
       path = arguments.out / f"{name}-seed{seed}.json"
       run = Run(points()[name], seed, reference, arguments.steps, path, states)
-      if not run.rows or run.rows[-1]["step"] < until:
+      done = bool(run.rows) and run.rows[-1]["step"] >= until
+      if not done or len(run.rows[-1].get("temperatures", TEMPERATURES)) < len(TEMPERATURES):
         run.advance(until, config, reference, stop, puzzles, evaluate)
 
 

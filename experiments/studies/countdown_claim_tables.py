@@ -53,21 +53,27 @@ class Spot(NamedTuple):
 
 
 def load(folder: pathlib.Path = FOLDER) -> Runs:
-  """The runs by point, seeds in order, each up to the last update that all runs have come to."""
-  found: Runs = {}
-  for path in sorted(folder.glob("*-seed*.json")):
-    found.setdefault(path.stem.rsplit("-seed", 1)[0], []).append(json.loads(path.read_text(encoding="utf-8")))
-  last = min(run["rows"][-1]["step"] for runs in found.values() for run in runs)
-  cut = lambda run: run | {"rows": [row for row in run["rows"] if row["step"] <= last]}
-  return {point: sorted(map(cut, runs), key=lambda run: run["seed"]) for point, runs in sorted(found.items())}
+  """The runs by point, seeds in order; runs that have not come as far as the others are left out."""
+  found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*-seed*.json"))]
+  last = max(run["rows"][-1]["step"] for _, run in found)
+  runs: Runs = {}
+  for path, run in found:
+    if run["rows"][-1]["step"] == last:
+      runs.setdefault(path.stem.rsplit("-seed", 1)[0], []).append(run)
+  return {point: sorted(of_point, key=lambda run: run["seed"]) for point, of_point in runs.items()}
 
 
 def spots(point: str, runs: list[dict], split: str) -> Iterator[Spot]:
   """All operating points of one point's runs: every evaluated update, and other temperatures where they were evaluated."""
   for rows in zip(*(run["rows"] for run in runs), strict=True):
-    for temperature in ("1", *rows[0].get("temperatures", ())):
+    hot = [
+      temperature
+      for temperature in rows[0].get("temperatures", ())
+      if all(temperature in row["temperatures"] for row in rows)
+    ]
+    for temperature in ("1", *hot):
       at = rows if temperature == "1" else [row["temperatures"][temperature] for row in rows]
-      figures = {name: np.array([row[name][split] for row in at]) for name in FIGURES}
+      figures = {name: np.array([row[name][split] for row in at]) for name in FIGURES if name in at[0]}
       yield Spot(point, rows[0]["step"], temperature, figures)
 
 
@@ -149,15 +155,35 @@ def matched(runs: Runs) -> list[str]:
 
 def temperatures(runs: Runs) -> list[str]:
   """P(right) and distinct right answers of 64, held out, at each temperature of the samples."""
-  shown = [point for method, point in chosen_rates(runs).items() if method in CURVES]
-  degrees = next(iter(runs.values()))[0]["rows"][-1]["temperatures"]
-  columns = sorted(["1", *degrees], key=float)
-  lines = [f"| point | {' | '.join(f'T = {t}' for t in columns)} |", "|---" * (len(columns) + 1) + "|"]
-  for point in shown:
-    last = runs[point][0]["rows"][-1]["step"]
-    by_degree = {s.temperature: s.figures for s in spots(point, runs[point], "heldout") if s.step == last}
-    figures = [f"{by_degree[t]['right'].mean():.3f} / {by_degree[t]['distinct'].mean():.2f}" for t in columns]
-    lines.append(f"| {point} | {' | '.join(figures)} |")
+  shown = {method: point for method, point in chosen_rates(runs).items() if method in CURVES}
+  last = {method: end(point, runs[point], "heldout").step for method, point in shown.items()}
+  figures = {
+    method: {s.temperature: s.figures for s in spots(point, runs[point], "heldout") if s.step == last[method]}
+    for method, point in shown.items()
+  }
+  columns = sorted(set.intersection(*map(set, figures.values())), key=float)
+  lines = [f"| method | {' | '.join(f'T = {t}' for t in columns)} |", "|---" * (len(columns) + 1) + "|"]
+  for method in CURVES:
+    if method in figures:
+      pairs = [figures[method][t] for t in columns]
+      texts = [f"{pair['right'].mean():.3f} / {pair['distinct'].mean():.2f}" for pair in pairs]
+      lines.append(f"| {CURVES[method][0]} | {' | '.join(texts)} |")
+  return lines
+
+
+def summary(runs: Runs) -> list[str]:
+  """A row a method of the picture, at the rate that the rule chose."""
+  names = {"right": "P(right)", "distinct": "distinct right answers of 64"}
+  header = [f"{name}, {split}" for split in ("held out", "trained") for name in names.values()]
+  lines = [f"| method | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
+  rates = chosen_rates(runs)
+  first = runs[next(iter(runs))][:1]
+  reference = [next(spots("", first, split)).figures[name] for split in ("heldout", "train") for name in names]
+  lines.append(f"| reference | {' | '.join(cells.interval(interval(figure)) for figure in reference)} |")
+  for method, (text, _) in CURVES.items():
+    if method in rates:
+      own = [end(rates[method], runs[rates[method]], split).figures[n] for split in ("heldout", "train") for n in names]
+      lines.append(f"| {text} | {' | '.join(cells.interval(interval(figure)) for figure in own)} |")
   return lines
 
 
@@ -186,7 +212,7 @@ def picture(runs: Runs) -> bytes:
       else:
         axis.set_xlabel("updates")
         axis.axhline(0.85, color="#d62728", linewidth=0.8, linestyle=":")
-  axes[0][0].legend(fontsize=8, frameon=False)
+  axes[1][0].legend(fontsize=8, frameon=False, loc="lower right")
   file = io.BytesIO()
   canvas.print_png(file, metadata={"Software": None})
   return file.getvalue()

@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 
+from experiments.studies import countdown_claim_tables
 from experiments.studies import countdown_tables
 from experiments.studies import entropy_gradients
 from experiments.studies import frontier_figure
@@ -47,6 +48,10 @@ def _with_budget() -> Lines:
 TABLES: dict[str, Callable[[], Lines]] = {
   "countdown": _countdown("countdown"),
   "countdown_budget": _with_budget,
+  "countdown_claim/matched": lambda: countdown_claim_tables.matched(countdown_claim_tables.load()),
+  "countdown_claim/points": lambda: countdown_claim_tables.points(countdown_claim_tables.load()),
+  "countdown_claim/summary": lambda: countdown_claim_tables.summary(countdown_claim_tables.load()),
+  "countdown_claim/temperatures": lambda: countdown_claim_tables.temperatures(countdown_claim_tables.load()),
   "countdown_small": _countdown("countdown_small"),
   "entropy_gradients": lambda: entropy_gradients.table(raw("entropy_gradients")["rows"]),
   "frontier_toy/hypervolume": lambda: frontier_figure.hypervolumes(raw("frontier_toy")),
@@ -59,6 +64,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
   "offline_pairs": lambda: pairs_tables.tables(raw("offline_pairs")),
 }
 FIGURES: dict[str, Callable[[], bytes]] = {
+  "countdown_claim.png": lambda: countdown_claim_tables.picture(countdown_claim_tables.load()),
   "countdown_small.png": lambda: countdown_tables.picture(raw("countdown_small")),
   "frontier_toy.png": lambda: frontier_figure.picture(raw("frontier_toy")),
   "offline_countdown.png": lambda: countdown_tables.picture(raw("offline_countdown")),
