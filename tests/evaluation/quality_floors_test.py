@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import certificate
@@ -103,6 +104,12 @@ def test_false_met_rate_of_a_studentised_budget(tail, num_prompts, most):
     percentile += intervals.upper_bound(values.mean(axis=1), num_draws=400, seed=trial) <= 3
   assert wrong / 400 <= most + 2.2 * np.sqrt(0.05 * 0.95 / 400)
   assert wrong < percentile
+
+
+def test_a_studentised_bound_is_never_nearer_than_students():
+  values = np.array([0.0, 1.0] * 8)  # of two values alone, whose resampled t stays below Student's quantile here
+  students = 0.5 + stats.t.ppf(0.95, 15) * values.std(ddof=1) / 4
+  assert studentised.upper_bound(values, level=0.95) == pytest.approx(students)
 
 
 def test_studentised_bounds_of_no_spread_and_one_prompt():

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from qempo_jax import advantages
+from qempo_jax import constraints
 from qempo_jax import family
+from qempo_jax.methods import method
 from qempo_jax.methods.darling import quality_times_diversity
+from qempo_jax.methods.grpo import population_std
 from qempo_jax.methods.mara import mara_rewards
 from qempo_jax.methods.repo import decorrelated_advantages
 from qempo_jax.methods.setpo import leave_one_out_set_diversity
 from qempo_jax.methods.setpo import setpo_rewards
+from qempo_jax.methods.ucpo import redistribution
 from qempo_jax.methods.ucpo import ucpo_advantages
 
 GROUP = 6
@@ -87,6 +91,21 @@ def test_ucpo_keeps_the_correct_advantages_sum_and_at_zero_is_the_base_method():
       np.testing.assert_allclose(found, base, rtol=1e-6)
   no_correct = ucpo_advantages(base, LOG_PROBS, jnp.zeros(GROUP), tau=0.5)
   np.testing.assert_array_equal(no_correct, base)
+
+
+def test_grpos_spread_is_of_the_members_that_count():
+  shaped, mask = jnp.array([1.0, 3.0, 50.0]), jnp.array([True, True, False])
+  assert float(population_std(shaped, mask, min_std=0.01)) == pytest.approx(1.0)
+  assert float(population_std(shaped, mask, min_std=2.0)) == 2.0
+
+
+def test_ucpo_leaves_responses_below_good_reward_as_they_are():
+  rewards = jnp.array([0.0, 0.5, 1.0, 1.0])
+  group = constraints.Group.on_policy({"reward": rewards}, jnp.ones((4, 1), bool))
+  terms = method.Terms(jnp.array([-1.0, -2.0, -1.0, -3.0]), rewards, 1.0, jnp.zeros(4), 1.0, 1.0, {})
+  change = redistribution(rewards - 0.6, group, terms, tau=0.5, good_reward=1.0, reward="reward")
+  np.testing.assert_array_equal(change[:2], 0)
+  assert change[3] > 0.1 and change[2] < -0.1
 
 
 def test_full_ucpo_takes_equal_steps_on_every_correct_response():
