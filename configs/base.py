@@ -106,9 +106,9 @@ def get_config() -> ConfigDict:
   config.offline.desirable_weight = 1.0  # KTO's weight of chosen responses.
   config.offline.undesirable_weight = 1.0  # KTO's weight of rejected responses.
   config.offline.nll_weight = 0.0  # Weight of -log pi(chosen) of whole responses, added to any pair loss; 0: none.
-  config.offline.acceptable = 1.0  # Least score of an acceptable response, in scored responses.
-  config.offline.list_size = 16  # listwise, regression: responses an example; longer lists are split into examples.
-  config.offline.pair_weight = 2.0  # listwise: weight of its pair terms beside the likelihood's 1; 0: likelihood alone.
+  config.offline.acceptable = 1.0  # Smallest score of an acceptable response, for scored responses.
+  config.offline.list_size = 16  # listwise, regression: responses per example; longer lists are split into examples.
+  config.offline.pair_weight = 2.0  # listwise: weight of its pair terms (the likelihood's is 1); 0: likelihood alone.
   config.offline.pairs_per_step = 8  # Pairs an update; prompts with their responses for losses of lists.
   config.offline.pairs_per_row = 1  # Pairs packed in a row; more save padding if pairs are shorter than compute.bucket.
   # "source": pairs of the data file, or open_list's right against wrong items; "sampled": best against worst samples of

@@ -104,7 +104,7 @@ class LossSettings:
     desirable_weight: KTO's weight of chosen responses.
     undesirable_weight: KTO's weight of rejected responses.
     nll_weight: weight of -log pi(chosen) in any pair loss, per nat of the whole response.
-    pair_weight: weight of listwise's pair terms beside the likelihood's 1, reward units.
+    pair_weight: weight of listwise's pair terms, relative to the likelihood's 1, reward units.
     min_reward: R of regression, the target's probability of an acceptable response.
   """
 

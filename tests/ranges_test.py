@@ -1,4 +1,4 @@
-"""One table says what every key may be: whatever it lets through builds a run, and all else is one line."""
+"""The table of allowed values: every accepted value builds a run, and every other one gives one line."""
 
 import random
 
@@ -37,7 +37,7 @@ def test_every_number_has_a_row():
 
 
 def _outcome(config, key, text):
-  """None where a run was built, else the line."""
+  """Returns None if a run was built, else the error line."""
   try:
     overrides.apply_override(config, key, text)
     overrides.require_complete(config)

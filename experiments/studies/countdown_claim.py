@@ -57,7 +57,7 @@ class Point:
     floor: of the reward; None fixes the quality multiplier at `start`.
     start: quality multiplier at the start, nats; None takes the method's.
     parametrisation: of the quality multiplier.
-    temperature: of the training samples; scores are at 1 whatever it is.
+    temperature: of the training samples; scores are at temperature 1.
     entropy: target of the response entropy, nats, held by a floor and a budget; None for none.
   """
 

@@ -25,7 +25,7 @@ MATCH, DRAWS = 0.02, 2000
 RATES = ("1e-4", "3e-4")
 SPLITS = {"train": "trained", "heldout": "held out"}
 FIGURES = {"right": "P(right)", "distinct": "distinct of 64", "effective": "effective"}
-# What is compared with the best point of each family, over rates, steps and temperatures of samples.
+# Points compared with the best point of each family, over rates, steps and sampling temperatures.
 OURS, FAMILIES = ("qempo_c", "qempo_c_fixed"), {"GRPO": "grpo_", "UCPO": "ucpo_"}
 CURVES = {
   "grpo_beta0.04": ("GRPO, beta .04", "#999999"),

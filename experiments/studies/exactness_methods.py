@@ -1,7 +1,7 @@
-"""The library's losses as functions of one group or one pair, and their means: over everything there is, or sampled.
+"""The library's losses as functions of one group or pair, and their means, over all groups or pairs or over samples.
 
-The mean of a loss over *all* groups (or pairs), weighted by their probability, has the very gradient that sampling
-has in expectation: training on it proves the estimator free of bias, without noise.
+The mean of a loss over *all* groups (or pairs), weighted by their probability, has the expected gradient of sampling.
+Training on it shows without noise that the estimator is unbiased.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ _sg = jax.lax.stop_gradient
 
 
 class Method(NamedTuple):
-  """How the policy is trained.
+  """Training of the policy by one loss.
 
   Attributes:
-    loss: of one group (`Samples`, quality, kl) or one pair (`Pair`, quality, kl) to a scalar.
+    loss: maps one group (`Samples`, quality, kl) or one pair (`Pair`, quality, kl) to a scalar.
     inputs: "group" or "pair".
     drawn_from: "policy", or "data": half the reference, half uniform over all responses.
     learned: whether controllers learn the multipliers; otherwise they are given, exact.
-    labels: of pairs, "bradley_terry", or "hard": the better response always wins (a control).
+    labels: labels of pairs: "bradley_terry", or "hard", where the better response always wins (a control).
   """
 
   loss: Callable[[Any, Array, Array], Array]
@@ -108,7 +108,7 @@ CONTROLS = {
 
 
 def of_all_responses(policy: PromptedPolicy, params: Any, problem: Problem) -> Samples:
-  """What the losses see of all N responses to every prompt: leading axes [P, N]."""
+  """Inputs of the losses for all N responses to every prompt: leading axes [P, N]."""
   log_probs, ref = policy.token_log_probs(params), problem.ref_token_log_probs
   given = EnumerablePolicy(policy.space, init=None, token_log_probs=lambda log_probs: log_probs)
   mask = jnp.broadcast_to(policy.space.mask, ref.shape)

@@ -40,7 +40,7 @@ def _countdown(name: str) -> Callable[[], Lines]:
 
 
 def _with_budget() -> Lines:
-  """QEMPO-KL under a budget that binds, beside the other study's methods."""
+  """QEMPO-KL under a budget that binds, with the other study's methods."""
   beside = [run for run in raw("countdown_small") if run["method"] in ("base", "grpo", "ucpo")]
   return countdown_tables.tables(beside + raw("countdown_budget"))
 

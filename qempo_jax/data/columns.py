@@ -1,9 +1,9 @@
-"""Columns beside prompt and responses that change what a row means: each is read, or refused by name.
+"""Columns besides prompt and responses that change a row's meaning: each is read, or refused by name.
 
 system, system_prompt                                   the conversation's first message
-question, query, problem, instruction (with input)      the prompt, where there is no other
+question, query, problem, instruction (with input)      the prompt, if there is no other
 label, kto_tag                                          whether a completion is worth imitating
-tools, images, chat_template_kwargs, ...                refused: they are not built here
+tools, images, chat_template_kwargs, ...                refused: not supported
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from qempo_jax.data.examples import RowError
 
 SYSTEM = ("system", "system_prompt")
 QUESTIONS = ("question", "query", "problem", "instruction")
-# Texts that belong to the prompt; beside another prompt they must stand in it.
+# Texts that belong to the prompt; a separate prompt must contain them.
 PROMPT_PARTS = (*QUESTIONS, "input", "context", "history")
-# Whether a completion is good: true or 1, false or 0.
+# Labels of a completion: true or 1 is good, false or 0 is bad.
 LABELS = ("label", "kto_tag")
 UNBUILT = (
     "tools", "images", "image", "videos", "video", "audios", "audio", "chat_template", "chat_template_kwargs",
 )  # fmt: skip
-# Columns that say what a right answer is: two rows with one prompt and different values of these are two tasks.
+# Columns that determine the right answer: rows with one prompt but different values here are different tasks.
 TASKS = (
     "task", "task_id", "answer", "answers", "target", "solution", "solutions", "reference", "references",
     "reference_answer", "ground_truth", "gold", "expected", "expected_answer", "correct_answer", "label", "labels",
@@ -35,14 +35,14 @@ TASKS = (
     "extra_info", "verification_info",
 )  # fmt: skip
 
-# How two responses were scored; the first pair of columns with numbers counts.
+# Column pairs with the scores of two responses; the first pair with numbers counts.
 SCORES = (
     ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
     ("rating_chosen", "rating_rejected"), ("chosen-rating", "rejected-rating"), ("chosen_reward", "rejected_reward"),
     ("reward_chosen", "reward_rejected"),
 )  # fmt: skip
 
-# The score of a response that stands alone, and how much a row counts in an offline loss.
+# Columns with the score of a single response, and the column with a row's weight in an offline loss.
 SINGLE_SCORES = ("score", "reward", *LABELS)
 WEIGHT = "weight"
 
@@ -50,16 +50,16 @@ Entry = Mapping[str, Any]
 
 
 def refuse_unbuilt(entry: Entry) -> None:
-  """Raises RowError where a column that a chat template would read holds something."""
+  """Raises RowError if a column that a chat template would read is filled."""
   for name in UNBUILT:
     if not examples.is_empty(entry.get(name)):
       raise RowError(f'has "{name}", which is not built here; without it the row would mean something else: remove it')
 
 
 def question(entry: Entry) -> str | None:
-  """The prompt of a row that has its question in a column of that name; None where there is no such column.
+  """Returns the prompt of a row with its question in a column of that name; None without such a column.
 
-  Alpaca's "input" follows its "instruction" on a line of its own.
+  Alpaca's "input" follows its "instruction" on a new line.
   """
   there = [name for name in QUESTIONS if _filled(entry, name)]
   if len(there) > 1:
@@ -69,7 +69,7 @@ def question(entry: Entry) -> str | None:
 
 
 def with_system(prompt: Prompt, entry: Entry) -> Prompt:
-  """The prompt behind the row's system message, where a column holds one."""
+  """Returns the prompt after the row's system message, if a column has one."""
   there = [name for name in SYSTEM if _filled(entry, name)]
   if not there:
     return prompt
@@ -83,7 +83,7 @@ def with_system(prompt: Prompt, entry: Entry) -> Prompt:
 
 
 def refuse_unread(prompt: Prompt, entry: Entry) -> None:
-  """Raises RowError where a column belongs to the prompt and its text does not stand in it."""
+  """Raises RowError if a column that belongs to the prompt has a text that the prompt does not contain."""
   whole = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
   for name in PROMPT_PARTS:
     value = entry.get(name)
@@ -95,7 +95,7 @@ def refuse_unread(prompt: Prompt, entry: Entry) -> None:
 
 
 def refuse_bad(entry: Entry) -> None:
-  """Raises RowError where an unpaired completion is labelled as bad, or by what is no label."""
+  """Raises RowError if an unpaired completion is labelled as bad, or has an invalid label."""
   for name in LABELS:
     value = entry.get(name)
     if value is None:
@@ -107,12 +107,12 @@ def refuse_bad(entry: Entry) -> None:
 
 
 def task(row: Entry) -> str:
-  """The task columns of a row as one short text, "answer=2"; empty where it has none."""
+  """The task columns of a row as one short text, "answer=2"; empty if it has none."""
   return _listed({name: row[name] for name in TASKS if not examples.is_empty(row.get(name))})
 
 
 def whole_task(row: Entry) -> str:
-  """The same of all of a row's columns but its split, which is what tells the rows of a data source apart."""
+  """All of a row's columns but its split as one short text, which distinguishes the rows of a data source."""
   first = [name for name in TASKS if name in row]
   return _short(_listed({name: row[name] for name in dict.fromkeys([*first, *row]) if name not in ("prompt", "split")}))
 
@@ -122,7 +122,7 @@ def _listed(found) -> str:
 
 
 def tell_apart(prompts: Sequence[Any], tasks: Sequence[str]) -> list[str]:
-  """For each row its task where its prompt stands in several tasks, else an empty text."""
+  """For each row its task if its prompt occurs in several tasks, else an empty text."""
   several: dict[Any, set[str]] = {}
   for prompt, name in zip(prompts, tasks, strict=True):
     several.setdefault(prompt, set()).add(name)
@@ -130,7 +130,7 @@ def tell_apart(prompts: Sequence[Any], tasks: Sequence[str]) -> list[str]:
 
 
 def whole_row(row: Entry) -> str:
-  """A row's prompt and columns as one text, equal for equal rows: what a task is where nothing else is said."""
+  """A row's prompt and columns as one text, equal for equal rows; identifies the task of a row without task columns."""
   return json.dumps(row, sort_keys=True, default=str, ensure_ascii=False)
 
 
@@ -141,7 +141,7 @@ def _short(value) -> str:
 
 
 def pair_scores(row: Entry) -> tuple[float, float] | None:
-  """The scores of the chosen and of the rejected response, by the columns of SCORES; None where no two are numbers."""
+  """The scores of the chosen and the rejected response, by the columns of SCORES; None if no two are numbers."""
   for names in SCORES:
     chosen, rejected = (_as_number(row.get(name)) for name in names)
     if math.isfinite(chosen) and math.isfinite(rejected):
@@ -150,13 +150,13 @@ def pair_scores(row: Entry) -> tuple[float, float] | None:
 
 
 def score_gap(row: Entry) -> float | None:
-  """The chosen response's score minus the rejected one's; None where they are not known."""
+  """The chosen response's score minus the rejected one's; None if they are unknown."""
   found = pair_scores(row)
   return None if found is None else found[0] - found[1]
 
 
 def single_score(row: Entry) -> float:
-  """The score of an unpaired response, by the first of SINGLE_SCORES that is a number; 1 where there is none."""
+  """The score of an unpaired response, by the first of SINGLE_SCORES that is a number; 1 without one."""
   numbers = (
     float(row[name]) if isinstance(row.get(name), bool) else _as_number(row.get(name)) for name in SINGLE_SCORES
   )
@@ -164,10 +164,10 @@ def single_score(row: Entry) -> float:
 
 
 def weight(row: Entry) -> float:
-  """How much a row counts in the loss, by the column WEIGHT; 1 where there is none.
+  """A row's weight in the loss, by the column WEIGHT; 1 without one.
 
   Raises:
-    RowError: it is no finite number, or below 0.
+    RowError: it is not a finite number, or below 0.
   """
   value = row.get(WEIGHT)
   found = 1.0 if value is None else examples.number(value, WEIGHT)
@@ -177,7 +177,7 @@ def weight(row: Entry) -> float:
 
 
 def _as_number(value) -> float:
-  """A number, or a text that is one; NaN for anything else."""
+  """Converts a number, or its text, to float; NaN for anything else."""
   try:
     return math.nan if isinstance(value, bool) else float(value)
   except (TypeError, ValueError, OverflowError):

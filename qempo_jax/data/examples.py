@@ -1,7 +1,7 @@
-"""What one row of data becomes: a prompt with its columns, and the responses to it, each part checked as it is read.
+"""Examples, the parsed form of data rows: a prompt with its columns, and the responses to it, each part checked.
 
-Fields are read by allow-lists. A field that a chat template could read and that is not built here (tool calls, thoughts,
-images) is refused by name: the row would mean something else without it.
+Fields are read by allow-lists. An unsupported field that a chat template could read (tool calls, thoughts, images) is
+refused by name, since the row would change its meaning without it.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from qempo_jax.data import files
 
 Row = dict[str, Any]
 
-# The role that each role's name stands for; ShareGPT says human and gpt, newer APIs say developer for system.
+# Role of each role name; ShareGPT has human and gpt, newer APIs have developer for system.
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
     "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
 }  # fmt: skip
-# Further fields of a message that no chat template reads.
+# Other fields of a message, which no chat template reads.
 HARMLESS_FIELDS = ("id", "language", "model", "timestamp", "turn_identifier")
-# Characters; a text beyond it is a file read by mistake rather than something to train on.
+# Characters; a longer text is a file read by mistake.
 MAX_CHARACTERS = 2_000_000
 
 
 class RowError(ValueError):
-  """Why a row can't be used, as what follows the row's name: 'has no "prompt"'."""
+  """The fault of a row, as the continuation of the row's name: 'has no "prompt"'."""
 
 
 class Message(dict):
@@ -45,12 +45,12 @@ Response = str | tuple[int, ...]
 
 
 class Preference(NamedTuple):
-  """One pair, or as much of one as the data has.
+  """One pair, or the part of a pair in the data.
 
   Attributes:
-    row: `prompt` (a user's message, or a conversation) and the further columns.
-    chosen: the preferred response: its text, or its token ids with the ending token; None for a prompt alone.
-    rejected: the other one; None where there is none, which serves NLL alone.
+    row: `prompt` (a user's message, or a conversation) and the other columns.
+    chosen: the preferred response: its text, or its token ids with the end token; None for a prompt alone.
+    rejected: the other response; None without one, which suffices for NLL.
   """
 
   row: Row
@@ -64,8 +64,8 @@ class Scored(NamedTuple):
   Attributes:
     row: as in `Preference`.
     responses: one or more.
-    scores: one a response; larger is better.
-    answers: one a response: the answer that it gives, where the data says so; responses with one answer are duplicates.
+    scores: one per response; larger is better.
+    answers: the answer of each response, or None if unknown; responses with the same answer are duplicates.
   """
 
   row: Row
@@ -75,7 +75,7 @@ class Scored(NamedTuple):
 
 
 def text(value: Any, name: str) -> str:
-  """A text that is not blank and can be written as UTF-8."""
+  """Checks that a value is a non-blank text that can be written as UTF-8, and returns it."""
   if not isinstance(value, str):
     raise RowError(f'has a "{name}" that is {_kind(value)}, not a text')
   if not value.strip():
@@ -133,7 +133,7 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
 
 
 def is_empty(value: Any) -> bool:
-  """Whether a field holds nothing: null, an empty list, object or text."""
+  """True if a field is null, or an empty list, object or text."""
   return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
@@ -198,7 +198,7 @@ def number(value: Any, name: str) -> float:
 
 
 def is_messages(value: Any) -> bool:
-  """Whether a value is meant as messages."""
+  """True if a value has the form of messages."""
   return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
 
 

@@ -18,7 +18,7 @@ from qempo_jax.data.examples import Scored
 
 Entry = dict[str, Any]
 
-# What a run needs of every row.
+# Requirements of a run on every row.
 PROMPT, COMPLETION, PAIR, SCORED = "prompt", "completion", "pair", "scored"
 ULTRAFEEDBACK, SCORES = "UltraFeedback binarized", "scored responses"
 
@@ -60,7 +60,7 @@ def read(entry: Entry, *, needs: str) -> tuple[str, Preference | Scored]:
   columns.refuse_unbuilt(entry)
   parts = entry | {key: examples.decoded(entry[key]) for key in _MESSAGES if key in entry}
   name = detect(parts)
-  # Where only the prompt is asked for and stands by itself, other fields may hold anything.
+  # If only an explicit prompt is needed, other fields may hold anything.
   alone = needs == PROMPT and "prompt" in entry and name != ULTRAFEEDBACK
   prompt, chosen, rejected = FORMATS["prompt" if alone else name][1](parts)
   if not alone:
@@ -86,7 +86,7 @@ def read(entry: Entry, *, needs: str) -> tuple[str, Preference | Scored]:
 
 
 def family(name: str) -> str:
-  """What the formats of one data set have in common: rows with a prompt may differ in what else they hold."""
+  """The group of formats that may mix in one data set: rows with an explicit prompt may differ in their other fields."""
   if name in ("prompt", "completion", ULTRAFEEDBACK, SCORES) or name.startswith("preference, explicit"):
     return "prompt"
   return "preference, implicit prompt" if name.startswith("preference") else name

@@ -62,26 +62,26 @@ def equal_quality(
   uses: int,
   most: int,
 ) -> Places:
-  """Pairs without a quality contrast: of two good samples with like rewards, the more diverse one is chosen.
+  """Pairs good samples of similar reward, with the more diverse one as chosen.
 
       |r_i - r_j| <= eps,   eps the quantile of |r_i - r_j| over pairs of good samples,   d_chosen > d_rejected
 
-  Of these pairs the share with the largest difference in diversity is kept, largest first, as long as no sample is in more
-  than `uses` of them. A loss on pairs with a contrast learns quality; here quality cancels, and diversity is left.
+  The share of these pairs with the largest difference in diversity is kept, largest first, with no sample in more than
+  `uses` pairs. A loss on pairs of different quality learns quality; here quality cancels, and diversity is left.
 
   Source: ReDiPO (arXiv 2605.30021); reconstruction, without its rewriting of the base model's samples.
 
   Args:
     rewards: [G].
-    diversity: [G] marginal diversity: how far each sample is from the others.
-    good: least reward of a sample in a pair.
-    quantile: in [0, 1], of reward differences.
-    share: in (0, 1], of the pairs with like rewards.
-    uses: pairs of one sample, at most.
-    most: pairs at most.
+    diversity: [G] marginal diversity: distance of each sample from the others.
+    good: smallest reward of a sample in a pair.
+    quantile: quantile of reward differences, in [0, 1].
+    share: share of the pairs with similar rewards, in (0, 1].
+    uses: largest number of pairs per sample.
+    most: largest number of pairs.
 
   Returns:
-    The pairs; none where fewer than two samples are good or all are equally diverse.
+    The pairs; empty if fewer than two samples are good or all are equally diverse.
 
   Raises:
     InputError: the quantile or the share is out of range.

@@ -1,4 +1,4 @@
-"""Preference pairs as text: from a data source, from the open-list answer sets, from scored samples, or mixed."""
+"""Preference pairs as text: from a data source, the open-list answer sets, scored samples, or a mix."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -31,27 +31,27 @@ def load_preferences(
   acceptable: float = 1.0,
   most: int = 1,
 ) -> list[Preference]:
-  """Reads pairs, in any of the shapes of `formats`; scored responses make pairs, or single ones, by `scored.separate`.
+  """Reads pairs in any format of `formats`; scored responses become pairs or single responses by `scored.separate`.
 
-  A prompt is a string (one user message, or plain text for a model without a chat template) or a conversation that
-  ends with the user's message. A response is a string, one assistant message, or a list of token ids, taken as they
-  are. Without "rejected", "completion" may stand for "chosen".
+  A prompt is a string or a conversation that ends with the user's message. A string is one user message, or plain text
+  for a model without a chat template. A response is a string (one assistant message) or a list of token ids. Without
+  "rejected", "completion" may replace "chosen".
 
   Args:
-    source: one of those in `sources`.
+    source: name or address of the source, see `sources`.
     rejected: whether every row must have a rejected response.
     on_bad_row: "error" or "skip".
-    max_bad_share: of skipped rows, beyond which the run stops.
-    note: gets a line for the user where rows were skipped.
+    max_bad_share: largest share of skipped rows, beyond which loading fails.
+    note: called with one line for the user if rows were skipped.
     tokenizer: as for `sources.load`.
-    acceptable: of scored responses: the least score of one that is worth imitating.
-    most: pairs of a prompt's scored responses, at most.
+    acceptable: smallest score of a scored response worth imitating.
+    most: largest number of pairs of a prompt's scored responses.
 
   Returns:
-    The pairs, in the source's order; further fields are columns of the row.
+    The pairs, in the source's order; other fields are columns of the row.
 
   Raises:
-    InputError: the source can't be read, or a row does not fit; names it.
+    InputError: the source cannot be read, or a row is invalid; names it.
   """
   needs = formats.PAIR if rejected else formats.COMPLETION
   loaded = sources.load(source, needs=needs, on_bad_row=on_bad_row, max_bad_share=max_bad_share, tokenizer=tokenizer)
@@ -68,7 +68,7 @@ def load_scored(
   note: Callable[[str], None] | None = None,
   tokenizer: Any = None,
 ) -> list[Scored]:
-  """Reads scored responses; pairs and single responses, labelled ones too, become such by `scored.gather`.
+  """Reads scored responses; pairs and single or labelled responses are converted by `scored.gather`.
 
   Arguments and errors are those of `load_preferences`.
   """
@@ -80,19 +80,19 @@ def load_scored(
 
 
 def jsonl_preferences(path: str | pathlib.Path, *, rejected: bool) -> list[Preference]:
-  """`load_preferences` of one .jsonl or .jsonl.gz file."""
+  """Reads pairs of one .jsonl or .jsonl.gz file; see `load_preferences`."""
   return load_preferences(f"jsonl:{path}", rejected=rejected)
 
 
 def open_list_preferences(rows: Sequence[Row], *, per_prompt: int, seed: int) -> list[Preference]:
-  """Pairs made of the answer sets: an acceptable item is preferred to an item of another set.
+  """Makes pairs from the answer sets: an acceptable item is preferred to an item of another set.
 
-  Items are drawn uniformly, so that under a smoothed label the loss's optimum is uniform over the acceptable ones.
+  Items are drawn uniformly, so that with label smoothing the loss's optimum is uniform over the acceptable items.
 
   Args:
     rows: open-list rows, with `set_name`.
-    per_prompt: pairs a prompt.
-    seed: of the draws.
+    per_prompt: pairs per prompt.
+    seed: seed of the draws.
 
   Returns:
     The pairs, prompt by prompt.
@@ -111,16 +111,16 @@ def open_list_preferences(rows: Sequence[Row], *, per_prompt: int, seed: int) ->
 def sampled_preferences(
   row: Row, responses: Sequence[Sequence[int]], rewards: Sequence[float], *, most: int
 ) -> list[Preference]:
-  """Pairs made of one prompt's scored samples: the best with the worst, the second best with the second worst, ...
+  """Makes pairs from one prompt's scored samples: the best with the worst, the second best with the second worst, ...
 
   Args:
     row: the prompt with its columns.
-    responses: token ids, the ending token included.
-    rewards: one a response.
-    most: pairs at most.
+    responses: token ids, with the end token.
+    rewards: one per response.
+    most: largest number of pairs.
 
   Returns:
-    The pairs whose rewards differ; none where all rewards are equal.
+    The pairs whose rewards differ; empty if all rewards are equal.
   """
   order = np.argsort(-np.asarray(rewards), kind="stable")
   ids = [tuple(int(token) for token in response) for response in responses]
@@ -134,20 +134,20 @@ def sampled_preferences(
 def answers_against_samples(
   row: Row, responses: Sequence[Sequence[int]], rewards: Sequence[float], *, per_prompt: int, seed: Sequence[int]
 ) -> list[Preference]:
-  """Pairs of an acceptable item, drawn uniformly from the row's answer set, with a bad sample of one prompt.
+  """Pairs an acceptable item, drawn uniformly from the row's answer set, with a bad sample of the prompt.
 
-  The rejected side lies where the policy's probability is. A pair says nothing about responses that are in no pair:
-  between two bare items it leaves the sentences that a model would rather write as likely as they were.
+  Rejected samples have high probability under the policy. A pair does not affect responses outside all pairs. Pairs of
+  two bare items would therefore leave the probability of the sentences that the model prefers.
 
   Args:
     row: an open-list row, with `set_name`.
-    responses: token ids of the samples, the ending token included.
-    rewards: one a response; below 1 is bad.
-    per_prompt: pairs.
-    seed: of the draws.
+    responses: token ids of the samples, with the end token.
+    rewards: one per response; below 1 is bad.
+    per_prompt: number of pairs.
+    seed: seed of the draws.
 
   Returns:
-    The pairs; none where every sample is good.
+    The pairs; empty if every sample is good.
   """
   rng = np.random.default_rng(seed)
   items = open_list.answer_set(row["set_name"]).items
@@ -159,7 +159,7 @@ def answers_against_samples(
 
 
 def prompt_rows(rows: Sequence[Row]) -> list[Row]:
-  """The first row of every task, in order: of one prompt and one set of `columns.TASKS`, which its pairs share."""
+  """Returns the first row of every task, in order; the rows of a task share the prompt and the values of `columns.TASKS`."""
   first = {}
   for row in rows:
     first.setdefault((row["prompt"], columns.task(row)), row)

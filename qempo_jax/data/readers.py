@@ -1,4 +1,4 @@
-"""Readers of the formats in `formats`: from a row to (prompt, chosen, rejected), with None for what it lacks."""
+"""Readers of the formats in `formats`: from a row to (prompt, chosen, rejected), with None for absent parts."""
 
 import os
 import re
@@ -9,11 +9,11 @@ from qempo_jax.data.examples import Message
 from qempo_jax.data.examples import RowError
 from qempo_jax.rewards import words
 
-# A plain text has no prompt: its first words are one, as in sentiment control.
+# A plain text has no prompt, so its first words are the prompt, as in sentiment control.
 TEXT_PROMPT_WORDS = 8
-# The names that whole conversations go by.
+# Fields with a whole conversation.
 TALKS = ("messages", "conversations", "conversation")
-# Alpaca and OpenOrca name the response so.
+# Fields of the response in Alpaca and OpenOrca.
 _OUTPUTS = ("output", "response")
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -21,7 +21,7 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def explicit(entry):
-  """A prompt of its own, and the responses to it."""
+  """An explicit prompt, and the responses to it."""
   chosen = entry["chosen"] if "chosen" in entry else None
   rejected = entry.get("rejected")
   return (
@@ -32,7 +32,7 @@ def explicit(entry):
 
 
 def implicit_messages(entry):
-  """The shared first messages are the prompt; what is left must be one assistant message each."""
+  """The shared first messages are the prompt; one assistant message must remain on each side."""
   chosen, rejected = (examples.messages(entry[name], name) for name in ("chosen", "rejected"))
   return cut(chosen, rejected)
 
@@ -51,7 +51,7 @@ def implicit_text(entry):
 
 
 def ultrafeedback(entry):
-  """Whole conversations beside the last user's text, which the conversations must hold."""
+  """Whole conversations, with the last user's text as a column, which the conversations must contain."""
   prompt, chosen, rejected = implicit_messages(entry)
   last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
   if examples.text(entry["prompt"], "prompt").strip() not in (last.strip(), first_user(prompt).strip()):
@@ -85,7 +85,7 @@ def turns(transcript: str, name: str) -> tuple[Message, ...]:
 
 
 def cut(chosen, rejected):
-  """(prompt, chosen, rejected) of two conversations that differ in their last message alone."""
+  """(prompt, chosen, rejected) of two conversations that differ only in their last message."""
   if chosen == rejected:
     raise RowError("has the same text as chosen and as rejected")
   shared = 0
@@ -99,7 +99,7 @@ def cut(chosen, rejected):
 
 
 def scored(entry):
-  """A prompt, the responses to it, and their scores, which stand in for chosen and rejected."""
+  """A prompt, the responses to it, and their scores, in the places of chosen and rejected."""
   responses, scores = entry["responses"], entry["scores"]
   if not isinstance(responses, list | tuple) or not isinstance(scores, list | tuple) or not responses:
     raise RowError('has "responses" and "scores" that are not two lists')
@@ -113,7 +113,7 @@ def scored(entry):
 
 
 def answers(entry, count):
-  """The answer that each response gives, by a column of that name; None where the data does not say."""
+  """The answer of each response, by a column of that name; None if unknown."""
   found = entry.get("response_answers")
   if examples.is_empty(found):
     return (None,) * count
@@ -123,7 +123,7 @@ def answers(entry, count):
 
 
 def is_scored(entry):
-  """Whether several responses stand beside their scores."""
+  """True if a row has several responses and their scores."""
   return {"responses", "scores"} <= entry.keys() and ("prompt" in entry or columns.question(entry) is not None)
 
 
@@ -139,7 +139,7 @@ def asked(entry):
 
 
 def is_asked(entry):
-  """Whether a question stands in a column, and not at the beginning of both answers."""
+  """True if the question is in a column, and not at the beginning of both answers."""
   if "prompt" in entry or not {"chosen", "rejected"} <= entry.keys() or (question := columns.question(entry)) is None:
     return False
   sides = [entry["chosen"], entry["rejected"]]
@@ -161,7 +161,7 @@ def continued(entry):
 
 
 def is_continued(entry):
-  """Whether a conversation stands beside two answers to it."""
+  """True if a row has a conversation and two answers to it."""
   if "prompt" in entry or not talk_of(entry) or not {"chosen", "rejected"} <= entry.keys():
     return False
   return not all(examples.is_messages(entry[side]) and len(entry[side]) > 1 for side in ("chosen", "rejected"))
@@ -174,7 +174,7 @@ def instruction(entry):
 
 
 def is_instruction(entry):
-  """Whether a question stands in a column, and its answer in another."""
+  """True if the question is in a column, and its answer in another."""
   return (
     "prompt" not in entry and any(strings(entry, name) for name in _OUTPUTS) and columns.question(entry) is not None
   )
@@ -215,20 +215,20 @@ def text(entry):
 
 
 def strings(entry, *names):
-  """Whether all of these fields are texts."""
+  """True if all these fields are texts."""
   return all(isinstance(entry.get(name), str) for name in names)
 
 
 def talk(entry, *names):
-  """Whether all of these fields are messages."""
+  """True if all these fields are messages."""
   return all(examples.is_messages(entry.get(name)) for name in names)
 
 
 def is_transcript(value):
-  """Whether a value is a transcript of Human and Assistant."""
+  """True if a value is a transcript of Human and Assistant."""
   return isinstance(value, str) and value.lstrip("\n").startswith("Human:") and "\n\nAssistant:" in value
 
 
 def whole(entry):
-  """Whether the responses are conversations that begin with the prompt."""
+  """True if the responses are conversations that begin with the prompt."""
   return talk(entry, "chosen", "rejected") and len(entry["chosen"]) > 1 and len(entry["rejected"]) > 1

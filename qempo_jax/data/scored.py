@@ -1,4 +1,4 @@
-"""Scored responses, several a prompt: from pairs and back, and as the token ids that losses of lists read."""
+"""Scored responses, several per prompt: conversion from and to pairs, and encoding for listwise losses."""
 
 from collections.abc import Collection
 from collections.abc import Sequence
@@ -22,9 +22,10 @@ _OF_A_RESPONSE = {*columns.SINGLE_SCORES, *(name for names in columns.SCORES for
 
 
 def gather(examples: Sequence[Preference | Scored]) -> list[Scored]:
-  """All responses to each task of each prompt, in order.
+  """Collects all responses to each task of each prompt, in order.
 
-  A pair gives its two responses with the scores in its columns, else 1 and 0; a single response its score or label, else 1.
+  A pair contributes two responses with the scores in its columns, else 1 and 0. A single response contributes its score
+  or label, else 1.
   """
   found: dict[tuple, tuple[dict, list]] = {}
   for example in examples:
@@ -43,14 +44,14 @@ def gather(examples: Sequence[Preference | Scored]) -> list[Scored]:
 def separate(
   examples: Sequence[Preference | Scored], *, responses: int, acceptable: float, most: int
 ) -> list[Preference]:
-  """Pairs, or single responses, in place of scored ones; what is a pair already stays.
+  """Converts scored responses to pairs, or single responses; existing pairs are kept.
 
   Args:
     examples: of either kind.
-    responses: 1 for every acceptable response as it was drawn; 2 for the best with the worst, the second best with the
-      second worst, ...
-    acceptable: least score of an acceptable response.
-    most: pairs of a prompt, at most.
+    responses: 1 for every acceptable response in the log; 2 for the best with the worst, the second best with the second
+      worst, ...
+    acceptable: smallest score of an acceptable response.
+    most: largest number of pairs per prompt.
   """
   found = []
   for example in examples:
@@ -67,13 +68,13 @@ def separate(
 
 
 def of_samples(row: Row, responses: Sequence[Sequence[int]], rewards: Sequence[float]) -> Scored:
-  """One prompt's samples, token ids with the ending token, and their rewards."""
+  """One prompt's samples, token ids with the end token, with their rewards."""
   ids = tuple(tuple(int(token) for token in response) for response in responses)
   return Scored(row, ids, tuple(map(float, rewards)), (None,) * len(ids))
 
 
 def to_json(example: Preference | Scored) -> dict[str, Any]:
-  """The object that is read back as this example."""
+  """Returns the object that is read back as this example."""
   if isinstance(example, Preference):
     pair = {"chosen": example.chosen, "rejected": example.rejected}
     return example.row | {name: value for name, value in pair.items() if value is not None}
@@ -84,15 +85,15 @@ def to_json(example: Preference | Scored) -> dict[str, Any]:
 
 
 def list_weights(acceptable: np.ndarray, answers: np.ndarray, texts: np.ndarray) -> ListWeights:
-  """What losses of lists read of one prompt's whole log.
+  """Returns the arrays that listwise losses need of one prompt's whole log.
 
   Args:
     acceptable: [n] True on acceptable responses.
-    answers: [n] integers, equal where two responses give the same answer.
-    texts: [n] integers, equal where two responses have the same tokens.
+    answers: [n] integers, equal if two responses give the same answer.
+    texts: [n] integers, equal if two responses have the same tokens.
 
   Returns:
-    Weights [n], `chosen` and `rejected` summing to 1 or all 0.
+    Weights [n]; `chosen` and `rejected` each sum to 1 or are all 0.
   """
   chosen, bad = losses.even_weights(acceptable, answers), ~acceptable
   copies = ((texts[:, None] == texts) & acceptable).sum(axis=1)  # a text may have several scores
@@ -111,22 +112,23 @@ def encode_lists(
   too_long: str = "drop",
   forbidden: Collection[int] = (),
 ) -> PairTokens:
-  """Encodes scored responses; those that the policy could not have written, or that are too long, are left out.
+  """Encodes scored responses; responses outside the policy's support, or too long, are left out.
 
   Prompts without an acceptable response are left out too.
 
-  A prompt with more than `size` responses makes several examples, each with its part of the acceptable and of the others.
-  Weights are those of the whole log, so that an epoch's losses average to the mean over prompts. Responses give the same
-  answer by their `response_answers`, else by the row's `set_name` where that is a task with known answers, else by their tokens.
+  A prompt with more than `size` responses makes several examples, each with its share of the acceptable and of the other
+  responses. Weights are those of the whole log, so that an epoch's losses average to the mean over prompts. The answer of
+  a response is its `response_answers`, else the parsed answer if the row's `set_name` is a task with known answers, else
+  its tokens.
 
   Args:
     tokenizer: the model's.
-    examples: one a prompt and task.
-    size: responses of an example, G; shorter lists are filled up with empty ones.
-    acceptable: least score of an acceptable response.
+    examples: one per prompt and task.
+    size: responses per example, G; shorter lists are padded with empty ones.
+    acceptable: smallest score of an acceptable response.
     max_prompt_length: tokens.
-    max_response_length: tokens, the ending token included.
-    too_long: as for `pair_tokens.encode_pairs`, of responses.
+    max_response_length: tokens, end token included.
+    too_long: as for `pair_tokens.encode_pairs`, for responses.
     forbidden: ids that the policy never samples.
 
   Returns:

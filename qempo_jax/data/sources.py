@@ -1,11 +1,11 @@
-"""Where rows come from, by one string, and what came of them.
+"""Data sources, each opened by one string, and the result of reading one.
 
-  jsonl:PATH, parquet:PATH        local files, globs, .gz; bucket addresses such as gs:// where access is set up
-  tfds:NAME[/CONFIG][:SPLIT]      a TensorFlow Datasets data set, prepared before or downloaded
-  tfds_dir:FOLDER[:SPLIT]         a prepared one by its folder
-  hf:ORG/NAME[:SPLIT]             a data set of the Hugging Face hub, as its parquet or JSON Lines files
+  jsonl:PATH, parquet:PATH        local files, globs, .gz; bucket addresses such as gs:// with cloud access
+  tfds:NAME[/CONFIG][:SPLIT]      a TensorFlow Datasets data set, prepared or downloaded
+  tfds_dir:FOLDER[:SPLIT]         a prepared data set by its folder
+  hf:ORG/NAME[:SPLIT]             parquet or JSON Lines files of a Hugging Face data set
 
-$NAME in one of them is an environment variable.
+$NAME in a source is an environment variable.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class Loaded(NamedTuple):
   bad: list[BadRow]
 
   def line(self) -> str:
-    """What was read, for the user."""
+    """Formats the numbers of rows read and skipped, for the user."""
     shapes = "; ".join(f"{name}: {count:,}" for name, count in self.formats.items())
     found = f"{self.total:,} rows ({shapes})"
     if self.bad:

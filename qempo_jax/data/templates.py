@@ -1,4 +1,4 @@
-"""Rows that a model's chat template refuses, found while the rows are read and so named by file and line."""
+"""Check for rows that a model's chat template refuses, done while rows are read, so that errors name file and line."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from qempo_jax.data.examples import Scored
 
 
 def checker(tokenizer: Any) -> Callable[[Preference | Scored], None] | None:
-  """A function that raises RowError where the tokenizer's template refuses a row; None where there is no template.
+  """Returns a function that raises RowError if the tokenizer's template refuses a row; None without a template.
 
-  Rendered are the prompt with the header of the assistant's turn and, where there are, the conversations with each
-  response; a template may refuse a system message, roles that do not alternate, or a content.
+  It renders the prompt with the header of the assistant's turn, and the conversation with each response. A template may
+  refuse a system message, roles that do not alternate, or a content.
   """
   if tokenizer is None or not getattr(tokenizer, "chat_template", None):
     return None

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else."""
+"""The report as one self-contained HTML page."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ _COLUMNS = (
 
 
 def render(results: Mapping, plots: Mapping[str, tuple[bytes, str]], rows: Sequence[Mapping]) -> str:
-  """The whole page.
+  """Renders the whole page.
 
   Args:
-    results: what `summarise` returned.
-    plots: PNG bytes and caption by name, in the order to show.
+    results: from `summarise`.
+    plots: PNG bytes and caption by name, in the order of display.
     rows: the evaluation rows, for sample completions.
 
   Returns:
@@ -146,7 +146,7 @@ def _judged(found: Mapping | None) -> str:
 
 
 def _units(results: Mapping) -> str:
-  """What the intervals of each split are over, in words."""
+  """Sampling units of each split's intervals, in words."""
   units = results["bootstrap"]["clusters"]
   parts = [f"{found['families']} on {split} (for {found['generalises_to']})" for split, found in units.items()]
   return "over " + "; ".join(parts) + "; another training seed is another policy"

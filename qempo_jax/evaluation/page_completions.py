@@ -1,4 +1,4 @@
-"""The report's completions side by side: answers that each policy alone gives, and differences between the texts."""
+"""The report's completions side by side: answers of each policy alone, and differences between the texts."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ _WORDS = re.compile(r"\s+|[^\s]+")
 
 
 def section(rows: Sequence[Mapping], split: str, answers: Mapping) -> dict:
-  """One split's prompt: the groups of answers, then a column of completions a policy.
+  """One split's prompt: groups of answers, then one column of completions per policy.
 
   Args:
     rows: the evaluation rows.
-    split: of the prompt.
+    split: split of the prompt.
     answers: that split's entry of the results' `answers`.
   """
   columns, first = [], []
@@ -42,10 +42,10 @@ def section(rows: Sequence[Mapping], split: str, answers: Mapping) -> dict:
 
 
 def answer_groups(answers: Mapping) -> list[tuple[str, int, list[str], str]]:
-  """Each acceptable answer once, under the policies that gave it: first those of all, last those of none but one.
+  """Each acceptable answer once, grouped by the policies that gave it, from those of all to those of one.
 
   Returns:
-    Rows of (policies, number of answers, the first answers, a remark on the rest); none for a single policy.
+    Rows of (policies, number of answers, first answers, remark on the rest); empty for a single policy.
   """
   owners: dict[str, tuple[str, ...]] = {}
   for method, entry in answers["methods"].items():
@@ -67,7 +67,7 @@ def answer_groups(answers: Mapping) -> list[tuple[str, int, list[str], str]]:
 
 
 def marked(text: str, before: str | None) -> list[tuple[str, bool]]:
-  """The text in pieces, each with whether it is new: words that a longest-match diff does not find in `before`."""
+  """Pieces of the text with a flag for new words, which a longest-match diff does not find in `before`."""
   if before is None:
     return [(text, False)]
   ours, theirs = _WORDS.findall(text), _WORDS.findall(before)
@@ -79,5 +79,5 @@ def marked(text: str, before: str | None) -> list[tuple[str, bool]]:
 
 
 def shorten(text: str, length: int = _LONGEST_COMPLETION) -> str:
-  """At most `length` characters, and an ellipsis where some are left out."""
+  """At most `length` characters, with an ellipsis if some are dropped."""
   return text if len(text) <= length else text[:length] + "…"

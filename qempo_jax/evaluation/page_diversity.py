@@ -1,4 +1,4 @@
-"""The report's tables of diversity, of solutions and of entropy gains on one split."""
+"""The report's tables of diversity, solutions and entropy gains on one split."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ _LOST = {"total": "All outputs", "wrong_answers": "With wrong answers", "right_a
 
 
 def tables(of_split: Mapping[str, Mapping]) -> list[pages.Table]:
-  """Diversity metrics, solutions, and outputs lost against the reference where those are known; a column a policy."""
+  """Tables of diversity metrics, solutions and, if known, outputs lost against the reference; one column per policy."""
   lost = {method: figures["diversity_lost"] for method, figures in of_split.items() if figures.get("diversity_lost")}
   lost_rows = [(name, *(pages.cell(value[key], 2) for value in lost.values())) for key, name in _LOST.items()]
   solutions = []
@@ -46,7 +46,7 @@ def _above_and_all(diversity: Mapping, name: str) -> pages.Cell:
 
 
 def gains(of_split: Mapping[str, Mapping]) -> list[tuple[str, str, str]]:
-  """Rows of (policy, the other policy, the gain in sequence entropy over it)."""
+  """Rows of (policy, other policy, gain in sequence entropy over the other)."""
   return [
     (pages.label(method), pages.label(other), f"{gain['mean']:+.2f} nats {pages.ends(gain)}")
     for method, figures in of_split.items()

@@ -1,4 +1,7 @@
-"""Templates of the HTML pages, and figures as text. Values are escaped; a page needs no other file and runs no script."""
+"""Templates of the HTML pages, and text formatting of figures.
+
+All values are escaped. A page needs no other file and runs no script.
+"""
 
 import base64
 from collections.abc import Mapping
@@ -37,7 +40,7 @@ def render(template: str, **context) -> str:
 
 
 def label(method: str) -> str:
-  """The method's name as shown."""
+  """The method's display name."""
   return METHOD_LABELS.get(method, method)
 
 
@@ -48,12 +51,12 @@ def title(split: str) -> str:
 
 
 def number(value: Mapping, digits: int = 2) -> str:
-  """The mean of an interval, a dash where there is none."""
+  """The mean of an interval, or a dash without one."""
   return "–" if value["mean"] is None else f"{round(value['mean'], digits) + 0.0:.{digits}f}"  # no -0.00
 
 
 def ends(value: Mapping, digits: int = 2) -> str:
-  """Both ends of an interval; nothing where there is no mean."""
+  """Both ends of an interval; empty without a mean."""
   if value["mean"] is None:
     return ""
   low, high = (("–" if value[end] is None else f"{value[end]:.{digits}f}") for end in ("low", "high"))
@@ -66,7 +69,7 @@ def cell(value: Mapping, digits: int = 3) -> Cell:
 
 
 def visible(value) -> str:
-  """The value as text, control characters and lone surrogates replaced; HTML stays as it is."""
+  """The value as text, with control characters and lone surrogates replaced; markup is kept."""
   if isinstance(value, Markup):
     return value
   return _CONTROL.sub("\ufffd", str(value)).encode("utf-8", "replace").decode("utf-8")

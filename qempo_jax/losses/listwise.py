@@ -1,8 +1,8 @@
-"""Losses of a prompt's scored responses: their log-probs side by side, [G]; one prompt a call, `jax.vmap` outside.
+"""Losses of a prompt's scored responses: log-probs [G] of one prompt per call, `jax.vmap` outside.
 
-A pair says which of two responses is better; a prompt's log of scored responses also says which acceptable answers there are.
-`listwise_loss` spreads likelihood over them by weights: those of `even_weights` give every different answer the same share, and
-equal ones are supervised fine-tuning on the acceptable responses as they were drawn.
+A pair says which of two responses is better; a prompt's log of scored responses also lists acceptable answers.
+`listwise_loss` distributes the likelihood over them by weights. Those of `even_weights` give every distinct answer the
+same share. Equal weights are supervised fine-tuning on the acceptable responses of the log.
 """
 
 import chex
@@ -14,16 +14,16 @@ from qempo_jax.masking import masked
 
 
 def even_weights(acceptable: Array, answers: Array) -> Array:
-  """Weights that give each different acceptable answer of a prompt the same share, split over the responses that give it.
+  """Weights that give each distinct acceptable answer of a prompt the same share, split over its responses.
 
-      w_i = acceptable_i / (K n_i),     K different acceptable answers, n_i acceptable responses with the answer of i
+      w_i = acceptable_i / (K n_i),     K distinct acceptable answers, n_i acceptable responses with the answer of i
 
   Args:
     acceptable: [G] True on responses whose score reaches the threshold; False on padding.
-    answers: [G] integers, equal where two responses give the same answer.
+    answers: [G] integers, equal if two responses give the same answer.
 
   Returns:
-    [G], NumPy for NumPy arrays; they sum to 1, or are all 0 where no response is acceptable.
+    [G], NumPy for NumPy arrays; they sum to 1, or are all 0 if no response is acceptable.
 
   Examples:
     >>> even_weights(jnp.array([True, True, True, False]), jnp.array([7, 7, 4, 7]))
@@ -48,25 +48,26 @@ def listwise_loss(
   alpha: float | Array,
   beta: float | Array,
 ) -> Array:
-  """Weighted likelihood of a prompt's acceptable responses, and the pair loss of each against its unacceptable ones.
+  """Weighted likelihood of a prompt's acceptable responses, plus the pair loss of each against its unacceptable ones.
 
       L = sum_i a_i { -log pi_i - w sum_j b_j log sigmoid(alpha (log pi_i - log pi_j) - beta (log q_i - log q_j)) }
 
-  With a = `even_weights` and b that sum to 1, L is lowest where pi is uniform over the logged acceptable answers, whatever w:
-  the likelihood alone is lowest there, and the pair terms vanish as unacceptable responses lose all probability. Acceptable
-  answers that are not in the log are not told from unacceptable ones by the likelihood; a small alpha slows that.
+  With a = `even_weights` and b that sum to 1, L is smallest for pi uniform over the logged acceptable answers, for any w.
+  The likelihood term alone is smallest there, and the pair terms vanish as unacceptable responses lose all probability.
+  The likelihood does not distinguish acceptable answers outside the log from unacceptable ones; a small alpha slows their
+  loss of probability.
 
-  Source: ours, of the likelihood of a uniform target and the pair loss of arXiv 2511.08594.
+  Source: ours, from the likelihood of a uniform target and the pair loss of arXiv 2511.08594.
 
   Args:
     log_probs: [G] log-probs of whole responses, nats.
-    ref_log_probs: [G] under the reference policy, nats.
-    chosen_weights: [G] a, 0 where a response is not acceptable; detached.
-    rejected_weights: [G] b, 0 where it is; detached.
+    ref_log_probs: [G] log-probs under the reference policy, nats.
+    chosen_weights: [G] a, 0 for an unacceptable response; detached.
+    rejected_weights: [G] b, 0 for an acceptable response; detached.
     mask: [G] False on padding.
     pair_weight: w, reward units; 0 leaves the likelihood.
     alpha: entropy weight of the pair loss, reward units per nat.
-    beta: its reference weight, reward units per nat.
+    beta: reference weight of the pair loss, reward units per nat.
 
   Returns:
     Scalar loss.

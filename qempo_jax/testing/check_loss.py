@@ -1,4 +1,4 @@
-"""Does a loss optimise what it should? Answered by exact enumeration, never by sampling."""
+"""Check that a loss optimises its stated objective, by exact enumeration instead of sampling."""
 
 from collections.abc import Callable
 import functools
@@ -202,7 +202,7 @@ def _check_pairs(loss, problem, alpha, beta, tolerance) -> CheckReport:
 
 
 def _check_threshold(threshold: float, inputs: str, problem: Problem) -> None:
-  """Refuses a threshold that pairs can't see, or that all rewards of a prompt are on one side of."""
+  """Refuses a threshold for pairs, or one with all rewards of a prompt on one side."""
   if inputs == "pair":
     raise InputError('threshold is for inputs="group": a pair has no rewards to compare with it')
   low, high = float(jnp.max(jnp.min(problem.rewards, axis=1))), float(jnp.min(jnp.max(problem.rewards, axis=1)))
@@ -246,7 +246,7 @@ def _stack(gradient: Callable[..., Array], problem: Problem) -> Array:
 
 
 def _fit(found: Array, expected: Array) -> tuple[Array, Array]:
-  """Best multiple c >= 0 of `expected`, and |found - c expected| / |found|; 1 where nothing moves."""
+  """Best multiple c >= 0 of `expected`, and |found - c expected| / |found|; 1 for a zero gradient."""
   tiny = jnp.finfo(found.dtype).tiny
   scale = jnp.maximum(found @ expected / jnp.maximum(expected @ expected, tiny), 0.0)
   norm = jnp.linalg.norm(found)

@@ -1,6 +1,6 @@
-"""Parts of which the expected gradients of right and wrong losses are made: grad E[r], grad H, ... and their mistakes.
+"""Parts of the expected gradients of right and wrong losses: grad E[r], grad H, ... and their mistakes.
 
-Every part is the vector [points * D] of a gradient ascended in expectation, at the points of a `Problem`.
+Every part is the expected ascent direction, a vector [points * D], at the points of a `Problem`.
 """
 
 from collections.abc import Callable

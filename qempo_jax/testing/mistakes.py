@@ -1,10 +1,9 @@
-"""Names of the known mistakes, read off the gradient that a loss follows in expectation.
+"""Identification of known mistakes from the expected gradient of a loss.
 
 Right losses follow grad J = grad E[r] + alpha grad H + beta grad E[log q], up to a positive factor. A wrong estimator
-puts a vector of its own in the place of one part. `explain` fits the weights of the parts by least squares, with as
-few wrong parts as possible, so that any baseline and any scale of a part may be there. The weights of the right parts
-that are left tell the rest: an entropy that is missing, doubled or of the wrong sign. With a coherence constraint, the part
-E[1{r < tau} log q] takes the place of E[log q].
+replaces one part by another vector. `explain` fits the weights of the parts by least squares, with as few wrong parts
+as possible, so that a part may have any baseline and scale. The weights of the remaining right parts show an entropy
+that is missing, doubled or of the wrong sign. With a coherence constraint, E[1{r < tau} log q] replaces E[log q].
 """
 
 from collections.abc import Iterator
@@ -170,7 +169,10 @@ def _named(weights, combination, *, alpha: float, beta: float, group_size: int) 
 def _of_right_parts(
   found: tuple[float, ...], flipped: bool, *, alpha: float, beta: float, group_size: int
 ) -> Iterator[str]:
-  """Names from the weights of grad H, grad E[log q] and, with a constraint, grad E[1{r < tau} log q] beside grad E[r]."""
+  """Names mistakes from the weights of grad H, grad E[log q] and, with a constraint, grad E[1{r < tau} log q].
+
+  Weights are relative to that of grad E[r].
+  """
   near = 1e-2 * max(abs(alpha), abs(beta))
   if group_size == 1:
     group_size = np.inf

@@ -16,14 +16,14 @@ from qempo_jax.testing.enumerable import Params
 class Problem:
   """P prompts answered by one shared policy: maximise mean_p E[r_p] + alpha H(pi) + beta E[log q].
 
-  Sharing is what tells a method that weights prompts by something of its own (a standard deviation) from one
-  that does not: the optimum depends on the mean reward only.
+  The optimum depends only on the mean reward. Sharing therefore exposes a method that weights prompts, for example by a
+  standard deviation.
 
   Attributes:
     policy: a table policy over N sequences of at most T tokens.
-    params: parameters where gradients are compared, one pytree each.
-    old_params: those of an earlier policy.
-    ref_params: those of the reference policy.
+    params: parameters for the comparison of gradients, one pytree each.
+    old_params: parameters of an earlier policy.
+    ref_params: parameters of the reference policy.
     rewards: [P, N].
   """
 
@@ -51,14 +51,14 @@ class Problem:
 
 
 def random_problem(key: Array, *, vocab_size: int, max_length: int, num_prompts: int, num_points: int) -> Problem:
-  """A problem with Gaussian logits and rewards, whose spread differs between prompts.
+  """Draws a problem with Gaussian logits and rewards, whose spread differs between prompts.
 
   Args:
     key: PRNG key.
     vocab_size: V, EOS included.
     max_length: T, tokens.
     num_prompts: P.
-    num_points: how many parameters to compare gradients at.
+    num_points: number of parameters for the comparison of gradients.
 
   Returns:
     `Problem`.

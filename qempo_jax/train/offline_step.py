@@ -1,15 +1,15 @@
-"""The offline steps: one pure function moves the policy on pairs, another moves the multipliers on measurements.
+"""The offline steps: one pure function updates the policy on pairs, another updates the multipliers on measurements.
 
-A pairwise loss enforces nothing by itself: its weights (alpha, beta) are hyper-parameters until something measures
-E_pi[r]. So the policy step reads its weights from the multipliers in the state, and between policy steps the dual
-step moves these by the same controllers as online, on values measured on fresh samples of the policy:
+A pairwise loss enforces no constraint: its weights (alpha, beta) are hyper-parameters unless E_pi[r] is measured. So
+the policy step reads its weights from the multipliers in the state. Between policy steps the dual step updates the
+multipliers with the online controllers, on values measured on fresh samples of the policy:
 
     policy step   params <- params - grad mean_i L(pair_i; alpha, beta),     (alpha, beta) = weights(lambda, mu)
     dual step     (lambda, mu) <- controller(R - E_pi[r], KL(pi || q) - K)
 
-With preferences of a Bradley-Terry model the policy step's optimum is pi ∝ q^(beta/alpha) exp(r/alpha), so the pair
-of steps ends at QEMPO's or QEMPO-KL's own optimum (reconstruction, after arXiv 2602.15894). lambda is then in nats
-per unit of the reward *implied by the preferences*, whatever the unit of the measured reward.
+With preferences of a Bradley-Terry model the policy step's optimum is pi ∝ q^(beta/alpha) exp(r/alpha). The pair of
+steps therefore ends at the optimum of QEMPO or QEMPO-KL (reconstruction, after arXiv 2602.15894). lambda is then in
+nats per unit of the reward *implied by the preferences*, not of the measured reward.
 """
 
 from collections.abc import Callable
@@ -47,10 +47,10 @@ class PairBatch:
 
   Attributes:
     packed: each prompt once, with its responses.
-    mask: [P, G, T] response tokens, the ending token included.
-    ref_log_probs: [P, G] log-probs of whole responses under the reference, nats; None where nothing reads them.
-    weight: [P] of each example in the loss; None for 1.
-    lists: [P, G] each, what losses of lists read; None for pairs.
+    mask: [P, G, T] True on response tokens, EOS included.
+    ref_log_probs: [P, G] log-probs of whole responses under the reference, nats; None if unused.
+    weight: [P] weight of each example in the loss; None for 1.
+    lists: arrays [P, G] of listwise losses; None for pairs.
   """
 
   packed: PackedGroups
@@ -62,14 +62,14 @@ class PairBatch:
 
 @dataclasses.dataclass(frozen=True)
 class OfflineObjective:
-  """What the offline steps do.
+  """Settings of the offline steps.
 
   Attributes:
     loss: a key of `offline_losses.LOSSES`.
-    weights: None reads the weights from the multipliers of the state; else fixed (alpha, beta).
+    weights: fixed (alpha, beta); None derives them from the multipliers in the state.
     settings: the loss's other hyper-parameters.
-    constraints: by name, all measured; the multipliers of those with a bound are learned.
-    averaging: decay of the measured averages.
+    constraints: by name, all measured; those with a bound have learned multipliers.
+    averaging: decay of the averages of measured values.
   """
 
   loss: str
@@ -92,19 +92,19 @@ def offline_step(
   as_policy: Callable = whole_policy,
   micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update of the policy on pairs; the multipliers stay, and so does it where loss or gradient is not finite.
+  """Updates the policy on pairs, unless the loss or gradient is not finite; the multipliers are unchanged.
 
   Args:
     state: the run.
-    batch: pairs, with the reference's log-probs where the loss needs them.
-    ref_params: the reference policy, read by `as_policy` alone; None where that reads none.
-    config: the decoder's shape.
+    batch: pairs, with the reference's log-probs if the loss needs them.
+    ref_params: the reference policy, for `as_policy`; None if it needs none.
+    config: the decoder's config.
     objective: the loss and its weights.
     optimizer: the policy's.
-    temperature: that of the sampler.
-    chunk_size: tokens whose logits exist at once.
+    temperature: the sampler's temperature.
+    chunk_size: tokens per chunk of logits.
     as_policy: (state.params, ref_params) -> the policy's parameters, as in `online_step.online_step`.
-    micro_batches: parts of the batch whose gradients are summed, one part in memory at a time; they divide P.
+    micro_batches: number of microbatches of gradient accumulation; divides P.
 
   Returns:
     (the next state, metrics: scalars by name, see `pair_metrics`).
@@ -118,7 +118,7 @@ def offline_step(
     policy = as_policy(params, ref_params)
     return score(policy, rows, config=config, temperature=temperature, chunk_size=chunk_size)
 
-  reference_kl = None  # of all rows, before any part's gradient; one part finds it on its own way
+  reference_kl = None  # of all rows, before the first microbatch; without microbatches `_examples` computes it
   if entry.responses == 3 and micro_batches > 1:
     log_ratios = lambda rows: _mismatched_log_ratios(stats_of(state.params, rows), rows)
     reference_kl = jnp.mean(accumulation.map_rows(log_ratios, batch, micro_batches=micro_batches))
@@ -146,21 +146,21 @@ def dual_step(
   temperature: float,
   chunk_size: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update of the multipliers on fresh samples of the policy; the policy stays.
+  """Updates the multipliers on fresh samples of the policy; the policy is unchanged.
 
   Args:
     state: the run.
     ref_params: the reference policy, for the measured KL.
-    batch: scored groups, all fresh.
-    stats: the samples' log-probs and entropies under the policy, [P, G, T], as the sampler returned them.
-    config: the decoder's shape.
+    batch: scored groups, all on-policy.
+    stats: the sampler's log-probs and entropies of the samples, [P, G, T].
+    config: the decoder's config.
     objective: the constraints.
     optimizer: the multipliers' controller.
-    temperature: that of the sampler.
-    chunk_size: tokens whose logits exist at once.
+    temperature: the sampler's temperature.
+    chunk_size: tokens per chunk of logits.
 
   Returns:
-    (the next state, the measured values and `dual/...` metrics, multipliers as they were when measured).
+    (the next state, measured values and `dual/...` metrics, with the multipliers before the update).
   """
   ref_stats = score(ref_params, batch, config=config, temperature=temperature, chunk_size=chunk_size)
   groups = online_step.as_groups(batch, stats, jnp.sum(ref_stats.log_prob, axis=-1), float("inf"))
@@ -186,7 +186,7 @@ def score(params, batch, *, config: ModelConfig, temperature: float, chunk_size:
 
 
 def current_weights(dual_params: duals.DualParams, objective: OfflineObjective) -> Weights:
-  """The weights the loss acts with now: fixed ones, or those of the multipliers."""
+  """Returns the weights in effect: fixed ones, or those of the multipliers."""
   if objective.weights is not None:
     fixed = Weights(*(jnp.asarray(weight, jnp.float32) for weight in objective.weights))
     return offline_losses.effective_weights(objective.loss, fixed)
@@ -195,11 +195,13 @@ def current_weights(dual_params: duals.DualParams, objective: OfflineObjective) 
 
 
 def pair_metrics(stats, examples: Example, batch: PairBatch, weights: Weights, objective: OfflineObjective):
-  """What is logged of a batch of pairs: means over its prompts.
+  """Metrics of a batch of pairs, as means over its prompts.
 
-  `chosen_log_prob`, `rejected_log_prob` (nats, whole responses), `..._change` (from the reference), `..._length`
-  (tokens), `margin` (implicit reward, reward units), `accuracy` (share of positive margins), `token_entropy` (nats a
-  token, on the given responses: not the policy's own entropy), `alpha` and `beta` as the loss acts with them.
+  - `chosen_log_prob`, `rejected_log_prob`: nats, whole responses; `..._change` is the difference from the reference, and
+    `..._length` is in tokens.
+  - `margin`: implicit reward, reward units; `accuracy` is the share of positive margins.
+  - `token_entropy`: nats per token, on the given responses, not the policy's own entropy.
+  - `alpha` and `beta`: the weights in effect.
   """
   log_probs, lengths, sides = jax.vmap(lambda e: (e.log_probs, e.lengths, e.sides))(examples)
   there = [jnp.sum(side, axis=-1) > 0 for side in sides]
@@ -218,12 +220,12 @@ def pair_metrics(stats, examples: Example, batch: PairBatch, weights: Weights, o
 
 
 def _mismatched_log_ratios(stats: TokenStats, batch: PairBatch) -> jax.Array:
-  """[P] log ratios of responses that answer another prompt, nats."""
+  """[P] log ratios of responses to another prompt, nats."""
   return jnp.sum(stats.log_prob[:, 2], axis=-1) - batch.ref_log_probs[:, 2]
 
 
 def _examples(stats: TokenStats, batch: PairBatch, reference_kl: jax.Array | None) -> Example:
-  """One example a prompt, on a leading axis; without `reference_kl` it is the mean over these rows."""
+  """One example per prompt, on a leading axis; without `reference_kl` it is the mean over these rows."""
   prompts, group_size = batch.mask.shape[:2]
   ref_log_probs = jnp.zeros((prompts, group_size)) if batch.ref_log_probs is None else batch.ref_log_probs
   if reference_kl is None:

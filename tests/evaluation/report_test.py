@@ -21,7 +21,7 @@ PLOTS = {
 }  # fmt: skip
 
 
-# What the frontier's template needs, the smaller of the two.
+# Context of the frontier's template, the smaller of the two.
 FRONTIER = dict.fromkeys(
   ("diversity", "baseline", "tolerance", "reference", "command", "made_now", "seeds", "config_text"), ""
 ) | {"png": b"", "matches": [], "volumes": [], "columns": ["Point", "Reward"]}

@@ -1,4 +1,4 @@
-"""Losses of a prompt's scored responses beside what `battery_test` checks of every loss: weights, and where they end, exactly."""
+"""Losses of a prompt's scored responses, besides the checks of `battery_test`: weights, and exact optima."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def test_each_answer_has_one_share_whoever_gives_it():
 
 
 def _log(problem):
-  """What a reference may have drawn: right sequences 6, 2 and 1 times, each wrong one once."""
+  """A log that the reference may have drawn: right sequences 6, 2 and 1 times, each wrong one once."""
   wrong = np.setdiff1d(np.arange(problem.policy.space.num_sequences), RIGHT)[:-2]  # two were never drawn
   drawn = np.concatenate([np.repeat(RIGHT, (6, 2, 1)), wrong])
   return drawn, np.isin(drawn, RIGHT)

@@ -67,7 +67,7 @@ def _std(s):
 
 
 def _differentiated(s):
-  """log q beside log pi of unacceptable samples, in the loss: neither has an expected gradient there that is right."""
+  """Adds log q, next to log pi, of unacceptable samples in the loss: neither has the right expected gradient."""
   return _shaped(s, bad=0.0) + B * jnp.mean(jnp.where(s.rewards < TAU, -s.ref_log_probs, 0.0))
 
 
