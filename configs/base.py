@@ -238,6 +238,7 @@ def get_config() -> ConfigDict:
   config.evaluation.splits = ("train", "heldout_wordings", "heldout_set")
   config.evaluation.every = 0  # Updates between measurements of these prompts while training; 0: none.
   config.evaluation.samples_per_prompt = 32
+  config.evaluation.exact = True  # Score all listed right answers of tasks that list them; False: samples alone.
   config.evaluation.prompts_per_batch = 8
   config.evaluation.seed = 10_000  # Sampling seed, the same for every policy.
   # Judge, in the form of reward.function; "": the run's own reward. A frontier reports it as the figure "judge".

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import samples as samples_lib
+from experiments.measure import exact_figures
 from experiments.plan import Policy
 from experiments.plan import Sampling
 from qempo_jax import packing
@@ -27,12 +29,14 @@ class Settings(NamedTuple):
     prompts_per_batch: prompts sampled at once.
     seed: of the samples; the same for every policy.
     cluster: columns whose values are families of prompts.
+    exact: whether listed right answers are all scored.
   """
 
   samples_per_prompt: int
   prompts_per_batch: int
   seed: int
   cluster: tuple[str, ...]
+  exact: bool = False
 
 
 class Evaluator:
@@ -60,9 +64,10 @@ class Evaluator:
     self.dropped, self.max_prompt_length = self._sample.dropped, sampling.max_prompt_length
     self._score = jax.jit(scoring.score_groups, static_argnames=_STATIC)
     self._encoder = pair_tokens.Encoder(policy.tokenizer)
+    self._listed = exact_figures.ListedAnswers(policy, sampling, settings.prompts_per_batch, self._encoder)
 
   def __call__(self, params, *, method: str, seed: int) -> list[dict]:
-    """One dict a sample: see `evaluation.summary` for the fields.
+    """One dict a sample: see `evaluation.summary` for the fields. The first of each prompt has its exact figures.
 
     Args:
       params: the policy.
@@ -79,10 +84,15 @@ class Evaluator:
       samples = self._sample(params, rows + rows[:1] * missing, rng, settings.samples_per_prompt, first=start)
       scores = {name: samples_lib.group_rewards(judge, samples) for name, judge in self._judges.items()}
       ref_log_probs = self._reference(samples)
+      groups = []
       for index in range(len(rows)):
         labels = {"method": method, "seed": seed} | ({"task": tasks[start + index]} if tasks[start + index] else {})
         labels |= {name: rows[index][name] for name in settings.cluster if name in rows[index]}
-        found += _rows_of(samples, index, scores, ref_log_probs, labels, self._encoder)
+        groups.append(list(_rows_of(samples, index, scores, ref_log_probs, labels, self._encoder)))
+      if settings.exact:
+        of_prompts = exact_figures.of_prompts(self._listed, params, rows, groups)
+        groups = [[group[0] | ({"exact": of} if of else {}), *group[1:]] for group, of in zip(groups, of_prompts)]
+      found += itertools.chain.from_iterable(groups)
     return found
 
   def _reference(self, samples) -> np.ndarray:

@@ -235,6 +235,7 @@ def sampled_figures(rows: list[dict], embed: Callable | None = None) -> tuple[li
     by_prompt.setdefault(f"{row['split']}: {_asked(row['prompt'])}", []).append(row)
   of = lambda get: np.array([[get(row) for row in group] for group in by_prompt.values()], float)
   groups = list(by_prompt.values())
+  of_first = lambda name: np.array([[group[0]["exact"][name]] for group in groups], float)
   figures = {
     "reward": of(lambda row: row["reward"]),
     "entropy": of(lambda row: row["entropy"]),
@@ -248,6 +249,8 @@ def sampled_figures(rows: list[dict], embed: Callable | None = None) -> tuple[li
     return list(by_prompt), figures | text_figures.figures(
       [[row["completion"] for row in group] for group in groups], embed
     )
+  if all(group[0].get("exact") for group in groups):
+    figures |= {f"exact/{name}": of_first(name) for name in groups[0][0]["exact"]}
   given = [[row["answer"] for row in group] for group in groups]
   sizes = [answers.set_size(group[0]["set_name"]) for group in groups]
   statistics = [functional.answer_statistics(of, set_size=size) for of, size in zip(given, sizes)]

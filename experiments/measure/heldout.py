@@ -34,6 +34,7 @@ class HeldOut(NamedTuple):
 def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """By `heldout/SPLIT/FIGURE`: mean reward, entropy (nats a response), and different answers of a prompt's samples.
 
+  Where all right answers are listed, also exact P(acceptable) and effective answers.
   An answer is a sample's parsed acceptable answer where the task knows its answers, else its text.
 
   Args:
@@ -47,5 +48,8 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
       answer = row["answer"] if row["set_name"] else row["completion"]
       answers.setdefault(str(row["prompt"]), set()).update({answer} - {None})
     found |= {f"heldout/{split}/{name}": float(np.mean([row[name] for row in here])) for name in ("reward", "entropy")}
+    exact = [row["exact"] for row in here if "exact" in row]
+    for name in ("acceptable", "effective_answers") if exact else ():
+      found[f"heldout/{split}/exact/{name}"] = float(np.mean([of_prompt[name] for of_prompt in exact]))
     found[f"heldout/{split}/distinct"] = float(np.mean([len(different) for different in answers.values()]))
   return found

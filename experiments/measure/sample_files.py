@@ -19,6 +19,7 @@ _TYPES = {
   **dict.fromkeys(("seed", "sample"), ((int,), "a whole number")),
   **dict.fromkeys(("reward", "log_prob", "ref_log_prob", "entropy", "num_tokens"), (_NUMBERS, "a finite number")),
   **dict.fromkeys(("truncated", "noncanonical"), (_NUMBERS, "true or false")),
+  "exact": ((dict,), "an object of figures"),
 }
 # Fields of one sample, which tell no tasks apart, and the columns that do.
 _KNOWN = {*_TYPES, "prompt", "completion", "tokens", "token_ids", "judge", *columns.TASKS}

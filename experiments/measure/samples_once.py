@@ -45,7 +45,7 @@ def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | 
 def write_once(config, workdir: pathlib.Path, name: str, what: str, make) -> None:
   """Writes samples/NAME.jsonl unless it is there, made from the same policy in the same way."""
   keys = ("prompts", "max_prompts", "splits", "samples_per_prompt", "seed", "temperature", "max_prompt_length",
-          "max_response_length", "reward")  # fmt: skip
+          "max_response_length", "reward", "exact")  # fmt: skip
   made = {"policy": what} | {key: config.evaluation[key] for key in keys}
   path = workdir / "samples" / f"{name}.jsonl"
   beside = path.with_suffix(".json")

@@ -28,6 +28,7 @@ from qempo_jax import duals
 from qempo_jax import methods
 from qempo_jax import token_stats
 from qempo_jax.data import tokenization
+from qempo_jax.evaluation import exact_answers
 from qempo_jax.models import conversion
 from qempo_jax.models import kv_cache
 from qempo_jax.models import layers
@@ -138,13 +139,11 @@ def make_puzzles(tokenizer, stop: int) -> Puzzles:
   padded = np.array([[0] * (width - len(ids)) + ids for ids in prompts], np.int32)
   mask = np.arange(width) >= np.array([width - len(ids) for ids in prompts])[:, None]
   rows, solutions = [], {}
-  for count in (2, 3):
-    for digits in itertools.product("123456789", repeat=count):
-      for signs in itertools.product("+-*", repeat=count - 1):
-        text = "".join(itertools.chain(*zip(digits, (*signs, ""))))
-        if (value := countdown.value(text)) in targets:
-          number = solutions.setdefault((value, countdown.solution(text, value)), len(solutions))
-          rows.append(([*tokenizer.encode(text, add_special_tokens=False), stop], targets.index(value), number))
+  for index, target in enumerate(targets):
+    for text, solution in countdown.written_forms(target).items():
+      if " " not in text:
+        number = solutions.setdefault((target, solution), len(solutions))
+        rows.append(([*tokenizer.encode(text, add_special_tokens=False), stop], index, number))
   strings = np.zeros((len(rows), LENGTH), np.int32)
   for row, (ids, *_) in enumerate(rows):
     strings[row, : len(ids)] = ids
@@ -390,20 +389,15 @@ def evaluator(config, puzzles: Puzzles):
   width = max(puzzles.lengths)
   rows = tuple(map(jnp.asarray, (puzzles.prompts, puzzles.mask, puzzles.puzzle, puzzles.strings[:, :width])))
   mask = np.arange(width) < puzzles.lengths[:, None]
-  owner = {number: puzzle for number, puzzle in zip(puzzles.solution, puzzles.puzzle)}
-  of_solution = np.array([owner[number] for number in range(len(owner))])
+  of_puzzle = [np.flatnonzero(puzzles.puzzle == number) for number in range(len(puzzles.prompts))]
 
   def evaluate(params, temperature=1.0) -> dict:
-    mass = np.bincount(
-      puzzles.solution, np.exp(np.sum(np.asarray(scored(params, temperature, *rows), np.float64), axis=-1, where=mask))
-    )
-    per_puzzle = lambda values: np.bincount(of_solution, values, minlength=len(puzzles.prompts))
-    right = per_puzzle(mass)
-    share = mass / right[of_solution]
+    log_probs = np.sum(np.asarray(scored(params, temperature, *rows), np.float64), axis=-1, where=mask)
+    found = [exact_answers.figures(log_probs[own], puzzles.solution[own], draws=(64,)) for own in of_puzzle]
     figures = {
-      "right": right,
-      "distinct": per_puzzle(-np.expm1(64 * np.log1p(-np.minimum(mass, 1 - 1e-12)))),
-      "effective": np.exp(per_puzzle(-share * np.log(np.maximum(share, 1e-300)))),
+      "right": [of.acceptable for of in found],
+      "distinct": [of.distinct[0] for of in found],
+      "effective": [of.effective_answers for of in found],
     }
     return {
       name: {split: [float(f"{values[i]:.4g}") for i in own] for split, own in puzzles.splits.items()}

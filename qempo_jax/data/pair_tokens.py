@@ -10,6 +10,7 @@ import numpy as np
 
 from qempo_jax import packing
 from qempo_jax.data import columns
+from qempo_jax.data import special_tokens
 from qempo_jax.data import tokenization
 from qempo_jax.data.examples import Preference
 from qempo_jax.data.examples import Response
@@ -191,20 +192,45 @@ class Encoder:
     start = self.prompt(prompt)
     templated = bool(self._tokenizer.chat_template)
     whole = self._tokenizer.encode(self._text(prompt) + response, add_special_tokens=not templated)
-    ids = whole[len(start) :]
-    if list(whole[: len(start)]) != start:
-      # The two texts merge at the seam. A sampler starts from the prompt's own ids, and so do we.
-      self.seams += 1
-      ids = self._tokenizer.encode(response, add_special_tokens=False)
-    ids = list(ids)
-    while ids and ids[-1] in self.stops:
-      ids.pop()  # the text's own ending, or one that the tokenizer adds
-    return (*ids, self.end)
+    return (*self._behind(start, whole, response), self.end)
+
+  def bodies(self, prompt, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of several responses to one prompt, as `response` gives them, without the ending token.
+
+    They are encoded behind `ending(prompt)` alone, so the result is the same for all prompts that end alike.
+    """
+    ending, templated = self.ending(prompt), bool(self._tokenizer.chat_template)
+    start = list(self._tokenizer.encode(ending, add_special_tokens=False)) if templated else self.prompt(prompt)
+    wholes = [ending + text for text in texts]
+    if getattr(self._tokenizer, "is_fast", False):
+      wholes = self._tokenizer(wholes, add_special_tokens=not templated, return_attention_mask=False)["input_ids"]
+    else:
+      wholes = [self._tokenizer.encode(whole, add_special_tokens=not templated) for whole in wholes]
+    return [self._behind(start, whole, text) for whole, text in zip(wholes, texts)]
+
+  def ending(self, prompt) -> str:
+    """The text of a prompt from its last added token on, before which no tokenizer merges; all of it without a template."""
+    text = self._text(prompt)
+    if not self._tokenizer.chat_template:
+      return text
+    added = map(str, special_tokens.added_tokens(self._tokenizer).values())
+    return text[max([0, *map(text.rfind, added)]) :]
 
   def is_canonical(self, prompt, ids: Sequence[int], text: str) -> bool:
     """Whether the text of a sampled response, itself one of many token sequences, encodes to these very tokens."""
     body = lambda tokens: tuple(tokens[:-1] if len(tokens) and tokens[-1] in self.stops else tokens)
     return body(self.response(prompt, text)) == body([int(token) for token in ids])
+
+  def _behind(self, start: list[int], whole: Sequence[int], response: str) -> list[int]:
+    """Ids of a text behind those before it, without its own ending or one that the tokenizer adds."""
+    ids = list(whole[len(start) :])
+    if list(whole[: len(start)]) != start:
+      # The two texts merge at the seam. A sampler starts from the prompt's own ids, and so do we.
+      self.seams += 1
+      ids = list(self._tokenizer.encode(response, add_special_tokens=False))
+    while ids and ids[-1] in self.stops:
+      ids.pop()
+    return ids
 
   @property
   def end(self) -> int:

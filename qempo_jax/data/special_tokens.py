@@ -114,7 +114,7 @@ def forbidden_token_ids(
   Raises:
     InputError: a name is no special token of the tokenizer.
   """
-  special = {id_ for id_, token in _added_tokens(tokenizer).items() if token.special}
+  special = {id_ for id_, token in added_tokens(tokenizer).items() if token.special}
   special |= set(getattr(tokenizer, "all_special_ids", ()))
   named = {name: tokenizer.get_vocab().get(name) for name in allowed}
   if unknown := [name for name, id_ in named.items() if id_ not in special]:
@@ -155,7 +155,7 @@ def _declared(tokenizer: PreTrainedTokenizerBase, settings: Iterable[Mapping[str
   Ids that a model class fills in by default (config.json, and generation settings derived from it) count only if they
   are added tokens: by default they may stand for ordinary text of this tokenizer.
   """
-  added, found = _added_tokens(tokenizer), set()
+  added, found = added_tokens(tokenizer), set()
   for values in settings:
     by_default = "model_type" in values or values.get("_from_model_config")
     found |= {id_ for id_ in listed_stop_ids(values) if id_ in added or not by_default}
@@ -175,7 +175,7 @@ def _template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
   except (jinja2.TemplateError, KeyError, TypeError, ValueError):
     return None  # a template that wants other roles, or another shape of messages
   _, answer, tail = text.rpartition(_ANSWER)
-  added = _added_tokens(tokenizer)
+  added = added_tokens(tokenizer)
   for id_ in tokenizer.encode(tail, add_special_tokens=False) if answer else ():
     if id_ in added and added[id_].content.strip():
       return id_
@@ -184,7 +184,7 @@ def _template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
   return None
 
 
-def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, Any]:
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, Any]:
   """id -> AddedToken of the tokens that are kept whole, special or not."""
   return getattr(tokenizer, "added_tokens_decoder", {})
 

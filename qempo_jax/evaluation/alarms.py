@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
+from qempo_jax.evaluation import summary_exact
 from qempo_jax.evaluation.rows import METHOD_LABELS
 from qempo_jax.evaluation.rows import SPLIT_LABELS
 
@@ -47,6 +48,8 @@ _ADVICE = {
   "explosion": "Entropy is being spent on unacceptable text: add a KL budget, raise the floor, or shorten responses.",
   "few_prompts": "Use more prompts: samples of the same prompt cannot replace them.",
   "unequal_samples": "Draw equally many samples of every prompt with every method.",
+  "exact": "Sampler and scorer disagree: use one temperature, and compute.kv_cache=float32; samples may be of another policy.",
+  "unlisted": "Exact P(acceptable) and answers are lower bounds here; read the sampled figures beside them.",
   "no_answer": "These prompts count as 0 answers; look at their completions.",
 }
 KINDS = tuple(_ADVICE)
@@ -75,20 +78,37 @@ def _of_method(figures, base, method) -> Iterable[tuple[str, str]]:
   if figures["truncation"]["mean"] > TRUNCATION_LIMIT:
     yield "truncation", f"{figures['truncation']['mean']:.0%} of responses were cut at the length limit."
   if trained and base and _collapsed(figures, base):
-    effective, before = figures["effective_answers"]["mean"], base["effective_answers"]["mean"]
+    effective, before = _effective(figures, base)
     yield "collapse", f"{effective:.1f} effective answers are left of the base model's {before:.1f}."
   if trained and base and _exploded(figures, base):
     entropy, before = figures["entropy"]["mean"], base["entropy"]["mean"]
     yield "explosion", f"entropy rose from {before:.1f} to {entropy:.1f} nats while the reward is below the floor."
   if figures["kl"]["high"] < 0:
     yield "kl", f"the estimated KL to the reference is negative ({figures['kl']['mean']:.3f} nats)."
+  exact = figures.get("exact")
+  if exact and abs(exact["standard_errors"]) > summary_exact.SURELY:
+    off = {name: f"{value['mean']:+.3g}" for name, value in exact["difference"].items()}
+    yield (
+      "exact",
+      f"sampled figures differ from exact ones: P(acceptable) by {off['acceptable']}, entropy by {off['entropy']} nats.",
+    )
+  if exact and exact["unlisted"]["mean"] > summary_exact.UNLISTED * exact["sampled"]["acceptable"]["mean"]:
+    share = exact["unlisted"]["mean"] / exact["sampled"]["acceptable"]["mean"]
+    yield "unlisted", f"{share:.0%} of acceptable samples are written in no listed way."
   if trained and figures["prompts_without_answer"] > 0:
     yield "no_answer", f"{figures['prompts_without_answer']:.0%} of prompts have no acceptable answer."
 
 
 def _collapsed(figures, base):
-  effective = figures["effective_answers"]["mean"]
-  return effective < 2 and effective < 0.5 * base["effective_answers"]["mean"]
+  effective, before = _effective(figures, base)
+  return effective < 2 and effective < 0.5 * before
+
+
+def _effective(figures, base) -> tuple[float, float]:
+  """Effective acceptable answers of both, exact where both are."""
+  both = [side.get("exact") or {} for side in (figures, base)]
+  sides = both if all(side.get("effective_answers", {}).get("mean") is not None for side in both) else (figures, base)
+  return tuple(side["effective_answers"]["mean"] for side in sides)
 
 
 def _exploded(figures, base):

@@ -21,6 +21,8 @@ LABELS = {
 FIGURES = {
   "reward": "Reward", "entropy": "Sequence entropy (nats)", "effective_answers": "Effective number of good answers",
   "kl": "KL to reference (nats)", "length": "Length (tokens)", "truncation": "Truncated", "good": "Good",
+  "exact/acceptable": "P(good), exact", "exact/effective_answers": "Effective number of good answers, exact",
+  "exact/distinct@64": "Expected distinct good answers of 64, exact",
 }  # fmt: skip
 # Okabe & Ito's colours, darkened for text; every method has a marker of its own too.
 _STYLES = {

@@ -6,6 +6,7 @@ import json
 
 from qempo_jax.evaluation import page_completions
 from qempo_jax.evaluation import page_diversity
+from qempo_jax.evaluation import page_exact
 from qempo_jax.evaluation import pages
 from qempo_jax.evaluation.rows import SPLIT_LABELS
 
@@ -129,6 +130,7 @@ def _split(results, split) -> dict:
     "title": pages.title(split),
     "policies": (["Policy", *(label for _, label, _ in _COLUMNS), "Floor"], policies),
     "is_main": split == main_split(results),
+    "exact": page_exact.table(of_split),
     "diversity": page_diversity.tables(of_split),
     "gains": page_diversity.gains(of_split),
     "protocols": page_diversity.protocols(results.get("protocols", {}), split),

@@ -39,6 +39,7 @@ class SplitSamples(NamedTuple):
     figures: by field, [prompts, seeds, samples] numbers; NaN for None.
     answers: [prompts][seeds][samples] canonical answers, None if not acceptable.
     completions: [prompts][seeds][samples] texts.
+    exact: by name, [prompts, seeds] exact figures; empty if no row has any, NaN if a row lacks a figure.
     dropped: number of rows dropped so that every prompt has equally many samples.
     clusters: families of the prompts; None: independent prompts.
   """
@@ -50,6 +51,7 @@ class SplitSamples(NamedTuple):
   answers: list[list[list[str | None]]]
   completions: list[list[list[str]]]
   dropped: int
+  exact: dict[str, np.ndarray]
   clusters: families.Clusters | None = None
 
 
@@ -127,6 +129,12 @@ def _answer(row, acceptable):
   return equivalence.normal_form(row["completion"]) if row["reward"] >= acceptable else None
 
 
+def _exact(table: list[list[dict]]) -> dict[str, np.ndarray]:
+  """Exact figures of each prompt and seed, as its first sample has them."""
+  names = dict.fromkeys(name for line in table for cell in line for name in cell)
+  return {name: np.array([[_number(cell.get(name)) for cell in line] for line in table]) for name in names}
+
+
 def _number(value):
   return math.nan if value is None else float(value)
 
@@ -157,6 +165,7 @@ def _arrange_one(key, cells, num_samples, acceptable, cluster):
     figures=figures,
     answers=[[[_answer(row, acceptable) for row in cell] for cell in line] for line in table],
     completions=[[[row["completion"] for row in cell] for cell in line] for line in table],
+    exact=_exact([[row.get("exact") or {} for row, *_ in line] for line in table]),
     dropped=sum(map(len, cells.values())) - sum(map(len, kept.values())),
     clusters=families.of_rows([line[0][0] for line in table], cluster, key[1]),
   )

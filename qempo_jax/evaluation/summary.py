@@ -19,6 +19,7 @@ from qempo_jax.evaluation import intervals
 from qempo_jax.evaluation import quality_floors
 from qempo_jax.evaluation import rows as evaluation_rows
 from qempo_jax.evaluation import summary_comparisons
+from qempo_jax.evaluation import summary_exact
 from qempo_jax.evaluation import summary_figures
 from qempo_jax.evaluation.summary_comparisons import MATCHED_REWARD as MATCHED_REWARD
 
@@ -51,7 +52,8 @@ def summarise(
     rows: one mapping a sampled completion, with method, seed, split, set_name ("" for none), prompt, sample,
       completion, answer, reward, log_prob and ref_log_prob (nats, sums over response tokens, EOS included), entropy
       (nats, the sum of the exact next-token entropies along the sample), num_tokens and truncated. The three in nats
-      may be None. Optional: noncanonical, True if the completion's text encodes to other tokens than were sampled.
+      may be None. Optional: noncanonical, True if the completion's text encodes to other tokens than were sampled;
+      exact, on the first sample of a prompt: its exact figures by name (see `exact_answers`).
     floor: reward floor certified for every method, of kind `floor_kind`.
     floor_kind: see `quality_floors.certify_floor`; the relative kinds need rows of the method "base".
     acceptable: least reward of an acceptable output; None: the floor.
@@ -125,6 +127,7 @@ def summarise(
         method, dict.fromkeys((REFERENCE, baseline)), here, figures, settings
       )
       summary["diversity_lost"] = summary_comparisons.diversity_lost(method, REFERENCE, here, figures, settings)
+      summary["exact"] = summary_exact.exact_figures(samples, figures[method], settings)
       summary["solutions"] = summary_figures.solution_figures(samples, acceptable=least[split], settings=settings)
       summary["diversity"] = summary_figures.diversity_figures(
         samples,

@@ -32,6 +32,16 @@ def set_size(set_name: str) -> int:
   return len(open_list.answer_set(set_name).items)
 
 
+def written_forms(set_name: str) -> dict[str, str]:
+  """The texts by which policies give right answers, and the canonical answer of each; raises InputError for an unknown set.
+
+  Open lists accept more dress than can be listed; reports give the share of right samples that are none of these.
+  """
+  if set_name.startswith(_COUNTDOWN):
+    return countdown.written_forms(int(set_name.removeprefix(_COUNTDOWN)))
+  return open_list.written_forms(set_name)
+
+
 def families(set_name: str, prompt: str) -> dict[str, str] | None:
   """By key the family of a prompt of these tasks: its set and wording, or its puzzle; None for any other prompt."""
   if set_name.startswith(_COUNTDOWN):

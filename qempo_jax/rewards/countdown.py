@@ -81,21 +81,31 @@ def value(text: str) -> int | None:
   return _sum(_terms(text)) if _CALCULATION.fullmatch(text) else None
 
 
-@functools.cache
 def solutions(target: int) -> frozenset[str]:
-  """Canonical forms of all right answers."""
-  return _by_value().get(target, frozenset())
+  """Canonical forms of every right answer."""
+  return frozenset(_by_value().get(target, {}).values())
+
+
+def written_forms(target: int) -> dict[str, str]:
+  """Every right text, with and without each blank beside a sign, and the canonical form of its solution."""
+  found = {}
+  for text, canonical in _by_value().get(target, {}).items():
+    choices = [[sign, f" {sign}", f"{sign} ", f" {sign} "] if sign in "+-*" else [sign] for sign in text]
+    found |= dict.fromkeys(map("".join, itertools.product(*choices)), canonical)
+  return found
 
 
 @functools.cache
-def _by_value() -> dict[int, frozenset[str]]:
-  forms_by_value = {}
+def _by_value() -> dict[int, dict[str, str]]:
+  """By value every calculation without blanks, and its canonical form."""
+  found = {}
   for count in (2, 3):
     for digits in itertools.product("123456789", repeat=count):
       for signs in itertools.product("+-*", repeat=count - 1):
-        terms = _terms("".join(itertools.chain(*zip(digits, (*signs, "")))))
-        forms_by_value.setdefault(_sum(terms), set()).add(_canonical(terms))
-  return {target: frozenset(forms) for target, forms in forms_by_value.items()}
+        text = "".join(itertools.chain(*zip(digits, (*signs, ""))))
+        terms = _terms(text)
+        found.setdefault(_sum(terms), {})[text] = _canonical(terms)
+  return found
 
 
 def _terms(text: str) -> list[tuple[str, list[int]]]:

@@ -13,6 +13,7 @@ Four splits keep training, the choice of settings, and evaluation apart:
 
 from collections.abc import Sequence
 import functools
+import itertools
 import re
 from typing import NamedTuple
 import unicodedata
@@ -68,11 +69,12 @@ CLUSTERS = {
 
 
 class AnswerSet(NamedTuple):
-  """A closed list: its singular noun, canonical items, and every accepted surface form (normalised) of each item."""
+  """A closed list: its singular noun, canonical items, every accepted surface form (normalised) and name of an item."""
 
   noun: str
   items: tuple[str, ...]
   surface_forms: dict[str, str]
+  names: tuple[str, ...]
 
 
 class Task(NamedTuple):
@@ -168,6 +170,25 @@ def answer_set(set_name: str) -> AnswerSet:
   return SETS[set_name]
 
 
+@functools.cache
+def written_forms(set_name: str) -> dict[str, str]:
+  """The usual texts that `parse_answer` accepts, and the item of each.
+
+  Every name as it is, in lower case, with a first capital or with all of them; bare, with an article, or in double quotes or
+  bold; without a final mark, with a stop or with an exclamation mark.
+  """
+  found = {}
+  for name in answer_set(set_name).names:
+    indefinite = "an" if name[0] in "AEIOUaeiou" else "a"
+    articles = ("", f"{indefinite} ", f"{indefinite.capitalize()} ", "the ", "The ")
+    for case in dict.fromkeys([name, name.lower(), name[:1].upper() + name[1:], name.title()]):
+      found |= dict.fromkeys(article + case + mark for article, mark in itertools.product(articles, ("", ".", "!")))
+      for around in ('"', "**"):
+        found |= dict.fromkeys([around + case + around, around + case + around + ".", around + case + "." + around])
+  found = {text: parse_answer(text, set_name) for text in found}
+  return {text: item for text, item in found.items() if item is not None}
+
+
 _PAIRS = (("**", "**"), ("*", "*"), ('"', '"'), ("'", "'"), ("`", "`"), ("“", "”"), ("‘", "’"))
 
 
@@ -205,11 +226,13 @@ def _fill(template: str, noun: str) -> str:
 
 
 def _build(source: open_list_sets.Source) -> AnswerSet:
-  items, surface_forms = [], {}
+  items, surface_forms, written = [], {}, {}
   for entry in source.text.split(","):
     names = [name.strip() for name in entry.split("=")]
     items.append(names[0])
     for name in names:
+      plurals = [_plural(name), name + "s"] if source.plurals else []
+      written |= dict.fromkeys([name, *plurals, *([f"{name} {source.suffix}"] if source.suffix else [])])
       forms = {_normalise(name), _normalise(name.removesuffix(".")), _normalise(name.replace(".", ""))}
       if source.suffix:
         forms |= {f"{form} {source.suffix}" for form in forms}
@@ -218,7 +241,7 @@ def _build(source: open_list_sets.Source) -> AnswerSet:
       for form in forms:
         if surface_forms.setdefault(form, names[0]) != names[0]:
           raise ValueError(f"{form!r} is both {surface_forms[form]!r} and {names[0]!r} in the list of {source.noun}")
-  return AnswerSet(source.noun, tuple(items), surface_forms)
+  return AnswerSet(source.noun, tuple(items), surface_forms, tuple(written))
 
 
 SETS = {name: _build(source) for name, source in open_list_sets.SOURCES.items()}

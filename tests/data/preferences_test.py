@@ -14,6 +14,7 @@ from qempo_jax.data import prompts
 from qempo_jax.data import scored
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import open_list
+from tests.data import demo_tokenizer
 
 
 class LetterTokenizer:
@@ -160,6 +161,30 @@ def test_responses_follow_their_prompt_and_end():
   assert letters(encoded.prompts[0]) == "[q]:"
   assert [letters(ids) for ids in encoded.responses[0]] == ["yes]", "!no]"]
   assert encoded.seams == 1 and encoded.dropped == 1 and len(encoded.rows) == 1
+
+
+@pytest.mark.parametrize("which", ["letters", "demo"])
+def test_many_responses_to_a_prompt_are_encoded_as_one_by_one(which):
+  tokenizer = LetterTokenizer() if which == "letters" else demo_tokenizer.load()
+  encoder = pair_tokens.Encoder(tokenizer)
+  texts = [
+    "Paris",
+    " Paris",
+    "a",
+    "!",
+    "!a",
+    "New York.",
+    "**Elk**",
+    "3*4",
+    "",
+    "Zürich",
+    "two\nlines",
+    "end]",
+    "x<|im_end|>",
+  ]
+  for prompt in ("Name a city.", "Name a city. "):
+    one_by_one = [list(encoder.response(prompt, text))[:-1] for text in texts]
+    assert pair_tokens.Encoder(tokenizer).bodies(prompt, texts) == one_by_one
 
 
 def test_long_responses_are_cut_where_asked_and_keep_their_end():

@@ -616,8 +616,8 @@ MUTANTS = (
   _M(
     "end_token_dropped",
     "qempo_jax/data/pair_tokens.py",
-    "return (*ids, self.end)",
-    "return tuple(ids)",
+    "return (*self._behind(start, whole, response), self.end)",
+    "return tuple(self._behind(start, whole, response))",
     "responses do not end",
   ),
   _M(
@@ -774,8 +774,8 @@ MUTANTS = (
   _M(
     "alarm_collapse",
     "qempo_jax/evaluation/alarms.py",
-    "effective < 0.5 * base",
-    "effective < 2 * base",
+    "effective < 0.5 * before",
+    "effective < 2 * before",
     "collapse without a fall",
   ),
   _M(

@@ -72,6 +72,16 @@ def test_values_are_pythons_and_every_solution_is_listed():
   assert min(len(countdown.solutions(n)) for of in countdown.TARGETS.values() for n in of) >= 10
 
 
+def test_written_forms_are_all_right_texts_but_for_blanks_around_the_whole():
+  found = countdown.written_forms(24)
+  assert {*found.values()} == countdown.solutions(24) and all(countdown.solution(t, 24) == s for t, s in found.items())
+  assert found["4*6"] == found["6 *4"] == found["6 * 4"] and "4*7" not in found
+  texts = ("".join(parts) for parts in itertools.product("123456789", ("*", " *", "* ", " * "), "123456789"))
+  assert {text for text in texts if countdown.solution(text, 24)} == {
+    text for text in found if len(text.replace(" ", "")) == 3
+  }
+
+
 def test_splits_share_no_target_and_the_shown_puzzles_are_right_and_in_none():
   every = [target for of in countdown.TARGETS.values() for target in of]
   assert len(every) == len(set(every))

@@ -31,6 +31,18 @@ def test_a_line_break_is_refused(completion):
   assert open_list.parse_answer(completion, "us_state") is None
 
 
+@pytest.mark.parametrize("set_name", ["us_state", "animal"])
+def test_written_forms_are_accepted_and_give_every_item(set_name):
+  found = open_list.written_forms(set_name)
+  assert {*found.values()} == {*open_list.answer_set(set_name).items}
+  for text, item in list(found.items())[::17]:
+    assert open_list.parse_answer(text, set_name) == item
+  for text in (
+    ("Texas", "texas.", "The Texas", '"Texas".', "**New York**") if set_name == "us_state" else ("An elk!", "cats")
+  ):
+    assert text in found
+
+
 def test_an_alias_of_two_items_is_refused_when_the_set_is_built():
   with pytest.raises(ValueError, match="'b' is both 'a' and 'c'"):
     open_list._build(open_list_sets.Source("letter", False, "a = b, c = b"))

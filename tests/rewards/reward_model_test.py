@@ -69,6 +69,14 @@ def test_a_folder_without_a_reward_model_is_refused(tmp_path):
     checked.load(f"reward_model:{tmp_path}")
 
 
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(monkeypatch):
+  larger = tokenizer()
+  larger.add_tokens([f"more{index}" for index in range(200)])
+  monkeypatch.setattr(reward_model.tokenization, "load_tokenizer", lambda place: larger)
+  with pytest.raises(InputError, match="resize the model's embedding"):
+    reward_model.load_model(GOLDEN / "llama")
+
+
 def test_the_padding_token_never_ends_a_response():
   assert reward_model.padding_id(tokenizer()) == tokenizer().unk_token_id  # its pad_token is its ending token
   other = tokenizer()
