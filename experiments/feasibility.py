@@ -14,6 +14,7 @@ from experiments.compile import dry_run as dry_runs
 from experiments.configured import constraints as build_constraints
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
+from experiments.measure import coherence_forecast
 from experiments.measure import feasibility_tables
 from experiments.measure import forecast
 from experiments.measure.reference import Measured
@@ -69,8 +70,9 @@ def report(config, programs, found: Measured) -> dict:
       f"constraints.kl.bound={budget:g} is out of reach: at the floor aimed at, a KL of {kl['mean']:.3g} nats"
       f" [{kl['low']:.3g}, {kl['high']:.3g}] is the least; raise it, or lower the floor"
     )
-  own = next(program for program in programs if program.configured)
+  own = next((program for program in programs if program.configured), None)
   aim = build_constraints.bound(config, "quality", aim=True)
+  coherence, start = coherence_forecast.settings_of(config), build_constraints.settings(config)["quality"].start
   return {
     "command": "python -m experiments.feasibility " + " ".join(sys.argv[1:]),
     "floor": build_constraints.bound(config, "quality"),
@@ -92,7 +94,8 @@ def report(config, programs, found: Measured) -> dict:
     },
     "best_of": forecast.best_of(found),
     "forecasts": forecasts,
-    "floors_foretold": None if aim is None else forecast.floors_foretold(own, found),
+    "floors_foretold": None if aim is None or own is None else forecast.floors_foretold(own, found),
+    "coherence": coherence and coherence_forecast.forecast(coherence, found, aim=aim, start=start),
   }
 
 

@@ -137,6 +137,38 @@ def test_a_budget_too_wide_for_the_samples_is_refused_with_how_many_it_takes(run
   assert f"worth {size:.1f} of the optimum" in text and f"draw {int(np.ceil(32 * 20 / size))} a prompt" in text
 
 
+def short_reward(prompts, completions, **columns):
+  """1 for the six responses of at most one token before the ending one."""
+  return [float(len(toy.tokens_of(completion)) <= 2) for completion in completions]
+
+
+def test_qempo_c_is_foretold_by_a_bound_of_its_multiplier(run):
+  results, text = run(
+    method="qempo_c", reward__function="tests.feasibility_test.short_reward", constraints__kl__bound=None,
+    constraints__quality__bound=0.97, constraints__quality__margin=0.02, constraints__quality__start=50.0,
+  )  # fmt: skip
+  _, ref = exact_ref()
+  short = np.tile(np.array([float(len(response) <= 2) for response in toy.responses()]), (2, 1))
+  with jax.enable_x64(True):
+    truth = float(exact.solve_qempo_coherent(short, ref, min_reward=0.99, threshold=1.0).quality_multiplier)
+  found = results["coherence"]
+  assert found["status"] == "bound" and max(found["acceptable_seen"]) <= short[0].sum()
+  assert truth > 0.5 and truth - 0.05 < found["quality_multiplier_at_most"] < truth + 2
+  assert found["recommended_start"] <= min(2, found["quality_multiplier_at_most"])
+  assert [row["program"] for row in results["forecasts"]] == ["RLHF", "QEMPO"]
+  (line,) = [line for line in text.splitlines() if line.startswith("QEMPO-C (this config)")]
+  assert "constraints.quality.start=50 lies above" in line and "at most" in line
+
+
+def test_qempo_c_without_acceptable_responses_is_refused(run):
+  results, text = run(
+    method="qempo_c", reward__function="tests.feasibility_test.rare_reward", reward__max=1.0, constraints__kl__bound=None,
+    feasibility__samples_per_prompt=16, evaluation__samples_per_prompt=16,
+  )  # fmt: skip
+  assert results["coherence"]["status"] == "refused" and "quality_multiplier_at_most" not in results["coherence"]
+  assert "No forecast of QEMPO-C" in text
+
+
 @pytest.mark.parametrize("known_max", [None, 1.0])
 def test_an_infeasible_floor_is_one_line_with_the_range_and_exit_code_2(run, capsys, known_max):
   with pytest.raises(SystemExit) as caught:
@@ -172,6 +204,13 @@ def test_what_cannot_be_foretold_is_said_before_sampling(config):
   config.constraints.quality.bound, config.method = FLOOR, f"{__name__}.half_entropy()"
   with pytest.raises(InputError, match="entropy weight of 0.5"):
     forecast.programs(config)
+  config.method = "qempo_c"
+  with pytest.raises(InputError, match="constraint 'kl' is not foretold"):
+    forecast.programs(config)
+  config.constraints.kl.bound, config.constraints.coherence.bound = None, 3.0
+  with pytest.raises(InputError, match="only with a fixed nu"):
+    forecast.programs(config)
+  config.constraints.coherence.bound = None
   config.method, config.constraints.kl.bound = "qempo_kl", None
   with pytest.raises(InputError, match="mu fixed at constraints.kl.start=1.0"):
     forecast.programs(config)

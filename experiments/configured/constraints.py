@@ -90,7 +90,7 @@ def constraints(config: ConfigDict, *, aim: bool = True) -> dict[str, Constraint
   for name, of_one in settings(config).items():
     if of_one.kind in ("reward", "coherence") and of_one.reward not in scored:
       raise InputError(f"constraints.{name}.reward={of_one.reward!r} is not one of {', '.join(sorted(scored))}")
-    of_one = _with_threshold(config, name, of_one)
+    of_one = with_threshold(config, name, of_one)
     make = KINDS.get(of_one.kind) or _own(name, of_one.kind)
     bare = make(of_one, of_one.bound)
     inside = None if of_one.bound is None else of_one.bound + bare.sense * of_one.margin
@@ -165,7 +165,7 @@ def controller(config: ConfigDict):
   )
 
 
-def _with_threshold(config: ConfigDict, name: str, of_one: ConfigDict) -> ConfigDict:
+def with_threshold(config: ConfigDict, name: str, of_one: ConfigDict) -> ConfigDict:
   """The settings with the coherence constraint's threshold filled in: the quality floor where nothing is set.
 
   Raises:

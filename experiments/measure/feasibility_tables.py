@@ -5,6 +5,8 @@ import math
 from rich.console import Console
 from rich.table import Table
 
+from experiments.measure import coherence_forecast
+
 
 def show(results: dict, console: Console) -> None:
   """Prints the results."""
@@ -34,7 +36,9 @@ def show(results: dict, console: Console) -> None:
   for row in results["forecasts"]:
     if row["reason"]:
       console.print(f"No forecast of {row['program']}: {row['reason']}.", soft_wrap=True, highlight=False, markup=False)
-  if aim is not None:
+  if results["coherence"]:
+    console.print(coherence_forecast.line(results["coherence"], aim), soft_wrap=True, highlight=False, markup=False)
+  elif aim is not None:
     floors, own = results["floors_foretold"], next(row for row in results["forecasts"] if row["configured"])
     reach = f"at floors from {floors[0]:.3g} to {floors[1]:.3g}" if floors else "at no floor"
     console.print(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.configured import constraints as build_constraints
+from experiments.measure import coherence_forecast
 from experiments.measure.reference import Measured
 from qempo_jax import sampled_duals
 from qempo_jax import sampled_evidence
@@ -47,11 +48,18 @@ class Program(NamedTuple):
 
 
 def programs(config) -> list[Program]:
-  """The config's own program and its neighbours at the same floor; its own alone where its multipliers are fixed."""
+  """The config's own program and its neighbours at the same floor; its own alone where its multipliers are fixed.
+
+  With a coherence constraint the config's own is not among them: `coherence_forecast` says what is known of it.
+  """
   floor, budget = (build_constraints.bound(config, name, aim=True) for name in ("quality", "kl"))
   weight, settings = build_constraints.method(config).entropy_weight, build_constraints.settings(config)
   quality, kl = settings["quality"].start, settings["kl"].start
-  if others := [name for name in settings if name not in build_constraints.ALWAYS]:
+  coherent = coherence_forecast.settings_of(config) is not None
+  others = [name for name, s in settings.items() if name not in build_constraints.ALWAYS and s.kind != "coherence"]
+  if coherent and (budget is not None or weight != 1):
+    others += ["kl" if budget is not None else "coherence"]
+  if others:
     raise InputError(
       f"constraint {others[0]!r} is not foretold; leave it out here (its bound none and its multiplier 0)"
     )
@@ -77,8 +85,8 @@ def programs(config) -> list[Program]:
   rlhf = functools.partial(sampled_duals.solve_rlhf, min_reward=floor)
   qempo = functools.partial(sampled_duals.solve_qempo, min_reward=floor)
   found = [
-    Program("RLHF", rlhf, math.inf, weight == 0),
-    Program("QEMPO", qempo, math.inf, weight == 1 and budget is None),
+    Program("RLHF", rlhf, math.inf, weight == 0 and not coherent),
+    Program("QEMPO", qempo, math.inf, weight == 1 and budget is None and not coherent),
   ]
   if budget is not None:
     qempo_kl = functools.partial(sampled_duals.solve_qempo_kl, min_reward=floor, max_kl=budget)

@@ -20,6 +20,7 @@ class Measured(NamedTuple):
     log_probs: [P, n] of whole responses under the reference at the sampler's temperature, nats.
     entropies: [P, n] sums of the exact next-token entropies along the samples, nats.
     truncated: [P, n].
+    responses: [P, n] token ids of each response, as bytes.
     dropped: prompts left out as too long.
   """
 
@@ -27,6 +28,7 @@ class Measured(NamedTuple):
   log_probs: np.ndarray
   entropies: np.ndarray
   truncated: np.ndarray
+  responses: np.ndarray
   dropped: int
 
 
@@ -115,4 +117,5 @@ class Reference:
   def _scored(self, drawn: samples.Samples) -> tuple[np.ndarray, ...]:
     rollout = drawn.rollout
     sums = (np.asarray(part, np.float64).sum(-1) for part in (rollout.log_probs, rollout.entropies))
-    return samples.group_rewards(self.reward, drawn), *sums, np.asarray(rollout.truncated)
+    responses = np.array([[np.asarray(ids, np.int32).tobytes() for ids in group] for group in drawn.responses], object)
+    return samples.group_rewards(self.reward, drawn), *sums, np.asarray(rollout.truncated), responses
