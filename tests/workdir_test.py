@@ -1,5 +1,6 @@
 """A workdir belongs to one config, and a mistake changes nothing in it."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -138,6 +139,18 @@ def test_where_a_run_computes_may_change_but_not_what(tmp_path):
   open_workdir(tmp_path, config)
   config.compute.dtype = "bfloat16"
   with pytest.raises(InputError, match=r'\(compute.dtype is "float32" there and "bfloat16" here\)'):
+    open_workdir(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+  "key", ["optimizer.learning_rate", "duals.cap", "sampling.temperature", "compute.bucket", "steps"]
+)
+def test_what_a_run_computes_is_its_own(tmp_path, key):
+  config = base.get_config()
+  begun(tmp_path, config)
+  value = functools.reduce(lambda group, name: group[name], key.split("."), config)
+  config.update_from_flattened_dict({key: value + 1})
+  with pytest.raises(InputError, match=f"{key} is {value} there and"):
     open_workdir(tmp_path, config)
 
 

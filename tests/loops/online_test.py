@@ -124,7 +124,9 @@ def test_columns_are_those_of_all_rows():
 
 def test_exploding_entropy_stops_the_run_with_advice(tmp_path):
   loop._check_entropy({"step": 1, "entropy_per_token": 0.99}, 1.0)
-  with pytest.raises(InputError, match="step 1: entropy per token is 1.01 nats, above alarms.max_entropy_per_token=1.0"):
+  with pytest.raises(
+    InputError, match="step 1: entropy per token is 1.01 nats, above alarms.max_entropy_per_token=1.0"
+  ):
     loop._check_entropy({"step": 1, "entropy_per_token": 1.01}, 1.0)
   with pytest.raises(InputError, match="max_entropy_per_token"):
     _run(tmp_path / "a", alarms__max_entropy_per_token=0.01)
