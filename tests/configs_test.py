@@ -7,6 +7,7 @@ import pytest
 from configs import base
 from experiments import cli
 from experiments import overrides
+from experiments.configured import constraints as build_constraints
 from experiments.configured import data as build_data
 from experiments.configured import objective as build_objective
 from qempo_jax.errors import InputError
@@ -106,3 +107,16 @@ def _value(config, key):
   for name in key.split("."):
     config = config[name]
   return config
+
+
+def test_controllers_aim_inside_the_bounds_and_fixed_weights_are_the_keys():
+  config = base.get_config()
+  quality, kl = config.constraints.quality, config.constraints.kl
+  quality.bound, quality.margin, kl.bound, kl.margin = 0.8, 0.15, 3.0, 0.5
+  aims = {name: one.bound for name, one in build_constraints.constraints(config).items()}
+  assert aims == pytest.approx({"quality": 0.95, "kl": 2.5})
+  assert {name: one.bound for name, one in build_constraints.constraints(config, aim=False).items()} == {
+    "quality": 0.8, "kl": 3.0
+  }  # fmt: skip
+  config.offline.loss, config.offline.alpha, config.offline.beta = "qempo_kl", 0.3, 0.1
+  assert build_objective.offline(config).weights == (0.3, 0.1)

@@ -95,6 +95,8 @@ def test_every_kind_of_loss_trains(tmp_path, loss):
   found = _metrics(tmp_path / "a")
   assert found[-1]["loss"] < found[0]["loss"] and found[0]["grad_norm"] > 0
   assert found[0]["chosen_change"] == pytest.approx(0, abs=1e-5)  # the policy starts as the reference
+  if loss == "nll":  # per token of all responses, not per response
+    assert found[0]["loss"] == pytest.approx(-found[0]["chosen_log_prob"] / found[0]["chosen_length"], rel=1e-5)
   assert ("margin" in found[0]) == (loss != "nll")
   # Fixed weights measure, and leave the multipliers.
   assert ["reward" in row for row in found] == [bool(every), False] * 3
