@@ -222,7 +222,9 @@ def _groups(config: ConfigDict, policy: Policy, check: bool):
 
   def batches(planned: Plan) -> groups.Groups:
     replay = groups.Replay(planned, min_reward=r.min_reward, key=r.key, rows=sample.rows)
-    return groups.Groups(planned, make(sample, reward, order), replay, max_reward=config.reward.max)
+    acceptable = build_constraints.acceptable(config)
+    drawn = make(sample, reward, order)
+    return groups.Groups(planned, drawn, replay, max_reward=config.reward.max, acceptable=acceptable)
 
   return batches, line
 

@@ -16,6 +16,7 @@ from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data import columns
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import functional
 from qempo_jax.sampling.replay import ReplayBuffer
 from qempo_jax.train import online_step
 
@@ -23,7 +24,9 @@ from qempo_jax.train import online_step
 class Groups:
   """The online update of every step; a context manager that ends the thread of its rewards."""
 
-  def __init__(self, plan: Plan, draws: Draws, replay: "Replay", *, max_reward: float | None):
+  def __init__(
+    self, plan: Plan, draws: Draws, replay: "Replay", *, max_reward: float | None, acceptable: float | None = None
+  ):
     """Prepares; nothing is sampled yet.
 
     Args:
@@ -31,8 +34,11 @@ class Groups:
       draws: scored samples by the index of their update.
       replay: the replayed responses.
       max_reward: the largest reward there is; None where unknown.
+      acceptable: threshold of the coherence constraint, whose acceptable responses are watched for a collapse; None
+        for none.
     """
     self._plan, self._draws, self._replay, self._max_reward = plan, draws, replay, max_reward
+    self._acceptable, self._watch = acceptable, Collapse()
     self.same, self.order = {"prompts": columns.fingerprint(draws.sample.rows)}, draws.order
     self.notes = []
     if dropped := draws.sample.dropped:
@@ -65,14 +71,20 @@ class Groups:
       "sampling_seconds": seconds,
       "tokens": int(samples.rollout.mask.sum()),
     }
+    if self._acceptable is not None:
+      log_probs = np.asarray(samples.rollout.log_probs, np.float64).sum(axis=-1)
+      entropies = functional.acceptable_entropy(log_probs, rewards["reward"] >= self._acceptable)
+      if np.isfinite(entropies).any():
+        host["acceptable/effective"] = float(np.exp(np.nanmean(entropies)))
     return state, metrics, host | {f"reward_counts/{kind}": count for kind, count in counts.items()}
 
   def remarks(self, metrics: dict[str, float]) -> Iterator[str]:
-    """Lines for the user about a step's metrics: a multiplier that leaves entropy no say.
+    """Lines for the user about a step's metrics: a multiplier that leaves entropy no say, or a collapse.
 
     Between two good responses the gradient favours the likelier one by lambda (max r - E[r]), and entropy the rarer one by the
     spread of their log-probs, which is 2 to 3 nats.
     """
+    yield from self._watch(metrics)
     steps, multiplier = self._plan.steps, metrics["dual/quality/multiplier"]
     known = self._max_reward is not None and self._plan.objective.method.entropy_weight
     if not known or steps < 20 or metrics["step"] != steps // 4:
@@ -104,6 +116,30 @@ class Groups:
 
   def __exit__(self, *exception) -> None:
     self._draws.__exit__(*exception)
+
+
+class Collapse:
+  """The alarm of a collapse among acceptable responses: exp H(Y | acceptable), averaged over steps, is nearly gone."""
+
+  def __init__(self):
+    """Has seen nothing yet."""
+    self._mean = self._most = 0.0
+    self._said = False
+
+  def __call__(self, metrics: dict[str, float]) -> Iterator[str]:
+    """A line where the average falls below 2 and below half of the largest so far; again only after a recovery."""
+    now = metrics.get("acceptable/effective")
+    if now is None:
+      return
+    self._mean = 0.9 * self._mean + 0.1 * now if self._most else now
+    self._most = max(self._most, self._mean)
+    gone = self._mean < 2 and self._mean < 0.5 * self._most
+    if gone and not self._said:
+      yield (
+        f"step {metrics['step']}: collapse: {self._mean:.1f} effective acceptable responses a prompt are left of"
+        f" {self._most:.1f}; start constraints.quality lower, or lower its gain or its bound"
+      )
+    self._said = gone
 
 
 def compile_step(plan: Plan, shardings):

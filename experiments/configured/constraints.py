@@ -104,6 +104,15 @@ def bound(config: ConfigDict, name: str, *, aim: bool = False) -> float | None:
   return None if found is None or found.bound is None else float(found.bound)
 
 
+def acceptable(config: ConfigDict) -> float | None:
+  """The threshold of the run's coherence constraint on the main reward; None where it has none, or a quantile."""
+  for name, of_one in settings(config).items():
+    if of_one.kind == "coherence" and of_one.reward == "reward":
+      threshold = with_threshold(config, name, of_one).threshold
+      return None if threshold is None else float(threshold)
+  return None
+
+
 def reward_floors(config: ConfigDict) -> tuple[tuple[str, float], ...]:
   """(name, floor) of each entry of reward.functions that has a floor."""
   return tuple((entry.name, float(entry.floor)) for entry in reward_entries(config) if entry.floor is not None)

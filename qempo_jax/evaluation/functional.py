@@ -73,6 +73,27 @@ def answer_statistics(answers: Sequence[str | None], *, set_size: int) -> Answer
   )
 
 
+def acceptable_entropy(log_probs: np.ndarray, acceptable: np.ndarray) -> np.ndarray:
+  """H(Y | acceptable) of each prompt, [P] nats, from the log-probs of samples of the policy itself.
+
+    H(Y | A) = E[-log pi(y) | A] + log pi(A)
+
+  Its exponential is the effective number of acceptable responses. Unlike `answer_statistics` it may exceed the logarithm
+  of the number of samples, and counts different texts of one answer apart.
+
+  Args:
+    log_probs: [P, n] of whole responses, nats.
+    acceptable: [P, n] booleans.
+
+  Returns:
+    [P]; NaN for a prompt without an acceptable sample.
+  """
+  share = np.mean(acceptable, axis=-1)
+  with np.errstate(invalid="ignore", divide="ignore"):
+    cost = np.sum(np.where(acceptable, -log_probs, 0.0), axis=-1) / np.sum(acceptable, axis=-1)
+    return cost + np.where(share > 0, np.log(share), np.nan)
+
+
 def answer_counts(answers: Sequence[str | None]) -> Counter[str]:
   """Count of each acceptable answer, most frequent first, ties by name."""
   counts = Counter(answer for answer in answers if answer is not None)

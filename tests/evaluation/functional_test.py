@@ -50,3 +50,13 @@ def test_impossible_input_is_refused():
     functional.answer_statistics([], set_size=3)
   with pytest.raises(ValueError, match="set of 1"):
     functional.answer_statistics(["a", "b"], set_size=1)
+
+
+def test_entropy_among_acceptable_responses_is_the_conditional_distributions():
+  rng = np.random.default_rng(0)
+  p = np.array([0.3, 0.2, 0.1, 0.4])
+  drawn = rng.choice(4, p=p, size=(2, 200_000))
+  acceptable = np.array([True, True, True, False])
+  among = p[:3] / p[:3].sum()
+  found = functional.acceptable_entropy(np.log(p)[drawn], acceptable[drawn] & np.array([[True], [False]]))
+  assert found[0] == pytest.approx(-among @ np.log(among), abs=0.01) and np.isnan(found[1])

@@ -189,6 +189,30 @@ def test_a_multiplier_that_drowns_entropy_is_pointed_out(tmp_path, multiplier, r
   assert ["5.0 nats" in line for line in lines] == [True] * warned
 
 
+def test_a_collapse_among_acceptable_responses_is_said_once_until_it_recovers():
+  watch = groups.Collapse()
+  said = lambda values: [list(watch({"step": 7, "acceptable/effective": value})) for value in values]
+  assert not any(said([8.0] * 3 + [1.0] * 10))  # the average is above 2 still
+  lines = [line for found in said([1.0] * 20) for line in found]
+  assert len(lines) == 1 and "of 8.0" in lines[0] and "collapse" in lines[0]
+  assert not any(said([8.0] * 5)) and sum(map(len, said([1.0] * 40))) == 1
+  assert not list(watch({"step": 8})) and not any(said([3.0]))
+  few = groups.Collapse()
+  assert not any(list(few({"step": 1, "acceptable/effective": value})) for value in [2.5] + [1.4] * 50)
+
+
+def test_only_runs_with_a_coherence_constraint_watch_acceptable_responses(tmp_path):
+  lines = {}
+  for method in ("qempo_c", "qempo"):
+    config = _config(tmp_path)
+    config.method, config.steps, config.checkpoint.every = method, 1, -1
+    config.constraints.quality.bound, config.constraints.kl.bound = 0.5, None
+    (tmp_path / method).mkdir()
+    toy.train(config, tmp_path / method)
+    lines[method] = json.loads((tmp_path / method / "metrics.jsonl").read_text().splitlines()[0])
+  assert lines["qempo_c"]["acceptable/effective"] > 1 and "acceptable/effective" not in lines["qempo"]
+
+
 def test_a_response_without_a_score_is_neither_fresh_nor_replayed(tmp_path):
   config = _config(tmp_path)
   rollout = sampling.Rollout(None, None, None, None, np.zeros((1, 3), bool))
