@@ -24,4 +24,5 @@ def get_config() -> ConfigDict:
   config.compute.bucket = 32
   config.compute.dtype = "bfloat16"
   config.evaluation.samples_per_prompt = 32
+  config.evaluation.exact = False  # Minutes of CPU for every 8 prompts of the reference; see docs/evaluation.md.
   return config
