@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     of_method.data.prompts_per_step = 5
     of_method.evaluation.splits = ("train", "validation", "heldout")
     of_method.evaluation.prompts_per_batch = 11
+    of_method.evaluation.exact = True
     of_method.sampling.max_response_length = 8
     of_method.compute.dtype = "float32"
     of_method.compute.remat = "none"

@@ -47,7 +47,7 @@ def check_one_method(config: ConfigDict) -> None:
 
 
 def plan(config: ConfigDict, policy: Policy, *, trains: bool = True) -> Plan:
-  """What the config's run computes: online where `offline.loss` is none, else on pairs.
+  """The computation of the config's run: online where `offline.loss` is none, else on pairs.
 
   Args:
     config: a complete config.
@@ -135,7 +135,7 @@ def _heldout(config: ConfigDict, policy: Policy) -> HeldOut | None:
 
 
 def reward_plan(config: ConfigDict, model: Policy) -> reward_pairs.RewardPlan:
-  """What the run of a reward model computes."""
+  """The computation of a reward model's run."""
   r = config.reward_model
   names = reward_pairs.RewardSettings._fields
   trained = lambda params: reward_head.split(params, model.config, r.trainable)[0]
@@ -251,18 +251,17 @@ def _pairs(config: ConfigDict, policy: Policy, check: bool):
     make = build_data.samples_as_pairs(config, known)
     found = pairs.Sampled(settings, rows, function, seed=config.seed, make=make, read=read)
 
-  def measurement(rows) -> pairs.Measurement:
-    return pairs.Measurement(samples.GroupSampler(policy, settings, rows), function, settings, seed=config.seed)
+  measure = None
+  if o.measure_every:
+    measure = pairs.Measurement(samples.GroupSampler(policy, settings, rows), function, settings, seed=config.seed)
 
   def batches(planned: Plan) -> pairs.Pairs:
     more = {"cached": o.reference_cache, "chosen_fall": o.chosen_fall}
-    return pairs.Pairs(planned, found, encode=encode, measure=measurement, **more)
+    return pairs.Pairs(planned, found, encode=encode, measure=measure, **more)
 
-  if not o.measure_every:
+  if measure is None:
     return batches, f"{line}; the reward is not measured, so no floor is enforced"
-  if not check:
-    return batches, line
-  return batches, f"{line}; {_measured(config, measurement(rows), params)}"
+  return batches, f"{line}; {_measured(config, measure, params)}" if check else line
 
 
 def _measured(config: ConfigDict, measure: pairs.Measurement, params: Any) -> str:
@@ -278,7 +277,7 @@ def _measured(config: ConfigDict, measure: pairs.Measurement, params: Any) -> st
 
 
 def _kept(config: ConfigDict) -> dict[str, Any]:
-  """How a run is watched and kept."""
+  """Settings of a run's logs and checkpoints."""
   return {
     "max_entropy_per_token": config.alarms.max_entropy_per_token,
     "saving": saving(config),

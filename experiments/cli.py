@@ -124,7 +124,7 @@ def load_config(path: pathlib.Path) -> ConfigDict:
     config = module.get_config(argument) if marked else module.get_config()
   except InputError:
     raise
-  except Exception as error:  # A config is a program of the user's: say where it fails, whatever it raises.
+  except Exception as error:  # A config is a program of the user's: say where it fails, for every exception.
     raise InputError(_config_failure(path, error)) from error
   if not isinstance(config, ConfigDict):
     raise InputError(f"get_config() of {path} returns {type(config).__name__}: it must return a ConfigDict.")

@@ -7,11 +7,11 @@ import pathlib
 import time
 from typing import Any
 from typing import NamedTuple
-from typing import Protocol
 
 import jax
 
 from experiments import plan as plans
+from experiments.batches.base import Batches
 from experiments.measure.heldout import HeldOut
 from experiments.plan import Policy
 from experiments.run import compilations
@@ -22,29 +22,6 @@ from experiments.run.metrics_log import MetricsLog
 from experiments.run.saving import Saver
 from qempo_jax.constraints import Constraint
 from qempo_jax.errors import InputError
-
-
-class Batches(Protocol):
-  """The data of a run and the step that learns from it: `batches.groups`, `batches.pairs` or `batches.reward_pairs`.
-
-  Attributes:
-    notes: lines for the user before the first step.
-    same: hashes by name of what must not change under a run; known once prepared.
-    order: of the data; known once prepared.
-  """
-
-  notes: list[str]
-  same: dict[str, str]
-  order: Any
-
-  def prepare(self, workdir: pathlib.Path, note: Callable[[str], None]) -> None: ...  # noqa: D102
-  def compile(self, shardings) -> None: ...  # noqa: D102
-  def __call__(self, state, index: int) -> tuple[Any, dict[str, jax.Array], dict[str, float]]: ...  # noqa: D102
-  def remarks(self, metrics: dict[str, float]): ...  # noqa: D102
-  def to_json(self) -> dict[str, Any]: ...  # noqa: D102
-  def from_json(self, saved: dict[str, Any]) -> None: ...  # noqa: D102
-  def __enter__(self): ...  # noqa: D105
-  def __exit__(self, *exception) -> None: ...  # noqa: D105
 
 
 class Run(NamedTuple):

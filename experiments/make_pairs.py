@@ -96,7 +96,7 @@ def _pool(config) -> dict[tuple, list[tuple[str, float]]]:
 
 
 def _key(row) -> tuple:
-  """What tells one prompt's task from others."""
+  """The identity of a prompt's task."""
   return row["prompt"], columns.task(row)
 
 

@@ -86,7 +86,7 @@ class PairSettings(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """What a run computes.
+  """The computation of a run.
 
   Attributes:
     label: name of the run in reports, logs and certificates.

@@ -93,7 +93,7 @@ def _arguments(argv):
 
 
 def describe(data: pathlib.Path, out: pathlib.Path) -> str:
-  """What --dry_run prints: rows, memory and settings."""
+  """The report of --dry_run: rows, memory and settings."""
   train, heldout = _split(_rows(data / SENTENCES), _rows(data / REVIEWS))
   features = sentiment.featurize([row["text"] for row in train], NUM_FEATURES)
   size = sum(part.nbytes for part in (features.indices, features.values, features.rows)) / 2**20

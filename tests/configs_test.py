@@ -50,6 +50,11 @@ def test_a_config_has_exactly_the_keys_of_base_and_builds(path):
     build_objective.optimizer_pair(config)
 
 
+def test_exact_evaluation_is_on_where_it_takes_seconds():
+  of = lambda name: {config.evaluation.exact for config in _methods(cli.load_config(CONFIGS / f"{name}.py"))}
+  assert (of("countdown_small"), of("countdown"), of("open_list")) == ({True}, {False}, {False})
+
+
 @pytest.mark.parametrize(("method", "refused"), [("grpo(beta=0.04)", True), ("ucpo(tau=0.5)", True), ("qempo", False)])
 def test_groups_of_one_without_an_advantage_are_refused(method, refused):
   config = base.get_config()

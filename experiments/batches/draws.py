@@ -54,7 +54,7 @@ class Draws:
     self._ahead: tuple[int, futures.Future] | None = None
 
   def __call__(self, index: int, params, rng) -> Scored:
-    """What update `index` learns from.
+    """The samples that update `index` learns from.
 
     Args:
       index: of the update, from 0.
@@ -80,7 +80,7 @@ class Draws:
       self._thread.shutdown(cancel_futures=True)
 
   def to_json(self) -> dict[str, Any]:
-    """What is drawn ahead, once it is scored; a resumed run could not draw it again from the policy that did."""
+    """Samples drawn ahead, once they are scored; a resumed run no longer has the policy that drew them."""
     if self._ahead is None:
       return {}
     index, found = self._ahead[0], self._ahead[1].result()

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.batches.base import Batches
 from experiments.batches.draws import Draws
 from experiments.plan import Plan
 from experiments.plan import reading_reference
@@ -21,7 +22,7 @@ from qempo_jax.sampling.replay import ReplayBuffer
 from qempo_jax.train import online_step
 
 
-class Groups:
+class Groups(Batches):
   """The online update of every step; a context manager that ends the thread of its rewards."""
 
   def __init__(
@@ -45,9 +46,6 @@ class Groups:
       limit, loud = plan.sampling.max_prompt_length, "WARNING: " * (dropped > len(draws.sample.rows) / 9)
       self.notes.append(f"{loud}{dropped} prompts longer than {limit} tokens left out")
     self._step = None
-
-  def prepare(self, workdir, note) -> None:
-    """Nothing is made before the first step."""
 
   def compile(self, shardings) -> None:
     """Sets up the one jitted step; it is compiled at the first batch."""
@@ -97,7 +95,7 @@ class Groups:
       )
 
   def to_json(self) -> dict[str, Any]:
-    """What a checkpoint keeps: samples drawn ahead, replayed responses, and what the reward function remembers."""
+    """Samples drawn ahead, replayed responses, and the reward function's own state."""
     ahead = self._draws.to_json()  # first: its rewards may still change what the reward function remembers
     reward = self._draws.reward
     own = reward.to_json() if hasattr(reward, "to_json") else {}

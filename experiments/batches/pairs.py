@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Sequence
 import functools
 import json
 import pathlib
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from experiments import samples as sampling
+from experiments.batches.base import Batches
 from experiments.batches.pair_rows import PairRows
 from experiments.plan import Plan
 from experiments.plan import Sampling
@@ -21,7 +21,6 @@ from experiments.run import workdir as workdirs
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data import pair_tokens
-from qempo_jax.data import preferences
 from qempo_jax.data import prompts
 from qempo_jax.data import reference_cache
 from qempo_jax.data import scored
@@ -34,7 +33,7 @@ from qempo_jax.train.online_step import GroupBatch
 SAMPLED_FILE = "sampled_pairs.jsonl"
 
 
-class Pairs:
+class Pairs(Batches):
   """The offline update of every step, with a measurement before some of them."""
 
   def __init__(
@@ -43,7 +42,7 @@ class Pairs:
     pairs: "pair_tokens.PairTokens | Sampled",
     *,
     encode: Callable,
-    measure: "Callable[[Sequence], Measurement] | None",
+    measure: "Measurement | None",
     cached: bool,
     chosen_fall: float,
   ):
@@ -53,11 +52,11 @@ class Pairs:
       plan: the run's computation.
       pairs: as token ids, or how to sample them.
       encode: pairs as text -> pairs as token ids.
-      measure: the rows of the prompts -> what measures the policy on them; None for never.
+      measure: measures the policy on the training prompts; None for never.
       cached: keep the reference's log-probs in the cache folder.
       chosen_fall: nats by which the chosen log-prob may fall from the reference's without a remark.
     """
-    self._plan, self._pairs, self._encode, self._measurement = plan, pairs, encode, measure
+    self._plan, self._pairs, self._encode, self._measure = plan, pairs, encode, measure
     self._cached, self._chosen_fall = cached, chosen_fall
     self._ready = None  # (index, batch, placed batch) of the next update
     self._warned = False
@@ -82,7 +81,6 @@ class Pairs:
     self._rows = PairRows(pairs, settings, seed=plan.seed, bucket=s.bucket, max_length=s.max_response_length)
     self._weights = pairs.weights()
     self._ref_log_probs = self._reference(reference) if settings.ref_log_probs else None
-    self._measure = self._measurement(preferences.prompt_rows(pairs.rows)) if settings.measure_every else None
     self.same, self.order = {"pairs": pairs.fingerprint()}, self._rows.order
 
   def compile(self, shardings) -> None:
@@ -117,19 +115,6 @@ class Pairs:
         f"step {metrics['step']}: the chosen responses' log-prob fell by {-metrics['chosen_change']:.1f} nats from the"
         " reference; set offline.nll_weight, or lower the learning rate"
       )
-
-  def to_json(self) -> dict[str, Any]:
-    """Nothing but the state needs a checkpoint."""
-    return {}
-
-  def from_json(self, saved: dict[str, Any]) -> None:
-    """Restores `to_json`."""
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception) -> None:
-    """Nothing is held."""
 
   def _take(self, index: int):
     return self._ready[1:] if self._ready and self._ready[0] == index else self.make(index)

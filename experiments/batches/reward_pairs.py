@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from experiments.batches.base import Batches
 from experiments.batches.reward_rows import PARTS
 from experiments.batches.reward_rows import RewardData
 from experiments.batches.reward_rows import RewardRows
@@ -40,7 +41,7 @@ class RewardSettings(NamedTuple):
 
 
 class RewardPlan(NamedTuple):
-  """What a run of a reward model computes.
+  """The computation of a reward model's run.
 
   Attributes:
     steps: parameter updates.
@@ -63,7 +64,7 @@ class RewardPlan(NamedTuple):
   evaluation_seed: int
 
 
-class RewardPairs:
+class RewardPairs(Batches):
   """The update of every step, with a measurement of the validation pairs after some of them."""
 
   def __init__(self, plan: RewardPlan, parts: dict[str, RewardData]):
@@ -119,19 +120,6 @@ class RewardPairs:
     """Lines for the user about a step's metrics: the validation pairs, when they were measured."""
     if "validation/accuracy" in metrics:
       yield f"step {metrics['step']}: validation accuracy {metrics['validation/accuracy']:.3f}"
-
-  def to_json(self) -> dict[str, Any]:
-    """Nothing but the state needs a checkpoint."""
-    return {}
-
-  def from_json(self, saved: dict[str, Any]) -> None:
-    """Restores `to_json`."""
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception) -> None:
-    """Nothing is held."""
 
   def scores(self, trained, part: str) -> np.ndarray:
     """[N, 2] scores of the chosen and the rejected responses of every pair of a part."""

@@ -1,4 +1,4 @@
-"""What one chip of each TPU generation can hold, compute and move: the makers' figures, for rooflines."""
+"""Memory, peak rate and bandwidth of one chip of each TPU generation: the makers' figures, for rooflines."""
 
 from typing import NamedTuple
 

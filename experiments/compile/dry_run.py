@@ -1,4 +1,4 @@
-"""What --dry_run says of a run that was built and not started: shapes, and the memory they need at least."""
+"""The report of --dry_run about a run that was built and not started: shapes, and the least memory they need."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence

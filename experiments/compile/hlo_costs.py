@@ -112,7 +112,7 @@ def _parse(text):
 
 
 def _weights(computations, entry, unknown_trips):
-  """How often each computation outside of fusions runs; a computation comes before those it calls."""
+  """Number of runs of each computation outside of fusions; a computation comes before those it calls."""
   weights: dict[str, int] = {}
 
   def visit(name, times):

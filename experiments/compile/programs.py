@@ -144,7 +144,7 @@ def _packed(plan: Plan, prompts, group_size, split, per_row=1) -> PackedGroups:
 
 
 def _looks(leaf):
-  """What of an array decides whether laying it out anew makes a copy: its type, and the part that a device has."""
+  """Type and per-device shape of an array: laying it out anew copies it where one of the two changes."""
   return str(leaf.dtype), leaf.sharding.shard_shape(leaf.shape)
 
 

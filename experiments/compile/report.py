@@ -1,4 +1,4 @@
-"""What compiled programs take of each device, against what its chip has: numbers, a roofline, a table."""
+"""Memory and time that compiled programs take of each device, against its chip's: numbers, a roofline, a table."""
 
 import dataclasses
 from typing import Any
@@ -69,7 +69,7 @@ class ProgramReport:
 
   @property
   def fits(self) -> bool:
-    """Whether it compiled, and its memory is there."""
+    """True where it compiled and its memory is there."""
     return not self.error and self.total <= self.capacity
 
   def to_json(self) -> dict[str, Any]:

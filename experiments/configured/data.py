@@ -53,7 +53,7 @@ def training_rows(config: ConfigDict, tokenizer: Any = None) -> list[prompts.Row
 
 
 def bad_rows(config: ConfigDict) -> dict[str, Any]:
-  """What readers of files do with rows that do not fit."""
+  """The treatment of rows that do not fit, for readers of files."""
   return {"on_bad_row": config.data.on_bad_row, "max_bad_share": config.data.max_bad_share, "note": print}
 
 
@@ -214,7 +214,7 @@ def limits(config: ConfigDict) -> dict[str, int]:
 
 
 def examples(config: ConfigDict, tokenizer: Any = None) -> tuple[list[Preference], str]:
-  """What a run of this config reads, to be looked at, and a line about it; a template's refusals are bad rows.
+  """Rows that a run of this config reads, to be inspected, and a line about them; a template's refusals are bad rows.
 
   Of scored responses, for losses of lists, each stands on its own.
   """

@@ -108,13 +108,13 @@ def offline(config: ConfigDict) -> OfflineObjective:
 
 
 def responses(config: ConfigDict) -> int:
-  """How many responses an example of the loss holds."""
+  """Number of responses in an example of the loss."""
   entry = offline_losses.LOSSES[config.offline.loss]
   return config.offline.list_size if entry.lists else entry.responses
 
 
 def pairs_per_row(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> int:
-  """How many pairs of a batch share a row.
+  """Number of pairs of a batch that share a row.
 
   Raises:
     InputError: that many leave rows that micro batches or the mesh do not divide.

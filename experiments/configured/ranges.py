@@ -27,7 +27,7 @@ class Range(NamedTuple):
   high_open: bool = False
 
   def holds(self, value: float) -> bool:
-    """Whether a number is finite and in the range."""
+    """True where a number is finite and in the range."""
     above = value > self.low if self.low_open else value >= self.low
     below = value < self.high if self.high_open else value <= self.high
     return math.isfinite(value) and above and below

@@ -1,6 +1,6 @@
-"""What samples of the reference say of QEMPO-C's optimum: an upper bound of lambda, and where to start it.
+"""A forecast of QEMPO-C's optimum from the reference's samples: an upper bound of lambda, and where to start it.
 
-Each acceptable response counts once in the optimum's partition function, whatever its probability. Those seen are a
+Each acceptable response counts once in the optimum's partition function, at any probability. Those seen are a
 lower bound of how many there are, so lambda at the optimum is at most what they give. The rest, sum_{not A} q^nu, is
 estimated by the samples. With graded rewards it is a forecast and no strict bound: responses not seen may be worth less.
 """

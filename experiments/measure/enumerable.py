@@ -105,7 +105,7 @@ FREE = (
 
 
 def same_method(configs: Sequence) -> bool:
-  """Whether the methods of these configs differ only in numbers among their settings."""
+  """True where the methods of these configs differ only in numbers among their settings."""
   parsed = map(_parsed, map(build_constraints.label, configs))
   return len({(path, tuple(numbers), tuple(sorted(rest.items()))) for path, numbers, rest in parsed}) == 1
 

@@ -15,6 +15,7 @@ from experiments.plan import Policy
 from experiments.plan import Sampling
 from qempo_jax import packing
 from qempo_jax import scoring
+from qempo_jax import sharding
 from qempo_jax.data import columns
 from qempo_jax.data import pair_tokens
 from qempo_jax.data.prompts import Row
@@ -99,7 +100,7 @@ class Evaluator:
     """Log-probability of every response under the reference: [P, G] nats."""
     packed = packing.pack_groups(samples.prompts, samples.responses, bucket=self._sampling.bucket)
     stats = self._score(
-      self._policy.params,
+      sharding.fetched(self._policy.params),
       self._policy.config,
       packed,
       group_size=len(samples.responses[0]),

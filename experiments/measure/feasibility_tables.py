@@ -1,4 +1,4 @@
-"""What the feasibility verb prints, and how its figures are written."""
+"""The tables that the feasibility verb prints."""
 
 import math
 

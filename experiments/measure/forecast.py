@@ -1,4 +1,4 @@
-"""Which optimum the reference's samples foretell, or why they foretell none.
+"""The optimum that the reference's samples foretell, or the reason why they foretell none.
 
 A forecast is made only where the samples carry it: `qempo_jax.sampled_evidence` says what is judged, the limits below
 where it is refused. What is refused gets no number. A forecast is of a program's optimum over all policies; how near a
@@ -95,7 +95,7 @@ def programs(config) -> list[Program]:
 
 
 def forecast(program: Program, found: Measured) -> dict:
-  """What the samples foretell of a program, or why not.
+  """The samples' forecast for a program, or the reason why there is none.
 
   Args:
     program: the program.

@@ -32,7 +32,7 @@ from qempo_jax.rewards import answers
 from qempo_jax.rewards import registry
 
 DRAWS = (1, 8, 64)  # every k of pass@k and distinct@k on the toy
-SAMPLED_DRAWS = (1, 2, 4, 8, 16, 32, 64)  # likewise on samples, as far as there are so many of a prompt
+SAMPLED_DRAWS = (1, 2, 4, 8, 16, 32, 64)  # the same on samples, as far as a prompt has so many
 CURVE_POINTS = 25  # floors at which the programs are solved
 
 

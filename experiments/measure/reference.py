@@ -61,7 +61,7 @@ class Reference:
     self._floor, self._margin, self._max_reward = floor, margin, max_reward
 
   def beyond_reach(self) -> bool:
-    """Whether the floor aimed at is above the largest reward there is."""
+    """True where the floor aimed at is above the largest reward there is."""
     return None not in (self._floor, self._max_reward) and self._floor + self._margin > self._max_reward
 
   def check(self, num_prompts: int, group_size: int) -> str:

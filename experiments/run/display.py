@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a live panel in a terminal, one plain line a step anywhere else."""
+"""The display of a run: a live panel in a terminal, one plain line a step anywhere else."""
 
 from collections.abc import Mapping
 import time

@@ -41,5 +41,5 @@ def start() -> None:
 
 
 def is_writer() -> bool:
-  """Whether this process writes logs: the first of all alone."""
+  """True in the process that writes logs: the first of all alone."""
   return jax.process_index() == 0

@@ -16,8 +16,8 @@ class Notice:
     """Listens from `__enter__` on.
 
     Args:
-      grace_seconds: how long after SIGTERM this process may live; 0 for as long as it likes. Then it exits with 0
-        whatever it does.
+      grace_seconds: time this process may live after SIGTERM, after which it exits with 0 at any point of its work; 0
+        sets no limit.
       kept: says what stands if the process ends now.
       note: told that the step in progress is finished first.
     """
@@ -45,7 +45,7 @@ class Notice:
     return 130 if self._signal == signal.SIGINT else 0
 
   def came(self, step: int) -> bool:
-    """Whether to stop after this step; every process of a run must ask after every step."""
+    """True where the run must stop after this step; every process must ask after every step."""
     if jax.process_count() > 1:
       from jax.experimental import multihost_utils
 

@@ -1,4 +1,4 @@
-"""When a loop saves, what is saved beside the state, and what makes a run stop: a notice, or updates that break."""
+"""Saving in a loop: due steps, the host state beside the train state, and stops by a notice or by broken updates."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -134,7 +134,7 @@ class Saver:
       self._notice.__exit__()
 
   def count(self, metrics: dict[str, float]) -> dict[str, float]:
-    """How many updates of the run were skipped so far, this one included, as a metric."""
+    """Number of updates that the run skipped so far, this one included, as a metric."""
     skipped = bool(metrics["skipped"])
     self._skipped = {
       "in_row": self._skipped["in_row"] + 1 if skipped else 0,
@@ -152,7 +152,7 @@ class Saver:
       )
 
   def due(self, step: int) -> bool:
-    """Whether `save` must be called after this step; every process of a run must ask after every step."""
+    """True where `save` must be called after this step; every process of a run must ask after every step."""
     settings = self._settings
     self._stop = self._notice.came(step)
     alone = jax.process_count() == 1  # clocks of several processes do not agree
@@ -192,7 +192,7 @@ class Saver:
 
 
 def quality(constraints: Mapping[str, constraint_lib.Constraint], state) -> dict[str, float] | None:
-  """What checkpoints are compared by: averaged entropy, and how far averaged values are from the constraints.
+  """The rank of a checkpoint: averaged entropy, and the distance of averaged values from the constraints.
 
   The shortfall is the largest of all constraints', each relative to its bound; the margin that the controller aims inside
   a bound does not count. None where nothing was measured.

@@ -73,9 +73,9 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: b
 
 
 def holds_run(folder: pathlib.Path) -> bool:
-  """Whether a run has left anything there but its config: one that died before its first step has not."""
+  """True where a run has left more than its config: one that died before its first step has not."""
   left = set(os.listdir(folder)) - {"config.json", LOCK, "tensorboard"} if (folder / "config.json").exists() else set()
-  full = lambda path: any(path.iterdir()) if path.is_dir() else path.stat().st_size
+  full = lambda path: any(path.iterdir()) if path.is_dir() else path.lstat().st_size
   return any(full(folder / name) for name in left)
 
 

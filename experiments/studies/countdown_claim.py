@@ -407,6 +407,15 @@ def evaluator(config, puzzles: Puzzles):
   return evaluate
 
 
+def load(folder: str):
+  """(config of the reference in a folder, its parameters on one device, its stop token, the puzzles as token ids)."""
+  tokenizer = tokenization.load_tokenizer(folder)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+  config, reference = conversion.load(folder, mesh=mesh, dtype=jnp.dtype("float32"))
+  stop = tokenization.stop_token_ids(tokenizer)[0]
+  return config, jax.device_put(reference, jax.devices()[0]), stop, make_puzzles(tokenizer, stop)
+
+
 def main() -> None:
   """Advances the runs side by side, so that at any time they have come about equally far."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -421,12 +430,7 @@ def main() -> None:
   states = pathlib.Path(arguments.model).parent / "countdown_claim"
   for folder in (arguments.out, states):
     folder.mkdir(parents=True, exist_ok=True)
-  tokenizer = tokenization.load_tokenizer(arguments.model)
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-  config, reference = conversion.load(arguments.model, mesh=mesh, dtype=jnp.dtype("float32"))
-  reference = jax.device_put(reference, jax.devices()[0])
-  stop = tokenization.stop_token_ids(tokenizer)[0]
-  puzzles = make_puzzles(tokenizer, stop)
+  config, reference, stop, puzzles = load(arguments.model)
   evaluate = evaluator(config, puzzles)
   for until in range(arguments.round, arguments.until + 1, arguments.round):
     for seed, name in itertools.product(map(int, arguments.seeds.split(",")), arguments.names or points()):

@@ -27,9 +27,7 @@ from experiments.studies import countdown_claim
 from qempo_jax import losses
 from qempo_jax import offline_losses
 from qempo_jax.data import scored
-from qempo_jax.data import tokenization
 from qempo_jax.family import Weights
-from qempo_jax.models import conversion
 from qempo_jax.offline_losses import Example
 from qempo_jax.offline_losses import ListWeights
 from qempo_jax.train import optimizers
@@ -197,12 +195,7 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=STEPS)
   arguments = parser.parse_intermixed_args()
   arguments.out.mkdir(parents=True, exist_ok=True)
-  tokenizer = tokenization.load_tokenizer(arguments.model)
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-  config, reference = conversion.load(arguments.model, mesh=mesh, dtype=jnp.dtype("float32"))
-  reference = jax.device_put(reference, jax.devices()[0])
-  stop = tokenization.stop_token_ids(tokenizer)[0]
-  puzzles = countdown_claim.make_puzzles(tokenizer, stop)
+  config, reference, stop, puzzles = countdown_claim.load(arguments.model)
   evaluate = countdown_claim.evaluator(config, puzzles)
   for seed in map(int, arguments.seeds.split(",")):
     log = make_log(seed, config, reference, stop, puzzles)

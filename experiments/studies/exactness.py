@@ -9,7 +9,7 @@ approximation. Controls, which should miss the optimum, show that the criterion 
 
 Pairs are drawn half from the reference, half uniformly, and labelled by a Bradley-Terry model *of the reward, with
 unit scale*. Then the pairwise loss is least where its margin is the difference of rewards on every pair, which is
-pi ∝ q^(beta/alpha) exp(r/alpha) whatever the pairs' distribution, as long as they connect all responses; where the
+pi ∝ q^(beta/alpha) exp(r/alpha) for every distribution of pairs that connects all responses; where the
 better response always wins there is no such point. Pairs alone enforce no constraint: multipliers are either given
 (exact) or learned from E_pi[r] and KL measured on fresh samples of the policy.
 

@@ -215,10 +215,6 @@ def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
   return _final_norm(params, config, x_RxGxD), cache.advance(stored)
 
 
-def _attend_cached(layer_cache, entry, masks, config, q, k, v):
-  return layer_cache.attend(q, k, v, entry, *masks, config)
-
-
 def causal_mask(positions_BxL, valid_BxL):
   """Mask [B, L, L] by which each valid token attends to the valid tokens at or before its own position."""
   earlier = positions_BxL[:, None, :] <= positions_BxL[:, :, None]

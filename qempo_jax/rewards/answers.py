@@ -12,7 +12,7 @@ def countdown_set(target: int) -> str:
 
 
 def is_known(set_name: object) -> bool:
-  """Whether this is the name of a set whose right answers are all known."""
+  """True for the name of a set whose right answers are all known."""
   if not isinstance(set_name, str):
     return False
   return set_name in open_list.SETS or set_name.removeprefix(_COUNTDOWN).isdecimal() and set_name.startswith(_COUNTDOWN)

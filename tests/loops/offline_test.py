@@ -177,14 +177,12 @@ def test_sampled_pairs_are_kept_and_read_again(tmp_path, monkeypatch):
   folder.mkdir()
   config = _config(folder, **changes)
   config.data.source = f"jsonl:{folder / 'prompts.jsonl'}"
-  sample = lambda: build.run(config, toy.policy(), check=False).batches._pairs(
-    toy.policy(), folder / pairs.SAMPLED_FILE
-  )
-  first = sample()
+  made, resumed = (build.run(config, toy.policy(), check=False).batches._pairs for _ in range(2))
+  first = made(toy.policy(), folder / pairs.SAMPLED_FILE)
   rewards = lambda pair: [toy.value(pair.row["prompt"], response) for response in pair[1:]]
   assert len(first) == 16 * 2 and all(good > bad for good, bad in map(rewards, first))
   monkeypatch.setattr(pairs.sampling, "GroupSampler", lambda *_: pytest.fail("sampled again"))
-  assert sample() == first
+  assert resumed(toy.policy(), folder / pairs.SAMPLED_FILE) == first
 
 
 def test_equal_rewards_make_no_pairs(tmp_path):
@@ -297,16 +295,14 @@ def test_pairs_serve_losses_of_lists_and_samples_are_kept_as_lists(tmp_path, mon
   assert "2 pairs of 2 prompts" in build.run(config, toy.policy(), check=False).line
   config.offline.pairs = "sampled"
   config.data.source = f"jsonl:{tmp_path / 'prompts.jsonl'}"
-  sample = lambda: build.run(config, toy.policy(), check=False).batches._pairs(
-    toy.policy(), tmp_path / pairs.SAMPLED_FILE
-  )
-  first = sample()
+  made, resumed = (build.run(config, toy.policy(), check=False).batches._pairs for _ in range(2))
+  first = made(toy.policy(), tmp_path / pairs.SAMPLED_FILE)
   assert {len(example.responses) for example in first} == {config.sampling.group_size}
   for example in first:
     values = [toy.value(example.row["prompt"], ids) for ids in example.responses]
     np.testing.assert_allclose(example.scores, values)
   monkeypatch.setattr(pairs.sampling, "GroupSampler", lambda *_: pytest.fail("sampled again"))
-  assert sample() == scored.gather(first)
+  assert resumed(toy.policy(), tmp_path / pairs.SAMPLED_FILE) == scored.gather(first)
 
 
 def test_a_pair_counts_by_its_weight(tmp_path):
