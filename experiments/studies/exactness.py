@@ -1,8 +1,8 @@
 """Does training end at the exact optimum? Every method x policy x program, on random problems solved exactly.
 
 Online policy gradient, trajectory balance and pairwise losses train a tabular policy and a tiny transformer while
-`duals.pi_controller` learns the multipliers of the quality floor (QEMPO) and of the KL budget too (QEMPO-KL). Two
-tiers: "expected" trains on the exact mean of the loss over all groups of two responses, or all pairs, and measures
+`duals.pi_controller` learns the multipliers of the quality floor (QEMPO), of the KL budget too (QEMPO-KL), or of the
+floor under a coherence constraint (QEMPO-C) of multiplier 1 or learned. Two tiers: "expected" trains on the exact mean of the loss over all groups of two responses, or all pairs, and measures
 constraints exactly, so that what is left over is bias; "sampled" draws groups or pairs, and the measurements, afresh
 at every step, and evaluates the mean of the last iterates. The decays of step sizes are those of any stochastic
 approximation. Controls, which should miss the optimum, show that the criterion can tell.
@@ -31,6 +31,7 @@ import numpy as np
 import optax
 
 from experiments.studies import exactness_figure
+from experiments.studies.exactness_methods import COHERENT
 from experiments.studies.exactness_methods import CONTROLS
 from experiments.studies.exactness_methods import METHODS
 from experiments.studies.exactness_methods import Method
@@ -39,15 +40,24 @@ from experiments.studies.exactness_methods import enumerated_loss
 from experiments.studies.exactness_methods import of_all_responses
 from experiments.studies.exactness_methods import sampled_loss
 from experiments.studies.exactness_problems import KINDS
+from experiments.studies.exactness_problems import THRESHOLD
 from experiments.studies.exactness_problems import Problem
 from experiments.studies.exactness_problems import PromptedPolicy
 from experiments.studies.exactness_problems import random_problems
+from qempo_jax import coherent
 from qempo_jax import duals
 
 SEEDS = tuple(range(100, 110))
-PROGRAMS = ("qempo", "qempo_kl")
-TOLERANCES = {"entropy": 0.01, "reward": 0.01, "kl": 0.01, "quality_multiplier": 0.05, "kl_multiplier": 0.05}
-RELATIVE = ("entropy", "quality_multiplier", "kl_multiplier")
+PROGRAMS = {  # constraints whose multipliers are learned
+  "qempo": ("quality",),
+  "qempo_kl": ("quality", "kl"),
+  "qempo_c": ("quality",),
+  "qempo_c, learned nu": ("quality", "coherence"),
+}
+TOLERANCES = {"entropy": 0.01, "reward": 0.01, "kl": 0.01, "coherence": 0.01}
+RELATIVE = ("entropy", "quality_multiplier", "kl_multiplier", "coherence_multiplier")
+TOLERANCES |= {name: 0.05 for name in RELATIVE[1:]}
+ALL = METHODS | COHERENT | CONTROLS
 
 
 class Settings(NamedTuple):
@@ -81,6 +91,7 @@ GAINS = {
   ("expected", "pair"): (("quality", (0.3, 0.02)), ("kl", (0.5, 0.03))),
   ("sampled", "pair"): (("quality", (0.3, 0.01)), ("kl", (0.2, 0.01))),
 }
+COHERENCE_GAINS = {"expected": (1.0, 0.15), "sampled": (0.2, 0.02)}
 STEPS = {("expected", "table"): 3000, ("expected", "transformer"): 6000}
 STEPS |= {("sampled", kind): 6000 for kind in KINDS}
 SAMPLES = {"group": 128, "pair": 8192}  # pairs need more: a label is one noisy bit
@@ -89,12 +100,16 @@ SAMPLES = {"group": 128, "pair": 8192}  # pairs need more: a label is one noisy 
 def settings(tier: str, kind: str, method: Method) -> Settings:
   """The settings of one cell of the matrix: the same for every problem and both programs."""
   noisy_group = tier == "sampled" and method.inputs == "group"
+  gains, initial = GAINS[tier, method.inputs], Settings._field_defaults["initial"]
+  if method in COHERENT.values():
+    gains, initial = (*gains, ("coherence", COHERENCE_GAINS[tier])), (*initial, ("coherence", 0.5))
   return Settings(
     steps=STEPS[tier, kind],
     samples=0 if tier == "expected" else SAMPLES[method.inputs],
     learning_rate={"table": 0.05, "transformer": 0.005}[kind],
-    gains=GAINS[tier, method.inputs],
+    gains=gains,
     averaged=0.25 if noisy_group else 0.1,
+    initial=initial,
   )
 
 
@@ -121,15 +136,14 @@ def _train_one(
   problem: Problem,
   key: jax.Array,
 ) -> dict[str, jax.Array]:
-  enforced = ("quality", "kl") if program == "qempo_kl" else ("quality",)
+  enforced = PROGRAMS[program]
   optimizer, controller = _optimizers(settings, enforced)
-  linear_or_log = {"quality": "log" if method.inputs == "pair" else "linear", "kl": "linear"}
+  linear_or_log = dict.fromkeys(enforced, "linear") | {"quality": "log" if method.inputs == "pair" else "linear"}
   dual_params = duals.init_dual_params(
     {name: dict(settings.initial)[name] for name in enforced}, parametrisation=linear_or_log
   )
-  exact = {"quality": problem.quality_multiplier, "kl": problem.kl_multiplier}
-  no_budget = {"kl": jnp.zeros(())}
-  multipliers_of = lambda d: no_budget | duals.multipliers(d) if method.learned else exact
+  exact = {name: getattr(problem, f"{name}_multiplier") for name in ("quality", "kl", "coherence")}
+  multipliers_of = lambda d: exact | duals.multipliers(d) if method.learned else exact
   start = int(settings.steps * (1 - settings.averaged))
 
   def loss_fn(params, multipliers, keys):
@@ -152,6 +166,7 @@ def _train_one(
     constraints = {
       "quality": duals.at_least(measured["reward"], problem.min_reward),
       "kl": duals.at_most(measured["kl"], problem.max_kl),
+      "coherence": duals.at_most(measured["coherence"], problem.max_coherence),
     }
     constraints = {name: constraints[name] for name in enforced}
     dual_loss = lambda d: duals.lagrangian_terms(d, constraints).dual_loss
@@ -191,19 +206,20 @@ def _optimizers(settings: Settings, enforced: tuple[str, ...]):
 
 
 def measure(log_probs, problem: Problem, keys, samples: int) -> dict[str, jax.Array]:
-  """Means over prompts of entropy, reward and KL of [P, N] log-probs: exact, or from `samples` draws a prompt."""
+  """Means over prompts of entropy, reward, KL and coherence of [P, N] log-probs: exact, or from `samples` draws a prompt."""
   k1 = log_probs - problem.ref_log_probs
+  unlikely = coherent.gate(problem.rewards, threshold=THRESHOLD) * -problem.ref_log_probs
   if samples:
     index = jax.vmap(lambda key, log_p: draw_responses(key, log_p, samples))(keys, log_probs)
     mean = lambda values: jnp.mean(jnp.take_along_axis(values, index, axis=-1))
   else:
     mean = lambda values: jnp.mean(jnp.sum(jnp.exp(log_probs) * values, axis=-1))
-  return {"entropy": mean(-log_probs), "reward": mean(problem.rewards), "kl": mean(k1)}
+  return {"entropy": mean(-log_probs), "reward": mean(problem.rewards), "kl": mean(k1), "coherence": mean(unlikely)}
 
 
 def rows(tier: str, kind: str, program: str, name: str, seeds: tuple[int, ...]) -> list[dict]:
   """Trains one cell of the matrix; one row a problem: what was reached, what is exact, the errors, pass or not."""
-  method = (METHODS | CONTROLS)[name]
+  method, enforced = ALL[name], PROGRAMS[program]
   problems = random_problems(KINDS[kind](), program, seeds)
   keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
   found = train(kind, program, method, settings(tier, kind, method), problems, keys)
@@ -211,12 +227,17 @@ def rows(tier: str, kind: str, program: str, name: str, seeds: tuple[int, ...]) 
     "entropy": problems.entropy,
     "reward": problems.min_reward,
     "kl": problems.max_kl,
+    "coherence": problems.max_coherence,
     "quality_multiplier": problems.quality_multiplier,
     "kl_multiplier": problems.kl_multiplier,
+    "coherence_multiplier": problems.coherence_multiplier,
   }
-  checked = ["entropy", "reward"] + ["kl"] * (program == "qempo_kl")
-  if method.learned:
-    checked += ["quality_multiplier"] + ["kl_multiplier"] * (program == "qempo_kl")
+  checked = [
+    "entropy",
+    "reward",
+    *enforced[1:],
+    *(f"{constraint}_multiplier" for constraint in enforced if method.learned),
+  ]
   found, exact = ({k: np.asarray(v, float) for k, v in x.items()} for x in (found, exact))
   table = []
   for i, seed in enumerate(seeds):
@@ -231,8 +252,11 @@ def rows(tier: str, kind: str, program: str, name: str, seeds: tuple[int, ...]) 
 
 def cells() -> list[tuple[str, str, str, str]]:
   """(tier, policy, program, method) of the whole matrix; controls in the expected tier, on the table."""
-  matrix = [(t, k, p, m) for t, k in STEPS for p in PROGRAMS for m in METHODS]
-  return matrix + [("expected", "table", p, m) for p in PROGRAMS for m in CONTROLS]
+  coherent_runs = [("qempo_c", name) for name in COHERENT] + [("qempo_c, learned nu", "QEMPO-C")]
+  programs = ("qempo", "qempo_kl")
+  matrix = [(t, k, p, m) for t, k in STEPS for p in programs for m in METHODS]
+  matrix += [(t, k, *run) for t, k in STEPS for run in coherent_runs]
+  return matrix + [("expected", "table", p, m) for p in programs for m in CONTROLS]
 
 
 def main() -> None:
@@ -244,7 +268,7 @@ def main() -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   done = json.loads(path.read_text())["cells"] if path.exists() else []
   for cell in cells():
-    now = settings(cell[0], cell[1], (METHODS | CONTROLS)[cell[3]])
+    now = settings(cell[0], cell[1], ALL[cell[3]])
     key = json.loads(json.dumps({"cell": cell, "seeds": SEEDS, "settings": now._asdict()}))
     if any({k: old[k] for k in key} == key for old in done):
       continue

@@ -9,8 +9,10 @@ TITLES = {
   "entropy": "entropy, relative",
   "reward": "floor, |E[r] - R|",
   "kl": "budget, |KL - K|, nats",
+  "coherence": "coherence, |C - bound|, nats",
   "quality_multiplier": "lambda, relative",
   "kl_multiplier": "mu, relative",
+  "coherence_multiplier": "nu, relative",
 }
 COLORS = {"table": "tab:blue", "transformer": "tab:orange"}
 
@@ -34,7 +36,7 @@ def draw(cells: list[dict], tolerances: dict[str, float], path: pathlib.Path) ->
   figure, axes = plt.subplots(
     len(tiers),
     len(TITLES),
-    figsize=(15, 1.5 + 0.5 * sum(map(len, methods.values()))),
+    figsize=(19, 1.5 + 0.5 * sum(map(len, methods.values()))),
     sharex="col",
     sharey="row",
     squeeze=False,

@@ -12,14 +12,18 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from experiments.studies.exactness_problems import THRESHOLD
 from experiments.studies.exactness_problems import Problem
 from experiments.studies.exactness_problems import PromptedPolicy
 from qempo_jax import advantages
+from qempo_jax import constraints
 from qempo_jax import estimators
 from qempo_jax import losses
+from qempo_jax import methods
 from qempo_jax.testing import EnumerablePolicy
 from qempo_jax.testing import Pair
 from qempo_jax.testing import Samples
+from qempo_jax.token_stats import TokenStats
 
 _sg = jax.lax.stop_gradient
 
@@ -28,21 +32,21 @@ class Method(NamedTuple):
   """Training of the policy by one loss.
 
   Attributes:
-    loss: maps one group (`Samples`, quality, kl) or one pair (`Pair`, quality, kl) to a scalar.
+    loss: maps one group (`Samples`) or one pair (`Pair`) and the multipliers of quality, KL and coherence to a scalar.
     inputs: "group" or "pair".
     drawn_from: "policy", or "data": half the reference, half uniform over all responses.
     learned: whether controllers learn the multipliers; otherwise they are given, exact.
     labels: labels of pairs: "bradley_terry", or "hard", where the better response always wins (a control).
   """
 
-  loss: Callable[[Any, Array, Array], Array]
+  loss: Callable[[Any, Array, Array, Array], Array]
   inputs: str
   drawn_from: str
   learned: bool = True
   labels: str = "bradley_terry"
 
 
-def policy_gradient(group: Samples, quality: Array, kl: Array) -> Array:
+def policy_gradient(group: Samples, quality: Array, kl: Array, coherence: Array) -> Array:
   """Leave-one-out policy gradient of the Lagrangian's shaped reward."""
   shaped = advantages.lagrangian_rewards(
     group.rewards,
@@ -55,7 +59,7 @@ def policy_gradient(group: Samples, quality: Array, kl: Array) -> Array:
   return _policy_gradient(advantages.leave_one_out(shaped), group)
 
 
-def rao_blackwell(group: Samples, quality: Array, kl: Array) -> Array:
+def rao_blackwell(group: Samples, quality: Array, kl: Array, coherence: Array) -> Array:
   """Leave-one-out policy gradient of the reward; entropy and KL from exact next-token distributions."""
   entropy = jax.vmap(estimators.sequence_entropy_surrogate)
   divergence = jax.vmap(estimators.sequence_kl_surrogate)
@@ -67,19 +71,19 @@ def rao_blackwell(group: Samples, quality: Array, kl: Array) -> Array:
   return lagrangian / (1 + quality + kl)
 
 
-def trajectory_balance(group: Samples, quality: Array, kl: Array) -> Array:
+def trajectory_balance(group: Samples, quality: Array, kl: Array, coherence: Array) -> Array:
   """VarGrad in multiplier form, alpha = 1 + mu, beta = mu for the reward lambda r: defined at lambda = 0 too."""
   return losses.trajectory_balance_loss(
     group.log_probs, quality * group.rewards, group.ref_log_probs, alpha=1 + kl, beta=kl
   )
 
 
-def preference(pair: Pair, quality: Array, kl: Array) -> Array:
+def preference(pair: Pair, quality: Array, kl: Array, coherence: Array) -> Array:
   """The pairwise loss of QEMPO-KL; with mu = 0 that of QEMPO."""
   return losses.qempo_kl_loss(*pair[:4], quality_multiplier=quality, kl_multiplier=kl)
 
 
-def token_entropy_bonus(group: Samples, quality: Array, kl: Array) -> Array:
+def token_entropy_bonus(group: Samples, quality: Array, kl: Array, coherence: Array) -> Array:
   """A control, biased: the usual bonus, which drops what a token does to the entropy after it."""
   shaped = quality * group.rewards + kl * (group.ref_log_probs - group.log_probs)
   bonus = jax.vmap(lambda *x: losses.token_entropy_bonus_loss(*x, entropy_weight=1.0))
@@ -87,9 +91,26 @@ def token_entropy_bonus(group: Samples, quality: Array, kl: Array) -> Array:
   return jnp.mean(bonus(group.token_log_probs, group.token_entropies, advantage, group.mask))
 
 
-def length_normalised_preference(pair: Pair, quality: Array, kl: Array) -> Array:
+def length_normalised_preference(pair: Pair, quality: Array, kl: Array, coherence: Array) -> Array:
   """A control, biased: means over tokens in place of sums."""
   return losses.length_normalised_preference_loss(*pair, alpha=(1 + kl) / quality, beta=kl / quality)
+
+
+def _coherent(entropy_gradient: str) -> Callable[[Samples, Array, Array, Array], Array]:
+  """The loss that training of QEMPO-C uses, by the library's own method and constraints; bounds do not enter it."""
+  bounds = {
+    "quality": constraints.reward_floor("reward", 0.0),
+    "coherence": constraints.coherence_budget(None, THRESHOLD),
+  }
+  method = methods.qempo_c(entropy_gradient=entropy_gradient)
+
+  def loss(group: Samples, quality: Array, kl: Array, coherence: Array) -> Array:
+    stats = TokenStats(group.token_log_probs, group.token_entropies)
+    own = constraints.Group.on_policy({"reward": group.rewards}, group.mask, group.ref_log_probs)
+    prices = methods.Prices(1.0, {"quality": quality, "coherence": coherence})
+    return methods.group_loss(stats, own, prices, bounds, method, replay_weight=0.0)
+
+  return loss
 
 
 METHODS = {
@@ -99,6 +120,10 @@ METHODS = {
   "trajectory balance, off-policy": Method(trajectory_balance, "group", "data"),
   "preference pairs, exact weights": Method(preference, "pair", "data", learned=False),
   "preference pairs, learned multipliers": Method(preference, "pair", "data"),
+}
+COHERENT = {
+  "QEMPO-C": Method(_coherent("score_function"), "group", "policy"),
+  "QEMPO-C, Rao-Blackwell": Method(_coherent("rao_blackwell"), "group", "policy"),
 }
 CONTROLS = {
   "control: token-only entropy bonus": Method(token_entropy_bonus, "group", "policy"),
@@ -132,7 +157,7 @@ def enumerated_loss(
     responses: all of them, leading axis N.
     data_log_probs: [N] of the data, nats.
     key: not used.
-    multipliers: "quality" and "kl".
+    multipliers: "quality", "kl" and "coherence".
 
   Returns:
     Scalar; the probabilities of groups and pairs are detached.
