@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from collections.abc import Sequence
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -18,9 +19,11 @@ from experiments import overrides
 from experiments.run import compilations
 from experiments.run import distributed
 from qempo_jax.errors import InputError
+from qempo_jax.paths import expand_path
 
 Main = Callable[..., None]  # (config, workdir, dry_run, and any of _FLAGS by name)
 
+_LONG = re.compile(r"(\S{300})\S+(\S{30})")  # A word of a message that is no word.
 _OVERRIDE = re.compile(r"--config\.(?P<key>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
 
@@ -48,6 +51,8 @@ def run(
       only keys of these groups may be set.
   """
   workdir = None
+  with contextlib.suppress(AttributeError):  # A replaced stream.
+    sys.stdout.reconfigure(errors="backslashreplace")  # Texts may hold what the terminal's encoding lacks.
   try:
     own = [name for name in _FLAGS if name in inspect.signature(main).parameters]
     arguments, extra = _parser(description, example, needs_workdir, own, of_run is not None).parse_known_args(argv)
@@ -60,7 +65,14 @@ def run(
     if arguments.dry_run and distributed.is_writer():
       print(overrides.resolved(config))
   except InputError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = _LONG.sub(r"\1...\2", " ".join(str(error).split()))
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+  except OSError as error:  # The machine's own: a full or read-only disk, a folder that is gone, too many open files.
+    if error.errno is None:
+      raise
+    what = f"{error.filename}: " if error.filename else ""
+    print(f"error: {what}{error.strerror}; mend the cause, then start the same command again", file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
     kept = f"; what it has written is in {workdir}" if workdir and workdir.exists() else ""
@@ -124,7 +136,9 @@ def load_config(path: pathlib.Path) -> ConfigDict:
     config = module.get_config(argument) if marked else module.get_config()
   except InputError:
     raise
-  except Exception as error:  # A config is a program of the user's: say where it fails, for every exception.
+  except KeyboardInterrupt:
+    raise
+  except BaseException as error:  # A config is a program of the user's: say where it fails, for every exception.
     raise InputError(_config_failure(path, error)) from error
   if not isinstance(config, ConfigDict):
     raise InputError(f"get_config() of {path} returns {type(config).__name__}: it must return a ConfigDict.")
@@ -188,7 +202,10 @@ def _parser(
 
 
 def _path(text: str) -> pathlib.Path:
-  return pathlib.Path(text).expanduser()
+  try:
+    return expand_path(text)
+  except InputError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _split_override(argument: str) -> tuple[str, str]:
@@ -202,7 +219,7 @@ def _split_override(argument: str) -> tuple[str, str]:
   raise InputError(f"Unknown argument {argument}: {hint}")
 
 
-def _config_failure(path: pathlib.Path, error: Exception) -> str:
+def _config_failure(path: pathlib.Path, error: BaseException) -> str:
   """Says in one line where and why a config file failed."""
   if isinstance(error, SyntaxError) and error.filename == str(path):
     return f"{path}, line {error.lineno}: {error.msg}; correct the config file."

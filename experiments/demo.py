@@ -15,6 +15,7 @@ from experiments.compile import dry_run as dry_runs
 from experiments.configured import constraints as build_constraints
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
+from experiments.measure import sample_files
 from experiments.measure import samples_once
 from experiments.run import metrics_file
 from experiments.run import workdir as workdirs
@@ -88,7 +89,7 @@ def train_and_sample(config, method, folder, policy, evaluate) -> list[dict]:
 def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
   """Summarises all samples, prints the table and writes the report."""
   names = ["base", *(samples_once.run_name(method, seed) for method in config.methods for seed in config.seeds)]
-  rows = [row for name in names for row in read_jsonl(workdir / "samples" / f"{name}.jsonl")]
+  rows = [row for name in names for row in sample_files.of_file(workdir / "samples" / f"{name}.jsonl")]
   metrics = {
     method: metrics_file.read(workdir / samples_once.run_name(method, config.seeds[0]) / metrics_file.NAME)
     for method in config.methods
@@ -110,11 +111,6 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
 
 def _baseline(methods) -> str:
   return next((method for method in methods if method.startswith("grpo")), "base")
-
-
-def read_jsonl(path: pathlib.Path) -> list[dict]:
-  """The objects of a JSON Lines file."""
-  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ from experiments.configured import policy as build_policy
 from experiments.run import workdir as workdirs
 from qempo_jax.models import export
 from qempo_jax.models import verify_export
+from qempo_jax.paths import expand_path
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | None = None) -> None:
   """Writes a checkpoint of the workdir, or the config's own model where nothing was trained there."""
   build.check_one_method(config)
   settings = config.export
-  target = pathlib.Path(settings.target).expanduser() if settings.target else workdir / "export"
+  target = expand_path(settings.target) if settings.target else workdir / "export"
   export.check_target(target)
   if dry_run:
     policy = build_policy.policy(config)

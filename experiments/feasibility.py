@@ -21,6 +21,7 @@ from experiments.measure.reference import Measured
 from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import intervals
+from qempo_jax.paths import write_atomically
 
 MAX_PROMPTS = 32  # spread evenly over the training rows
 
@@ -49,9 +50,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   results = report(config, programs, found)
   results["seconds"] = time.monotonic() - started
   path = workdir / "feasibility.json"
-  workdirs.write_atomically(
-    path, json.dumps(feasibility_tables.json_numbers(results), indent=1, allow_nan=False) + "\n"
-  )
+  write_atomically(path, json.dumps(feasibility_tables.json_numbers(results), indent=1, allow_nan=False) + "\n")
   feasibility_tables.show(results, Console())
   print(f"Written to {path}")
 

@@ -24,6 +24,7 @@ from qempo_jax.data import columns
 from qempo_jax.data import pair_selection
 from qempo_jax.data import preferences
 from qempo_jax.errors import InputError
+from qempo_jax.paths import write_atomically
 from qempo_jax.rewards import registry
 
 FILE, SCORED_FILE = "pairs.jsonl", "scored.jsonl"
@@ -58,7 +59,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   if not found:
     raise InputError("no prompt's samples make a pair; raise sampling.group_size, or loosen make_pairs.good and bad")
   file = workdir / (SCORED_FILE if select is None else FILE)
-  workdirs.write_atomically(file, "".join(json.dumps(row) + "\n" for row in found))
+  write_atomically(file, "".join(json.dumps(row) + "\n" for row in found))
   print(f"{len(found)} {'prompts' if select is None else 'pairs'} in {file}; {without} prompts made none")
 
 

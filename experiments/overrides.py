@@ -7,7 +7,6 @@ number, and ends a mistyped key in a traceback.
 import ast
 from collections.abc import Iterator
 import difflib
-import json
 import pathlib
 from typing import Any
 
@@ -17,6 +16,8 @@ from ml_collections.config_dict import RequiredValueError
 
 from configs import base
 from qempo_jax.errors import InputError
+from qempo_jax.errors import cause
+from qempo_jax.paths import read_json
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _EXPECTED = {
@@ -67,27 +68,29 @@ def of_json(path: pathlib.Path) -> ConfigDict:
   Raises:
     InputError: the file is damaged, or of a version with other keys.
   """
+  saved = read_json(path, "give --config=FILE")
+  one = lambda tree: "method" in tree and "steps" in tree
+  if not any(map(one, (saved, *(t for t in saved.values() if isinstance(t, dict))))):
+    raise InputError(f"{path} holds no config of a run: give --config=FILE.")
   try:
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    one = lambda tree: "method" in tree and "steps" in tree
-    if not isinstance(saved, dict) or not any(map(one, (saved, *(t for t in saved.values() if isinstance(t, dict))))):
-      raise ValueError
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} holds no config of a run: give --config=FILE.") from error
-  if one(saved):
-    return _filled(base.get_config(), saved)
-  groups = {
-    name: _filled(base.get_config(), tree) if isinstance(tree, dict) and one(tree) else tree
-    for name, tree in saved.items()
-  }
-  return ConfigDict({name: _tuples(value) for name, value in groups.items()})
+    if one(saved):
+      return _filled(base.get_config(), saved)
+    groups = {
+      name: _filled(base.get_config(), tree) if isinstance(tree, dict) and one(tree) else tree
+      for name, tree in saved.items()
+    }
+    return ConfigDict({name: _tuples(value) for name, value in groups.items()})
+  except (TypeError, ValueError) as error:
+    raise InputError(f"{path} has a value of another type ({cause(error)}): give --config=FILE.") from error
 
 
 def _filled(config: ConfigDict, saved: dict[str, Any]) -> ConfigDict:
   """The config with the saved values; keys that it lacks, such as a constraint of the user's own, are added."""
   with config.unlocked():
     for name, value in saved.items():
-      if isinstance(value, dict) and name in config:
+      if isinstance(config.get(name), ConfigDict):
+        if not isinstance(value, dict):
+          raise TypeError(f"{name} is no group of keys")
         _filled(config[name], value)
       else:
         config[name] = ConfigDict(value) if isinstance(value, dict) else _tuples(value)
@@ -189,5 +192,5 @@ def _literal(text: str) -> Any:
   """Reads a Python literal, and anything else as a string."""
   try:
     return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
     return text

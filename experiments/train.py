@@ -16,6 +16,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   build.check_one_method(config)
   lock = distributed.is_writer()  # one lock a run, which may be many processes
   workdirs.check_workdir(workdir, config, lock=lock)  # a mistake is said before the model is loaded
+  build.saving(config).check(workdir)
   run = build.run(config)
   print(run.line)
   if dry_run:

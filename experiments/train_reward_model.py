@@ -10,6 +10,7 @@ from experiments.compile import dry_run as dry_runs
 from experiments.run import metrics_file
 from experiments.run import workdir as workdirs
 from experiments.run.display import Display
+from qempo_jax.paths import write_atomically
 from qempo_jax.rewards import reward_model
 
 RESULTS = "results.json"
@@ -19,6 +20,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Trains on preference pairs; writes metrics.jsonl, checkpoints, results.json and model/, which others load."""
   build.check_one_method(config)
   workdirs.check_workdir(workdir, config)  # a mistake is said before the model is loaded
+  build.saving(config).check(workdir)
   run, plan = build.reward_run(config)
   print(run.line)
   if dry_run:
@@ -43,7 +45,7 @@ def train(run: loop.Run, workdir: pathlib.Path, display) -> dict:
   rows = metrics_file.read(workdir / metrics_file.NAME)  # of all steps, those before a resumption too
   results["training_seconds"] = sum(row["seconds"] for row in rows)
   results |= run.batches.results(trained) | {"config": run.config}
-  workdirs.write_atomically(workdir / RESULTS, json.dumps(results, indent=1) + "\n")
+  write_atomically(workdir / RESULTS, json.dumps(results, indent=1) + "\n")
   run.batches.export(workdir / reward_model.EXPORT_FOLDER, trained)
   return results
 

@@ -4,6 +4,7 @@ import ast
 import importlib
 from typing import Any
 
+from qempo_jax import errors
 from qempo_jax.errors import InputError
 
 
@@ -39,14 +40,11 @@ def load(path: str, what: str) -> Any:
     InputError: the object does not exist, or its module cannot be imported.
   """
   module, _, name = path.rpartition(".")
-  try:
+  remedy = (
+    f"give package.module.name: a file {module.partition('.')[0]}.py in the folder you start from, or on PYTHONPATH"
+  )
+  with errors.user_code(f"{what} {path!r} cannot be imported:", remedy):
     return getattr(importlib.import_module(module), name)
-  except (Exception, SystemExit) as error:  # A user's module may raise anything, or call sys.exit.
-    reason = f"{type(error).__name__}: {error}"
-    raise InputError(
-      f"{what} {path!r} cannot be imported ({reason}); give package.module.name: a file"
-      f" {module.partition('.')[0]}.py in the folder you start from, or on PYTHONPATH"
-    ) from error
 
 
 def _dotted(node: ast.AST) -> str:

@@ -1,5 +1,7 @@
 """The command line: overrides with their types, one clear line for each mistake, exit codes."""
 
+import errno
+import os
 import pathlib
 import re
 import subprocess
@@ -200,6 +202,26 @@ def test_input_errors_of_the_program_are_one_line(call, capsys):
   assert failure(call, capsys, main=main) == "error: the floor is too high"
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EMFILE])
+def test_a_fault_of_the_machine_is_one_line(call, capsys, number):
+  def main(*_):
+    raise OSError(number, os.strerror(number), "a/file")
+
+  assert failure(call, capsys, main=main).startswith(f"error: a/file: {os.strerror(number)}; mend the cause")
+
+
+def test_no_word_of_a_message_fills_the_screen(call, capsys):
+  assert len(failure(call, capsys, f"--config.seed={'(' * 30_000}")) < 800
+  assert (
+    len(failure(call, capsys, f"--config.note={'-' * 30_000}1", "--config.seed=x")) < 800
+  )  # MemoryError of the parser
+
+
+def test_a_config_that_exits_does_not_end_the_program_in_success(call, capsys, config_file):
+  config_file.write_text("import sys\n\nsys.exit(0)\n")
+  assert "line 3: SystemExit: 0; correct the config file" in failure(call, capsys)
+
+
 def test_an_interrupt_exits_130_and_says_what_is_kept(call, capsys):
   def main(config, workdir, dry_run):
     workdir.mkdir()
@@ -253,5 +275,13 @@ def test_a_program_that_reads_a_run_takes_its_config_from_the_workdir(tmp_path, 
   config.export.dtype = "bfloat16"
   assert got[0].to_dict() == config.to_dict() and got[0].is_locked
   assert "--config.steps is the run's own" in failure(call, capsys, "--config.steps=3")
-  (tmp_path / "config.json").write_text('{"method"')
-  assert "holds no config of a run" in failure(call, capsys)
+  for text, words in (
+    ('{"method"', "cannot be read"),
+    ("null", "is no JSON object"),
+    ('{"method": "qempo"}', "holds no config of a run"),
+    ('{"method": "qempo", "steps": "x"}', "has a value of another type"),
+    ('{"method": "qempo", "steps": 1, "constraints": null}', "has a value of another type"),
+  ):
+    (tmp_path / "config.json").write_text(text)
+    line = failure(call, capsys)
+    assert words in line and "give --config=FILE" in line

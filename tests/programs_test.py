@@ -1,5 +1,6 @@
 """Every verb of `experiments`: a help that fits a screen, a dry run that says all and writes nothing, exit codes."""
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -125,6 +126,21 @@ def test_a_dry_run_of_online_training(dry, config):
 
 def test_a_dry_run_shows_overrides(dry):
   assert "\n  seed=77\n" in dry(train, "--config.seed=77")
+
+
+def test_a_dry_run_refuses_what_a_first_step_would(dry, monkeypatch, capsys):
+  policy = _policy()
+  splash = policy._replace(config=dataclasses.replace(policy.config, attention="splash"))
+  monkeypatch.setattr(build_policy, "policy", lambda config: splash)
+  for argument, words in (
+    ("--config.seed=1", "compute.attention=splash"),
+    ("--config.checkpoint.folder=/dev/null/a", ""),
+    ("--config.checkpoint.folder=/dev/null", "Can't write the checkpoints' folder /dev/null"),
+  ):
+    with pytest.raises(SystemExit):
+      dry(train, *[argument, "--config.checkpoint.every=0"])
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("module", [make_pairs, feasibility, evaluate], ids=lambda module: module.__name__)

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from experiments.plan import Policy
-from experiments.run import workdir as workdirs
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import reward_head
+from qempo_jax.paths import read_json
+from qempo_jax.paths import write_atomically
 from qempo_jax.train import reward_step
 
 PARTS = ("train", "validation", "heldout")
@@ -107,7 +108,7 @@ class RewardRows:
     mark = {"pairs": fingerprint(self._parts), "tokens": total, "width": width, "done": 0}
     mark |= {"model": model.source, "dtype": model.config.compute_dtype, "blocks": reward_head.frozen_blocks(frozen)}
     if state.exists() and path.exists():
-      earlier = json.loads(state.read_text(encoding="utf-8"))
+      earlier = read_json(state, "remove it; the blocks' outputs are computed again")
       mark["done"] = earlier["done"] if earlier | {"done": 0} == mark else 0
     if not mark["done"]:
       _reserve(path, 4 * total * width)
@@ -128,7 +129,7 @@ class RewardRows:
       if start // size % 20 == 19 or start + size >= len(order):
         self._hidden.flush()
         mark["done"] = min(start + size, len(order))
-        workdirs.write_atomically(state, json.dumps(mark) + "\n")
+        write_atomically(state, json.dumps(mark) + "\n")
         note(f"frozen blocks: {mark['done']} of {len(order)} pairs")
 
 

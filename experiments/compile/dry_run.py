@@ -21,8 +21,16 @@ GIB = 2**30
 
 
 def describe(plan: Plan) -> str:
-  """Shapes of one run's model and batches, and the memory that one of its devices needs at least."""
+  """Shapes of one run's model and batches, and the memory that one of its devices needs at least.
+
+  Its programs are traced, not compiled.
+
+  Raises:
+    InputError: the first step or sample would be refused, such as an attention that these devices lack.
+  """
   steps = programs.of_plan(plan)
+  for program in steps:
+    program.jitted.trace(*program.arguments, **program.options)
   return "\n".join([model_line(plan.policy), *_batches(steps), memory_line(memory(plan, steps), plan.policy)])
 
 

@@ -21,13 +21,14 @@ from experiments.configured import policy as build_policy
 from experiments.measure import enumerable
 from experiments.measure import text_figures
 from experiments.run import checkpoints
-from experiments.run import workdir as workdirs
 from experiments.run.display import Display
 from qempo_jax import exact
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import equivalence
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import solutions
+from qempo_jax.paths import read_json
+from qempo_jax.paths import write_atomically
 from qempo_jax.rewards import answers
 from qempo_jax.rewards import registry
 
@@ -128,7 +129,7 @@ def check_made(config, workdir: pathlib.Path, checkpoint: str | int | None) -> N
   """Raises InputError where a run was measured at another checkpoint than the one that is asked for now."""
   for run in planned(config):
     path = _result(workdir, run)
-    made = json.loads(path.read_text(encoding="utf-8")).get("checkpoint") if path.exists() else None
+    made = _read(path).get("checkpoint") if path.exists() else None
     asked = _asked_checkpoint(config_of(config, run), checkpoint)
     if made not in (None, asked):
       raise InputError(f"{path} is of --checkpoint={made}, not {asked}: remove that file, or choose another --workdir")
@@ -136,7 +137,11 @@ def check_made(config, workdir: pathlib.Path, checkpoint: str | int | None) -> N
 
 def read(config, workdir: pathlib.Path) -> list[dict]:
   """The results of all runs."""
-  return [json.loads(_result(workdir, run).read_text(encoding="utf-8")) for run in planned(config)]
+  return [_read(_result(workdir, run)) for run in planned(config)]
+
+
+def _read(path: pathlib.Path) -> dict:
+  return read_json(path, "remove it, and the same command measures that run again")
 
 
 def _keeps_checkpoints(config, of_run) -> bool:
@@ -220,7 +225,7 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run], checkpoint: str |
     rows = build_data.evaluation_rows(of_run)
     evaluate = build.evaluator(of_run, policy, rows, build_data.reward(of_run), judge)
     rows = evaluate(params, method=run.method, seed=run.seed)
-    workdirs.write_atomically(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     names, figures = sampled_figures(rows)
     _write(workdir, run, names, figures, time.monotonic() - started, of_checkpoint)
     if of_run.steps:
@@ -291,7 +296,7 @@ def _write(workdir, run: Run, prompts, figures, seconds, more: dict[str, str] | 
   }
   path = _result(workdir, run)
   path.parent.mkdir(parents=True, exist_ok=True)
-  workdirs.write_atomically(path, json.dumps(result) + "\n")
+  write_atomically(path, json.dumps(result) + "\n")
 
 
 def _asked(prompt) -> str:

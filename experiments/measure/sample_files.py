@@ -44,7 +44,7 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
   """
   files, notes = {}, []
   for path in sorted(folder.glob("*.jsonl")):
-    found = [_row(line, f"{path}, line {number}") for number, line in enumerate(_lines(path), start=1) if line.strip()]
+    found = of_file(path)
     unscored = [row for row in found if row.get("reward") is None]
     if unscored:
       _score(unscored, reward())
@@ -64,11 +64,13 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
   return list(_completed(rows)), notes
 
 
-def _lines(path: pathlib.Path) -> list[str]:
+def of_file(path: pathlib.Path) -> list[dict]:
+  """The rows of one file as they are; raises InputError as `read`."""
   try:
-    return path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"{path} can't be read ({error}): give UTF-8 text, one JSON object a line.") from error
+  return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _row(line: str, where: str) -> dict:
@@ -83,6 +85,8 @@ def _row(line: str, where: str) -> dict:
     ) from error
   if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
     raise InputError(f'{where} needs "prompt" and "completion", each a text.')
+  if "\\ud" in line.lower():  # a lone surrogate, half a character, can be neither written nor tokenized
+    row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
   row = {key: value for key, value in row.items() if value is not None or key in _MAY_BE_NULL}
   for field, (kinds, what) in _TYPES.items():
     value = row.get(field)

@@ -6,8 +6,9 @@ import pathlib
 from experiments import build
 from experiments.configured import constraints as build_constraints
 from experiments.configured import policy as build_policy
-from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
+from qempo_jax.paths import read_json
+from qempo_jax.paths import write_atomically
 
 
 def settings(config):
@@ -49,14 +50,13 @@ def write_once(config, workdir: pathlib.Path, name: str, what: str, make) -> Non
   made = {"policy": what} | {key: config.evaluation[key] for key in keys}
   path = workdir / "samples" / f"{name}.jsonl"
   beside = path.with_suffix(".json")
-  if (
-    path.exists() and beside.exists() and json.loads(beside.read_text(encoding="utf-8")) != json.loads(json.dumps(made))
-  ):
+  remedy = f"remove it and {path.name} to sample again"
+  if path.exists() and beside.exists() and read_json(beside, remedy) != json.loads(json.dumps(made)):
     raise InputError(
       f"{path} holds samples made in another way (see {beside}): remove both, or choose another --workdir."
     )
   if not path.exists():
-    workdirs.write_atomically(beside, json.dumps(made, indent=1) + "\n")
+    write_atomically(beside, json.dumps(made, indent=1) + "\n")
   run_once(workdir, name, make)
 
 
@@ -67,7 +67,7 @@ def run_once(workdir: pathlib.Path, name: str, make) -> None:
     print(f"{name}: done before, kept {path}")
     return
   text = "".join(json.dumps(row) + "\n" for row in make())
-  workdirs.write_atomically(path, text)
+  write_atomically(path, text)
 
 
 def run_name(method: str, seed: int) -> str:

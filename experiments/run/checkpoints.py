@@ -6,9 +6,11 @@ from typing import Any
 from typing import NamedTuple
 
 from experiments.plan import Plan
+from experiments.run import workdir as workdirs
 from qempo_jax.constraints import Constraint
 from qempo_jax.errors import InputError
 from qempo_jax.models import lora
+from qempo_jax.paths import expand_path
 from qempo_jax.train.checkpoint import Checkpoints
 
 
@@ -25,7 +27,14 @@ class Saving(NamedTuple):
 
   def place(self, workdir: pathlib.Path):
     """The folder of the checkpoints; it may be a bucket's."""
-    return self.folder or workdir / "checkpoints"
+    if not self.folder:
+      return workdir / "checkpoints"
+    return self.folder if "://" in self.folder else expand_path(self.folder)
+
+  def check(self, workdir: pathlib.Path) -> None:
+    """Raises InputError if the folder of the checkpoints can neither be written nor made; a bucket is not asked."""
+    if self.every >= 0 and "://" not in self.folder:
+      workdirs.check_writable(self.place(workdir), "the checkpoints' folder", "choose another checkpoint.folder")
 
   def open(self, workdir: pathlib.Path, *, read_only: bool = False, note=print) -> Checkpoints | None:
     """The run's checkpoints, or None where it wants none."""

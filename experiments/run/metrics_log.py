@@ -3,54 +3,75 @@
 import contextlib
 import os
 import pathlib
+import time
 
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from experiments.run import distributed
 from experiments.run import metrics_file
-from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
+from qempo_jax.paths import write_atomically
+
+_FLUSH_SECONDS = 120.0
 
 
 class MetricsLog:
-  """`metrics.jsonl`, one JSON object a step, and the same as TensorBoard events beside it."""
+  """`metrics.jsonl`, one JSON object a step, and the same as TensorBoard events beside it.
+
+  Events are written by this thread: tensorboardX's SummaryWriter has its own, and waits for ever once that one met a full disk.
+  """
 
   def __init__(self, path: pathlib.Path, *, keep: int):
     """Keeps the first `keep` steps of an earlier run, and drops later ones; to be called once their state is restored."""
-    self._path, self._board = path, None
+    self._path, self._events, self._flushed = path, None, time.monotonic()
     if not distributed.is_writer():
       return
     found = metrics_file.read(path, note=lambda line: None)  # `Saver.restore` says what is damaged
     kept = "".join(metrics_file.line(row) for row in found if row["step"] <= keep)
     if path.exists() and path.read_bytes() != kept.encode():
-      workdirs.write_atomically(path, kept)
-    board = str(path.parent / "tensorboard")
-    self._board = tensorboardX.SummaryWriter(board, write_to_disk=True, purge_step=keep + 1 if found else None)
+      write_atomically(path, kept)
+    with self._writing():
+      folder = path.parent / "tensorboard"
+      folder.mkdir(exist_ok=True)
+      self._events = event_file_writer.EventsWriter(str(folder / "events"))
+      if found:  # TensorBoard hides what an earlier life wrote from here on.
+        self._events.write_event(Event(step=keep + 1, file_version="brain.Event:2"))
+        self._events.write_event(Event(step=keep + 1, session_log=SessionLog(status=SessionLog.START)))
 
   def write(self, metrics) -> None:
     """Appends one step, on the first process alone."""
-    if self._board is None:
+    if self._events is None:
       return
-    try:
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items() if value is not None]
+    with self._writing():
       with open(self._path, "a", encoding="utf-8") as file:
         file.write(metrics_file.line(metrics))
+      self._events.write_event(Event(wall_time=time.time(), step=metrics["step"], summary=Summary(value=values)))
+      if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+        self._flushed = time.monotonic()
+        self._events.flush()
+
+  @contextlib.contextmanager
+  def _writing(self):
+    try:
+      yield
     except OSError as error:
       raise InputError(
-        f"{self._path} cannot be written ({error.strerror}); the last checkpoint stands: free space there, then start"
-        " the same command again"
+        f"{self._path} or tensorboard/ beside it cannot be written ({error.strerror}); the last checkpoint stands: free"
+        " space there, then start the same command again"
       ) from error
-    for name, value in metrics.items():
-      if value is not None:
-        self._board.add_scalar(name, value, metrics["step"])
 
   def sync(self) -> None:
     """Returns once all rows are on the disk itself."""
-    if self._board is not None and self._path.exists():
-      with open(self._path, "rb") as file:
+    if self._events is not None and self._path.exists():
+      with self._writing(), open(self._path, "rb") as file:
         os.fsync(file.fileno())
 
   def close(self) -> None:
     """Writes out the events; a disk that is full then costs TensorBoard's curves, of which metrics.jsonl has every row."""
     with contextlib.suppress(OSError):
-      if self._board is not None:
-        self._board.close()
+      if self._events is not None:
+        self._events.close()

@@ -1,8 +1,9 @@
-"""Notice to stop: Ctrl-C, SIGTERM, or what the platform told any process of the run."""
+"""Notice to stop: Ctrl-C, SIGTERM, the end of the terminal, or what the platform told any process of the run."""
 
 from collections.abc import Callable
 import os
 import signal
+import stat
 import sys
 import threading
 
@@ -27,8 +28,13 @@ class Notice:
   def __enter__(self):
     # Of several processes each must stop after the same step; JAX's own service listens to the signal and agrees on it.
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      for number, react in ((signal.SIGTERM, self._terminated), (signal.SIGINT, self._interrupted)):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
+      reactions = {
+        signal.SIGTERM: self._terminated,
+        signal.SIGINT: self._interrupted,
+        signal.SIGHUP: self._hung_up,
+      }
+      for number, react in reactions.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a background job ignores Ctrl-C, and nohup SIGHUP
           self._before[number] = signal.signal(number, react)
     return self
 
@@ -41,8 +47,8 @@ class Notice:
 
   @property
   def exit_code(self) -> int:
-    """130 after Ctrl-C, as a shell expects, else 0."""
-    return 130 if self._signal == signal.SIGINT else 0
+    """130 after Ctrl-C and 129 after the end of the terminal, as a shell expects, else 0."""
+    return 128 + self._signal if self._signal in (signal.SIGINT, signal.SIGHUP) else 0
 
   def came(self, step: int) -> bool:
     """True where the run must stop after this step; every process must ask after every step."""
@@ -57,6 +63,14 @@ class Notice:
       raise KeyboardInterrupt
     self._signal = signal.SIGINT
     self._note("finishing this step, then saving; Ctrl-C again stops at once")
+
+  def _hung_up(self, *_) -> None:
+    self._signal = signal.SIGHUP
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+      if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # a write to a terminal that is gone would raise
+        os.dup2(silence, descriptor)
+    os.close(silence)
 
   def _terminated(self, *_) -> None:
     self._signal = signal.SIGTERM

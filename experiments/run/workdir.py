@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict
 
 from configs import base
+from qempo_jax import paths
 from qempo_jax.errors import InputError
 
 # What a resumed run may have otherwise: where it runs and how often it saves, none of which says what it computes.
@@ -30,14 +31,19 @@ _held: dict[pathlib.Path, int] = {}  # File descriptors of this process's locks;
 def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: bool = True) -> None:
   """Raises what `open_workdir` would raise, and changes nothing: to be called before anything slow."""
   folder = _folder(workdir)
-  existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-  if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-    raise InputError(f"Can't write the workdir {folder} ({existing} is in the way): choose another --workdir.")
+  check_writable(folder, "the workdir", "choose another --workdir")
   if holds_run(folder):
     check_same(folder, json.loads(config.to_json_best_effort()))
   if lock and (folder / LOCK).exists() and folder.resolve() not in _held:
     with open(folder / LOCK, "rb") as file:
       _flock(file.fileno(), folder)
+
+
+def check_writable(folder: pathlib.Path, what: str, remedy: str) -> None:
+  """Raises InputError if a folder can neither be written nor made."""
+  existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+  if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    raise InputError(f"Can't write {what} {folder} ({existing} is in the way): {remedy}.")
 
 
 def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: bool = True) -> pathlib.Path:
@@ -65,7 +71,7 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: b
     if holds_run(folder):
       check_same(folder, json.loads(text))
     else:
-      write_atomically(folder / "config.json", text)
+      paths.write_atomically(folder / "config.json", text)
   except OSError as error:
     reason = error.strerror or str(error)
     raise InputError(f"Can't write the workdir {folder} ({reason}): choose another --workdir.") from error
@@ -81,32 +87,13 @@ def holds_run(folder: pathlib.Path) -> bool:
 
 def of_the_run(config: ConfigDict, workdir: pathlib.Path, groups: Sequence[str]) -> ConfigDict:
   """The config with the run's own settings in these groups: one run may be exported or evaluated in several ways."""
-  path = workdir / "config.json"
-  try:
-    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else config
-  except ValueError:
-    return config  # `open_workdir` says what is wrong with it
+  there = _saved(workdir) if (workdir / "config.json").is_file() else config
   same = ConfigDict(config.to_dict())
   for group in groups:
     del same[group]
-    if group in there:
+    if isinstance(there.get(group), (dict, ConfigDict)):
       same[group] = ConfigDict(dict(there[group]))
   return same
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that other readers, and a crash, see either the old contents or the whole new ones."""
-  descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(scratch, 0o644)
-    os.replace(scratch, path)
-  except BaseException:
-    pathlib.Path(scratch).unlink(missing_ok=True)
-    raise
 
 
 def _folder(workdir) -> pathlib.Path:
@@ -115,14 +102,17 @@ def _folder(workdir) -> pathlib.Path:
       f"The workdir {workdir} must be a folder of this machine, such as a mounted bucket; checkpoints alone may go to"
       " gs://BUCKET/FOLDER, by --config.checkpoint.folder."
     )
-  return pathlib.Path(workdir).expanduser()
+  return paths.expand_path(workdir)
 
 
 def _lock(folder: pathlib.Path) -> None:
   """Holds the folder's lock until this process ends, however it ends; the system gives it back."""
   if folder.resolve() in _held:
     return
-  descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+  if (folder / LOCK).is_symlink():
+    raise InputError(f"{folder / LOCK} is a symbolic link, which no run makes: remove it, or choose another --workdir.")
+  # A link is not followed: its target would be emptied.
+  descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
   try:
     _flock(descriptor, folder)
     os.truncate(descriptor, 0)
@@ -157,16 +147,8 @@ os.register_at_fork(after_in_child=_give_back_in_child)
 
 def check_same(folder: pathlib.Path, config: dict[str, Any]) -> None:
   """Raises InputError if the run in `folder` has another config; lists the first keys that differ."""
-  path = folder / "config.json"
-  try:
-    there = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(
-      f"{path} is damaged, so the run in {folder} can't be continued: choose another --workdir."
-    ) from error
-  if isinstance(there, dict) and (
-    "objective" in there or any("objective" in group for group in there.values() if isinstance(group, dict))
-  ):
+  there = _saved(folder)
+  if "objective" in there or any("objective" in group for group in there.values() if isinstance(group, dict)):
     raise InputError(
       f"{folder} holds a run of version 0.1.0, whose keys objective.* are config.method and config.constraints now: continue it"
       " with that version, or choose another --workdir."
@@ -175,6 +157,10 @@ def check_same(folder: pathlib.Path, config: dict[str, Any]) -> None:
     raise InputError(
       f"{folder} holds the run of another config ({differing}): set those keys back, or choose another --workdir."
     )
+
+
+def _saved(folder: pathlib.Path) -> dict[str, Any]:
+  return paths.read_json(folder / "config.json", f"so the run in {folder} can't be continued: choose another --workdir")
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:

@@ -15,12 +15,12 @@ import numpy as np
 
 from configs import base
 from experiments.run import metrics_file
-from experiments.run import workdir as workdirs
 from qempo_jax.evaluation import diversity_metrics
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import lexical
 from qempo_jax.evaluation import sentence_encoder
 from qempo_jax.evaluation import syntactic
+from qempo_jax.paths import write_atomically
 
 RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
 MEANS = ("entropy", "log_prob", "ref_log_prob", "num_tokens", "truncated")
@@ -124,7 +124,7 @@ def _lines(path: pathlib.Path) -> list[dict]:
 def main(name: str, *folders: str) -> None:
   """Collects the runs and writes the file."""
   runs, out = collect([pathlib.Path(folder) for folder in folders]), RESULTS / f"{name}.json"
-  workdirs.write_atomically(out, "[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
+  write_atomically(out, "[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
   print(f"{len(runs)} runs in {out}")
 
 

@@ -22,8 +22,8 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 from configs.paper import models
 from experiments import cli
 from experiments import compile_check
-from experiments.run.workdir import write_atomically
 from qempo_jax.errors import InputError
+from qempo_jax.paths import write_atomically
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results" / "compile_check.json"

@@ -17,6 +17,7 @@ from experiments.configured import policy as build_policy
 from experiments.measure import exact_figures
 from experiments.run import workdir as workdirs
 from qempo_jax.data import pair_tokens
+from qempo_jax.paths import write_atomically
 from qempo_jax.rewards import open_list
 
 KL_MULTIPLIERS = (0.0, 0.5, 1.0, 2.0)  # mu of QEMPO-KL's optima
@@ -47,7 +48,7 @@ def main(config, workdir, dry_run):
     for name in here[0]["effective_answers"]:
       pair = np.mean([row["effective_answers"][name] for row in here], axis=0)
       print(f"  {name:24s} {pair[0]:6.2f} {pair[1]:6.2f}")
-  workdirs.write_atomically(workdir / "optima.json", json.dumps({"prompts": found}, indent=1) + "\n")
+  write_atomically(workdir / "optima.json", json.dumps({"prompts": found}, indent=1) + "\n")
 
 
 def optima_of(row, responses, log_q, size) -> dict:

@@ -137,7 +137,11 @@ def whole_row(row: Entry) -> str:
 def _short(value) -> str:
   """A value in at most 100 characters, different for different values."""
   text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-  return text if len(text) <= 100 else f"{text[:80]}... {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+  return (
+    text
+    if len(text) <= 100
+    else f"{text[:80]}... {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+  )
 
 
 def pair_scores(row: Entry) -> tuple[float, float] | None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import zlib
 
 from qempo_jax.errors import InputError
+from qempo_jax.paths import expand_path
 
 SUFFIXES = {"jsonl": (".jsonl", ".json", ".ndjson"), "parquet": (".parquet", ".pq")}
 
@@ -41,7 +42,7 @@ def matching(pattern: str) -> list[pathlib.Path]:
   """
   if "://" in pattern:
     return _remote(pattern)
-  path = pathlib.Path(pattern).expanduser()
+  path = expand_path(pattern)
   if path.is_file():
     return [path]
   names = sorted(glob.glob(str(path), recursive=True))

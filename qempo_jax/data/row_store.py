@@ -17,6 +17,7 @@ from typing import Any
 from qempo_jax.data import files
 from qempo_jax.data.files import RawRow
 from qempo_jax.errors import InputError
+from qempo_jax.paths import expand_path
 
 # Part of a stored data set's name; raise it when the stored format changes, so that old data sets are not read.
 VERSION = "1.0.0"
@@ -71,7 +72,7 @@ def open_folder(folder: str | os.PathLike[str], split: str) -> RowStore:
   Raises:
     InputError: there is no data set, it is damaged, or it has no split of that name.
   """
-  library, path = tfds(), pathlib.Path(folder).expanduser()
+  library, path = tfds(), expand_path(folder)
   if not (path / "dataset_info.json").is_file():
     raise InputError(
       f"{path} holds no dataset_info.json; name the folder of a prepared TFDS data set, with its version"

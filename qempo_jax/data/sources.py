@@ -25,6 +25,7 @@ from qempo_jax.data.examples import Scored
 from qempo_jax.data.files import RawRow
 from qempo_jax.errors import InputError
 from qempo_jax.models.demo_model import cache_dir
+from qempo_jax.paths import expand_path
 
 KINDS = "jsonl:PATH, parquet:PATH, tfds:NAME[/CONFIG][:SPLIT], tfds_dir:FOLDER[:SPLIT] or hf:ORG/NAME[:SPLIT]"
 # Bytes of local files beyond which their rows are kept on disk; smaller files are read into memory.
@@ -159,7 +160,7 @@ def _from_files(paths, kind, store_above) -> Sequence[RawRow]:
 
 def _tfds_folder(rest, store_above):
   del store_above
-  if pathlib.Path(rest).expanduser().is_dir():
+  if expand_path(rest).is_dir():
     return row_store.open_folder(rest, "train")
   folder, _, split = rest.rpartition(":")
   return row_store.open_folder(folder or rest, split if folder else "train")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import json
 import pathlib
 import re
 from typing import TYPE_CHECKING
 from typing import Any
 
 from qempo_jax.errors import InputError
+from qempo_jax.paths import read_json
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -59,15 +59,7 @@ def read_settings(folder: pathlib.Path, name: str) -> dict[str, Any]:
     InputError: it is no JSON object.
   """
   path = folder / name
-  if not path.is_file():
-    return {}
-  try:
-    values = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} cannot be read ({error}); copy the model's files again") from error
-  if not isinstance(values, dict):
-    raise InputError(f"{path} is no JSON object; copy the model's files again")
-  return values
+  return read_json(path, "copy the model's files again") if path.is_file() else {}
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, settings: Iterable[Mapping[str, Any]] = ()) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 from qempo_jax.data import special_tokens
 from qempo_jax.data.special_tokens import stop_token_ids as stop_token_ids
 from qempo_jax.errors import InputError
+from qempo_jax.paths import expand_path
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -43,7 +44,7 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> PreTrainedTokenizerBas
     InputError: no tokenizer exists there, or it cannot be read; names the path and the remedy.
   """
   name = os.fspath(path_or_id)
-  path = pathlib.Path(name).expanduser()
+  path = expand_path(name)
   if path.suffix == ".gguf":
     return gguf_tokenizer(path)
   if path.is_file():

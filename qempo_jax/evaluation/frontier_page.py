@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import intervals
 from qempo_jax.evaluation import pages
-from qempo_jax.evaluation import report
+from qempo_jax.paths import write_atomically
 
 LABELS = {
   "base": "Base", "grpo": "GRPO", "grpo_bonus": "GRPO + bonus", "spl": "SPL", "mara": "MARA", "ucpo": "UCPO",
@@ -49,10 +49,10 @@ def write(directory: pathlib.Path, results: Mapping) -> pathlib.Path:
   config = results["config"]
   found = frontier.points(results["runs"])
   png = draw(found, config, results["curves"])
-  report.write_file(directory / "frontier.json", json.dumps(results).encode())
-  report.write_file(directory / "frontier.png", png)
-  report.write_file(directory / "frontier.tex", latex(found, config).encode())
-  report.write_file(directory / "index.html", render(found, results, png).encode())
+  write_atomically(directory / "frontier.json", json.dumps(results))
+  write_atomically(directory / "frontier.png", png)
+  write_atomically(directory / "frontier.tex", latex(found, config))
+  write_atomically(directory / "index.html", render(found, results, png))
   return directory / "index.html"
 
 

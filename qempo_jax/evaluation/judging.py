@@ -9,13 +9,14 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import json
 import os
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
 from qempo_jax.errors import InputError
+from qempo_jax.errors import cause
 from qempo_jax.evaluation import intervals
+from qempo_jax.paths import expand_path
 
 Judge = Callable[[str, str, str], float]  # Prompt, first answer, second answer -> preference for the first, 0 to 1.
 
@@ -79,21 +80,29 @@ def read(path: str | os.PathLike) -> Judgements:
   """
   pairs: dict[tuple[str, str, str], dict[bool, float]] = {}
   words = {"ours": 1.0, "tie": 0.5, "other": 0.0}
-  with pathlib.Path(path).open(encoding="utf-8") as lines:
-    for number, line in enumerate(lines, start=1):
-      if not line.strip():
-        continue
-      where = f"{path}, line {number}"
-      try:
-        row = json.loads(line)
-        key, order, preference = (row["prompt"], row["ours"], row["other"]), row["ours_first"], row["preference"]
-      except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{where}: needs prompt, ours, other, ours_first and preference as JSON ({error}).") from error
-      if not isinstance(order, bool) or order in pairs.setdefault(key, {}):
-        raise InputError(f"{where}: ours_first is true or false, and each order of a pair stands once.")
-      pairs[key][order] = _checked(
-        words.get(preference, preference) if isinstance(preference, str) else preference, where
-      )
+  path = expand_path(path)
+  try:
+    lines = path.read_text(encoding="utf-8").split("\n")
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f"the judgements {path} cannot be read ({error}): name a file of JSON Lines.") from error
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
+    where = f"{path}, line {number}"
+    try:
+      row = json.loads(line)
+      key, order, preference = (row["prompt"], row["ours"], row["other"]), row["ours_first"], row["preference"]
+      if not all(isinstance(text, str) for text in key):
+        raise TypeError("prompt, ours and other are texts")
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+      raise InputError(
+        f"{where}: needs prompt, ours, other, ours_first and preference as JSON ({cause(error)})."
+      ) from error
+    if not isinstance(order, bool) or order in pairs.setdefault(key, {}):
+      raise InputError(f"{where}: ours_first is true or false, and each order of a pair stands once.")
+    pairs[key][order] = _checked(
+      words.get(preference, preference) if isinstance(preference, str) else preference, where
+    )
   for key, orders in pairs.items():
     if len(orders) < 2:
       raise InputError(f"{path}: the pair of prompt {key[0][:60]!r} was judged in one order only: judge the other too.")

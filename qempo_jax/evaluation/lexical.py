@@ -209,7 +209,7 @@ def compression_ratio(texts: Sequence[str]) -> float:
   0.1 (gzip's header outweighs a very short text) upward. Higher means more repetition, within and between texts, of
   strings at most 32 kB apart. It grows with length and number of texts. NaN without text.
   """
-  raw = " ".join(texts).encode()
+  raw = " ".join(texts).encode("utf-8", "replace")
   if not raw:
     return float("nan")
   packer = zlib.compressobj(9, zlib.DEFLATED, 31)  # 31: gzip's header and the largest window.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import json
 import os
 import pathlib
-import tempfile
 
 from rich import box
 from rich.table import Table
@@ -17,6 +16,7 @@ from qempo_jax.evaluation import pages
 from qempo_jax.evaluation import plots
 from qempo_jax.evaluation.rows import METHOD_LABELS
 from qempo_jax.evaluation.rows import SPLIT_LABELS
+from qempo_jax.paths import write_atomically
 
 
 def write_report(
@@ -40,10 +40,10 @@ def write_report(
   directory.mkdir(parents=True, exist_ok=True)
   results = dict(results) | {"warnings": [*results["warnings"], *alarms.training_warnings(metrics)]}
   all_plots = _plots(results, metrics)
-  write_file(directory / "results.json", json.dumps(results, indent=2, allow_nan=False, default=str).encode())
+  write_atomically(directory / "results.json", json.dumps(results, indent=2, allow_nan=False, default=str))
   for name, (png, _) in all_plots.items():
-    write_file(directory / f"{name}.png", png)
-  write_file(directory / "index.html", page.render(results, all_plots, rows).encode())
+    write_atomically(directory / f"{name}.png", png)
+  write_atomically(directory / "index.html", page.render(results, all_plots, rows))
   return directory / "index.html"
 
 
@@ -117,16 +117,3 @@ def _plots(results, metrics):
       caption = f"Answers to one prompt ({SPLIT_LABELS.get(split, split)}): “{answers['prompt']}”"
       images[f"answers_{split}"] = (plots.answers_plot(answers), caption)
   return images
-
-
-def write_file(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file atomically: under another name first, then renamed."""
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(data)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-    raise

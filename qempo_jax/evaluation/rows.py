@@ -59,6 +59,10 @@ def check_rows(rows: Sequence[Mapping], reward_range: tuple[float, float] | None
   """Raises InputError, with row and field, if a field is missing, or a number not finite or out of range."""
   if not rows:
     raise InputError("There are no evaluation rows to summarise: sample some completions first.")
+  if reward_range is not None and not (len(reward_range) == 2 and reward_range[0] < reward_range[1]):
+    raise InputError(
+      f"evaluation.reward_range={tuple(reward_range)} must be the reward's least and greatest value, or () for none"
+    )
   for index, row in enumerate(rows):
     missing = [field for field in _FIELDS if field not in row]
     if missing:

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 
 from qempo_jax import call_text
+from qempo_jax import errors
 from qempo_jax.errors import InputError
 from qempo_jax.methods.method import Method
 
@@ -49,10 +50,8 @@ def resolve(text: str) -> Method:
   function = known.get(path) or call_text.load(path, "method")
   if isinstance(function, Method):
     return dataclasses.replace(function, name=text)
-  try:
+  with errors.user_code(f"method {text!r} cannot be made:", f"its settings: {_settings(function)}"):
     made = function(*(arguments or ()), **keywords)
-  except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-    raise InputError(f"method {text!r} cannot be made ({error}); its settings: {_settings(function)}") from error
   if not isinstance(made, Method):
     raise InputError(f"method {text!r} makes a {type(made).__name__}; it must return a qempo_jax.methods.Method")
   return dataclasses.replace(made, name=text)

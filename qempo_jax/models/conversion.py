@@ -10,6 +10,7 @@ from qempo_jax.models import gguf_files
 from qempo_jax.models import placing
 from qempo_jax.models import safetensors_files
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.paths import expand_path
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -31,7 +32,7 @@ def load(
   Raises:
     InputError: the source cannot be read, or is not a supported checkpoint.
   """
-  path = pathlib.Path(source).expanduser()
+  path = expand_path(source)
   if path.suffix in PICKLED:
     raise InputError(f"{path}: {safetensors_files.WHY_NO_PICKLE}")
   make_leaf = placing.on_host(dtype) if mesh is None else placing.onto_mesh(mesh, dtype=dtype)

@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 
 from qempo_jax.errors import InputError
+from qempo_jax.paths import expand_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,8 @@ DEMO_MODEL = PinnedFile(
 def cache_dir() -> pathlib.Path:
   """Folder of downloads: QEMPO_CACHE_DIR, or the platform's user cache."""
   if chosen := os.environ.get("QEMPO_CACHE_DIR"):
-    return pathlib.Path(chosen).expanduser()
-  home = pathlib.Path("~").expanduser()
+    return expand_path(chosen)
+  home = expand_path("~")
   if sys.platform == "win32":
     base = os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local"
   elif sys.platform == "darwin":

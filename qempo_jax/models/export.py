@@ -16,6 +16,7 @@ from qempo_jax.errors import InputError
 from qempo_jax.models import export_tensors
 from qempo_jax.models import hugging_face_out
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.paths import expand_path
 
 # Files that an exported model keeps from its source folder.
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
@@ -51,17 +52,17 @@ def export_model(
       file is left then.
   """
   tensors = export_tensors.to_hugging_face_names(params, config, dtype=dtype)
-  origin = pathlib.Path(source).expanduser() if source is not None else None
+  origin = expand_path(source) if source is not None else None
   description = _description(config, origin, tokenizer, dtype)
   with new_folder(target) as folder:
     if folder is None:  # Another host writes; this one takes part in gathering the tensors.
       for _ in tensors:
         pass
-      return pathlib.Path(target).expanduser()
+      return expand_path(target)
     export_tensors.write_safetensors(folder, tensors, max_shard_bytes=max_shard_bytes)
     write_json(folder / "config.json", description)
     write_companions(folder, tokenizer, origin)
-  return pathlib.Path(target).expanduser()
+  return expand_path(target)
 
 
 @contextlib.contextmanager
@@ -77,7 +78,7 @@ def new_folder(target: str | pathlib.Path) -> Iterator[pathlib.Path | None]:
   Raises:
     InputError: the target is not an empty folder, or its parent cannot be written.
   """
-  target = pathlib.Path(target).expanduser()
+  target = expand_path(target)
   if jax.process_index() > 0:
     yield None
     return
@@ -90,7 +91,9 @@ def new_folder(target: str | pathlib.Path) -> Iterator[pathlib.Path | None]:
   try:
     yield scratch
     for file in scratch.iterdir():
-      _sync(file)
+      if file.is_file():
+        file.chmod(0o644)  # Writers of weights make theirs for the owner alone.
+        _sync(file)
     scratch.chmod(0o755)
     if target.is_dir():
       target.rmdir()  # Fails unless it is empty.
@@ -166,6 +169,5 @@ def _stops(tokenizer, origin) -> dict[str, Any]:
 
 def _sync(file: pathlib.Path) -> None:
   """Waits until a file is on disk, so that the folder is renamed only after its contents are."""
-  if file.is_file():
-    with file.open("rb") as opened:
-      os.fsync(opened.fileno())
+  with file.open("rb") as opened:
+    os.fsync(opened.fileno())

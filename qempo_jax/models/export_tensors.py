@@ -134,4 +134,7 @@ def _save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
   import safetensors.numpy
 
   # Readers in PyTorch require this metadata.
-  safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+  try:
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+  except safetensors.SafetensorError as error:
+    raise InputError(f"{path.parent} cannot be written ({error}): free space there, or name another folder") from error

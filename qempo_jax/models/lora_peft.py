@@ -18,6 +18,7 @@ from qempo_jax.models import tensor_names
 from qempo_jax.models import transformer
 from qempo_jax.models.config import PROJECTIONS
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.paths import read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -129,12 +130,7 @@ def _take(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> 
 
 
 def _description(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    description = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} cannot be read ({error}); give the folder that peft's save_pretrained wrote") from error
-  if not isinstance(description, dict):
-    raise InputError(f"{path} is not a JSON object; give the folder that peft's save_pretrained wrote")
+  description = read_json(path, "give the folder that peft's save_pretrained wrote")
   if description.get("peft_type") != "LORA":
     raise InputError(f"{path}: peft_type={description.get('peft_type')!r} is not supported, only 'LORA'")
   for key in sorted(description.keys() - _FREE):

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import json
 import pathlib
 from typing import Any
 
@@ -18,6 +17,8 @@ from qempo_jax.models import reward_head
 from qempo_jax.models import safetensors_files
 from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.paths import expand_path
+from qempo_jax.paths import read_json
 
 _SCORE, _CLASSIFIER = "score.weight", "ForSequenceClassification"
 _CLASSES = {"llama": "Llama", "qwen2": "Qwen2"}
@@ -116,18 +117,15 @@ def export(
     if folder is None:
       for _ in tensors:  # Another host writes; this one takes part in gathering.
         pass
-      return pathlib.Path(target).expanduser()
+      return expand_path(target)
     export_tensors.write_safetensors(folder, tensors, max_shard_bytes=max_shard_bytes)
     model_export.write_json(folder / "config.json", content)
     if tokenizer is not None:
       tokenizer = copy.deepcopy(tokenizer)
       tokenizer.pad_token, tokenizer.padding_side = tokenizer.convert_ids_to_tokens(pad_token_id), "right"
       tokenizer.save_pretrained(folder)
-  return pathlib.Path(target).expanduser()
+  return expand_path(target)
 
 
 def _read(folder: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise InputError(f"{folder / 'config.json'} cannot be read ({error}); give a model folder") from error
+  return read_json(folder / "config.json", "give a model folder")

@@ -1,10 +1,8 @@
 """Reads a Hugging Face folder of `config.json` and safetensors, one file or shards with an index."""
 
 from collections.abc import Callable
-import json
 import pathlib
 import re
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +11,7 @@ from qempo_jax.errors import InputError
 from qempo_jax.models import hugging_face
 from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.paths import read_json
 
 WHY_NO_PICKLE = (
   "pickled weights (.bin, .pt) are never loaded, because opening a pickle runs whatever code it holds; save the "
@@ -52,7 +51,7 @@ def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
   Raises:
     InputError: a tensor or file is missing, unexpected, damaged or of another shape; the message names it.
   """
-  config = hugging_face.from_hugging_face(_read_json(folder / "config.json", "give a model folder"))
+  config = hugging_face.from_hugging_face(read_json(folder / "config.json", "give a model folder"))
   headers = stored_tensors(folder)
   check(headers, config, folder)
   return config, tensor_names.assemble(lambda name: get(headers[name], name), config, make_leaf)
@@ -88,16 +87,6 @@ def check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path)
     _check_tied(headers, folder)
 
 
-def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
-  try:
-    content = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} cannot be read ({error}); {remedy}") from error
-  if not isinstance(content, dict):
-    raise InputError(f"{path} is not a JSON object; {remedy}")
-  return content
-
-
 def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
   """Headers of all tensors of a checkpoint's folder, by name.
 
@@ -118,7 +107,7 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
 
 
 def _sharded(folder: pathlib.Path) -> dict[str, Stored]:
-  weight_map = _read_json(folder / INDEX, "fetch it again").get("weight_map")
+  weight_map = read_json(folder / INDEX, "fetch it again").get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise InputError(f"{folder / INDEX} has no weight_map; fetch it again")
   shards = {}

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import inspect
 import math
+import reprlib
 from typing import Any
 
 import numpy as np
 
 from qempo_jax import call_text
+from qempo_jax import errors
 from qempo_jax.errors import InputError
 
 _GIVEN = ("prompts", "completions")
+_LARGEST = float(np.finfo(np.float32).max)  # Larger scores would become infinite.
 
 
 def load(path: str) -> Callable:
@@ -108,16 +112,13 @@ def scores_or_nan(
 
 def _called(function, prompts, completions, columns) -> list:
   name = _name(function)
-  try:
+  if taken := next((column for column in _GIVEN if column in columns), None):
+    raise InputError(f"the data has a column named {taken!r}, the name of a reward function's own argument; rename it")
+  with errors.user_code(f"reward function {name} raised", "fix it and run again"):
     values = function(prompts=prompts, completions=completions, **columns)
-  except InputError:  # It has its own message.
-    raise
-  except Exception as error:  # A user's code may raise anything.
-    raise InputError(f"reward function {name} raised {type(error).__name__}: {error}; fix it and run again") from error
-  try:
+    if not isinstance(values, Iterable):
+      raise InputError(f"reward function {name} returned {type(values).__name__}; it must return a list")
     values = list(values)
-  except TypeError as error:
-    raise InputError(f"reward function {name} returned {type(values).__name__}; it must return a list") from error
   if len(values) != len(completions):
     raise InputError(f"reward function {name} returned {len(values)} scores for {len(completions)} completions")
   return values
@@ -126,12 +127,12 @@ def _called(function, prompts, completions, columns) -> list:
 def _as_array(function, values, completions, requirement) -> np.ndarray:
   for index, value in enumerate(values):
     try:
-      finite = math.isfinite(value)
-    except (TypeError, OverflowError):
+      finite = math.isfinite(value) and abs(float(value)) <= _LARGEST
+    except Exception:  # Of a type that is no number.
       finite = False
     if not finite:
       raise InputError(
-        f"reward function {_name(function)} returned {value!r:.80} for completion {index}"
+        f"reward function {_name(function)} returned {reprlib.repr(value):.80} for completion {index}"
         f" ({completions[index]!r:.80}); {requirement}"
       )
   return np.asarray([float(value) for value in values], np.float32)

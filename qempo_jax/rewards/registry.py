@@ -9,6 +9,7 @@ my_package.rewards.Brevity(limit=3)         a user's class, or a function that r
 from collections.abc import Callable
 
 from qempo_jax import call_text
+from qempo_jax import errors
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import checked
 
@@ -51,10 +52,10 @@ def resolve(text: str) -> Callable:
   factory = checked.load(SHORT_NAMES.get(path, path))
   if arguments is None and not isinstance(factory, type):
     return factory
-  try:
+  with errors.user_code(
+    f"reward {text!r} cannot be made:", f"are settings missing or too many? write {path}(name=value)"
+  ):
     reward = factory(*(arguments or ()), **keywords)
-  except TypeError as error:
-    raise InputError(f"reward {text!r} has settings missing or too many ({error}); write {path}(name=value)") from error
   if not callable(reward):
     raise InputError(f"reward {text!r} makes a {type(reward).__name__}; it must make a reward function")
   return reward

@@ -49,12 +49,22 @@ def test_a_file_gives_what_asking_gives(tmp_path):
     ([ROW | {"preference": "mine"}], "from 0 to 1"),
     ([ROW | {"preference": 1.5}], "from 0 to 1"),
     ([{"prompt": "p"}], "line 1"),
+    ([ROW | {"prompt": ["p"]}], "line 1: needs prompt"),
     ([], "no judgements"),
   ],
 )
 def test_a_bad_file_is_named(tmp_path, rows, message):
   with pytest.raises(InputError, match=message):
     judging.read(_write(tmp_path / "j.jsonl", rows))
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"[" * 100_000, b"9" * 5000])
+def test_a_file_that_is_absent_or_no_json_is_one_line(tmp_path, content):
+  if content:
+    (tmp_path / "j.jsonl").write_bytes(content)
+  with pytest.raises(InputError, match="j.jsonl(, line 1: needs prompt| cannot be read)") as caught:
+    judging.read(tmp_path / "j.jsonl")
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_length_control_is_scikit_learns_logistic_regression():

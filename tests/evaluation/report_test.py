@@ -140,19 +140,6 @@ def test_moving_average_looks_back_only():
   assert plots._moving_average([1.0, 3.0, 5.0, 7.0], 2).tolist() == [1.0, 2.0, 4.0, 6.0]
 
 
-def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
-  path = tmp_path / "results.json"
-  path.write_text("old")
-
-  def fail(*_):
-    raise OSError("disk full")
-
-  monkeypatch.setattr(report.os, "replace", fail)
-  with pytest.raises(OSError, match="disk full"):
-    report.write_file(path, b"new")
-  assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_terminal_table_fits_eighty_columns_and_has_every_policy_and_split(results):
   console = Console(width=80, record=True, file=io.StringIO())
   console.print(report.terminal_table(results))

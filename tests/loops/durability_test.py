@@ -2,8 +2,11 @@
 
 import json
 import os
+import pty
 import resource
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -109,6 +112,31 @@ def test_the_first_ctrl_c_saves_and_the_second_waits_only_for_the_checkpoint_bei
   assert recorder.notes == ["resuming at step 4: step 3 was restored"]
   jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
   assert killed_runs.metrics(tmp_path / "run") == whole[1]
+
+
+HUNG_UP = """
+import sys, time
+from experiments.run import preemption
+with preemption.Notice(0, lambda: "") as notice:
+  print("ready", flush=True)
+  while not notice.came(1):
+    time.sleep(0.01)
+  print("a line for a terminal that is gone", flush=True)
+  open(sys.argv[1], "w").write("saved")
+sys.exit(notice.exit_code)
+"""
+
+
+def test_a_run_saves_when_its_terminal_closes(tmp_path):
+  ours, theirs = pty.openpty()
+  command = [sys.executable, "-c", HUNG_UP, str(tmp_path / "out")]
+  with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    os.close(theirs)
+    assert os.read(ours, 100).startswith(b"ready")
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 129
+  assert (tmp_path / "out").read_text() == "saved"
 
 
 def test_a_checkpoint_is_due_by_time_as_well(tmp_path, monkeypatch):
@@ -387,7 +415,7 @@ def test_a_checkpoint_of_another_program_is_one_line(tmp_path):
 def test_metrics_that_cannot_be_written_are_one_error(tmp_path):
   log = metrics_log.MetricsLog(tmp_path / "metrics.jsonl", keep=0)
   (tmp_path / "metrics.jsonl").mkdir()
-  with pytest.raises(InputError, match="metrics.jsonl cannot be written .*the last checkpoint stands"):
+  with pytest.raises(InputError, match="metrics.jsonl or tensorboard.* cannot be written .*the last checkpoint stands"):
     log.write({"step": 1})
   log.close()
 
