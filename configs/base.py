@@ -77,6 +77,8 @@ def get_config() -> ConfigDict:
   config.replay.size = 0  # Earlier good responses added to each group, with a trajectory-balance loss; 0: no replay.
   config.replay.weight = 1.0  # Loss weight of a replayed response; an on-policy one has 1.
   config.replay.min_reward = 1.0  # Least reward of a replayed response.
+  # Most responses kept for replay, over all prompts; the oldest go first. Memory: 4 bytes a token.
+  config.replay.capacity = 100_000
   # Column by whose value replayed responses are shared, such as "set_name"; "": the whole row, prompt and columns.
   config.replay.key = ""
 

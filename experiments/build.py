@@ -221,7 +221,7 @@ def _groups(config: ConfigDict, policy: Policy, check: bool):
   make = functools.partial(Draws, group_size=config.sampling.group_size, steps=config.steps, ahead=ahead)
 
   def batches(planned: Plan) -> groups.Groups:
-    replay = groups.Replay(planned, min_reward=r.min_reward, key=r.key, rows=sample.rows)
+    replay = groups.Replay(planned, min_reward=r.min_reward, key=r.key, capacity=r.capacity, rows=sample.rows)
     acceptable = build_constraints.acceptable(config)
     drawn = make(sample, reward, order)
     return groups.Groups(planned, drawn, replay, max_reward=config.reward.max, acceptable=acceptable)

@@ -38,7 +38,9 @@ def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1):
   rollout = sampling.Rollout(None, None, None, None, np.zeros((16, 4), bool))
   samples = sampling.Samples([{"prompt": str(i)} for i in range(16)], prompts, responses, None, rollout)
   of_run = build.plan(config, policy)
-  replay = groups.Replay(of_run, min_reward=config.replay.min_reward, key=config.replay.key, rows=samples.rows)
+  replay = groups.Replay(
+    of_run, min_reward=config.replay.min_reward, key=config.replay.key, capacity=100, rows=samples.rows
+  )
   batch = replay.make_batch(samples, {"reward": rng.random((16, 4)).astype(np.float32)}, rng)
 
   state, shardings = plan.initial(of_run.first_state, params, mesh)

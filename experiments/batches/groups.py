@@ -165,19 +165,21 @@ def compile_step(plan: Plan, shardings):
 class Replay:
   """Puts replayed responses beside the fresh ones of each group."""
 
-  def __init__(self, plan: Plan, *, min_reward: float, key: str, rows):
+  def __init__(self, plan: Plan, *, min_reward: float, key: str, capacity: int, rows):
     """Starts with an empty buffer.
 
     Args:
       plan: the run's computation.
       min_reward: least reward of a response that is kept.
+      capacity: most responses kept, over all prompts.
       key: column whose value shares its finds; "" for the whole row.
       rows: the prompts.
 
     Raises:
       InputError: finds are kept by a column that a row does not have.
     """
-    self._plan, self._column, self.buffer = plan, key, ReplayBuffer(min_reward, plan.policy.config.forbidden)
+    self._plan, self._column = plan, key
+    self.buffer = ReplayBuffer(min_reward, plan.policy.config.forbidden, capacity=capacity)
     if plan.replay_size and key and (lacking := [row for row in rows if key not in row]):
       raise InputError(
         f"replay.key={key!r} is no column of {len(lacking)} prompts, the first with {', '.join(lacking[0])}; set it to"

@@ -75,6 +75,7 @@ ALLOWED: dict[str, Range | tuple[str, ...]] = {
   "sampling.halvings": Range(0, 20),
   "replay.size": _COUNT_OR_0,
   "replay.weight": _NOT_NEGATIVE,
+  "replay.capacity": _COUNT,
   "offline.weights": ("fixed", "multipliers"),
   "offline.alpha": _POSITIVE,
   "offline.beta": _NOT_NEGATIVE,

@@ -104,7 +104,7 @@ def test_finds_are_kept_by_the_whole_row(tmp_path):
   rewards = {"reward": np.array([[1.0], [0.0]], np.float32)}
   plan = build.plan(config, toy.policy())
   for key, expected in (("", [True, False]), ("answer", [True, False]), ("prompt", [True, True])):
-    replay = groups.Replay(plan, min_reward=0.3, key=key, rows=rows)
+    replay = groups.Replay(plan, min_reward=0.3, key=key, capacity=100, rows=rows)
     replay.make_batch(samples, rewards, np.random.default_rng(0))
     assert replay.make_batch(samples, rewards, np.random.default_rng(0)).replayed.any(axis=1).tolist() == expected
 
@@ -218,6 +218,6 @@ def test_a_response_without_a_score_is_neither_fresh_nor_replayed(tmp_path):
   rollout = sampling.Rollout(None, None, None, None, np.zeros((1, 3), bool))
   samples = sampling.Samples([{"prompt": "p"}], [[1, 2]], [[np.array([3, 0])] * 3], None, rollout)
   rewards = {"reward": np.array([[1.0, np.nan, 0.5]], np.float32)}
-  replay = groups.Replay(build.plan(config, toy.policy()), min_reward=0.3, key="", rows=[])
+  replay = groups.Replay(build.plan(config, toy.policy()), min_reward=0.3, key="", capacity=100, rows=[])
   batch = replay.make_batch(samples, rewards, np.random.default_rng(0))
   assert batch.fresh[0, :3].tolist() == [True, False, True] and not batch.replayed[0, :3].any()

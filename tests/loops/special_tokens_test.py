@@ -81,7 +81,7 @@ def test_finds_of_an_older_checkpoint_that_are_masked_now_are_dropped():
   forbidden = special_tokens.forbidden_token_ids(_tokenizer())
   model = dataclasses.replace(toy.MODEL, forbidden=forbidden)
   plan = build.plan(config, Policy(model, None, None, (), None))
-  replay = groups.Replay(plan, min_reward=1.0, key="", rows=[])
+  replay = groups.Replay(plan, min_reward=1.0, key="", capacity=100, rows=[])
   replay.buffer.from_json([["key", [4, 1], 1.0], ["key", [4, 2, 1], 1.0]])
   replay.buffer.add("key", np.array([3, 1]), 1.0)
   assert replay.buffer.to_json() == [["key", [4, 1], 1.0]]
