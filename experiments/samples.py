@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.plan import Policy
 from experiments.plan import Sampling
+from experiments.run import distributed
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data import tokenization
@@ -26,14 +27,14 @@ class Samples(NamedTuple):
 
   Attributes:
     rows: P rows.
-    prompts: P prompts as token ids.
+    prompts: P prompts as token ids, int32 arrays.
     responses: [P][G] token ids, the ending token included.
     texts: [P][G] responses as text, without the ending token.
     rollout: the same as arrays, on the host.
   """
 
   rows: Sequence[Row]
-  prompts: list[list[int]]
+  prompts: list[np.ndarray]
   responses: list[list[np.ndarray]]
   texts: list[list[str]]
   rollout: Rollout
@@ -55,7 +56,8 @@ class GroupSampler:
     self._arrangements = {}
     limit = settings.max_prompt_length
     encoded = {
-      row["prompt"]: _encoded(policy.tokenizer, row["prompt"], place) for place, row in enumerate(rows, start=1)
+      row["prompt"]: np.asarray(_encoded(policy.tokenizer, row["prompt"], place), np.int32)
+      for place, row in enumerate(rows, start=1)
     }
     self._encoded = {prompt: ids for prompt, ids in encoded.items() if len(ids) <= limit}
     self.rows = [row for row in rows if row["prompt"] in self._encoded]
@@ -99,7 +101,7 @@ class GroupSampler:
       self._arrangements[kind] = layout.arrangement(params, self._policy.config, self._mesh)
     return self._arrangements[kind](params)
 
-  def encode(self, row: Row) -> list[int]:
+  def encode(self, row: Row) -> np.ndarray:
     """A row's prompt as token ids, in the chat template."""
     return self._encoded[row["prompt"]]
 
@@ -120,13 +122,14 @@ def _encoded(tokenizer, prompt, place: int) -> list[int]:
 
 
 def group_rewards(function, samples: Samples) -> np.ndarray:
-  """Scores every sample: [P, G]."""
+  """Scores every sample: [P, G]; by the first process, for all."""
   prompts, completions, columns = _flat(samples)
-  return checked.scores(function, prompts, completions, columns).reshape(len(samples.rows), -1)
+  scores = distributed.from_first(lambda: checked.scores(function, prompts, completions, columns))
+  return scores.reshape(len(samples.rows), -1)
 
 
 def group_scores(function, samples: Samples) -> dict[str, np.ndarray]:
-  """Rewards by name, [P, G] each, "reward" the main one; NaN where a sample was not scored."""
+  """Rewards by name, [P, G] each, "reward" the main one; NaN where a sample was not scored; by this process alone."""
   prompts, completions, columns = _flat(samples)
   shape = (len(samples.rows), -1)
   if not isinstance(function, compose.Composition):

@@ -19,6 +19,7 @@ from tests.metrics_file import timeless
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 4
 DIES_AFTER = 2
+STALE = {"unlike": "tests.distributed_test.unlike_reward", "reward_model": "reward_model:"}  # rewards of stale runs
 
 
 def _start(workdir, processes, *, mode="plain"):
@@ -38,7 +39,7 @@ def _start(workdir, processes, *, mode="plain"):
     env.pop(
       "JAX_COMPILATION_CACHE_DIR", None
     )  # one process alone would find its programs there, and wait for the others
-    own = mode if index == processes - 1 else "slow" if mode == "notice" else "plain"
+    own = mode if index == processes - 1 or mode in STALE else "slow" if mode == "notice" else "plain"
     command = [sys.executable, "-m", "tests.distributed_test", str(workdir), own]
     with open(_log(workdir, processes, index), "w", encoding="utf-8") as log:
       running.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
@@ -108,6 +109,45 @@ def test_a_notice_to_one_process_makes_all_save_the_same_step_and_exit_with_0(tm
   _same(timeless(workdir / "metrics.jsonl"), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", STALE)
+def test_rewards_that_differ_between_processes_and_reward_models_make_no_difference(tmp_path, mode):
+  """With `stale_steps=1` rewards are computed in a thread, beside the update, in which all processes take part."""
+  if mode == "reward_model":
+    _export_judge(tmp_path / "judge")
+  for processes in (1, 2):
+    _finish(tmp_path / f"of{processes}", _start(tmp_path / f"of{processes}", processes, mode=mode))
+  one, two = (timeless(tmp_path / f"of{processes}" / "metrics.jsonl") for processes in (1, 2))
+  _same(two, one)
+  assert one[-1]["found"] > 0 and len({row["reward"] for row in one}) == STEPS
+
+
+def unlike_reward(prompts, completions, **columns):
+  """The toy's on the first process; on others a time-out that judges nothing."""
+  import jax
+
+  from tests.loops import toy
+
+  return toy.reward(prompts, completions) if jax.process_index() == 0 else [None] * len(completions)
+
+
+def _export_judge(folder: pathlib.Path) -> None:
+  """A small random reward model that reads the toy's texts."""
+  import tokenizers
+  import transformers
+
+  from qempo_jax.models import reward_checkpoint
+  from tests.models.reward_head_test import GOLDEN
+
+  words = {word: place for place, word in enumerate(["<pad>", "<unk>", "<eos>", *"012345"])}
+  inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>"))
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>"}
+  tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+  config, params, _ = reward_checkpoint.load(GOLDEN / "llama")
+  reward_checkpoint.export(folder, params, config, pad_token_id=0, tokenizer=tokenizer)
+
+
 def test_half_a_description_of_the_others_is_refused(monkeypatch):
   monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
   monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
@@ -160,6 +200,11 @@ def _worker(workdir: pathlib.Path, mode: str) -> None:
   config.constraints.quality.bound, config.constraints.kl.bound = 0.6, 0.1
   config.sampling.group_size, config.checkpoint.every = 4, DIES_AFTER
   config.optimizer.learning_rate = 1e-3
+  if mode in STALE:
+    config.sampling.stale_steps, config.replay.size, config.replay.min_reward = 1, 2, -5.0
+    folder = workdir.parent / "judge" if mode == "reward_model" else ""
+    config.reward.function, config.reward.max = f"{STALE[mode]}{folder}", 10.0
+    config.constraints.quality.bound = None if mode == "reward_model" else 0.6
   train.main(config, workdir, False)
 
 

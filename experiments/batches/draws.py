@@ -3,11 +3,11 @@
 With `sampling.stale_steps=1` the samples of update t+1 are drawn before update t, and scored while it runs on the
 devices: by one thread, which also waits for rewards that have processes of their own. Rewards in pure Python hold the
 interpreter while they run, and so stop what the loop does in Python, not what the devices do.
+
+Of several processes the first alone scores, and its rewards are everyone's: a time-out there cannot make processes differ.
 """
 
-import base64
 from concurrent import futures
-import io
 from typing import Any
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ import jax
 import numpy as np
 
 from experiments import samples as sampling
+from experiments.run import distributed
+from qempo_jax.sampling import replay
 from qempo_jax.types import Rollout
 
 _REWARD = "rewards/"  # before a reward's name in the saved arrays
@@ -51,7 +53,7 @@ class Draws:
     self.sample, self.reward, self.order = sample, reward, order
     self._group_size, self._steps = group_size, steps
     self._thread = futures.ThreadPoolExecutor(1, "rewards") if ahead else None
-    self._ahead: tuple[int, futures.Future] | None = None
+    self._ahead: _Ahead | None = None
 
   def __call__(self, index: int, params, rng) -> Scored:
     """The samples that update `index` learns from.
@@ -65,12 +67,12 @@ class Draws:
       InputError: the reward function failed.
     """
     if self._thread is None:
-      return self._score(self._draw(index, params, rng))
-    own = self._ahead[1] if self._ahead else self._submit(index, params, rng)
-    self._ahead = None
+      samples = self._draw(index, params, rng)
+      return Scored(samples, *distributed.from_first(lambda: self._verdicts(samples)))
+    own, self._ahead = self._ahead or self._submit(index, params, rng), None
     if index + 1 < self._steps:
-      self._ahead = index + 1, self._submit(index + 1, params, rng)
-    return own.result()
+      self._ahead = self._submit(index + 1, params, rng)
+    return own.scored()
 
   def __enter__(self):
     return self
@@ -83,26 +85,24 @@ class Draws:
     """Samples drawn ahead, once they are scored; a resumed run no longer has the policy that drew them."""
     if self._ahead is None:
       return {}
-    index, found = self._ahead[0], self._ahead[1].result()
+    index, found = self._ahead.index, self._ahead.scored()
     arrays = found.samples.rollout.__dict__ | {f"{_REWARD}{name}": values for name, values in found.rewards.items()}
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return {"index": index, "arrays": base64.b64encode(file.getvalue()).decode(), "counts": found.counts}
+    return {"index": index, "arrays": replay.packed(arrays), "counts": found.counts}
 
   def from_json(self, saved: dict[str, Any]) -> None:
     """Goes on from `to_json`."""
     if not saved:
       return
-    with np.load(io.BytesIO(base64.b64decode(saved["arrays"]))) as file:
-      arrays = dict(file)
+    arrays = replay.unpacked(saved["arrays"])
     rewards = {name.removeprefix(_REWARD): arrays.pop(name) for name in list(arrays) if name.startswith(_REWARD)}
     samples = self.sample.of_rollout(self._rows(saved["index"]), Rollout(**arrays))
     done = futures.Future()
-    done.set_result(Scored(samples, rewards, saved["counts"]))
-    self._ahead = saved["index"], done
+    done.set_result((rewards, saved["counts"]))
+    self._ahead = _Ahead(saved["index"], samples, done)
 
-  def _submit(self, index, params, rng) -> futures.Future:
-    return self._thread.submit(self._score, self._draw(index, params, rng))
+  def _submit(self, index, params, rng) -> "_Ahead":
+    samples = self._draw(index, params, rng)
+    return _Ahead(index, samples, self._thread.submit(self._verdicts, samples) if distributed.is_writer() else None)
 
   def _draw(self, index, params, rng) -> sampling.Samples:
     return self.sample(params, self._rows(index), jax.random.fold_in(rng, index), self._group_size)
@@ -110,7 +110,24 @@ class Draws:
   def _rows(self, index):
     return [self.sample.rows[i] for i in self.order.batch(index)]
 
-  def _score(self, samples) -> Scored:
+  def _verdicts(self, samples) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     rewards = sampling.group_scores(self.reward, samples)
-    counts = self.reward.take_counts() if hasattr(self.reward, "take_counts") else {}
-    return Scored(samples, rewards, counts)
+    return rewards, self.reward.take_counts() if hasattr(self.reward, "take_counts") else {}
+
+
+class _Ahead(NamedTuple):
+  """Samples of an update, whose scoring may still run.
+
+  Attributes:
+    index: of the update.
+    samples: of all its rows.
+    verdicts: (rewards, counts), on the first process; unused on others.
+  """
+
+  index: int
+  samples: sampling.Samples
+  verdicts: futures.Future | None
+
+  def scored(self) -> Scored:
+    """The samples with their rewards, once these are known; to be called by all processes."""
+    return Scored(self.samples, *distributed.from_first(lambda: self.verdicts.result()))

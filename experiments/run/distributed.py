@@ -1,9 +1,12 @@
 """Joining the processes of a run over many machines: first of all, and at most once."""
 
+from collections.abc import Callable
 import os
+import pickle
 from typing import Any
 
 import jax
+import numpy as np
 
 from qempo_jax.errors import InputError
 
@@ -43,3 +46,27 @@ def start() -> None:
 def is_writer() -> bool:
   """True in the process that writes logs: the first of all alone."""
   return jax.process_index() == 0
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+  """What `make` returns on the first process, the only one that calls it, on all processes; its InputError is raised on all.
+
+  Every process must call this at the same place between its other collective operations, so from its main thread.
+  """
+  if jax.process_count() == 1:
+    return make()
+  from jax.experimental import multihost_utils
+
+  value = error = None
+  if is_writer():
+    try:
+      value = make()
+    except InputError as caught:
+      error = str(caught)
+  data = np.frombuffer(pickle.dumps((value, error)), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+  shared = multihost_utils.broadcast_one_to_all(data if is_writer() else np.zeros(size, np.uint8))
+  value, error = pickle.loads(np.asarray(shared).tobytes())
+  if error is not None:
+    raise InputError(error)
+  return value

@@ -22,6 +22,7 @@ from qempo_jax.models import demo_model
 from qempo_jax.models import reward_checkpoint
 from qempo_jax.models import reward_head
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.paths import expand_path
 
 # Folder of a reward model's export, in the workdir of its training run.
 EXPORT_FOLDER = "model"
@@ -64,7 +65,7 @@ def load_model(
   Raises:
     InputError: the source cannot be read.
   """
-  path = demo_model.demo_model_path() if source == "demo" else pathlib.Path(source).expanduser()
+  path = demo_model.demo_model_path() if source == "demo" else expand_path(source)
   if (path / EXPORT_FOLDER / "config.json").is_file():
     path = path / EXPORT_FOLDER
   has_head, pad = path.is_dir() and reward_checkpoint.is_checkpoint(path), None
@@ -109,13 +110,15 @@ def load(path: str | pathlib.Path, compute_dtype: str = "float32") -> "RewardMod
   Raises:
     InputError: there is no reward model.
   """
-  folder = pathlib.Path(path).expanduser()
+  folder = expand_path(path)
   if not (reward_checkpoint.is_checkpoint(folder) or reward_checkpoint.is_checkpoint(folder / EXPORT_FOLDER)):
     raise InputError(
       f"{folder} holds no reward model; give the folder of a sequence classifier, or the workdir of a finished"
       " experiments.train_reward_model"
     )
-  return RewardModel(load_model(folder, compute_dtype=compute_dtype))
+  # Of several processes one scores, on its own devices: no other one takes part in its computations.
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  return RewardModel(load_model(folder, mesh=mesh, compute_dtype=compute_dtype))
 
 
 class RewardModel:
