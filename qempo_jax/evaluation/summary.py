@@ -2,8 +2,8 @@
 
 Everything is a macro average over prompts: a figure is computed for each prompt (and seed) first. Intervals come from a
 cluster bootstrap over prompts, or over families of prompts if the task or `cluster` names them. Seeds are averaged
-within a prompt, so `low` and `high` cover prompts, not other training seeds. `by_seed` has each seed's mean, and
-`over_seeds` Student's interval over seeds on these same prompts.
+within a prompt, so `low` and `high` cover prompts, not other training seeds. `by_seed` has each seed's mean, `by_prompt`
+each prompt's, and `over_seeds` Student's interval over seeds on these same prompts.
 """
 
 from collections.abc import Mapping
@@ -110,6 +110,7 @@ def summarise(
       settings = summary_figures.Settings(level, num_draws, seed, samples.clusters)
       results["bootstrap"]["clusters"][split] = _of_families(samples.clusters)
       summary = _means(samples, figures[method], settings)
+      summary["by_prompt"] = _by_prompt(samples, figures[method])
       bounds = {
         "level": level,
         "seed": seed,
@@ -200,6 +201,15 @@ def _means(samples, figures, settings) -> dict:
     if len(by_seed) > 1:
       summary[name]["over_seeds"] = intervals.over_seeds(by_seed, level=settings.level)._asdict()
   return summary
+
+
+def _by_prompt(samples, figures) -> dict:
+  """Each figure's mean by prompt and seed, [prompts][seeds], with the prompts' families: all that intervals are made of."""
+  shape = (len(samples.prompts), len(samples.seeds), -1)
+  means = {name: values.reshape(shape).mean(axis=2) for name, values in figures.items()}
+  families = {} if samples.clusters is None else dict(zip(samples.clusters.keys, samples.clusters.labels.tolist()))
+  rounded = {name: [[float(f"{value:.6g}") for value in row] for row in table] for name, table in means.items()}
+  return {"prompts": samples.prompts, "families": families, "figures": rounded}
 
 
 def plain(value):

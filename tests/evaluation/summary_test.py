@@ -239,3 +239,14 @@ def test_lost_diversity_is_split_by_hand():
   ]  # fmt: skip
   lost = summary.summarise(rows, floor=0.5, num_draws=50)["methods"]["grpo"]["splits"]["train"]["diversity_lost"]
   assert {name: found["mean"] for name, found in lost.items()} == {"total": 2, "wrong_answers": 1, "right_answers": 1}
+
+
+def test_figures_by_prompt_are_kept_so_that_anyone_can_recompute(make_rows):
+  rows = make_rows({"grpo": (0.9, 3, 1.0, 1.0)}, splits=("heldout_wordings",), seeds=(0, 1), num_samples=4)
+  found = summary.summarise(rows, floor=0.5, num_draws=50)["methods"]["grpo"]["splits"]["heldout_wordings"]
+  kept = found["by_prompt"]
+  for name, values in kept["figures"].items():
+    assert np.shape(values) == (found["num_prompts"], 2)
+    np.testing.assert_allclose(np.mean(np.array(values, float)), found[name]["mean"], rtol=1e-5)
+    np.testing.assert_allclose(np.mean(np.array(values, float), axis=0), found[name]["by_seed"], rtol=1e-5)
+  assert len(kept["prompts"]) == found["num_prompts"] == len(kept["families"]["wording"])

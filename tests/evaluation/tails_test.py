@@ -1,5 +1,7 @@
 """Tail quantiles: the error spent at any look is at most the error allotted, against the exact binomial bound."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -20,6 +22,20 @@ def test_the_rank_spends_at_most_the_error_allotted(look):
   count = tails.draws_for(error, 10_000)
   k = tails.rank(error, count)
   assert k >= 10 and stats.beta.sf(error, k, count - k + 1) <= 1e-4 < stats.beta.sf(error, k + 1, count - k)
+
+
+def test_the_published_table_is_what_looks_spend():
+  page = (pathlib.Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+  shares = []
+  for look in range(1, 51):
+    error = _allotted(look)
+    count = tails.draws_for(error, 10_000)
+    k = tails.rank(error, count)
+    most = stats.beta.ppf(1 - 1e-4, k, count - k + 1)  # the k-th smallest of uniform draws
+    shares.append(most / error)
+    if look in (1, 5, 10, 20, 50):
+      assert f"| {look} | {error:.1e} | {count:,} | {k / (count + 1):.1e} | {most:.1e} |\n" in page
+  assert f"{max(shares):.3f} of what the look is allotted" in page
 
 
 @pytest.mark.parametrize("look", range(1, 51))
