@@ -9,12 +9,13 @@ import sys
 import pytest
 
 from tests.loops import killed_runs
+from tests.loops import kinds_of_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def _kill(folder, kills, steps):
-  command = [sys.executable, "-m", "tests.loops.killed_runs", str(folder), str(kills), str(steps)]
+def _kill(folder, kills, steps, *kinds):
+  command = [sys.executable, "-m", "tests.loops.killed_runs", str(folder), str(kills), str(steps), *kinds]
   env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
   done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
@@ -26,14 +27,15 @@ def _kill(folder, kills, steps):
 
 
 @pytest.mark.slow
-def test_four_kills_change_nothing(tmp_path):
-  _kill(tmp_path, 4, 8)
+@pytest.mark.parametrize("kind", kinds_of_run.KINDS)
+def test_four_kills_change_nothing(tmp_path, kind):
+  _kill(tmp_path, 4, 8, kind)
 
 
 @pytest.mark.slow
-def test_fifty_kills_change_nothing(tmp_path):
-  found = _kill(tmp_path, 50, 40)
-  assert found["saving"] and found["running"]
+def test_sixty_kills_over_all_kinds_change_nothing(tmp_path):
+  found = _kill(tmp_path, 60, 40)
+  assert found["saving"] >= 10 and found["running"]
 
 
 def test_the_comparison_sees_a_repeated_step_and_a_changed_bit(tmp_path):

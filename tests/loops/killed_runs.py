@@ -1,11 +1,11 @@
-"""A tiny online run that is killed at random moments, often in the middle of a save, until it is through.
+"""Tiny runs of every kind that are killed at random moments, often in the middle of a save, until they are through.
 
-  python -m tests.loops.killed_runs FOLDER KILLS STEPS
+  python -m tests.loops.killed_runs FOLDER KILLS STEPS [KIND ...]
 
-Every life of the run is a fork of this process, which has imported everything and never asked JAX for devices. It
-prints one JSON object: the number of lives killed during and outside a save, the number of runs, and every difference
-from the run that nobody killed. Each life also notes the prompts of each step in a file that no life truncates, so that
-a step done by two lives can be compared.
+KILLS are shared by the kinds of `kinds_of_run`, all where none is named. Every life of a run is a fork of this process,
+which has imported everything and never asked JAX for devices. It prints one JSON object: the number of lives killed
+during and outside a save, the number of runs, and every difference from the run that nobody killed. Each life also notes
+the prompts of each step in a file that no life truncates, so that a step done by two lives can be compared.
 """
 
 import json
@@ -19,7 +19,6 @@ import time
 import jax
 import numpy as np
 
-from experiments.run import workdir as workdirs
 from tests.loops import toy
 from tests.metrics_file import timeless
 
@@ -51,12 +50,13 @@ def config(folder: pathlib.Path, steps: int):
 class Notes:
   """A display that appends notes, and whose prompts each step scored, to files."""
 
-  def __init__(self, folder):
-    self._folder = folder
+  def __init__(self, folder, early):
+    self._folder, self._early = folder, early
 
   def step(self, step, metrics):
-    """Keeps the names of the step's prompts."""
-    self._append("turns.jsonl", json.dumps([step, scored.pop(0)]))
+    """Keeps the names of the step's prompts; samples drawn early were scored by the life before, perhaps."""
+    if scored and not self._early:
+      self._append("turns.jsonl", json.dumps([step, scored.pop(0)]))
 
   def note(self, line):
     """Keeps a line."""
@@ -67,16 +67,13 @@ class Notes:
       file.write(line + "\n")
 
 
-def live(folder: pathlib.Path, steps: int) -> None:
-  """One life of the run; ends with final.npz."""
+def live(kind: str, folder: pathlib.Path, steps: int) -> None:
+  """One life of a run; ends with final.npz."""
+  from tests.loops import kinds_of_run
+
   folder.mkdir(exist_ok=True)
   # The prompts' file is the same for all, so that the configs are.
-  chosen = config(folder.parent, steps)
-  workdirs.open_workdir(folder, chosen)
-  state = toy.train(chosen, folder, toy.policy(), Notes(folder))
-  raw = state.replace(rng=jax.random.key_data(state.rng))
-  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(raw))
-  np.savez(folder / "final.npz", **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
+  kinds_of_run.KINDS[kind](config(folder.parent, steps), folder, Notes(folder, kind == "stale"))
 
 
 def fork(function, *args) -> int:
@@ -100,7 +97,12 @@ def fork(function, *args) -> int:
 
 def writing(folder: pathlib.Path) -> bool:
   """True while a checkpoint is being written."""
-  return any("tmp" in name for name in _names(folder / "checkpoints"))
+  return any("tmp" in name for place in ("", *_names(folder / "runs")) for name in _names(_run(folder, place)))
+
+
+def _run(folder: pathlib.Path, place: str) -> pathlib.Path:
+  """The checkpoints of a run, or of one run of a frontier."""
+  return (folder / "runs" / place if place else folder) / "checkpoints"
 
 
 def _names(folder):
@@ -142,18 +144,18 @@ def kill_once(child: int, folder: pathlib.Path, rng: random.Random, *, late: boo
 
 
 def _rows(folder):
-  path = folder / "metrics.jsonl"
-  return path.read_bytes().count(b"\n") if path.exists() else 0
+  return sum(path.read_bytes().count(b"\n") for path in folder.rglob("metrics.jsonl"))
 
 
 def metrics(folder: pathlib.Path) -> list[dict]:
   """All rows, without what no two runs share."""
-  return timeless(folder / "metrics.jsonl")
+  return [row for path in sorted(folder.rglob("metrics.jsonl")) for row in timeless(path)]
 
 
 def turns(folder: pathlib.Path) -> list[list]:
   """Scored prompts of all lives together: [step, names of its prompts], each once, in order."""
-  lines = (folder / "turns.jsonl").read_text(encoding="utf-8").splitlines()
+  path = folder / "turns.jsonl"
+  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
   return sorted(json.loads(line) for line in set(lines))
 
 
@@ -164,53 +166,62 @@ def differences(folder: pathlib.Path, expected: pathlib.Path) -> list[str]:
   same = lambda name: name in found and name in wanted and found[name].tobytes() == wanted[name].tobytes()
   wrong = [name for name in names if not same(name)]
   rows, wanted_rows = metrics(folder), metrics(expected)
-  if [row["step"] for row in rows] != list(range(1, len(wanted_rows) + 1)):
+  if [row["step"] for row in rows] != [row["step"] for row in wanted_rows]:
     wrong.append(f"steps {[row['step'] for row in rows]}")
   if turns(folder) != turns(expected):
     wrong.append(f"prompts {[turn for turn in turns(folder) if turn not in turns(expected)]}")
   return wrong + [f"metrics of step {row['step']}" for row, own in zip(wanted_rows, rows) if row != own]
 
 
-def main(folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict:
-  """Kills runs until so many kills are done, lets each go on to its end, and compares them all."""
+def main(folder: pathlib.Path, kills: int, steps: int, kinds: list[str]) -> dict:
+  """Kills runs of each kind, lets each go on to its end, and compares them all."""
   jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+  found = {kind: of_kind(kind, folder / kind, -(-kills // len(kinds)), steps) for kind in kinds}
+  total = lambda name: sum(one[name] for one in found.values())
+  counts = {name: total(name) for name in ("kills", "saving", "running", "runs", "resumed", "seconds")}
+  lists = {name: sum((one[name] for one in found.values()), []) for name in ("damaged", "differences")}
+  machine = {"steps_of_a_run": steps, "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+  return counts | lists | machine | {"kinds": found}
+
+
+def of_kind(kind: str, folder: pathlib.Path, kills: int, steps: int, seed: int = 0) -> dict:
+  """Kills runs of one kind until so many kills are done, and compares those that got through."""
   started, expected = time.monotonic(), folder / "whole"
   folder.mkdir(parents=True, exist_ok=True)
-  assert os.waitpid(fork(live, expected, steps), 0)[1] == 0
+  assert os.waitpid(fork(live, kind, expected, steps), 0)[1] == 0
   killed, done, wrong = [], 0, []
   rng = random.Random(seed)
   while len(killed) < kills or (folder / f"run{done}").exists():
     place = folder / f"run{done}"
-    child = fork(live, place, steps)
+    child = fork(live, kind, place, steps)
     if len(killed) < kills:
       if how := kill_once(child, place, rng, late=not killed):
         killed.append([done, _rows(place), how])
         continue
     else:
       assert os.waitpid(child, 0)[1] == 0
-    wrong += [f"run {done}: {what}" for what in differences(place, expected)]
+    wrong += [f"{kind} run {done}: {what}" for what in differences(place, expected)]
     done += 1
   notes = [line for path in folder.glob("run*/notes.txt") for line in path.read_text().splitlines()]
   count = lambda kind: sum(how == kind for *_, how in killed)
   return {
-    "kills": kills,
+    "kills": len(killed),
     "saving": count("saving"),
     "running": count("running"),
     "runs": done,
-    "steps_of_a_run": steps,
     "resumed": sum("resuming at" in line for line in notes),
     "damaged": [line for line in notes if "damaged" in line],
     "differences": wrong,
     "seconds": round(time.monotonic() - started),
-    "cores": os.cpu_count(),
-    "load_average": os.getloadavg()[0],
     "each_kill": killed,  # [run, rows of metrics.jsonl, how]
   }
 
 
 if __name__ == "__main__":
   from tests.loops import killed_runs  # the module that the config's reward function belongs to, with its `scored`
+  from tests.loops import kinds_of_run
 
-  print(json.dumps(killed_runs.main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+  chosen = sys.argv[4:] or list(kinds_of_run.KINDS)
+  print(json.dumps(killed_runs.main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), chosen)))

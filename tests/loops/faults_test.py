@@ -1,0 +1,201 @@
+"""Faults of the machine and of rewards, tried on real runs: each ends in one line or not at all, and loses no step that was saved."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from experiments.batches import reward_rows
+from experiments.run import metrics_log
+from experiments.run import workdir as workdirs
+from qempo_jax import paths
+from qempo_jax.errors import InputError
+from qempo_jax.models import export
+from tests.loops import killed_runs
+from tests.loops import offline_toy
+from tests.loops import toy
+from tests.loops.durability_test import _break
+from tests.loops.durability_test import _raw
+from tests.loops.durability_test import _run
+from tests.loops.durability_test import whole as whole
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """A disk of 4 MB."""
+  place = tmp_path / "disk"
+  place.mkdir()
+  mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True)
+  if mounted.returncode:
+    pytest.skip("mounting a disk is not allowed here")
+  yield place
+  subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _fill(disk: pathlib.Path) -> None:
+  """Fills all that is left of a disk."""
+  with open(disk / "filler", "wb", buffering=0) as file:
+    try:
+      while file.write(b"0" * 512):
+        pass
+    except OSError:
+      pass
+
+
+def _remount(disk: pathlib.Path, mode: str) -> None:
+  subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True)
+
+
+def _then(act):
+  """A change of the third batch: none, but something happens."""
+  return lambda batch: act() or batch
+
+
+def _ends_alike(folder, whole, **changes):
+  """The same command goes on to the run that nothing happened to."""
+  state, recorder = _run(folder, **changes)
+  assert "was restored" in recorder.notes[0] and recorder.notes[0].startswith("resuming at step")
+  jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
+  assert killed_runs.metrics(folder) == whole[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+@pytest.mark.parametrize("kind", ["metrics", "events", "checkpoints"])
+def test_a_disk_that_takes_nothing_more_is_one_line_and_loses_no_saved_step(
+  tmp_path, monkeypatch, disk, whole, kind, fault
+):
+  folder, changes = tmp_path / "w" / "run", {"checkpoint__folder": str(tmp_path / "checkpoints")}
+  folder.mkdir(parents=True)
+  if kind == "metrics":
+    (folder / "metrics.jsonl").symlink_to(disk / "metrics.jsonl")
+  elif kind == "events":
+    monkeypatch.setattr(metrics_log, "_FLUSH_SECONDS", 0.0)
+    (disk / "events").mkdir()
+    (folder / "tensorboard").symlink_to(disk / "events")
+  else:
+    changes["checkpoint__folder"] = str(disk / "checkpoints")
+  fail = _fill if fault == "full" else lambda disk: _remount(disk, "ro")
+  with monkeypatch.context() as patch:
+    _break(patch, (4,), _then(lambda: time.sleep(1) or fail(disk)))  # the save of step 2 is through
+    with pytest.raises(InputError, match="(cannot|could not) be written .*start the same command again") as caught:
+      _run(folder, **changes)
+    assert "\n" not in str(caught.value)
+  _remount(disk, "rw")
+  (disk / "filler").unlink(missing_ok=True)
+  _ends_alike(folder, whole, **changes)
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_every_other_file_on_such_a_disk_is_one_line_and_nothing_half_written_stays(disk, fault):
+  (disk / "a.json").write_text("old")
+  params = jax.tree.map(np.asarray, toy.policy().params)
+  _fill(disk) if fault == "full" else _remount(disk, "ro")
+  before = sorted(disk.rglob("*"))
+  for write in (
+    lambda: paths.write_atomically(disk / "a.json", "new" * 10_000),
+    lambda: workdirs.open_workdir(disk / "w", base.get_config()),
+    lambda: export.export_model(disk / "model", params, toy.MODEL),
+    lambda: reward_rows._reserve(disk / "frozen.float32", 2**20),
+  ):
+    with pytest.raises(InputError) as caught:
+      write()
+    assert "No space left" in str(caught.value) or "Read-only" in str(caught.value)
+  assert (disk / "a.json").read_text() == "old"
+  assert [path for path in disk.rglob("*") if path.is_file() and path not in before] == []
+
+
+@pytest.mark.slow
+def test_data_that_goes_away_under_a_run_changes_nothing(tmp_path, monkeypatch, whole):
+  _break(monkeypatch, (3,), _then((tmp_path / "prompts.jsonl").unlink))
+  state, _ = _run(tmp_path / "run")
+  jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
+
+
+@pytest.mark.slow
+def test_a_workdir_that_goes_away_is_one_line(tmp_path, monkeypatch):
+  _break(monkeypatch, (4,), _then(lambda: time.sleep(1) or shutil.rmtree(tmp_path / "run")))
+  with pytest.raises(InputError, match="No such file or directory"):
+    _run(tmp_path / "run")
+
+
+def prints(prompts, completions, **columns):
+  """A reward that prints a megabyte."""
+  print("x" * 2**20)
+  return toy.reward(prompts, completions)
+
+
+def forks(prompts, completions, **columns):
+  """A reward that leaves a process behind, which ends much later."""
+  if not os.fork():
+    os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(5)"])
+  return toy.reward(prompts, completions)
+
+
+def eats(prompts, completions, **columns):
+  """A reward that wants a petabyte."""
+  return [bytearray(2**50)]
+
+
+def hangs(prompts, completions, **columns):
+  """A reward that hangs in its third call."""
+  killed_runs.scored.append([])
+  if len(killed_runs.scored) == 3:
+    print("hanging", flush=True)
+    time.sleep(10_000)
+  return toy.reward(prompts, completions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [prints, forks])
+def test_a_reward_that_prints_or_forks_changes_nothing(tmp_path, whole, function):
+  state, _ = _run(tmp_path / "run", reward__function=f"tests.loops.faults_test.{function.__name__}")
+  jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
+
+
+@pytest.mark.slow
+def test_a_reward_that_eats_memory_is_one_line(tmp_path):
+  with pytest.raises(InputError, match="reward function eats raised MemoryError"):
+    _run(tmp_path / "run", reward__function="tests.loops.faults_test.eats")
+
+
+def _live(folder: str) -> None:
+  recorder = offline_toy.Recorder()
+  config = killed_runs.config(pathlib.Path(folder).parent, 6)
+  config.reward.function, config.faults.grace_seconds = "tests.loops.faults_test.hangs", 3.0
+  config.checkpoint.asynchronous = False
+  toy.train(config, pathlib.Path(folder), toy.policy(), recorder)
+
+
+@pytest.mark.slow
+def test_a_reward_that_hangs_does_not_outlive_a_notice(tmp_path):
+  (tmp_path / "run").mkdir()
+  program = f"from tests.loops import faults_test; faults_test._live({str(tmp_path / 'run')!r})"
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes) as process:
+    assert process.stdout.readline() == "hanging\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+  assert process.returncode == 0 and "within 3 s of SIGTERM; the checkpoint of step 2 stands" in said
+
+
+@pytest.mark.slow
+def test_memory_stays_level_over_400_steps(tmp_path):
+  resident = lambda: int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+  config, seen = killed_runs.config(tmp_path, 400), {}
+  config.checkpoint.every, config.replay.capacity = 100, 50
+  recorder = offline_toy.Recorder()
+  recorder.step = lambda step, metrics: seen.update({step: resident()})
+  toy.train(config, tmp_path, toy.policy(), recorder)
+  print({step: round(seen[step]) for step in range(50, 401, 50)})
+  assert seen[400] - seen[150] < 10  # MB
