@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qempo_jax import packing
+from qempo_jax.logit_transform import PLAIN
+from qempo_jax.logit_transform import LogitTransform
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.token_stats import MAX_LOGITS
@@ -49,6 +51,7 @@ class TreeBatch:
     positions: [B, L] rotary positions.
     mask: [B, L, L] True where a column (second axis) attends to a column (third axis).
     nodes: [B, M] columns whose next-token distributions are computed.
+    depths: [B, M] response tokens up to each of them.
     source: [B, S] node, of M, that the scored token follows.
     target: [B, S] the scored token.
   """
@@ -57,6 +60,7 @@ class TreeBatch:
   positions: jax.Array
   mask: jax.Array
   nodes: jax.Array
+  depths: jax.Array
   source: jax.Array
   target: jax.Array
 
@@ -76,7 +80,9 @@ def tree_of(responses: Sequence[Sequence[int]]) -> ResponseTree:
   return ResponseTree(tokens, parents, depths, np.isin(np.arange(len(steps)), parents), np.array(ends, np.int32))
 
 
-def score_trees(params, config: ModelConfig, batch: TreeBatch, *, temperature: float) -> jax.Array:
+def score_trees(
+  params, config: ModelConfig, batch: TreeBatch, *, temperature: float, transform: LogitTransform = PLAIN
+) -> jax.Array:
   """log pi(target | source) of every scored token: [B, S] nats; anything finite on padding.
 
   Args:
@@ -84,6 +90,7 @@ def score_trees(params, config: ModelConfig, batch: TreeBatch, *, temperature: f
     config: the decoder's shape.
     batch: rows of prompts and trees.
     temperature: that of the sampler.
+    transform: that of the sampler; the log-prob of a target outside the kept set is -inf.
   """
   hidden = transformer.forward(params, config, batch.tokens, batch.positions, batch.mask, remat=False)
   hidden = jnp.take_along_axis(hidden, batch.nodes[..., None], axis=1)
@@ -95,7 +102,9 @@ def score_trees(params, config: ModelConfig, batch: TreeBatch, *, temperature: f
     # The last block is moved back to end with the nodes; what it computes again is the same.
     first = jnp.minimum(first, count - width)
     some = jax.lax.dynamic_slice_in_dim(hidden, first, width, axis=1)
-    logits = transformer.logits(some, unembedding, config).astype(jnp.float32) / temperature
+    depths = jax.lax.dynamic_slice_in_dim(batch.depths, first, width, axis=1)
+    logits = transformer.logits(some, unembedding, config).astype(jnp.float32)
+    logits = transform(logits, temperature=temperature, length=depths)
     place = batch.source - first
     found = jax.nn.log_softmax(logits)[row, jnp.clip(place, 0, width - 1), batch.target]
     return jnp.where((place >= 0) & (place < width), found, log_probs), None
@@ -158,7 +167,7 @@ def _batch(prompts, trees, sources, edges) -> TreeBatch:
   size = width + _size(max(map(len, kept)))
   tokens, positions = np.zeros((2, len(prompts), size), np.int32)
   mask = np.zeros((len(prompts), size, size), bool)
-  nodes = np.zeros((len(prompts), _size(max(map(len, sources)))), np.int32)
+  nodes, depths = np.zeros((2, len(prompts), _size(max(map(len, sources)))), np.int32)
   source, target = np.zeros((2, len(prompts), _size(max(map(len, edges)))), np.int32)
   for row, (prompt, tree) in enumerate(zip(prompts, trees)):
     length, chosen = len(prompt), kept[row]
@@ -172,11 +181,12 @@ def _batch(prompts, trees, sources, edges) -> TreeBatch:
       mask[row, column[node]] = mask[row, column[tree.parents[node]]]
       mask[row, column[node], column[node]] = True
     nodes[row, : len(sources[row])] = column[sources[row]]
+    depths[row, : len(sources[row])] = np.append(tree.depths, 0)[sources[row]]
     place = np.zeros(len(tree.tokens) + 1, np.int32)
     place[sources[row]] = np.arange(len(sources[row]))
     source[row, : len(edges[row])] = place[tree.parents[edges[row]]]
     target[row, : len(edges[row])] = tree.tokens[edges[row]]
-  return TreeBatch(tokens, positions, mask, nodes, source, target)
+  return TreeBatch(tokens, positions, mask, nodes, depths, source, target)
 
 
 def _with_beginnings(tree: ResponseTree, nodes: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax import sharding
+from qempo_jax.logit_transform import PLAIN
+from qempo_jax.logit_transform import LogitTransform
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.token_stats import TokenStats
@@ -21,6 +23,7 @@ def score_groups(
   temperature: float,
   chunk_size: int,
   remat: bool = True,
+  transform: LogitTransform = PLAIN,
 ) -> TokenStats:
   """Scores every response of every group, computing each prompt once.
 
@@ -33,6 +36,7 @@ def score_groups(
     temperature: the sampling temperature.
     chunk_size: tokens whose logits are in memory at once, on each device.
     remat: recompute blocks in the backward pass.
+    transform: the sampler's; with truncation the responses are samples of this policy, whose tokens count as kept.
 
   Returns:
     TokenStats of shape [P, G, T], nats, 0 on padding.
@@ -41,7 +45,7 @@ def score_groups(
   predicting = jnp.take_along_axis(hidden, packed.source[:, :, None], axis=1)
   rows, per_row = predicting.shape[0], packed.layout.prompts
 
-  def stats_of(unembedding, hidden_BxSxD, target_BxS):
+  def stats_of(unembedding, hidden_BxSxD, target_BxS, *time_BxS):
     flat = token_stats(
       hidden_BxSxD.reshape(-1, hidden_BxSxD.shape[-1]),
       unembedding,
@@ -53,10 +57,13 @@ def score_groups(
       num_tokens=config.num_tokens,
       forbidden=config.forbidden,
       implementation=config.token_stats,
+      transform=transform,
+      lengths=time_BxS[0].reshape(-1) if time_BxS else None,
     )
     return jax.tree.map(lambda x: x.reshape(target_BxS.shape), flat)
 
-  stats = sharding.over_rows(stats_of, transformer.unembedding(params), predicting, packed.target)
+  time = (packed.time,) if transform.acts else ()
+  stats = sharding.over_rows(stats_of, transformer.unembedding(params), predicting, packed.target, *time)
   row = jnp.arange(rows)[:, None]
 
   def unpack(values):

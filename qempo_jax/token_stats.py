@@ -16,9 +16,14 @@ from qempo_jax.kernels import online_softmax
 from qempo_jax.kernels.head import Head
 from qempo_jax.kernels.head import counted_columns
 from qempo_jax.kernels.head import softcap as softcap
+from qempo_jax.linear import linear
+from qempo_jax.logit_transform import PLAIN
+from qempo_jax.logit_transform import LogitTransform
 
 # Logits in memory at once, 16 MiB: products run as fast as on whole vocabularies.
 MAX_LOGITS = 2**22
+# The same over whole vocabularies, for transformed logits, 64 MiB: fewer tokens at a time would leave products of few rows.
+MAX_TRANSFORMED_LOGITS = 2**24
 
 
 class TokenStats(NamedTuple):
@@ -63,6 +68,8 @@ def token_stats(
   forbidden: tuple[int, ...] = (),
   max_logits: int = MAX_LOGITS,
   implementation: str = "auto",
+  transform: LogitTransform = PLAIN,
+  lengths: jax.Array | None = None,
 ) -> TokenStats:
   """Log-prob and entropy of next-token distributions, a block of the logits at a time.
 
@@ -89,6 +96,9 @@ def token_stats(
     max_logits: logits of a chunk's block of the vocabulary, on each part of the vocabulary.
     implementation: implementation of the forward sums: "xla", "pallas" (a kernel for TPU or GPU with a tile of logits
       in fast memory, which needs neither size), or "auto": `kernels.choice`.
+    transform: bias, minimum length and truncation of the policy. The targets are its samples, so they count as kept. A
+      transform that acts is computed by XLA, over the whole vocabulary of fewer tokens at a time.
+    lengths: [T] response tokens before each target; read with a transform that acts.
 
   Returns:
     TokenStats of shape [T], float32, nats.
@@ -98,11 +108,39 @@ def token_stats(
   """
   chex.assert_rank([hidden, unembedding, targets], [2, 2, 1])
   chex.assert_equal_shape_prefix([hidden, targets], 1)
+  if transform.acts:
+    chex.assert_equal_shape([targets, lengths])
+    logits_of = lambda hidden, unembedding: mask_columns(
+      softcap(linear(hidden, unembedding, compute_dtype, transpose=True).astype(jnp.float32), logit_softcap),
+      num_tokens,
+      forbidden,
+    )
+    policy_of = functools.partial(transform, temperature=jnp.asarray(temperature, jnp.float32))
+    chunk_size = max(1, min(chunk_size, targets.shape[0], MAX_TRANSFORMED_LOGITS // unembedding.shape[0]))
+    return _transformed_stats(logits_of, policy_of, hidden, unembedding, targets, lengths, chunk_size)
   kernel = choice.chosen(implementation, sharding.platform(), hidden, unembedding, compute_dtype)
   chunk_size = min(chunk_size, targets.shape[0])
   block = max(1, max_logits // chunk_size)
   head = Head(jnp.dtype(compute_dtype).name, logit_softcap, num_tokens, chunk_size, block, kernel, forbidden=forbidden)
   return _token_stats(head, hidden, unembedding, targets, jnp.asarray(temperature, jnp.float32))
+
+
+@jax.named_scope("token_stats")
+def _transformed_stats(logits_of, policy_of, hidden, unembedding, targets, lengths, chunk_size) -> TokenStats:
+  """TokenStats from whole vocabularies, `chunk_size` tokens at a time; the backward pass recomputes each chunk."""
+  length = targets.shape[0]
+  fill = lambda x: jnp.pad(x, ((0, -length % chunk_size), *((0, 0),) * (x.ndim - 1)))
+  chunks = jax.tree.map(lambda x: fill(x).reshape(-1, chunk_size, *x.shape[1:]), (hidden, targets, lengths))
+  # In float32, so that gradients of chunks are summed in it.
+  matrix = unembedding.astype(jnp.promote_types(unembedding.dtype, jnp.float32))
+
+  @jax.checkpoint
+  def chunk(matrix, hidden_CxD, targets_C, lengths_C):
+    logits = policy_of(logits_of(hidden_CxD, matrix), length=lengths_C, sampled=targets_C)
+    return from_logits(logits, targets_C)
+
+  by_chunk = jax.lax.map(lambda arrays: chunk(matrix, *arrays), chunks)
+  return jax.tree.map(lambda x: x.reshape(-1)[:length], by_chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

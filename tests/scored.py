@@ -5,5 +5,5 @@ import jax
 from qempo_jax import scoring
 
 score_groups = jax.jit(
-  scoring.score_groups, static_argnames=("config", "group_size", "max_length", "chunk_size", "remat")
+  scoring.score_groups, static_argnames=("config", "group_size", "max_length", "chunk_size", "remat", "transform")
 )

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax import sharding
+from qempo_jax.logit_transform import PLAIN
+from qempo_jax.logit_transform import LogitTransform
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
@@ -26,7 +28,7 @@ from qempo_jax.token_stats import TokenStats
 from qempo_jax.types import PromptBatch
 from qempo_jax.types import Rollout
 
-_STATIC = ("config", "group_size", "max_length", "stop_tokens", "slots", "halvings", "first_ring")
+_STATIC = ("config", "group_size", "max_length", "stop_tokens", "slots", "halvings", "first_ring", "transform")
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
@@ -44,8 +46,9 @@ def sample_groups(
   slots: int = 0,
   halvings: int = 0,
   first_ring: int | None = None,
+  transform: LogitTransform = PLAIN,
 ) -> Rollout:
-  """Samples a group of responses to each prompt from the untruncated distribution.
+  """Samples a group of responses to each prompt.
 
   A sample ends with its first stop token, which is part of it: its log-prob and entropy count.
 
@@ -63,9 +66,10 @@ def sample_groups(
     halvings: times the slots are halved while the last samples finish; each compiles one more loop.
     first_ring: response tokens in the first loop's ring; None: half of `max_length`, within 32 and 256. Attention reads
       a whole ring for each token, and every doubling compiles one more loop.
+    transform: bias, minimum length and truncation of the distribution; the default draws from all of it.
 
   Returns:
-    Rollout with log-probs and entropies at this temperature, in nats.
+    Rollout with log-probs and entropies of the transformed distribution at this temperature, in nats.
   """
   rows = prompts.tokens.shape[0]
   hidden_PxD, keys, values = transformer.prefill(params, config, prompts.tokens, prompts.mask)
@@ -82,6 +86,7 @@ def sample_groups(
     slots=per_device,
     halvings=halvings,
     ring=first_ring,
+    transform=transform,
   )
   length = prompts.tokens.shape[1] + max_length
   decoder = (transformer.for_decoding(params, config, length), jnp.asarray(temperature, jnp.float32))
@@ -101,7 +106,7 @@ def ring_sizes(max_length: int, first: int | None = None) -> list[int]:
   return sizes
 
 
-def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings, ring):
+def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings, ring, transform):
   """All loops on one device's prompts: (tokens [P, G, T], -1 on padding; TokenStats; slot-steps [1])."""
   params, temperature = decoder
   hidden_PxD, prompt_layers, mask_PxL, keys_PxG = by_prompt
@@ -112,8 +117,9 @@ def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings
 
   def turn(state: queues.Slots) -> queues.Slots:
     """Draws a token in every slot, stores those of busy slots, and computes the next hidden states."""
-    logits = transformer.logits(state.hidden, params["unembedding"], config) / temperature
     lengths = state.cache.lengths_RxG
+    logits = transformer.logits(state.hidden, params["unembedding"], config)
+    logits = transform(logits, temperature=temperature, length=lengths)
     fold = lambda item, time: jax.random.bits(jax.random.fold_in(flat_keys[item], time), (2,), jnp.uint32)
     token, stats = draws.draw(jax.vmap(jax.vmap(fold))(state.item, lengths), logits)
     state = state.keep(token, stats)

@@ -7,6 +7,7 @@ constraint with a bound follows its controller, on the value measured on this st
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import NamedTuple
 
 from flax import struct
@@ -20,6 +21,8 @@ from qempo_jax import importance
 from qempo_jax import scoring
 from qempo_jax.constraints import Constraint
 from qempo_jax.constraints import Group
+from qempo_jax.logit_transform import PLAIN
+from qempo_jax.logit_transform import LogitTransform
 from qempo_jax.masking import masked
 from qempo_jax.masking import masked_mean
 from qempo_jax.methods.group_loss import group_loss
@@ -98,6 +101,7 @@ def online_step(
   chunk_size: int,
   as_policy: Callable = whole_policy,
   micro_batches: int = 1,
+  transform: LogitTransform = PLAIN,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the policy and of the multipliers; both are kept if the loss or its gradient is not finite.
 
@@ -112,20 +116,22 @@ def online_step(
     chunk_size: tokens whose logits are in memory at once.
     as_policy: (state.params, ref_params) -> the policy's parameters; it merges adapters with the reference.
     micro_batches: parts of the batch whose gradients are summed, one part in memory at a time; they divide P.
+    transform: the sampler's. The reference is scored without its truncation, so that the KL is finite.
 
   Returns:
     (the next state, metrics: scalars by name; entropies and KL in nats a sequence, lengths in tokens).
   """
   _, group_size, max_length = batch.mask.shape
   settings = {"group_size": group_size, "max_length": max_length, "temperature": temperature, "chunk_size": chunk_size}
-  score = lambda params, packed: scoring.score_groups(params, config, packed, **settings)
-  reference = lambda packed: jnp.sum(score(ref_params, packed).log_prob, axis=-1)
+  score = functools.partial(scoring.score_groups, config=config, **settings)
+  of_reference = transform.untruncated()
+  reference = lambda packed: jnp.sum(score(ref_params, packed=packed, transform=of_reference).log_prob, axis=-1)
   ref_log_probs = accumulation.map_rows(reference, batch.packed, micro_batches=micro_batches)
   return policy_and_duals(
     state,
     batch,
     ref_log_probs,
-    score=lambda params, groups: score(as_policy(params, ref_params), groups.packed),
+    score=lambda params, groups: score(as_policy(params, ref_params), packed=groups.packed, transform=transform),
     objective=objective,
     optimizers=optimizers,
     micro_batches=micro_batches,

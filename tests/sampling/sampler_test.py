@@ -42,7 +42,7 @@ def _padded(side, prompts=PROMPTS, width=8):
   return PromptBatch(jnp.asarray(tokens), jnp.asarray(mask))
 
 
-def _score(params, prompts, rollout, config=CONFIG):
+def _score(params, prompts, rollout, config=CONFIG, **more):
   responses = [[t[m] for t, m in zip(*group)] for group in zip(np.asarray(rollout.tokens), np.asarray(rollout.mask))]
   packed = packing.pack_groups(prompts, responses, bucket=16)
   return scored.score_groups(
@@ -53,6 +53,7 @@ def _score(params, prompts, rollout, config=CONFIG):
     max_length=SETTINGS["max_length"],
     temperature=SETTINGS["temperature"],
     chunk_size=50,
+    **more,
   )
 
 
