@@ -64,6 +64,16 @@ def get_config() -> ConfigDict:
   config.sampling.max_response_length = 256  # Tokens; part of the problem statement, since entropy grows with length.
   config.sampling.temperature = 1.0  # Temperature of both sampling and scoring.
   config.sampling.allowed_tokens = ()  # Special tokens, by text, that may be sampled; (): stop tokens alone.
+  # The next three truncate what sampler and scorer alike take for the policy; top-p follows top-k, and min-p both.
+  config.sampling.top_k = 0  # Most tokens that may follow, besides ties with the last of them; 0: no limit.
+  config.sampling.top_p = 1.0  # Least probability of the set of likeliest tokens that may follow; 1: all tokens.
+  config.sampling.min_p = 0.0  # Least probability of a token as a share of the likeliest one's; 0: none.
+  config.sampling.min_response_length = 0  # Tokens before which no stop token is sampled; 0: none.
+  # Texts that end a response, with the token that completes one; rewards see the text before it. (): stop tokens alone.
+  config.sampling.stop_strings = ()
+  # (token's text or id, nats added to its logit before the temperature), such as ((" the", -1.0), (17, None)); None
+  # forbids the token. (): no bias.
+  config.sampling.logit_bias = ()
   # Off-policy lag in updates. 1: sample for update t+1 before update t, so that scoring overlaps it; samples are
   # importance-weighted. 0: on-policy.
   config.sampling.stale_steps = 0
@@ -249,7 +259,11 @@ def get_config() -> ConfigDict:
   # The keys below are read by experiments.evaluate alone.
   config.evaluation.prompts = ""  # A data source such as jsonl:$QEMPO_DATA_DIR/mt_bench/question.jsonl; "": the run's.
   config.evaluation.sample = True  # False evaluates the workdir's samples/*.jsonl and loads no model.
-  config.evaluation.temperature = 1.0  # Sampling temperature; a benchmark's own (MT-Bench: 0 for maths) is not used.
+  # Sampling temperature; 0: greedy. A benchmark's own (MT-Bench: 0 for maths) is not used.
+  config.evaluation.temperature = 1.0
+  config.evaluation.top_k = config_dict.placeholder(int)  # As sampling.top_k; none: that.
+  config.evaluation.top_p = config_dict.placeholder(float)  # As sampling.top_p; none: that.
+  config.evaluation.min_p = config_dict.placeholder(float)  # As sampling.min_p; none: that.
   config.evaluation.max_prompt_length = 0  # Tokens; 0: data.max_prompt_length.
   config.evaluation.max_response_length = 0  # Tokens; 0: sampling.max_response_length.
   config.evaluation.reward_range = (0.0, 1.0)  # Least and greatest possible reward; (): unbounded.

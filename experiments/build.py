@@ -20,6 +20,7 @@ from experiments.configured import objective as build_objective
 from experiments.configured import policy as build_policy
 from experiments.configured import ranges
 from experiments.configured import reward_data
+from experiments.configured import sampling as build_sampling
 from experiments.measure import evaluator as evaluators
 from experiments.measure.heldout import HeldOut
 from experiments.measure.reference import Reference
@@ -58,6 +59,8 @@ def plan(config: ConfigDict, policy: Policy, *, trains: bool = True) -> Plan:
     InputError: settings that do not go together; names them.
   """
   check_one_method(config)
+  if trains:
+    build_sampling.check_training(config)
   o, on_pairs = config.offline, config.offline.loss is not None
   objective = build_objective.offline(config) if on_pairs else build_objective.online(config)
   settings = None
@@ -78,7 +81,7 @@ def plan(config: ConfigDict, policy: Policy, *, trains: bool = True) -> Plan:
     as_policy=build_policy.as_policy(config),
     adapters=build_policy.lora_config(config) is not None,
     micro_batches=build_policy.micro_batches(config, rows, policy.mesh) if trains else 1,
-    sampling=build_data.sampling(config),
+    sampling=build_sampling.sampling(config, policy),
     replay_size=config.replay.size,
     stale_steps=config.sampling.stale_steps,
     rewards=build_data.reward_names(config),
@@ -100,6 +103,7 @@ def run(config: ConfigDict, policy: Policy | None = None, *, check: bool = True)
   """
   check_one_method(config)
   wandb_log.check(config.logging.wandb)
+  build_sampling.check_training(config)
   if config.offline.loss is None:
     build_objective.online(config)  # a mistake is said before the model is loaded
   else:
@@ -193,14 +197,14 @@ def evaluator(config: ConfigDict, policy: Policy, rows, reward, judge=None) -> e
   e = config.evaluation
   settings = evaluators.Settings(e.samples_per_prompt, e.prompts_per_batch, e.seed, tuple(e.cluster), e.exact)
   judges = {"reward": reward} | ({"judge": judge} if judge else {})
-  return evaluators.Evaluator(policy, rows, judges, build_data.sampling(config), settings)
+  return evaluators.Evaluator(policy, rows, judges, build_sampling.sampling(config, policy), settings)
 
 
 def reference(config: ConfigDict, policy: Policy) -> Reference:
   """The reference on the training prompts, for feasibility."""
   rows = build_data.training_rows(config, policy.tokenizer)
   return Reference(
-    samples.GroupSampler(policy, build_data.sampling(config), rows),
+    samples.GroupSampler(policy, build_sampling.sampling(config, policy), rows),
     build_data.reward_for(config, rows),
     policy.params,
     seed=config.evaluation.seed,
@@ -215,6 +219,8 @@ def _groups(config: ConfigDict, policy: Policy, check: bool):
   measured = reference(config, policy)
   line = measured.check(config.data.prompts_per_step, config.sampling.group_size) if check else ""
   sample, reward, r = measured.sample, measured.reward, config.replay
+  settings = build_sampling.sampling(config, policy)
+  line = "; ".join(filter(None, (line, build_sampling.in_words(settings))))
   del measured, policy  # they hold parameters that the caller may move
   order = orders.Order(len(sample.rows), batch_size=config.data.prompts_per_step, seed=config.seed)
   ahead = bool(config.sampling.stale_steps)
@@ -234,7 +240,7 @@ def _pairs(config: ConfigDict, policy: Policy, check: bool):
   o = config.offline
   params, policy = policy.params, policy._replace(params=None)  # which the caller may move
   encode = functools.partial(build_data.encoded, config, policy)
-  settings = build_data.sampling(config)
+  settings = build_sampling.sampling(config, policy)
   if o.pairs == "source":
     found = encode(build_data.pairs(config, policy.tokenizer))
     rows = preferences.prompt_rows(found.rows)

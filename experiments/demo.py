@@ -15,6 +15,7 @@ from experiments.compile import dry_run as dry_runs
 from experiments.configured import constraints as build_constraints
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
+from experiments.configured import sampling as build_sampling
 from experiments.measure import sample_files
 from experiments.measure import samples_once
 from experiments.run import metrics_file
@@ -42,7 +43,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   if not dry_run:
     workdir = workdirs.open_workdir(workdir, config)
   policy = build_policy.policy(shared)
-  print(build.reference(shared, policy).check(*build_data.sampling(shared)[:2]))
+  print(build.reference(shared, policy).check(*build_sampling.sampling(shared, policy)[:2]))
   if dry_run:
     for method in config.methods:
       print(f"{method}:\n{dry_runs.describe(build.plan(config[method], policy))}")

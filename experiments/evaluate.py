@@ -12,6 +12,7 @@ from experiments.compile import dry_run as dry_runs
 from experiments.configured import constraints as build_constraints
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
+from experiments.configured import sampling as build_sampling
 from experiments.measure import results as results_lib
 from experiments.measure import sample_files
 from experiments.measure import samples_once
@@ -34,20 +35,23 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
       print(
         f"Would draw {e.samples_per_prompt} samples of each of {len(rows)} prompts at temperature {e.temperature:g}."
       )
-      print(dry_runs.describe_sampling(build_data.sampling(of_samples), build_policy.policy(config)))
+      policy = build_policy.policy(config)
+      print(dry_runs.describe_sampling(build_sampling.sampling(of_samples, policy), policy))
     else:
       print(f"Would score {len(list((workdir / 'samples').glob('*.jsonl')))} files in {workdir / 'samples'}.")
     return
   workdir = workdirs.open_workdir(workdir, workdirs.of_the_run(config, workdir, ("export", "evaluation")), lock=False)
   (workdir / "samples").mkdir(exist_ok=True)
   reward = lambda: build_data.evaluation_reward(config)
+  words = ""
   if e.sample:
-    samples_once.sample(of_samples, workdir, rows, reward(), checkpoint)
+    words = samples_once.sample(of_samples, workdir, rows, reward(), checkpoint)
   found, notes = sample_files.read(workdir / "samples", reward)
   run = {
     "command": "python -m experiments.evaluate " + " ".join(sys.argv[1:]),
     "seed": e.seed,
     "temperature": e.temperature if e.sample else "of the files",
+    **({"sampling": words} if words else {}),
     "encoder": "all-MiniLM-L6-v2",
     "parser": f"spaCy {e.parser}",
     "notes": notes,

@@ -14,6 +14,7 @@ from experiments.compile import dry_run as dry_runs
 from experiments.configured import constraints as build_constraints
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
+from experiments.configured import sampling as build_sampling
 from experiments.measure import coherence_forecast
 from experiments.measure import feasibility_tables
 from experiments.measure import forecast
@@ -29,6 +30,7 @@ MAX_PROMPTS = 32  # spread evenly over the training rows
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples the reference, forecasts, prints two tables and writes feasibility.json."""
   build.check_one_method(config)
+  build_sampling.check_training(config)
   programs = forecast.programs(config)
   samples = config.feasibility.samples_per_prompt
   group_size = min(samples, config.evaluation.samples_per_prompt)
@@ -36,7 +38,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   prompts = min(MAX_PROMPTS, len(build_data.training_rows(config)))
   if dry_run:
     print(f"Would draw {rounds * group_size} samples of each of {prompts} prompts from the reference policy.")
-    print(dry_runs.describe_sampling(build_data.sampling(config), build_policy.policy(config)))
+    policy = build_policy.policy(config)
+    print(dry_runs.describe_sampling(build_sampling.sampling(config, policy), policy))
     return
   policy = build_policy.policy(config)
   reference = build.reference(config, policy)
@@ -49,6 +52,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   reference.check_floor(found)
   results = report(config, programs, found)
   results["seconds"] = time.monotonic() - started
+  if words := build_sampling.in_words(build_sampling.sampling(config, policy)):
+    results["sampling"] = f"{words}; forecasts take this reference, as it is sampled, for the reference policy"
+    print(f"Samples: {results['sampling']}")
   path = workdir / "feasibility.json"
   write_atomically(path, json.dumps(feasibility_tables.json_numbers(results), indent=1, allow_nan=False) + "\n")
   feasibility_tables.show(results, Console())

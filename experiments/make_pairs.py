@@ -19,6 +19,7 @@ from experiments import samples as sampling
 from experiments.compile import dry_run as dry_runs
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
+from experiments.configured import sampling as build_sampling
 from experiments.run import workdir as workdirs
 from qempo_jax.data import columns
 from qempo_jax.data import pair_selection
@@ -34,11 +35,14 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples every prompt of config.data once and writes the pairs."""
   build.check_one_method(config)
   select, pool = selection(config), _pool(config)
-  policy, settings = build_policy.policy(config), build_data.sampling(config)
+  policy = build_policy.policy(config)
+  settings = build_sampling.sampling(config, policy)
   rows = build_data.training_rows(config, policy.tokenizer)
   sample, reward = sampling.GroupSampler(policy, settings, rows), build_data.reward_for(config, rows)
   seed = build.plan(config, policy, trains=False).seed
   print(f"{len(sample.rows)} prompts ({sample.dropped} too long), {settings.group_size} samples each")
+  if words := build_sampling.in_words(settings):
+    print(f"Samples: {words}")
   if dry_run:
     print(dry_runs.describe_sampling(settings, policy))
     return

@@ -9,6 +9,8 @@ import jax
 
 from qempo_jax import sharding
 from qempo_jax.constraints import Constraint
+from qempo_jax.logit_transform import PLAIN
+from qempo_jax.logit_transform import LogitTransform
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train.offline_step import OfflineObjective
 from qempo_jax.train.online_step import OnlineObjective
@@ -51,6 +53,8 @@ class Sampling(NamedTuple):
     halvings: times that slots are halved while the last samples finish.
     bucket: multiple to which packed rows are rounded up, tokens.
     chunk_size: tokens whose logits exist at once.
+    transform: bias, minimum length and truncation, of sampler and scorer alike.
+    stop_strings: texts that end a response.
   """
 
   prompts: int
@@ -63,6 +67,8 @@ class Sampling(NamedTuple):
   halvings: int
   bucket: int
   chunk_size: int
+  transform: LogitTransform = PLAIN
+  stop_strings: tuple[str, ...] = ()
 
 
 class PairSettings(NamedTuple):

@@ -18,6 +18,7 @@ from qempo_jax.rewards import checked
 from qempo_jax.rewards import compose
 from qempo_jax.sampling import layout
 from qempo_jax.sampling import sampler
+from qempo_jax.sampling import stop_strings
 from qempo_jax.types import PromptBatch
 from qempo_jax.types import Rollout
 
@@ -29,7 +30,7 @@ class Samples(NamedTuple):
     rows: P rows.
     prompts: P prompts as token ids, int32 arrays.
     responses: [P][G] token ids, the ending token included.
-    texts: [P][G] responses as text, without the ending token.
+    texts: [P][G] responses as text, without the ending token, and up to the stop string that ended one.
     rollout: the same as arrays, on the host.
   """
 
@@ -54,6 +55,9 @@ class GroupSampler:
     self._policy, self._settings = policy._replace(params=None), settings
     self._mesh = layout.sampling_mesh(policy.mesh, settings.mesh)
     self._arrangements = {}
+    decode = lambda ids: policy.tokenizer.decode(ids, skip_special_tokens=False)
+    ending = stop_strings.ending_ids(decode, policy.config.vocab_size, settings.stop_strings)
+    self._stop_tokens = (*policy.stop_tokens, *ending)
     limit = settings.max_prompt_length
     encoded = {
       row["prompt"]: np.asarray(_encoded(policy.tokenizer, row["prompt"], place), np.int32)
@@ -80,18 +84,25 @@ class GroupSampler:
       group_size=group_size,
       max_length=self._settings.max_response_length,
       temperature=self._settings.temperature,
-      stop_tokens=self._policy.stop_tokens,
+      stop_tokens=self._stop_tokens,
       prompt_ids=np.arange(first, first + len(prompts)),
       slots=self._settings.slots,
       halvings=self._settings.halvings,
+      transform=self._settings.transform,
     )
     return self.of_rollout(rows, sharding.to_host(rollout))
 
   def of_rollout(self, rows: Sequence[Row], rollout: Rollout) -> Samples:
     """The samples of these rows as text and ids, from the sampler's arrays."""
-    responses = [[tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)]
     decode = lambda ids: tokenization.decode_response(self._policy.tokenizer, ids, self._policy.stop_tokens)
+    strings = self._settings.stop_strings
+    if strings:
+      rollout = stop_strings.cut(rollout, decode, strings)
+    responses = [[tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)]
     texts = [[decode(ids) for ids in group] for group in responses]
+    if strings:
+      before = lambda text: stop_strings.before(text, strings)
+      texts = [[text if before(text) is None else before(text) for text in group] for group in texts]
     return Samples(rows, [self.encode(row) for row in rows], responses, texts, rollout)
 
   def _arranged(self, params):

@@ -65,6 +65,14 @@ def test_samples_made_in_another_way_are_not_mixed_in(config, run, capsys):
   assert "made in another way" in capsys.readouterr().err
 
 
+def test_greedy_samples_are_reported_as_such(config, run, tmp_path):
+  config.evaluation.temperature, config.evaluation.samples_per_prompt = 0.0, 2
+  assert run()["run"]["sampling"].startswith("greedy; log-probs and entropies are of the truncated distribution")
+  rows = [json.loads(line) for line in (tmp_path / "run" / "samples" / "base.jsonl").open()]
+  assert len({(row["prompt"], row["completion"]) for row in rows}) == len(toy.PROMPTS)
+  assert all(row["log_prob"] == row["entropy"] == 0 > row["ref_log_prob"] for row in rows)
+
+
 def test_a_checkpoint_is_no_matter_of_files(config, run, capsys):
   with pytest.raises(SystemExit):
     run("--config.evaluation.sample=False", "--checkpoint=best")

@@ -71,7 +71,7 @@ def test_overrides_at_random_build_a_run_or_are_one_line(tmp_path, kind, monkeyp
     ("reward_model.pairs_per_step", "0", "at least 1"),
     ("sampling.stale_steps", "2", "at least 0 and at most 1"),
     ("compute.bucket", "0", "config.compute.bucket=0 must be at least 1"),
-    ("sampling.temperature", "0", "must be above 0"),
+    ("sampling.temperature", "0", "above 0"),
     ("optimizer.b2", "1", "at least 0 and below 1"),
     ("duals.averaging", "1.5", "below 1"),
     ("replay.weight", "-1", "at least 0"),

@@ -150,6 +150,7 @@ def compile_step(plan: Plan, shardings):
     optimizers=plan.optimizers,
     temperature=settings.temperature,
     chunk_size=settings.chunk_size,
+    transform=settings.transform,
     as_policy=plan.as_policy,
     micro_batches=plan.micro_batches,
   )

@@ -95,6 +95,7 @@ def _sampling(plan: Plan, state, reference) -> list[Program]:
     stop_tokens=policy.stop_tokens,
     slots=settings.slots,
     halvings=settings.halvings,
+    transform=settings.transform,
   )
   sample = lambda params, prompts, rng: sampler.sample_groups(params, prompts=prompts, rng=rng, **options)
   jitted, held = jax.jit(sharding.on_mesh(sample, mesh)), (trained, rest) if copied else rest

@@ -12,7 +12,6 @@ from experiments.batches.pair_rows import PairRows
 from experiments.configured import constraints as build_constraints
 from experiments.plan import PairSettings
 from experiments.plan import Policy
-from experiments.plan import Sampling
 from qempo_jax import offline_losses
 from qempo_jax.data import formats
 from qempo_jax.data import pair_tokens
@@ -26,23 +25,6 @@ from qempo_jax.errors import InputError
 from qempo_jax.rewards import checked
 from qempo_jax.rewards import compose
 from qempo_jax.rewards import registry
-
-
-def sampling(config: ConfigDict) -> Sampling:
-  """Settings of sampling and scoring."""
-  s = config.sampling
-  return Sampling(
-    prompts=config.data.prompts_per_step,
-    group_size=s.group_size,
-    max_prompt_length=config.data.max_prompt_length,
-    max_response_length=s.max_response_length,
-    temperature=s.temperature,
-    mesh=tuple(s.mesh),
-    slots=s.slots,
-    halvings=s.halvings,
-    bucket=config.compute.bucket,
-    chunk_size=config.compute.chunk_size,
-  )
 
 
 def training_rows(config: ConfigDict, tokenizer: Any = None) -> list[prompts.Row]:

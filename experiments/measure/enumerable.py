@@ -122,6 +122,8 @@ def train(configs: Sequence, problem: Problem):
   """
   on_toy = Policy(None, problem.params, None, (), None)
   plans = [build.plan(config, on_toy) for config in configs]
+  if any(plan.sampling.transform.acts or plan.sampling.stop_strings for plan in plans):
+    raise InputError("an enumerable policy is sampled at its temperature alone: leave the other keys of sampling alone")
   first = plans[0]
   path, _, fixed = _parsed(first.label)
   make, objective = methods.table()[path], first.objective

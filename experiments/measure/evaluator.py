@@ -90,7 +90,7 @@ class Evaluator:
         labels = {"method": method, "seed": seed} | ({"task": tasks[start + index]} if tasks[start + index] else {})
         labels |= {name: rows[index][name] for name in settings.cluster if name in rows[index]}
         groups.append(list(_rows_of(samples, index, scores, ref_log_probs, labels, self._encoder)))
-      if settings.exact:
+      if settings.exact and not self._sampling.stop_strings:  # which end right answers in ways that are not listed
         of_prompts = exact_figures.of_prompts(self._listed, params, rows, groups)
         groups = [[group[0] | ({"exact": of} if of else {}), *group[1:]] for group, of in zip(groups, of_prompts)]
       found += itertools.chain.from_iterable(groups)
@@ -107,11 +107,12 @@ class Evaluator:
       max_length=self._sampling.max_response_length,
       temperature=self._sampling.temperature,
       chunk_size=self._sampling.chunk_size,
+      transform=self._sampling.transform.untruncated(),
     )
     return np.asarray(stats.log_prob.sum(-1))
 
 
-_STATIC = ("config", "group_size", "max_length", "chunk_size")
+_STATIC = ("config", "group_size", "max_length", "chunk_size", "transform")
 
 
 def _rows_of(samples, index, scores, ref_log_probs, labels, encoder):

@@ -48,7 +48,12 @@ class ListedAnswers:
     self._policy, self._sampling, self._batch, self._encoder = policy._replace(params=None), sampling, batch, encoder
     self._forms, self._tolerance = forms or answers.written_forms, tolerance
     self._listed: dict[tuple[str, str], tuple[dict, response_trees.ResponseTree]] = {}
-    score = functools.partial(response_trees.score_trees, config=policy.config, temperature=sampling.temperature)
+    score = functools.partial(
+      response_trees.score_trees,
+      config=policy.config,
+      temperature=sampling.temperature,
+      transform=sampling.transform,
+    )
     self._score = jax.jit(sharding.on_mesh(lambda params, batch: score(params, batch=batch), policy.mesh))
 
   def log_probs(self, params: Any, rows: Sequence[Row]) -> list[tuple[dict[tuple[int, ...], str], np.ndarray, float]]:

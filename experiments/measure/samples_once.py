@@ -6,15 +6,19 @@ import pathlib
 from experiments import build
 from experiments.configured import constraints as build_constraints
 from experiments.configured import policy as build_policy
+from experiments.configured import sampling as build_sampling
 from qempo_jax.errors import InputError
 from qempo_jax.paths import read_json
 from qempo_jax.paths import write_atomically
 
 
 def settings(config):
-  """The config with the evaluation's own temperature and lengths, for sampler and scorer alike."""
+  """The config with the evaluation's own temperature, truncation and lengths, for sampler and scorer alike."""
   e, found = config.evaluation, config.copy_and_resolve_references()
   found.sampling.temperature = e.temperature
+  for name in ("top_k", "top_p", "min_p"):
+    if e[name] is not None:
+      found.sampling[name] = e[name]
   if e.max_response_length:
     found.sampling.max_response_length = e.max_response_length
   if e.max_prompt_length:
@@ -22,10 +26,11 @@ def settings(config):
   return found
 
 
-def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | None = None) -> None:
-  """Writes samples of the reference and, where there is a checkpoint, of the trained policy (see `checkpoints.trained_params`)."""
+def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | None = None) -> str:
+  """Writes samples of the reference and of any trained policy (see `checkpoints.trained_params`); how, in words."""
   policy = build_policy.policy(config)
   plan = build.plan(config, policy, trains=False)
+  words = build_sampling.in_words(plan.sampling)
   params, what = build.trained_params(config, workdir, policy, checkpoint)
   evaluate = build.evaluator(config, policy, rows, reward)
   if evaluate.dropped:
@@ -33,21 +38,28 @@ def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | 
           " see evaluation.max_prompt_length")  # fmt: skip
   prefix = f"{rows[0]['split']}-" if config.evaluation.prompts else ""
   write_once(
-    config, workdir, f"{prefix}base", "the reference", lambda: evaluate(policy.params, method="base", seed=plan.seed)
+    config,
+    workdir,
+    f"{prefix}base",
+    "the reference",
+    words,
+    lambda: evaluate(policy.params, method="base", seed=plan.seed),
   )
   if params is not policy.params:
     method, seed = plan.label, plan.seed
     name = prefix + run_name(build_constraints.file_name(method), seed)
-    write_once(config, workdir, name, what, lambda: evaluate(params, method=method, seed=seed))
+    write_once(config, workdir, name, what, words, lambda: evaluate(params, method=method, seed=seed))
   else:
     print(f"Evaluated {what} alone")
+  return words
 
 
-def write_once(config, workdir: pathlib.Path, name: str, what: str, make) -> None:
+def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, make) -> None:
   """Writes samples/NAME.jsonl unless it is there, made from the same policy in the same way."""
   keys = ("prompts", "max_prompts", "splits", "samples_per_prompt", "seed", "temperature", "max_prompt_length",
           "max_response_length", "reward", "exact")  # fmt: skip
   made = {"policy": what} | {key: config.evaluation[key] for key in keys}
+  made |= {"sampling": words} if words else {}
   path = workdir / "samples" / f"{name}.jsonl"
   beside = path.with_suffix(".json")
   remedy = f"remove it and {path.name} to sample again"

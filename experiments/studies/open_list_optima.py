@@ -14,6 +14,7 @@ import numpy as np
 from experiments import cli
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
+from experiments.configured import sampling as build_sampling
 from experiments.measure import exact_figures
 from experiments.run import workdir as workdirs
 from qempo_jax.data import pair_tokens
@@ -34,7 +35,7 @@ def main(config, workdir, dry_run):
   rows, e = build_data.evaluation_rows(shared), shared.evaluation
   listed = exact_figures.ListedAnswers(
     policy,
-    build_data.sampling(shared),
+    build_sampling.sampling(shared, policy),
     e.prompts_per_batch,
     pair_tokens.Encoder(policy.tokenizer),
     forms=spellings,

@@ -41,7 +41,7 @@ def training_warnings(metrics: Mapping[str, Sequence[Mapping]]) -> list[dict]:
 
 _ADVICE = {
   "truncation": "Raise the response length, or make stopping part of the reward.",
-  "kl": "Sampler and scorer disagree: use one temperature, no top-p or top-k, and count the ending EOS in both.",
+  "kl": "Sampler and scorer disagree: use one temperature and truncation, and count the ending EOS in both.",
   "floor": "Train longer, lower the floor, or approach it more slowly (smaller dual step).",
   "undecided": "Sample more prompts; the certificate says about how many.",
   "collapse": "Approach the floor from the diverse side: start with a larger entropy weight, or raise the KL budget.",

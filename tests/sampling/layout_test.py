@@ -8,9 +8,9 @@ import pytest
 
 from experiments import plan
 from experiments import samples
-from experiments.configured import data as build_data
 from experiments.configured import objective as build_objective
 from experiments.configured import policy as build_policy
+from experiments.configured import sampling as build_sampling
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import transformer
@@ -31,7 +31,7 @@ def _rollout(tmp_path, mesh, shape):
   config = toy.config(tmp_path)
   config.sampling.max_response_length, config.sampling.mesh = 6, shape
   policy, rows = _policy(mesh), [{"prompt": f"{i + 1} {2 * i + 1}"} for i in range(8)]
-  return samples.GroupSampler(policy, build_data.sampling(config), rows)(
+  return samples.GroupSampler(policy, build_sampling.sampling(config, policy), rows)(
     policy.params, rows, jax.random.key(1), 8
   ).rollout
 
