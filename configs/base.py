@@ -74,6 +74,9 @@ def get_config() -> ConfigDict:
   # (token's text or id, nats added to its logit before the temperature), such as ((" the", -1.0), (17, None)); None
   # forbids the token. (): no bias.
   config.sampling.logit_bias = ()
+  # Samples for online training from outside: a dotted path of (weights, prompts, rng) -> token ids, or a call that makes
+  # one (experiments/outside.py); its samples are importance-weighted. "": the sampler.
+  config.sampling.function = ""
   # Off-policy lag in updates. 1: sample for update t+1 before update t, so that scoring overlaps it; samples are
   # importance-weighted. 0: on-policy.
   config.sampling.stale_steps = 0

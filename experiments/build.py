@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments import loop
+from experiments import outside
 from experiments import samples
 from experiments.batches import groups
 from experiments.batches import pairs
@@ -220,6 +221,8 @@ def _groups(config: ConfigDict, policy: Policy, check: bool):
   line = measured.check(config.data.prompts_per_step, config.sampling.group_size) if check else ""
   sample, reward, r = measured.sample, measured.reward, config.replay
   settings = build_sampling.sampling(config, policy)
+  if config.sampling.function:
+    sample = outside.OutsideSampler(policy, settings, sample.rows, outside.resolve(config.sampling.function))
   line = "; ".join(filter(None, (line, build_sampling.in_words(settings))))
   del measured, policy  # they hold parameters that the caller may move
   order = orders.Order(len(sample.rows), batch_size=config.data.prompts_per_step, seed=config.seed)

@@ -55,6 +55,7 @@ class Sampling(NamedTuple):
     chunk_size: tokens whose logits exist at once.
     transform: bias, minimum length and truncation, of sampler and scorer alike.
     stop_strings: texts that end a response.
+    function: dotted path or call of a function that samples for training from outside; empty for none.
   """
 
   prompts: int
@@ -69,6 +70,7 @@ class Sampling(NamedTuple):
   chunk_size: int
   transform: LogitTransform = PLAIN
   stop_strings: tuple[str, ...] = ()
+  function: str = ""
 
 
 class PairSettings(NamedTuple):

@@ -63,12 +63,15 @@ class Groups(Batches):
     state, metrics = self._step(state, params, batch)
     host = {
       "truncation": float(np.mean(samples.rollout.truncated)),
-      "sampling/utilisation": float(samples.rollout.utilisation),
       "unscored": float(np.mean(np.isnan(rewards["reward"]))),
       "found": self._replay.buffer.total,
       "sampling_seconds": seconds,
       "tokens": int(samples.rollout.mask.sum()),
     }
+    if plan.sampling.function:
+      host["sampling/left_out"] = float(np.mean(~samples.rollout.mask.any(axis=-1)))
+    else:
+      host["sampling/utilisation"] = float(samples.rollout.utilisation)
     if self._acceptable is not None:
       log_probs = np.asarray(samples.rollout.log_probs, np.float64).sum(axis=-1)
       entropies = functional.acceptable_entropy(log_probs, rewards["reward"] >= self._acceptable)
@@ -193,7 +196,7 @@ class Replay:
   def make_batch(self, samples: Samples, rewards: dict[str, np.ndarray], rng) -> online_step.GroupBatch:
     """Packs the fresh samples with replayed ones, then remembers the fresh ones that are good.
 
-    What was not scored (NaN) is neither fresh nor replayed: it is left out of its group.
+    A response without a score (NaN) or without a token is neither fresh nor replayed: it is left out of its group.
     """
     main, replay_size = rewards["reward"], self._plan.replay_size
     fresh_size = main.shape[1]
@@ -217,10 +220,10 @@ class Replay:
         if replay_size and not truncated and np.isfinite(value):
           self.buffer.add(key, response, value)
     fresh = np.zeros(shape, bool)
-    fresh[:, :fresh_size] = np.isfinite(main)
+    fresh[:, :fresh_size] = np.isfinite(main) & mask[:, :fresh_size].any(axis=-1)
     packed = packing.pack_groups(samples.prompts, groups, bucket=self._plan.sampling.bucket)
     features, behaviour = self._plan.objective.method.features(tokens, mask), None
-    if self._plan.stale_steps:
+    if self._plan.stale_steps or self._plan.sampling.function:
       behaviour = np.zeros(shape, np.float32)
       behaviour[:, :fresh_size] = samples.rollout.log_probs.sum(axis=-1)
     return online_step.GroupBatch(packed, mask, all_rewards, fresh, replayed, features, behaviour)

@@ -120,7 +120,7 @@ def _groups(plan: Plan, group_size: int) -> GroupBatch:
     flags(bool),
     flags(bool),
     {name: _array(value.shape, value.dtype, split) for name, value in features.items()},
-    behaviour_log_probs=flags(jnp.float32) if plan.stale_steps else None,
+    behaviour_log_probs=flags(jnp.float32) if plan.stale_steps or plan.sampling.function else None,
   )
 
 

@@ -39,6 +39,7 @@ def sampling(config: ConfigDict, policy: Policy) -> Sampling:
     chunk_size=config.compute.chunk_size,
     transform=_transform(config, policy),
     stop_strings=tuple(s.stop_strings),
+    function=s.function,
   )
 
 
@@ -69,6 +70,11 @@ def check_training(config: ConfigDict) -> None:
       f"{kept_set} with sampling.stale_steps={s.stale_steps}: importance weights cannot correct for tokens outside an earlier"
       " policy's kept set; set one of them to its default",
     ),
+    (
+      s.function and (changed or o.loss is not None),
+      f"{changed or f'offline.loss={o.loss}'} with sampling.function={s.function}: the function samples the policy at its"
+      " temperature alone, online; set one of them to its default",
+    ),
   ):
     if wrong:
       raise InputError(advice)
@@ -79,6 +85,8 @@ def in_words(settings: Sampling) -> str:
   parts = [str(settings.transform)] if settings.transform.acts else []
   if settings.stop_strings:
     parts.append("responses end at " + " or ".join(map(repr, settings.stop_strings)))
+  if settings.function:
+    parts.append(f"training samples come from {settings.function}, importance-weighted")
   if settings.transform.truncates:
     parts.append("log-probs and entropies are of the truncated distribution, KL is from the untruncated reference")
   return "; ".join(parts)
