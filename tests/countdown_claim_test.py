@@ -10,6 +10,7 @@ import pytest
 from experiments.studies import countdown_claim
 from experiments.studies import countdown_claim_tables as tables
 from experiments.studies import countdown_model
+from experiments.studies import countdown_policy
 from qempo_jax import token_stats
 from qempo_jax.models import transformer
 
@@ -25,12 +26,12 @@ def test_scores_and_draws_are_those_of_the_library():
   hidden = transformer.forward(params, config, row, places, transformer.causal_mask(places, valid))
   logits = transformer.logits(hidden[:, 2:-1], transformer.unembedding(params), config)
   expected = token_stats.from_logits(logits / 1.3, tokens)
-  found = countdown_claim.score(params, config, prompts, mask, owner, tokens, 1.3)
+  found = countdown_policy.score(params, config, prompts, mask, owner, tokens, 1.3)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
   noise = jnp.asarray(rng.gumbel(size=(5, 2, 4, config.vocab_size)), jnp.float32)
-  drawn = countdown_claim.draw(params, config, prompts, mask, 0.7, noise)
+  drawn = countdown_policy.draw(params, config, prompts, mask, 0.7, noise)
   flat, of = drawn.reshape(8, 5), jnp.repeat(jnp.arange(2), 4)
-  score = jax.jit(lambda token: countdown_claim.score(params, config, prompts, mask, of, flat.at[:, -1].set(token)))
+  score = jax.jit(lambda token: countdown_policy.score(params, config, prompts, mask, of, flat.at[:, -1].set(token)))
   last = jnp.stack([score(token).log_prob[:, -1] for token in range(config.vocab_size)], axis=-1)
   np.testing.assert_array_equal(flat[:, -1], jnp.argmax(last / 0.7 + noise[-1].reshape(8, -1), axis=-1))
 
@@ -44,7 +45,9 @@ def test_a_run_is_taken_up_as_it_was_left(tmp_path):
   moved = lambda x: x + jnp.ones((), x.dtype) if jnp.issubdtype(x.dtype, jnp.number) else x
   left.state = jax.tree.map(moved, left.state)
   tokens = np.zeros((1, 3), np.int32)
-  puzzles = countdown_claim.Puzzles(tokens, tokens > 0, tokens, tokens, tokens[0], tokens[0], tokens[0], {"train": [0]})
+  puzzles = countdown_policy.Puzzles(
+    tokens, tokens > 0, tokens, tokens, tokens[0], tokens[0], tokens[0], {"train": [0]}
+  )
   left.advance(0, config, params, 0, puzzles, lambda params, temperature=1.0: {"right": one, "distinct": one})
   taken = make(3)
   assert taken.rows == left.rows and make(4).rows == []

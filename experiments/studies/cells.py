@@ -11,8 +11,7 @@ def label(method: str) -> str:
   return frontier_page.LABELS.get(method, method)
 
 
-def interval(value: Interval) -> str:
-  """Formats mean and bounds with two decimals; the mean alone if there are no bounds."""
-  if not np.isfinite(value.low):
-    return f"{value.mean:.2f}"
-  return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]".replace("-0.00", "0.00")
+def interval(value: Interval, digits: int = 2) -> str:
+  """Formats mean and bounds; the mean alone if there are no bounds."""
+  shown = [f"{round(float(number), digits) + 0.0:.{digits}f}" for number in value if np.isfinite(number)]  # no -0.00
+  return f"{shown[0]} [{shown[1]}, {shown[2]}]" if len(shown) == 3 else shown[0]

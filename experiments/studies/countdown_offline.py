@@ -23,16 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.studies import countdown_claim
+from experiments.studies import countdown_policy
 from qempo_jax import losses
 from qempo_jax import offline_losses
 from qempo_jax.data import scored
 from qempo_jax.family import Weights
 from qempo_jax.offline_losses import Example
 from qempo_jax.offline_losses import ListWeights
-from qempo_jax.train import optimizers
 
-LOGGED, PART, PROMPTS, LENGTH = 128, 32, countdown_claim.PROMPTS, countdown_claim.LENGTH
+LOGGED, PART, PROMPTS, LENGTH = 128, 32, countdown_policy.PROMPTS, countdown_policy.LENGTH
 STEPS, EVERY, FLOOR = 200, 25, 0.85
 RATES = ((3e-5, "3e-5"), (1e-4, "1e-4"), (3e-4, "3e-4"))
 
@@ -93,21 +92,21 @@ class Log(NamedTuple):
   lists: ListWeights
 
 
-def make_log(seed: int, config, reference, stop: int, puzzles: countdown_claim.Puzzles) -> Log:
+def make_log(seed: int, config, reference, stop: int, puzzles: countdown_policy.Puzzles) -> Log:
   """Samples the reference at temperature 1, and weighs right answers alike."""
   own = np.array(puzzles.splits["train"])
   prompts, prompt_mask = jnp.asarray(puzzles.prompts[own]), jnp.asarray(puzzles.mask[own])
   noise = jax.random.gumbel(jax.random.key(seed), (LENGTH, len(own), LOGGED, config.vocab_size))
-  tokens = jax.jit(countdown_claim.draw, static_argnums=1)(reference, config, prompts, prompt_mask, 1.0, noise)
+  tokens = jax.jit(countdown_policy.draw, static_argnums=1)(reference, config, prompts, prompt_mask, 1.0, noise)
   mask = jnp.cumsum(tokens == stop, axis=-1) - (tokens == stop) == 0
   tokens = jnp.where(mask, tokens, 0)
   owner = jnp.repeat(jnp.arange(len(own)), LOGGED)
-  stats = jax.jit(countdown_claim.score, static_argnums=1)(
+  stats = jax.jit(countdown_policy.score, static_argnums=1)(
     reference, config, prompts, prompt_mask, owner, tokens.reshape(-1, LENGTH)
   )
   log_probs = jnp.sum(jnp.where(mask, stats.log_prob.reshape(mask.shape), 0.0), axis=-1)
-  codes = np.asarray(countdown_claim.code(tokens, mask))
-  strings = np.asarray(countdown_claim.code(puzzles.strings, np.arange(LENGTH) < puzzles.lengths[:, None]))
+  codes = np.asarray(countdown_policy.code(tokens, mask))
+  strings = np.asarray(countdown_policy.code(puzzles.strings, np.arange(LENGTH) < puzzles.lengths[:, None]))
   known = dict(zip(zip(puzzles.puzzle.tolist(), strings.tolist(), strict=True), puzzles.solution.tolist(), strict=True))
   answers = np.array([[known.get((int(p), int(c)), -1) for c in row] for p, row in zip(own, codes, strict=True)])
   weights = [scored.list_weights(row >= 0, row, texts) for row, texts in zip(answers, codes, strict=True)]
@@ -124,14 +123,6 @@ def loss(kind: str, example: Example, pair_weight, beta) -> jax.Array:
   matrix = jax.vmap(jax.vmap(one, (None, 0, None, 0)), (0, None, 0, None))
   pi, q, (chosen, rejected) = example.log_probs, example.ref_log_probs, example.sides
   return chosen @ matrix(pi, pi, q, q) @ rejected
-
-
-def optimizer(rate, steps: int) -> optax.GradientTransformation:
-  """AdamW; the rate may be traced."""
-  return optimizers.adamw(
-    learning_rate=rate, warmup_steps=2, total_steps=steps, final_fraction=0.1, b1=0.9, b2=0.95, weight_decay=0.0,
-    max_grad_norm=1.0,
-  )  # fmt: skip
 
 
 @functools.cache
@@ -154,12 +145,12 @@ def program(kind: str, config, steps: int):
 
     def mean_loss(params):
       arguments = log.prompts[rows], log.prompt_mask[rows], owner, tokens.reshape(-1, LENGTH)
-      log_probs = countdown_claim.score(params, config, *arguments).log_prob.reshape(mask.shape)
+      log_probs = countdown_policy.score(params, config, *arguments).log_prob.reshape(mask.shape)
       examples = Example(log_probs, mask, ref_log_probs, jnp.zeros(PROMPTS), lists)
       return jnp.mean(jax.vmap(lambda example: loss(kind, example, pair_weight, beta))(examples))
 
     value, gradient = jax.value_and_grad(mean_loss)(carry[0])
-    updates, state = optimizer(rate, steps).update(gradient, carry[1], carry[0])
+    updates, state = countdown_policy.optimizer(rate, steps).update(gradient, carry[1], carry[0])
     return (optax.apply_updates(carry[0], updates), state), value
 
   def run(carry, first, *arguments):
@@ -175,7 +166,7 @@ def train(point: Point, seed: int, config, reference, log: Log, steps: int, eval
     log = log._replace(lists=log.lists._replace(chosen=drawn))
   compiled, carry = (
     program(point.loss, config, steps),
-    (reference, optimizer(point.learning_rate, steps).init(reference)),
+    (reference, countdown_policy.optimizer(point.learning_rate, steps).init(reference)),
   )
   numbers = tuple(map(jnp.float32, (point.learning_rate, point.pair_weight, point.beta)))
   found = [{"step": 0} | evaluate(reference)]
@@ -195,8 +186,8 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=STEPS)
   arguments = parser.parse_intermixed_args()
   arguments.out.mkdir(parents=True, exist_ok=True)
-  config, reference, stop, puzzles = countdown_claim.load(arguments.model)
-  evaluate = countdown_claim.evaluator(config, puzzles)
+  config, reference, stop, puzzles = countdown_policy.load(arguments.model)
+  evaluate = countdown_policy.evaluator(config, puzzles)
   for seed in map(int, arguments.seeds.split(",")):
     log = make_log(seed, config, reference, stop, puzzles)
     for name in arguments.names or points():
@@ -210,7 +201,7 @@ def main() -> None:
       path.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
       show = lambda row, split: f"{split} {np.mean(row['right'][split]):.3f} / {np.mean(row['distinct'][split]):.2f}"
       print(
-        name, seed, f"{result['cpu_seconds']} CPU-s", *(show(rows[-1], s) for s in countdown_claim.SPLITS), flush=True
+        name, seed, f"{result['cpu_seconds']} CPU-s", *(show(rows[-1], s) for s in countdown_policy.SPLITS), flush=True
       )
 
 

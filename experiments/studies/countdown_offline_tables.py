@@ -1,5 +1,7 @@
 """Tables of experiments.studies.countdown_offline from docs/results/countdown_offline, once all methods are run.
 
+`countdown_claim_tables.load(FOLDER)` reads the runs.
+
 Figures are exact means over puzzles; intervals are 95 %, Student's over seeds, each seed with a log of its own. Two methods are
 compared seed by seed, on the same log.
 
@@ -7,19 +9,18 @@ One rule chooses a method's learning rate and number of updates: on the validati
 `MATCH` of the method's largest, the one with the most distinct right answers. Rates are chosen with seed 0 alone.
 """
 
-import json
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from experiments.studies import cells
-from qempo_jax.evaluation.intervals import Interval
+from experiments.studies.countdown_claim_tables import MATCH
+from experiments.studies.countdown_claim_tables import SPLITS
+from experiments.studies.countdown_claim_tables import Runs
+from qempo_jax.evaluation.intervals import over_seeds
 
 FOLDER = pathlib.Path(__file__).parents[2] / "docs" / "results" / "countdown_offline"
-MATCH = 0.02
-SPLITS = {"train": "trained", "heldout": "held out"}
 FIGURES = {"right": "P(right)", "distinct": "distinct of 64"}
 METHODS = {
   "dpo_beta0.1": "DPO, beta .1",
@@ -32,8 +33,6 @@ METHODS = {
   "regression": "regression to QEMPO-C's target, R = .85",
 }
 
-Runs = dict[str, list[dict]]
-
 
 class Choice(NamedTuple):
   """A method's point and step, and the figures there: [seeds] by split and figure, means over puzzles."""
@@ -41,14 +40,6 @@ class Choice(NamedTuple):
   point: str
   step: int
   figures: dict[str, dict[str, np.ndarray]]
-
-
-def load(folder: pathlib.Path = FOLDER) -> Runs:
-  """The runs by point, seeds in order."""
-  found: Runs = {}
-  for path in sorted(folder.glob("*-seed*.json")):
-    found.setdefault(path.stem.rsplit("-seed", 1)[0], []).append(json.loads(path.read_text(encoding="utf-8")))
-  return {point: sorted(runs, key=lambda run: run["seed"]) for point, runs in found.items()}
 
 
 def at(runs: list[dict], place: int) -> dict[str, dict[str, np.ndarray]]:
@@ -76,14 +67,6 @@ def _best(spots: dict):
   return max(close, key=lambda key: close[key]["distinct"].mean())
 
 
-def interval(values: np.ndarray) -> Interval:
-  """Mean over seeds with Student's interval; no bounds with one seed."""
-  if len(values) < 2:
-    return Interval(values.mean(), np.nan, np.nan)
-  half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-  return Interval(values.mean(), values.mean() - half, values.mean() + half)
-
-
 def points(runs: Runs) -> list[str]:
   """A row a method at its chosen rate and step, the reference first."""
   header = [f"{figure}, {split}" for split in SPLITS.values() for figure in FIGURES.values()]
@@ -91,7 +74,7 @@ def points(runs: Runs) -> list[str]:
   first = at(next(iter(runs.values()))[:1], 0)
   rows = {"reference": Choice("_-", 0, first)} | {label: chosen(runs, method) for method, label in METHODS.items()}
   for label, choice in rows.items():
-    shown = [cells.interval(interval(choice.figures[split][name])) for split in SPLITS for name in FIGURES]
+    shown = [cells.interval(over_seeds(choice.figures[split][name])) for split in SPLITS for name in FIGURES]
     seeds = len(choice.figures["train"]["right"]) if choice.step else "-"
     lines.append(f"| {label} | {choice.point.rsplit('_', 1)[1]} | {choice.step} | {seeds} | {' | '.join(shown)} |")
   return lines
@@ -109,7 +92,7 @@ def differences(runs: Runs) -> list[str]:
     if method == "listwise":
       continue
     rival = chosen(runs, method)
-    less = lambda other, split, name: cells.interval(interval(ours[split][name] - other[split][name]))
+    less = lambda other, split, name: cells.interval(over_seeds(ours[split][name] - other[split][name]))
     shown = [less(rival.figures, split, name) for split in SPLITS for name in FIGURES]
     own = runs[rival.point]
     spots = {own[0]["rows"][place]["step"]: at(own, place) for place in _places(own)}
