@@ -177,12 +177,11 @@ def encoded(config: ConfigDict, policy: Policy, found) -> pair_tokens.PairTokens
   return pair_tokens.encode_pairs(policy.tokenizer, found, responses=entry.responses, **options)
 
 
-def pair_rows(config: ConfigDict, found: pair_tokens.PairTokens, per_row: int | None = None) -> tuple[PairRows, int]:
+def pair_rows(config: ConfigDict, found: pair_tokens.PairTokens) -> tuple[PairRows, int]:
   """(the packed rows of every step of a run on these pairs, batches of an epoch)."""
   o = config.offline
-  per_row = o.pairs_per_row if per_row is None else per_row
   window, responses = config.data.length_window, len(found.responses[0])
-  settings = PairSettings(o.pairs_per_step, per_row, window, o.measure_every, o.log_change, responses)
+  settings = PairSettings(o.pairs_per_step, o.pairs_per_row, window, o.measure_every, o.log_change, responses)
   lengths = {"bucket": config.compute.bucket, "max_length": config.sampling.max_response_length}
   return PairRows(found, settings, seed=config.seed, **lengths), len(found.rows) // o.pairs_per_step
 
