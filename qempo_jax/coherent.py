@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qempo_jax import dual_newton
 from qempo_jax.errors import InputError
 from qempo_jax.feasible import InfeasibleError
 from qempo_jax.feasible import traced
@@ -65,6 +66,32 @@ def log_base_coherent(
   inside = ref_log_probs > -jnp.inf
   log_base = nu * gate(rewards, threshold=threshold, width=width) * jnp.where(inside, ref_log_probs, 0.0)
   return jnp.where(inside, log_base, -jnp.inf)
+
+
+def coherence(
+  log_probs: chex.Array,
+  rewards: chex.Array,
+  ref_log_probs: chex.Array,
+  *,
+  threshold: chex.Numeric,
+  width: chex.Numeric = 0.0,
+) -> jax.Array:
+  """Returns E[1{r < tau} (-log q)], nats, the value that the coherence constraint bounds.
+
+  At a given floor a bound C binds between 0 (every response acceptable) and the value of QEMPO's optimum.
+
+  Args:
+    log_probs: [..., Y] log-probs of a policy, nats.
+    rewards: [..., Y] rewards.
+    ref_log_probs: [..., Y] log-probs of the reference, nats; -inf outside the response set.
+    threshold: tau, the smallest reward of an acceptable response.
+    width: width of the soft gate, reward units; 0 for the hard gate.
+
+  Returns:
+    [...] nats.
+  """
+  log_base = log_base_coherent(rewards, ref_log_probs, threshold=threshold, width=width)
+  return -dual_newton.expectation(log_probs, jnp.where(log_base > -jnp.inf, log_base, 0.0))
 
 
 class BinaryCoherent(NamedTuple):

@@ -19,7 +19,6 @@ Every function works under jit, vmap and grad. Traced inputs are not validated; 
 `dual_newton.qempo_kl_dual` describes are returned instead.
 """
 
-from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
@@ -33,10 +32,10 @@ from qempo_jax import feasible
 from qempo_jax.alignment import AlignmentDecomposition
 from qempo_jax.alignment import alignment_decomposition
 from qempo_jax.coherent import BinaryCoherent
+from qempo_jax.coherent import coherence
 from qempo_jax.coherent import coherent_target_log_probs
 from qempo_jax.coherent import log_base_coherent
 from qempo_jax.coherent import qempo_coherent_binary
-from qempo_jax.dual_newton import PathPoint
 from qempo_jax.dual_newton import qempo_kl_dual
 from qempo_jax.errors import InputError
 from qempo_jax.family import Multipliers
@@ -64,9 +63,6 @@ __all__ = [
   "solve_rlhf",
   "solve_spl",
 ]
-
-# Solver: (rewards, ref_log_probs, R, K), [P, Y] arrays and scalars -> the optimum's path point and multipliers.
-Optimum = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[PathPoint, Multipliers]]
 
 
 class ExactSolution(NamedTuple):
@@ -118,7 +114,7 @@ def solve_rlhf(
   """
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
   feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
-  return _solve(rewards, ref_log_probs, min_reward, jnp.inf, optimum=_at_tau(0.0), per_prompt=per_prompt)
+  return _solve(rewards, ref_log_probs, min_reward, tau=0.0, per_prompt=per_prompt)
 
 
 def solve_qempo(
@@ -159,7 +155,7 @@ def solve_qempo(
     ref_log_probs = jax.nn.log_softmax(jnp.zeros(jnp.shape(rewards), jnp.result_type(rewards, jnp.float32)), axis=-1)
   rewards, ref_log_probs = feasible.prepare(rewards, ref_log_probs)
   feasible.check_floor(rewards, ref_log_probs, min_reward, per_prompt=per_prompt)
-  return _solve(rewards, ref_log_probs, min_reward, jnp.inf, optimum=_at_tau(1.0), per_prompt=per_prompt)
+  return _solve(rewards, ref_log_probs, min_reward, tau=1.0, per_prompt=per_prompt)
 
 
 def solve_qempo_kl(
@@ -205,7 +201,7 @@ def solve_qempo_kl(
     ends = feasible_range(rewards, ref_log_probs, min_reward=min_reward, per_prompt=per_prompt)
     max_kl = ends.kl_budget_at(kl_position)
   feasible.check_budget(rewards, ref_log_probs, min_reward, max_kl, per_prompt=per_prompt)
-  return _solve(rewards, ref_log_probs, min_reward, max_kl, optimum=_at_kl, per_prompt=per_prompt)
+  return _solve(rewards, ref_log_probs, min_reward, max_kl, per_prompt=per_prompt)
 
 
 def solve_qempo_coherent(
@@ -265,32 +261,6 @@ def solve_qempo_coherent(
   )
 
 
-def coherence(
-  log_probs: chex.Array,
-  rewards: chex.Array,
-  ref_log_probs: chex.Array,
-  *,
-  threshold: chex.Numeric,
-  width: chex.Numeric = 0.0,
-) -> jax.Array:
-  """Returns E[1{r < tau} (-log q)], nats, the value that the coherence constraint bounds.
-
-  At a given floor a bound C binds between 0 (every response acceptable) and the value of QEMPO's optimum.
-
-  Args:
-    log_probs: [..., Y] log-probs of a policy, nats.
-    rewards: [..., Y] rewards.
-    ref_log_probs: [..., Y] log-probs of the reference, nats; -inf outside the response set.
-    threshold: tau, the smallest reward of an acceptable response.
-    width: width of the soft gate, reward units; 0 for the hard gate.
-
-  Returns:
-    [...] nats.
-  """
-  log_base = log_base_coherent(rewards, ref_log_probs, threshold=threshold, width=width)
-  return -dual_newton.expectation(log_probs, jnp.where(log_base > -jnp.inf, log_base, 0.0))
-
-
 def solve_base_measure(
   rewards: chex.Array,
   log_base: chex.Array,
@@ -321,7 +291,7 @@ def solve_base_measure(
   """
   rewards, log_base = feasible.prepare(rewards, jax.nn.log_softmax(jnp.asarray(log_base), axis=-1))
   feasible.check_floor(rewards, log_base, min_reward, per_prompt=per_prompt)
-  solution = _solve(rewards, log_base, min_reward, jnp.inf, optimum=_at_tau(0.0), per_prompt=per_prompt)
+  solution = _solve(rewards, log_base, min_reward, tau=0.0, per_prompt=per_prompt)
   if ref_log_probs is None:
     return solution
   return solution._replace(kl=dual_newton.kl_divergence(solution.log_probs, ref_log_probs))
@@ -353,56 +323,40 @@ def solve_spl(
   return _solution(log_probs, family.multipliers_from_weights(alpha, beta), rewards, ref_log_probs)
 
 
-@functools.cache
-def _at_tau(tau: float) -> Optimum:
-  """Returns the solver of the program at one end of the path: RLHF at tau = 0, QEMPO at tau = 1."""
-
-  def optimum(
-    rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array
-  ) -> tuple[PathPoint, Multipliers]:
-    del max_kl
-    point = dual_newton.point_at_tau(rewards, ref_log_probs, min_reward, tau)
-    return point, Multipliers(quality=point.tilt, kl=jnp.zeros_like(point.tilt))
-
-  return optimum
-
-
-def _at_kl(
-  rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array
-) -> tuple[PathPoint, Multipliers]:
-  """Solves QEMPO-KL."""
-  point = dual_newton.point_at_kl(rewards, ref_log_probs, min_reward, max_kl)
-  return point, dual_newton.multipliers_at(point)
-
-
 def _solve(
   rewards: jax.Array,
   ref_log_probs: jax.Array,
   min_reward: chex.Numeric,
-  max_kl: chex.Numeric,
+  max_kl: chex.Numeric = jnp.inf,
   *,
-  optimum: Optimum,
+  tau: float | None = None,
   per_prompt: bool,
 ) -> ExactSolution:
   bounds = (jnp.asarray(bound, rewards.dtype) for bound in (min_reward, max_kl))
-  return _solve_jitted(rewards, ref_log_probs, *bounds, optimum=optimum, per_prompt=per_prompt)
+  return _solve_jitted(rewards, ref_log_probs, *bounds, tau=tau, per_prompt=per_prompt)
 
 
-@functools.partial(jax.jit, static_argnames=("optimum", "per_prompt"))
+@functools.partial(jax.jit, static_argnames=("tau", "per_prompt"))
 def _solve_jitted(
   rewards: jax.Array,
   ref_log_probs: jax.Array,
   min_reward: jax.Array,
   max_kl: jax.Array,
   *,
-  optimum: Optimum,
+  tau: float | None,
   per_prompt: bool,
 ) -> ExactSolution:
+  """Solves a program at one end of the path, RLHF (tau = 0) or QEMPO (tau = 1), or QEMPO-KL within its budget (None)."""
 
   def one(
     rewards: jax.Array, ref_log_probs: jax.Array, min_reward: jax.Array, max_kl: jax.Array
   ) -> tuple[jax.Array, Multipliers]:
-    point, multipliers = optimum(rewards, ref_log_probs, min_reward, max_kl)
+    if tau is None:
+      point = dual_newton.point_at_kl(rewards, ref_log_probs, min_reward, max_kl)
+      multipliers = dual_newton.multipliers_at(point)
+    else:
+      point = dual_newton.point_at_tau(rewards, ref_log_probs, min_reward, tau)
+      multipliers = Multipliers(quality=point.tilt, kl=jnp.zeros_like(point.tilt))
     at_top = min_reward >= dual_newton.reward_interval(rewards, ref_log_probs)[1]
     quality = jnp.where(at_top & (point.tilt > 0), jnp.inf, multipliers.quality)
     log_probs = dual_newton.path_log_probs(rewards, ref_log_probs, point)
