@@ -53,7 +53,6 @@ def check(config, topology: str) -> list[compile_report.ProgramReport]:
         raise
       reports.append(compile_report.ProgramReport(program.name, capacity=chip.hbm, error=_shortage(str(error))))
       continue
-    function = functools.partial(program.jitted, **program.options)
     reports.append(
       compile_report.report(
         program.name,
@@ -62,11 +61,23 @@ def check(config, topology: str) -> list[compile_report.ProgramReport]:
         parts=program.parts,
         held=program.held,
         devices=len(found),
-        flops=compile_report.product_flops(function, *program.arguments, unknown_trips=program.trips),
+        flops=_flops(program),
         unknown_trips=program.trips,
       )
     )
   return reports
+
+
+def count(config, topology: str) -> dict[str, float]:
+  """FLOP of each program on one device, by name, traced and not compiled."""
+  there = devices(topology, build_policy.slices(config))
+  return {program.name: _flops(program) / len(there) for program in programs.of_plan(plan(config, there))}
+
+
+def _flops(program: programs.Program) -> float:
+  """FLOP of a program's products, all devices together."""
+  function = functools.partial(program.jitted, **program.options)
+  return compile_report.product_flops(function, *program.arguments, unknown_trips=program.trips)
 
 
 def plan(config, devices):

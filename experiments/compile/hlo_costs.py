@@ -51,7 +51,7 @@ class Costs(NamedTuple):
   dcn_bytes: float = 0.0
 
 
-def costs(text: str, *, devices: int, unknown_trips: int = 1) -> Costs:
+def costs(text: str, *, devices: int, unknown_trips: float = 1) -> Costs:
   """Counts a compiled program.
 
   Collectives are counted as a ring would do them, (n - 1) / n of the whole array among n devices and twice that for an
@@ -61,7 +61,7 @@ def costs(text: str, *, devices: int, unknown_trips: int = 1) -> Costs:
   Args:
     text: `compiled.as_text()`.
     devices: in the mesh, for collectives over all of them.
-    unknown_trips: how often a loop runs whose trip count the compiler does not know.
+    unknown_trips: how often a loop runs whose trip count the compiler does not know, on average.
 
   Returns:
     The counts.
@@ -81,6 +81,7 @@ def costs(text: str, *, devices: int, unknown_trips: int = 1) -> Costs:
         between_slices += times * _largest(instruction.shape)[0]
       largest = max(largest, _largest(instruction.shape))
       traffic += times * _traffic(instruction, shapes, computations)
+  found = {kind: (round(times), moved) for kind, (times, moved) in found.items()}
   return Costs(found, traffic, largest, between_slices)
 
 
@@ -113,7 +114,7 @@ def _parse(text):
 
 def _weights(computations, entry, unknown_trips):
   """Number of runs of each computation outside of fusions; a computation comes before those it calls."""
-  weights: dict[str, int] = {}
+  weights: dict[str, float] = {}
 
   def visit(name, times):
     weights[name] = weights.get(name, 0) + times

@@ -31,7 +31,7 @@ class Program(NamedTuple):
     arguments: abstract, with their shardings.
     options: keyword arguments.
     parts: params, optimizer and reference among the arguments.
-    trips: iterations of its loop that may end early.
+    trips: iterations of a loop that may end early, on average over its loops.
     held: arrays that lie in the devices' memory meanwhile, and are none of its arguments.
   """
 
@@ -40,7 +40,7 @@ class Program(NamedTuple):
   arguments: tuple
   options: dict[str, Any]
   parts: dict[str, Any]
-  trips: int
+  trips: float
   held: Any = ()
 
 
@@ -98,10 +98,13 @@ def _sampling(plan: Plan, state, reference) -> list[Program]:
     transform=settings.transform,
   )
   sample = lambda params, prompts, rng: sampler.sample_groups(params, prompts=prompts, rng=rng, **options)
+  # A token takes a turn of one of the loops, one for each size of the rings and one for each halving.
+  loops = len(sampler.ring_sizes(settings.max_response_length)) + settings.halvings
+  trips = settings.max_response_length / loops
   jitted, held = jax.jit(sharding.on_mesh(sample, mesh)), (trained, rest) if copied else rest
   return [
     Program("reshard", arrange, (trained,), {}, {"params": trained}, 1, held=rest),
-    Program("sampler", jitted, (params, prompts, key), {}, {"params": params}, settings.max_response_length, held=held),
+    Program("sampler", jitted, (params, prompts, key), {}, {"params": params}, trips, held=held),
   ]
 
 

@@ -1,6 +1,7 @@
 """Memory and time that compiled programs take of each device, against its chip's: numbers, a roofline, a table."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -78,7 +79,7 @@ class ProgramReport:
 
 
 def report(
-  name: str, compiled, chip: Chip, *, parts, held, devices: int, flops: float, unknown_trips: int
+  name: str, compiled, chip: Chip, *, parts, held, devices: int, flops: float, unknown_trips: float
 ) -> ProgramReport:
   """Measures a compiled program.
 
@@ -90,7 +91,7 @@ def report(
     held: pytree of what waits in memory meanwhile.
     devices: in the mesh.
     flops: of the whole program, all devices together.
-    unknown_trips: iterations of loops that may end early.
+    unknown_trips: iterations of a loop that may end early, on average.
 
   Returns:
     The report.
@@ -136,13 +137,13 @@ def device_bytes(tree) -> int:
   return total
 
 
-def product_flops(function, *arguments, unknown_trips: int = 1) -> float:
+def product_flops(function, *arguments, unknown_trips: float = 1) -> float:
   """FLOP of the matrix products of a function, all devices together: loops count as often as they run.
 
   Args:
     function: traced, never run.
     *arguments: abstract arrays.
-    unknown_trips: iterations of a while loop.
+    unknown_trips: iterations of a while loop, on average.
 
   Returns:
     2 x multiplications; recomputation in the backward pass counts.
@@ -165,12 +166,29 @@ def _flops(jaxpr, unknown_trips) -> float:
     if name == "cond":
       total += max(_flops(branch.jaxpr, unknown_trips) for branch in params["branches"])
       continue
-    times = params["length"] if name == "scan" else unknown_trips if name == "while" else 1
+    times = _times(name, params, unknown_trips)
     for value in params.values():
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):
         total += times * _flops(inner, unknown_trips)
   return total
+
+
+def _times(name: str, params, unknown_trips: float) -> float:
+  """How often an equation's inner program runs, all devices together: a kernel's grid and shards count.
+
+  The splash kernel skips masked blocks at run time, so it counts as one block.
+  """
+  if name == "scan":
+    return params["length"]
+  if name == "while":
+    return unknown_trips
+  if name == "shard_map":
+    axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]  # by JAX's version
+    return math.prod(params["mesh"].shape[axis] for axis in axes)
+  if name == "pallas_call" and "splash" not in str(params.get("name_and_src_info")):
+    return math.prod(size for size in params["grid_mapping"].grid if isinstance(size, int))
+  return 1
 
 
 def lines(program: ProgramReport) -> list[str]:
