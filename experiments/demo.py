@@ -103,15 +103,11 @@ def write_report(config, workdir: pathlib.Path) -> pathlib.Path:
     "same answer": normal_form.DEFINITION,
     "config": json.loads(config.to_json_best_effort()),
   }
-  floor, baseline = build_constraints.bound(with_floor(config), "quality"), _baseline(config.methods)
-  results = summary.summarise(rows, floor=floor, max_kl=budgets, baseline=baseline, run=run)
+  floor = build_constraints.bound(with_floor(config), "quality")
+  results = summary.summarise(rows, floor=floor, max_kl=budgets, run=run)
   index = report.write_report(workdir / "report", results, metrics, rows)
   Console().print(report.terminal_table(results))
   return index
-
-
-def _baseline(methods) -> str:
-  return next((method for method in methods if method.startswith("grpo")), "base")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
   if e.sample:
     words = samples_once.sample(of_samples, workdir, rows, reward(), checkpoint)
   found, notes = sample_files.read(workdir / "samples", reward)
+  whole = json.loads(config.to_json_best_effort())
   run = {
     "command": "python -m experiments.evaluate " + " ".join(sys.argv[1:]),
     "seed": e.seed,
@@ -55,7 +56,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     "encoder": "all-MiniLM-L6-v2",
     "parser": f"spaCy {e.parser}",
     "notes": notes,
-    "config": json.loads(config.to_json_best_effort()),
+    "config": {name: group for name, group in whole.items() if e.sample or name in ("evaluation", "reward")},
   }
   results = results_lib.results(config, found, run)
   index = report.write_report(workdir / "report", results, training_metrics(config, workdir), found)

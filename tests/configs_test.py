@@ -39,9 +39,11 @@ def test_a_config_has_exactly_the_keys_of_base_and_builds(path):
     if path.stem == "my_reward":
       overrides.apply_override(config, "reward.function", "open_list")
       overrides.apply_override(config, "constraints.quality.bound", "0.5")
+    if path.stem == "my_completions":
+      overrides.apply_override(config, "evaluation.floor", "0.8")
     overrides.require_complete(config)
     assert build_data.training_rows(config)
-    if path.stem in ("base", "reward_model", "my_pairs"):
+    if path.stem in ("base", "reward_model", "my_pairs", "my_completions"):
       with pytest.raises(InputError, match="reward.function names no reward: set it to .* my_rewards.py"):
         build_data.reward(config)
     else:

@@ -1,6 +1,8 @@
 """`experiments.evaluate`: samples a trained policy and its reference, or scores files, and writes the report."""
 
 import json
+import pathlib
+import re
 
 import pytest
 
@@ -14,6 +16,8 @@ from experiments.measure import samples_once
 from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 from tests.loops import toy
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -102,9 +106,41 @@ def test_files_of_bare_completions_are_scored_without_a_model(config, run, tmp_p
     name: figures["diversity"]["all_outputs"]["distinct_2"]["mean"] for name, figures in (("m", mine), ("b", base))
   }
   assert distinct["m"] == 1 > distinct["b"]
-  assert any("lengths are words" in note for note in found["run"]["notes"])
+  assert mine["words"]["mean"] == 2 and mine["length"]["mean"] is None and mine["truncation"]["mean"] is None
   page = (tmp_path / "run" / "report" / "index.html").read_text()
-  assert "Mine" in page or "mine" in page
+  assert "mine" in page and "Length (words)" in page
+
+
+def test_the_command_of_the_page_compares_two_programs_completions(tmp_path, capsys):
+  page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+  line = re.search(r"`python -m experiments.evaluate (--config=configs/my_completions.py [^`]*)`", page)[1]
+  argv = line.replace("configs/", f"{ROOT}/configs/").replace("runs/others", str(tmp_path)).split()
+  for name, texts in {"dull model": ["a b"] * 8, "lively_model_of_another_program": list("abcdefgh")}.items():
+    rows = [{"prompt": p, "completion": text, "reward": 1.0} for p in "xyz" for text in texts]
+    _samples(tmp_path / "samples", rows, name)
+  small = ["--config.evaluation.axes=('lexical',)", "--config.evaluation.num_draws=50"]
+  cli.run(evaluate.main, description="", example="", argv=argv + small)
+  found = json.loads((tmp_path / "report" / "results.json").read_text())
+  compared = found["comparisons"]["prompts"]["lively_model_of_another_program"]
+  assert compared["baseline"] == "dull model" and compared["effective_answers_ratio"]["mean"] == pytest.approx(8)
+  assert compared["p_values_holm"]["effective_answers"] <= 0.25  # three prompts allow no less
+  assert set(found["run"]["config"]) == {"evaluation", "reward"}  # no model took part
+  assert "few_texts" in [warning["kind"] for warning in found["warnings"]]
+  assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 80
+
+
+def test_an_unknown_floor_or_baseline_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(results_lib, "tools", None)
+  _samples(tmp_path / "samples", [{"prompt": "x", "completion": "a", "reward": 1.0}] * 2)
+  argv = [f"--config={ROOT}/configs/my_completions.py", f"--workdir={tmp_path}"]
+  refused = {
+    "evaluation.floor has no default": [],
+    "set evaluation.floor=NUMBER": ["--config.evaluation.floor=0.1", "--config.evaluation.floor_kind=reference minus"],
+  }
+  for message, more in refused.items():
+    with pytest.raises(SystemExit):
+      cli.run(evaluate.main, description="", example="", argv=argv + more)
+    assert message in capsys.readouterr().err
 
 
 def _samples(folder, rows, name="mine"):

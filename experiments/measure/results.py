@@ -27,8 +27,9 @@ def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
     run: copied into the results.
   """
   e = config.evaluation
-  embed, parse, left_out = tools(e)
   kind, floor = floor_of(config)
+  summary.absolute_floors(rows, floor=floor, kind=kind)  # Refused before the encoder is loaded.
+  embed, parse, left_out = tools(e)
   max_kl = build_constraints.bound(config, "kl")
   budget = {} if max_kl is None else {build_constraints.label(config): max_kl}
   found = summary.summarise(

@@ -8,7 +8,6 @@ import pathlib
 
 from qempo_jax.data import columns
 from qempo_jax.errors import InputError
-from qempo_jax.evaluation import lexical
 from qempo_jax.rewards import answers
 from qempo_jax.rewards import checked
 
@@ -23,6 +22,7 @@ _TYPES = {
 }
 # Fields of one sample, which tell no tasks apart, and the columns that do.
 _KNOWN = {*_TYPES, "prompt", "completion", "tokens", "token_ids", "judge", *columns.TASKS}
+_UNKNOWN = ("log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated", "noncanonical")
 _MAY_BE_NULL = ("log_prob", "ref_log_prob", "entropy", "answer")
 
 
@@ -31,7 +31,7 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
 
   A row needs `prompt` and `completion`. What else it lacks is filled in: method (the file's name), seed 0, split
   "prompts", sample (its place), set_name "", reward (by the reward function, with the row's further fields as
-  columns), length in words, not truncated; entropy and log-probabilities stay unknown. null is an absent field. Rows of
+  columns); length, truncation, entropy and log-probabilities stay unknown. null is an absent field. Rows of
   one prompt are of different tasks where they differ in `task` or in a column that says what is right: see
   `data.columns.TASKS`.
 
@@ -49,10 +49,6 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
     if unscored:
       _score(unscored, reward())
       notes.append(f"{path.name}: {len(unscored)} rewards computed now")
-    if any("num_tokens" not in row for row in found):
-      notes.append(
-        f"{path.name}: lengths are words, for it has no num_tokens; without `truncated` nothing counts as cut"
-      )
     method = path.name.removesuffix(".jsonl")
     files[path.name] = [{"method": method, "seed": 0, "split": "prompts", "set_name": ""} | row for row in found]
   rows = [row for found in files.values() for row in found]
@@ -145,5 +141,4 @@ def _completed(rows: Iterable[dict]) -> Iterable[dict]:
     place = counts[cell] = counts.get(cell, -1) + 1
     if "answer" not in row:
       row["answer"] = answers.parse_answer(row["completion"], row["set_name"]) if row["set_name"] else None
-    unknown = {"log_prob": None, "ref_log_prob": None, "entropy": None, "noncanonical": None}
-    yield unknown | {"sample": place, "num_tokens": len(lexical.split(row["completion"])), "truncated": False} | row
+    yield dict.fromkeys(_UNKNOWN) | {"sample": place} | row

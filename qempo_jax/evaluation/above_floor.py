@@ -55,7 +55,7 @@ class Diversity(NamedTuple):
   Attributes:
     all_outputs: figures by metric.
     above_floor: figures by metric, acceptable outputs only.
-    beside: means over prompts, with intervals, of reward, acceptable share, length, truncation and repetition, and of
+    beside: means over prompts, with intervals, of reward, acceptable share and repetition, and of length, truncation,
       sequence_entropy and token_entropy if given.
     samples_per_prompt: outputs a prompt in `all_outputs`.
     acceptable_per_prompt: [prompts] outputs of each prompt in `above_floor`.
@@ -87,8 +87,8 @@ def diversity(
   rewards: np.ndarray,
   *,
   floor: float,
-  num_tokens: np.ndarray,
-  truncated: np.ndarray,
+  num_tokens: np.ndarray | None = None,
+  truncated: np.ndarray | None = None,
   sequence_entropy: np.ndarray | None = None,
   metrics: Mapping[str, Metric] | None = None,
   matched: int | None = None,
@@ -104,13 +104,13 @@ def diversity(
   gets the metric's worst value, so that failing a prompt never pays. Without `matched` all acceptable outputs count.
 
   Args:
-    texts: [prompts][samples], equally many of each prompt.
+    texts: the samples of each prompt, equally many of each.
     rewards: [prompts, samples].
     floor: least reward of an acceptable output.
-    num_tokens: [prompts, samples] response tokens, EOS included.
-    truncated: [prompts, samples] True if the length limit cut the response.
-    sequence_entropy: [prompts, samples] sum of next-token entropies along the response, nats; token entropy is its
-      prompt mean divided by the mean length.
+    num_tokens: [prompts, samples] response tokens, EOS included; None: unknown.
+    truncated: [prompts, samples] True if the length limit cut the response; None: unknown.
+    sequence_entropy: [prompts, samples] sum of next-token entropies along the response, nats; None: unknown. Token
+      entropy, where lengths are known too, is its prompt mean divided by the mean length.
     metrics: metrics by name; None: `LEXICAL_METRICS`.
     matched: acceptable outputs a prompt, or None.
     level: confidence level of the intervals.
@@ -142,12 +142,11 @@ def diversity(
   beside = {
     "reward": given["rewards"],
     "acceptable": acceptable.astype(float),
-    "length": given["num_tokens"],
-    "truncation": given["truncated"],
     "repetition": lexical.repeated_shares(corpus).reshape(shape),
   }
-  if sequence_entropy is not None:
-    beside["sequence_entropy"] = given["sequence_entropy"]
+  names = {"num_tokens": "length", "truncated": "truncation", "sequence_entropy": "sequence_entropy"}
+  beside |= {name: given[field] for field, name in names.items() if field in given}
+  if {"num_tokens", "sequence_entropy"} <= given.keys():
     lengths = np.maximum(1, given["num_tokens"].mean(axis=1))
     beside["token_entropy"] = given["sequence_entropy"].mean(axis=1) / lengths
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:

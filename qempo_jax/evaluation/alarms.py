@@ -10,6 +10,7 @@ from qempo_jax.evaluation.rows import SPLIT_LABELS
 
 TRUNCATION_LIMIT = 0.2
 FEW_PROMPTS = 15
+FEW_TEXTS = 4  # Diversity figures of fewer texts say more about their number than about the policy.
 
 
 def evaluation_warnings(results: Mapping) -> list[dict]:
@@ -47,12 +48,18 @@ _ADVICE = {
   "collapse": "Approach the floor from the diverse side: start with a larger entropy weight, or raise the KL budget.",
   "explosion": "Entropy is being spent on unacceptable text: add a KL budget, raise the floor, or shorten responses.",
   "few_prompts": "Use more prompts: samples of the same prompt cannot replace them.",
+  "few_texts": "Draw at least 16 samples of each prompt, or set evaluation.matched to 4 or more.",
   "unequal_samples": "Draw equally many samples of every prompt with every method.",
   "exact": "Sampler and scorer disagree: use one temperature, and compute.kv_cache=float32; samples may be of another policy.",
   "unlisted": "Exact P(acceptable) and answers are lower bounds here; read the sampled figures beside them.",
   "no_answer": "These prompts count as 0 answers; look at their completions.",
 }
 KINDS = tuple(_ADVICE)
+
+
+def few_texts(diversity: Mapping) -> bool:
+  """True if diversity above the floor compares fewer than `FEW_TEXTS` outputs a prompt."""
+  return (diversity["matched"] or diversity["acceptable_per_prompt"]) < FEW_TEXTS
 
 
 def _warning(kind, method, split, message):
@@ -63,6 +70,11 @@ def _of_samples(figures) -> Iterable[tuple[str, str]]:
   """Warnings about a split, independent of the method."""
   if figures["num_prompts"] < FEW_PROMPTS:
     yield "few_prompts", f"only {figures['num_prompts']} prompts; intervals over so few are rough."
+  if few_texts(figures["diversity"]):
+    yield (
+      "few_texts",
+      f"diversity above the floor is of fewer than {FEW_TEXTS} outputs a prompt, too few to rank policies.",
+    )
   if figures["samples_left_out"]:
     kept = figures["samples_per_prompt"]
     yield "unequal_samples", f"only the first {kept} samples of each prompt were used, as many as every method has."

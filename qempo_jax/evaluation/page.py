@@ -18,6 +18,7 @@ _COLUMNS = (
   ("entropy_per_token", "Entropy per token", 2),
   ("kl", "KL to reference (nats)", 2),
   ("length", "Length (tokens)", 1),
+  ("words", "Length (words)", 1),
   ("truncation", "Truncated", 3),
   ("noncanonical", "Re-encodes to other tokens", 3),
   ("repetition", "Repeated 4-grams", 3),
@@ -121,20 +122,25 @@ def _floor_in_words(certificate):
 def _split(results, split) -> dict:
   """The tables of one split's policies, their diversity and gains."""
   of_split = {name: entry["splits"][split] for name, entry in results["methods"].items() if split in entry["splits"]}
+  columns = [column for column in _COLUMNS if column[0] != "words" or _lacks_tokens(of_split)]
   policies = []
   for method, figures in of_split.items():
     verdict = figures["certificates"][0]["verdict"]
     badge = pages.Cell(verdict, css=f"bold {verdict.lower().replace(' ', '-')}")
-    policies.append((pages.label(method), *(pages.cell(figures[key], digits) for key, _, digits in _COLUMNS), badge))
+    policies.append((pages.label(method), *(pages.cell(figures[key], digits) for key, _, digits in columns), badge))
   return {
     "title": pages.title(split),
-    "policies": (["Policy", *(label for _, label, _ in _COLUMNS), "Floor"], policies),
+    "policies": (["Policy", *(label for _, label, _ in columns), "Floor"], policies),
     "is_main": split == main_split(results),
     "exact": page_exact.table(of_split),
     "diversity": page_diversity.tables(of_split),
     "gains": page_diversity.gains(of_split),
     "protocols": page_diversity.protocols(results.get("protocols", {}), split),
   }
+
+
+def _lacks_tokens(of_split: Mapping[str, Mapping]) -> bool:
+  return any(figures["length"]["mean"] is None for figures in of_split.values())
 
 
 def _judged(found: Mapping | None) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from qempo_jax.evaluation import alarms
 from qempo_jax.evaluation import diversity_metrics
 from qempo_jax.evaluation import pages
 
@@ -32,6 +33,8 @@ def tables(of_split: Mapping[str, Mapping]) -> list[pages.Table]:
 def _metrics(of_policies: list[Mapping]) -> list[tuple[str | pages.Cell, ...]]:
   matched = of_policies[0]["matched"]
   first = f" (first {matched}; fewer count as not diverse)" if matched else ""
+  if any(map(alarms.few_texts, of_policies)):
+    first += f". Fewer than {alarms.FEW_TEXTS} texts rank no policies: not in bold"
   counts = (f"{diversity['acceptable_per_prompt']:.1f}" for diversity in of_policies)
   rows = [(f"Acceptable outputs a prompt{first}", *counts)]
   for name in of_policies[0]["all_outputs"]:
@@ -42,7 +45,9 @@ def _metrics(of_policies: list[Mapping]) -> list[tuple[str | pages.Cell, ...]]:
 
 def _above_and_all(diversity: Mapping, name: str) -> pages.Cell:
   above, every = (pages.cell(diversity[key][name]) for key in ("above_floor", "all_outputs"))
-  return above._replace(small=(*above.small, f"all {every.text} {every.small[0]}"), css="bold")
+  return above._replace(
+    small=(*above.small, f"all {every.text} {every.small[0]}"), css="" if alarms.few_texts(diversity) else "bold"
+  )
 
 
 def gains(of_split: Mapping[str, Mapping]) -> list[tuple[str, str, str]]:
@@ -65,5 +70,5 @@ def protocols(found: Mapping, split: str) -> list[pages.Table]:
       name = f"{axis.capitalize()}, {size} {'n-grams' if axis == 'lexical' else 'sentences'}"
       rows.append((name, *map(pages.cell, methods.values())))
     if rows:
-      shown.append(([f"Corpus, by {protocol}", *map(pages.label, methods)], rows))
+      shown.append(([f"All samples pooled, protocol {protocol}", *map(pages.label, methods)], rows))
   return shown

@@ -45,9 +45,8 @@ def label(method: str) -> str:
 
 
 def title(split: str) -> str:
-  """The split's name as a title."""
-  text = SPLIT_LABELS.get(split, split)
-  return text[:1].upper() + text[1:]
+  """The split's name as a title; names of files stay as they are."""
+  return SPLIT_LABELS[split].capitalize() if split in SPLIT_LABELS else split
 
 
 def number(value: Mapping, digits: int = 2) -> str:

@@ -63,9 +63,8 @@ def quality_plot(results: Mapping, figure: str, label: str) -> bytes:
       axis.errorbar(x["mean"], y["mean"], xerr=whiskers(x), yerr=whiskers(y), color=colour(method),
                     marker=_MARKERS.get(method, "o"), markersize=6, linewidth=1.3, linestyle="none")  # fmt: skip
     axis.margins(x=0.22, y=0.18)
-    means = {method: (values[figure]["mean"], values["reward"]["mean"]) for method, values in points.items()}
-    _label_points(axis, means)
-    axis.set_title(_sentence(SPLIT_LABELS.get(split, split)), loc="left")
+    _label_points(axis, {method: (values[figure], values["reward"]) for method, values in points.items()})
+    axis.set_title(SPLIT_LABELS[split].capitalize() if split in SPLIT_LABELS else split, loc="left", parse_math=False)
     axis.set_ylabel("Reward")
   axes[-1].set_xlabel(label)
   return png(canvas)
@@ -189,24 +188,32 @@ def _label_ends(axis, ends):
                   annotation_clip=False)  # fmt: skip
 
 
-def _label_points(axis, means):
-  """Labels each point at the one of its four corners with least overlap with points, labels and the panel's edge."""
+def _label_points(axis, intervals):
+  """Labels each point at the corner, near or far, with least overlap with points, whiskers, labels and the edge."""
   (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-  points = {method: ((x - left) / (right - left), (y - low) / (high - low)) for method, (x, y) in means.items()}
-  taken = [(x - 0.02, y - 0.04, x + 0.02, y + 0.04) for x, y in points.values()]
+  taken, points = [], {}
+  for method, sides in intervals.items():
+    (x, x0, x1), (y, y0, y1) = (
+      [(value["mean" if value[end] is None else end] - start) / (stop - start) for end in ("mean", "low", "high")]
+      for value, start, stop in zip(sides, (left, low), (right, high), strict=True)
+    )
+    points[method] = (x, y)
+    taken += [(x - 0.02, y - 0.04, x + 0.02, y + 0.04), (x0, y - 0.01, x1, y + 0.01), (x - 0.005, y0, x + 0.005, y1)]
   for method, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
     text = METHOD_LABELS.get(method, method)
-    width = 0.028 * len(text)
+    width = 0.023 * len(text)
     boxes = {}
-    for side in (1, -1):
-      for above in (1, -1):
-        x0, y0 = (x + 0.025 if side > 0 else x - 0.025 - width), (y + 0.03 if above > 0 else y - 0.13)
-        boxes[side, above] = (x0, y0, x0 + width, y0 + 0.1)
-    side, above = min(boxes, key=lambda corner: _crowding(boxes[corner], taken))
-    taken.append(boxes[side, above])
-    axis.annotate(text, means[method], xytext=(7 * side, 6 if above > 0 else -14), textcoords="offset points",
-                  ha="left" if side > 0 else "right", color=colour(method), fontweight="bold",
-                  fontsize=10)  # fmt: skip
+    for distance in (0, 1, 2, 3):
+      for side in (1, -1):
+        for above in (1, -1):
+          x0 = x + 0.025 if side > 0 else x - 0.025 - width
+          y0 = (y + 0.03 if above > 0 else y - 0.13) + 0.11 * distance * above
+          boxes[x0, y0, side] = (x0, y0, x0 + width, y0 + 0.1)
+    x0, y0, side = min(boxes, key=lambda corner: _crowding(boxes[corner], taken))
+    taken.append(boxes[x0, y0, side])
+    axis.text(x0 if side > 0 else x0 + width, y0 + 0.05, text, transform=axis.transAxes, va="center",
+              ha="left" if side > 0 else "right", color=colour(method), fontweight="bold", fontsize=10,
+              parse_math=False)  # fmt: skip
 
 
 def _crowding(box, taken):
@@ -250,7 +257,3 @@ def colour(method: str) -> str:
 
 def _shorten(text, length=22):
   return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _sentence(text):
-  return text[:1].upper() + text[1:]

@@ -56,7 +56,7 @@ def terminal_table(results: Mapping) -> Table:
     collapse_padding=True,
     pad_edge=False,
   )
-  table.add_column("policy", no_wrap=True)
+  table.add_column("policy", overflow="fold")  # The only column that gives way in a narrow terminal.
   for label in ("reward", "answers", "nats", "KL", "tokens", "cut"):
     table.add_column(label, justify="right", no_wrap=True)
   table.add_column("floor", no_wrap=True)
@@ -72,8 +72,8 @@ def terminal_table(results: Mapping) -> Table:
           f"{figures['effective_answers']['mean']:.1f} {_plus_minus(figures['effective_answers'], 1)}",
           pages.number(figures["entropy"], 1),
           pages.number(figures["kl"], 1),
-          f"{figures['length']['mean']:.1f}",
-          f"{figures['truncation']['mean']:.0%}",
+          pages.number(figures["length"], 1),
+          "–" if (cut := figures["truncation"]["mean"]) is None else f"{cut:.0%}",
           figures["certificates"][0]["verdict"],
         )
   return table

@@ -34,7 +34,7 @@ def summarise(
   acceptable: float | None = None,
   max_kl: Mapping[str, float] | None = None,
   reward_range: tuple[float, float] | None = (0.0, 1.0),
-  baseline: str = "grpo",
+  baseline: str = "",
   set_sizes: Mapping[str, int] | None = None,
   metrics: Mapping[str, above_floor.Metric] | None = None,
   matched: int | None = None,
@@ -51,15 +51,15 @@ def summarise(
   Args:
     rows: one mapping a sampled completion, with method, seed, split, set_name ("" for none), prompt, sample,
       completion, answer, reward, log_prob and ref_log_prob (nats, sums over response tokens, EOS included), entropy
-      (nats, the sum of the exact next-token entropies along the sample), num_tokens and truncated. The three in nats
-      may be None. Optional: noncanonical, True if the completion's text encodes to other tokens than were sampled;
+      (nats, the sum of the exact next-token entropies along the sample), num_tokens and truncated. All but
+      reward may be None. Optional: noncanonical, True if the completion's text encodes to other tokens than were sampled;
       exact, on the first sample of a prompt: its exact figures by name (see `exact_answers`).
     floor: reward floor certified for every method, of kind `floor_kind`.
     floor_kind: see `quality_floors.certify_floor`; the relative kinds need rows of the method "base".
     acceptable: least reward of an acceptable output; None: the floor.
     max_kl: KL budget in nats by method, also certified.
     reward_range: least and greatest possible reward, for bounds that hold with few prompts too; None: unbounded.
-    baseline: method that the others are compared with; the reference if it is missing.
+    baseline: method that the others are compared with; "": GRPO, without samples of it the reference, else the first.
     set_sizes: number of acceptable items by set, for sets that are not open-list sets.
     metrics: diversity metrics by name; None: the lexical ones. See `diversity_metrics`.
     matched: acceptable outputs a prompt in diversity above the floor, see `above_floor.diversity`; 0: all; None: a
@@ -87,7 +87,10 @@ def summarise(
   arranged = evaluation_rows.arrange(rows, num_samples, least, cluster)
   methods = evaluation_rows.in_order((method for method, _ in arranged), evaluation_rows.METHODS)
   splits = evaluation_rows.in_order((split for _, split in arranged), evaluation_rows.SPLITS)
-  baseline = baseline if baseline in methods else REFERENCE
+  others = REFERENCE if REFERENCE in methods else methods[0]
+  baseline = baseline or next((name for name in methods if name.startswith("grpo")), others)
+  if baseline not in methods:
+    raise InputError(f"evaluation.baseline is {baseline!r}, of which there are no samples: name one of {methods}.")
 
   results = {
     "floor": float(floor),
@@ -155,7 +158,8 @@ def absolute_floors(rows: Sequence[Mapping], *, floor: float, kind: quality_floo
     reference = [row["reward"] for row in rows if (row["method"], row["split"]) == (REFERENCE, split)]
     if kind != "absolute" and not reference:
       raise InputError(
-        f"The floor {kind!r} needs samples of the reference, method {REFERENCE!r}, on {split}: add them."
+        f"The floor {kind!r} needs samples of the reference, method {REFERENCE!r}, on {split}: add them, or set "
+        "evaluation.floor=NUMBER and evaluation.floor_kind=absolute."
       )
     if kind == "reference minus":
       floors[split] = float(np.mean(reference)) - floor

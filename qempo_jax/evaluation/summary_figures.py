@@ -16,7 +16,7 @@ from qempo_jax.evaluation import solutions
 from qempo_jax.evaluation.rows import SplitSamples
 from qempo_jax.rewards import answers as known_answers
 
-PER_SAMPLE = ("reward", "entropy", "kl", "length", "truncation", "noncanonical", "repetition")
+PER_SAMPLE = ("reward", "entropy", "kl", "length", "words", "truncation", "noncanonical", "repetition")
 KS = (1, 8, 64)  # k of pass@k, majority@k and distinct@k, as far as samples suffice.
 
 
@@ -50,6 +50,7 @@ def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np
     "entropy": raw["entropy"],
     "kl": raw["log_prob"] - raw["ref_log_prob"],
     "length": raw["num_tokens"],
+    "words": np.array([len(lexical.split(text)) for text in flat], float),
     "truncation": raw["truncated"],
     "noncanonical": raw["noncanonical"],
     "repetition": lexical.repeated_shares(lexical.encode(flat)),
@@ -152,8 +153,6 @@ def _of_seed(samples, index, metrics, acceptable, matched, settings) -> above_fl
     texts,
     samples.figures["reward"][:, index],
     floor=acceptable,
-    num_tokens=samples.figures["num_tokens"][:, index],
-    truncated=samples.figures["truncated"][:, index],
     metrics=metrics,
     matched=matched,
     level=settings.level,

@@ -5,6 +5,7 @@ import io
 import json
 
 import jinja2
+from matplotlib.transforms import Bbox
 import pytest
 from rich.console import Console
 
@@ -148,3 +149,35 @@ def test_terminal_table_fits_eighty_columns_and_has_every_policy_and_split(resul
   assert text.count("QEMPO-KL") == 3 and text.count("held-out wordings") == 1
   reward = results["methods"]["qempo_kl"]["splits"]["heldout_wordings"]["reward"]["mean"]
   assert f"{reward:.3f} ±" in text and "MET" in text
+
+
+def test_a_narrow_terminal_shows_whole_verdicts_under_long_names(make_rows):
+  rows = [row | {"method": f"another_programs_{row['method']}.v2"} for row in make_rows(num_samples=8)]
+  results = summary.summarise(rows, floor=0.9, num_draws=20, baseline="another_programs_base.v2", cluster=("prompt",))
+  console = Console(width=80, file=io.StringIO())
+  console.print(report.terminal_table(results))
+  text = console.file.getvalue()
+  assert "tokens" in text and "…" not in text and max(map(len, text.splitlines())) <= 80
+  verdicts = {
+    figures["certificates"][0]["verdict"] for m in results["methods"].values() for figures in m["splits"].values()
+  }
+  assert verdicts and all(verdict in text for verdict in verdicts)
+
+
+def test_labels_of_policies_keep_clear_of_intervals_and_of_each_other():
+  canvas, (axis,) = plots.panels(1, 2.7)
+  axis.set(xlim=(0, 10), ylim=(0, 1))
+  interval = lambda mean, half: {"mean": mean, "low": mean - half, "high": mean + half}
+  points = {
+    "left_of_another_program": (interval(4, 2.5), interval(0.5, 0.05)),
+    "right_of_another_program": (interval(5, 2), interval(0.55, 0.05)),
+    "third": (interval(4.5, 0.3), interval(0.45, 0.2)),
+  }
+  plots._label_points(axis, points)
+  canvas.draw()
+  boxes = [text.get_window_extent() for text in axis.texts]
+  assert not [1 for a in boxes for b in boxes if a is not b and a.overlaps(b)]
+  for x, y in points.values():
+    for ends in (((x["low"], y["mean"]), (x["high"], y["mean"])), ((x["mean"], y["low"]), (x["mean"], y["high"]))):
+      line = Bbox(axis.transData.transform(ends))
+      assert not any(box.overlaps(line) for box in boxes)

@@ -129,7 +129,10 @@ def test_answer_counts_cover_every_policy_for_one_shared_prompt(rows, results):
 
 def test_warnings_name_collapse_explosion_truncation_and_a_floor_not_met(results):
   kinds = {(item["method"], item["kind"]) for item in results["warnings"] if item["split"] == "heldout_wordings"}
-  assert kinds == {("grpo", "collapse"), ("qempo", "explosion"), ("qempo", "truncation"), ("qempo", "floor")}
+  assert kinds == {
+    ("grpo", "collapse"), ("qempo", "explosion"), ("qempo", "truncation"), ("qempo", "floor"),
+    (None, "few_texts"),  # a quarter of twelve samples
+  }  # fmt: skip
   assert all(item["advice"] for item in results["warnings"])
 
 
