@@ -71,7 +71,14 @@ TEST = [
   "setuptools>=77",
 ]
 # The site, by `make docs`.
-DOCS = ["latex2mathml>=3.77", "mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "ruff>=0.12"]
+DOCS = [
+  "latex2mathml>=3.77",
+  "mkdocs>=1.6",
+  "mkdocs-material>=9.5",
+  "mkdocstrings[python]>=0.30",
+  "ml_collections>=1.1",
+  "ruff>=0.12",
+]
 # The public modules' annotations, by `make types`.
 TYPES = ["pyright[nodejs]>=1.1.400"]
 # The examples of experiments/interop against the real packages, in an environment of their own: `make test-interop`.
@@ -116,6 +123,8 @@ setup(
     "types": TYPES,
     "interop": INTEROP,
     "wandb": ["wandb>=0.17"],
+    # The viewer of the events that every run writes.
+    "board": ["tensorboard>=2.18"],
     "colab": [*TRAIN, *CONVERT, *EVAL, "ipykernel>=6", "nbclient>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
