@@ -50,7 +50,8 @@ def pi_controller(
   Args:
     proportional_gain: k_p, for all constraints or by name; 0 is plain dual ascent.
     integral_gain: k_i, for all constraints or by name, per update.
-    smoothing: decay in [0, 1) of the proportional part's moving average, bias-corrected; 0: no smoothing.
+    smoothing: decay in [0, 1) of the proportional part's moving average, bias-corrected; 0: no smoothing. The average
+      delays that part: with a large k_p and a decay of 0.9 the multipliers may swing for ever.
     delay: initial updates without a change of multipliers; the moving average already runs.
     cap: largest multiplier.
     floor: smallest multiplier of a log or softplus leaf, which cannot reach 0; a linear one is projected at 0.

@@ -3,6 +3,8 @@
 import operator
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -12,11 +14,16 @@ nbformat = pytest.importorskip("nbformat")
 from nbclient import NotebookClient  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).parents[1] / "colabs"
+SETUP = (FOLDER.parent / "setup.py").read_text(encoding="utf-8")
+ADDRESS = re.search(r'^REPOSITORY = "([^"]+)"$', SETUP, re.MULTILINE)[1]
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
 def _read(name):
   return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+INSTALL = next(cell.source for cell in _read(NOTEBOOKS[0]).cells if cell.cell_type == "code")  # alike in all
 
 
 def test_there_are_notebooks():
@@ -29,8 +36,16 @@ def test_a_notebook_is_clean_and_installs_what_it_needs(name):
   nbformat.validate(notebook)
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert all(not cell.outputs and cell.execution_count is None for cell in code)
-  assert '%pip install -q "qempo-jax[' in code[0].source
+  assert code[0].source == INSTALL and f'"qempo-jax[colab] @ git+{ADDRESS}"' in INSTALL
   assert f"/blob/main/colabs/{name}.ipynb" in notebook.cells[0].source
+
+
+def test_a_failed_installation_stops_and_says_why(monkeypatch):
+  monkeypatch.setitem(sys.modules, "qempo_jax", None)
+  failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found")
+  monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: failed)
+  with pytest.raises(RuntimeError, match="pip could not install qempo-jax.*No matching distribution"):
+    exec(INSTALL, {})
 
 
 def test_every_name_of_the_library_that_a_notebook_uses_is_there():
