@@ -8,6 +8,7 @@ from experiments import build
 from experiments import cli
 from experiments.compile import dry_run as dry_runs
 from experiments.configured import policy as build_policy
+from experiments.run import model_card
 from experiments.run import workdir as workdirs
 from qempo_jax.models import export
 from qempo_jax.models import verify_export
@@ -39,6 +40,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     max_shard_bytes=int(settings.max_shard_gb * 10**9),
   )
   print(f"Exported {what} to {target} as {settings.dtype}")
+  model_card.write(target, config, workdir, what)
   found = verify_export.verify_export(
     target, params, policy.config, dtype=settings.dtype, tolerance=settings.tolerance, stop_tokens=policy.stop_tokens
   )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import contextlib
+import json
 import pathlib
 import time
 from typing import Any
@@ -15,8 +16,10 @@ from experiments.batches.base import Batches
 from experiments.measure.heldout import HeldOut
 from experiments.plan import Policy
 from experiments.run import compilations
+from experiments.run import distributed
 from experiments.run import profiling
 from experiments.run import wandb_log
+from experiments.run import workdir as workdirs
 from experiments.run.checkpoints import Saving
 from experiments.run.metrics_log import MetricsLog
 from experiments.run.saving import Saver
@@ -113,6 +116,8 @@ def train(run: Run, workdir: pathlib.Path, display):
     batches.from_json(memory)
   first = int(state.step)
   log = MetricsLog(workdir / "metrics.jsonl", keep=first)
+  if distributed.is_writer():
+    workdirs.write_atomically(workdir / workdirs.DATA, json.dumps(batches.same) + "\n")
   log = wandb_log.also(run.wandb, log, name=f"{run.label}-seed{run.seed}", config=run.config)
 
   # 4. The loop.

@@ -22,6 +22,7 @@ from qempo_jax.errors import InputError
 MAY_CHANGE = ("checkpoint.", "faults.", "logging.", "sampling.mesh")
 MAY_CHANGE += tuple(f"compute.{key}" for key in ("distributed", "mesh", "dcn_mesh", "reference_memory"))
 LOCK = ".lock"
+DATA = "data.json"  # Hashes of the run's data.
 
 _ABSENT = "absent"
 _MAX_LISTED = 3
@@ -80,7 +81,8 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: b
 
 def holds_run(folder: pathlib.Path) -> bool:
   """True where a run has left more than its config: one that died before its first step has not."""
-  left = set(os.listdir(folder)) - {"config.json", LOCK, "tensorboard"} if (folder / "config.json").exists() else set()
+  own = {"config.json", DATA, LOCK, "tensorboard"}
+  left = set(os.listdir(folder)) - own if (folder / "config.json").exists() else set()
   full = lambda path: any(path.iterdir()) if path.is_dir() else path.lstat().st_size
   return any(full(folder / name) for name in left)
 
