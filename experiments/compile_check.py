@@ -1,11 +1,13 @@
-"""Compiles a config's programs for a TPU topology on a machine without one, and says what they take.
+"""Compiles a config's programs for TPUs or GPUs on a machine without them, and says what they take.
 
   python -m experiments.compile_check --config=configs/paper/online_math.py:qwen2.5-7b,qempo_kl --topology=v5p:2x2x4
 
-Shapes alone are compiled: no weights are read. It needs libtpu beside JAX (`pip install jax[tpu]`), no TPU.
+Shapes alone are compiled: no weights are read. For TPUs it needs libtpu beside JAX (`pip install jax[tpu]`), no TPU. Programs of GPUs
+are compiled for as many devices of the CPU, whose attention has no fused kernel: their memory is an upper estimate.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -46,6 +48,9 @@ def check(config, topology: str) -> list[compile_report.ProgramReport]:
   chip, found = chips.chip_of(topology), devices(topology, build_policy.slices(config))
   reports = []
   for program in programs.of_plan(plan(config, found)):
+    print(
+      f"compiling {program.name} for {len(found)} devices (minutes for large models) ...", file=sys.stderr, flush=True
+    )
     try:
       compiled = program.jitted.lower(*program.arguments, **program.options).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -95,14 +100,26 @@ def devices(topology: str, slices: int = 1):
   """
   from jax.experimental import topologies
 
+  if count := chips.gpus(topology):
+    return _devices_of_cpu(count)
   several = {"num_slices": slices} if slices > 1 else {}
   try:
-    return topologies.get_topology_desc(topology_name=topology, platform="tpu", **several).devices
+    return topologies.get_topology_desc(topology_name=chips.topology_of(topology), platform="tpu", **several).devices
   except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError, RuntimeError) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise InputError(
       f"cannot compile for {topology} ({reason}); is libtpu installed (pip install 'jax[tpu]')?"
     ) from error
+
+
+def _devices_of_cpu(count: int):
+  """As many devices of the CPU, which stand for GPUs."""
+  with contextlib.suppress(RuntimeError):  # JAX has made its devices already, which may be enough
+    jax.config.update("jax_num_cpu_devices", count)
+  found = jax.devices("cpu")
+  if len(found) < count:
+    raise InputError(f"this process has {len(found)} devices of the CPU for {count} GPUs: start a new one")
+  return found[:count]
 
 
 def _shortage(message: str) -> str:
@@ -114,15 +131,20 @@ def _shortage(message: str) -> str:
 def main(argv=None) -> int:
   """Prints the reports; 0 if everything fits, 1 if not, 2 for a mistake in the arguments."""
   parser = cli.Parser(
-    description="Compiles a config's programs for a TPU slice on a machine without one, and says what they take.",
+    description="Compiles a config's programs for TPUs or GPUs on a machine without them, and says what they take.",
     epilog=f"example:\n  {EXAMPLE}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    usage="%(prog)s --config=FILE --topology=TPU [--json=FILE] [--dry_run] [--config.KEY=VALUE ...]",
+    usage="%(prog)s --config=FILE --topology=CHIPS [--json=FILE] [--dry_run] [--config.KEY=VALUE ...]",
     allow_abbrev=False,
   )
   say = parser.add_argument
   say("--config", type=pathlib.Path, required=True, metavar="FILE", help="config file, FILE.py or FILE.py:ARGUMENT")
-  say("--topology", required=True, metavar="TPU", help="of one slice, such as v5e:4x4, v5p:2x2x4 or v6e:4x4")
+  say(
+    "--topology",
+    required=True,
+    metavar="CHIPS",
+    help="of one slice, such as v5e:4x4, v5p:2x2x4 or v5p-32, or GPUs: h100:8",
+  )
   say("--json", type=pathlib.Path, metavar="FILE", help="also write the reports there")
   say("--dry_run", action="store_true", help="build everything, print shapes, memory and config, then stop")
   try:
@@ -138,7 +160,8 @@ def main(argv=None) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
   for report in reports:
-    print("\n".join(compile_report.lines(report)))
+    # Traffic and collectives of a CPU's program are not those of a GPU's.
+    print("\n".join(compile_report.lines(report)[: 2 if chips.gpus(arguments.topology) else None]))
   if arguments.json:
     found = {"config": str(arguments.config), "topology": arguments.topology}
     found["programs"] = [report.to_json() for report in reports]

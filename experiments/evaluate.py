@@ -45,6 +45,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
   reward = lambda: build_data.evaluation_reward(config)
   words = ""
   if e.sample:
+    print(
+      f"Sampling {e.samples_per_prompt} responses to each of {len(rows)} prompts; compiling comes first", flush=True
+    )
     words = samples_once.sample(of_samples, workdir, rows, reward(), checkpoint)
   found, notes = sample_files.read(workdir / "samples", reward)
   whole = json.loads(config.to_json_best_effort())

@@ -17,9 +17,11 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   lock = distributed.is_writer()  # one lock a run, which may be many processes
   workdirs.check_workdir(workdir, config, lock=lock)  # a mistake is said before the model is loaded
   build.saving(config).check(workdir)
+  print(f"Loading {config.model.source} and the data, then compiling the sampler; this may take minutes", flush=True)
   run = build.run(config)
   print(run.line)
   if dry_run:
+    print("Tracing the programs; nothing is trained", flush=True)
     print(dry_runs.describe(build.plan(config, run.policy)))
     return
   workdir = workdirs.open_workdir(workdir, config, lock=lock)

@@ -135,6 +135,24 @@ def test_the_training_state_waits_beside_the_sampler(monkeypatch):
   assert laid_out.sharding.shard_shape(laid_out.shape) == laid_out.shape
 
 
+def test_gpus_are_stood_for_by_devices_of_the_cpu(monkeypatch, capsys):
+  monkeypatch.setattr(build_policy, "model_config_of", lambda source: MODEL)
+  small = {
+    "data.max_prompt_length": 8,
+    "sampling.max_response_length": 5,
+    "compute.bucket": 16,
+    "compute.mesh": "1,2,1",
+  }
+  small |= {"offline.pairs_per_step": 4, "offline.measure_every": 0}
+  argv = ["--config=configs/offline_dpo.py", *(f"--config.{key}={value}" for key, value in small.items())]
+  assert compile_check.main([*argv, "--topology=h100:2"]) == 0
+  said = capsys.readouterr()
+  assert "of 74.51 GiB a device: fits" in said.out and "TFLOP" not in said.out  # 80 GB; a CPU's traffic says nothing
+  assert "compiling offline_step for 2 devices" in said.err
+  assert compile_check.main([*argv, "--topology=h100:999"]) == 2
+  assert "devices of the CPU for 999 GPUs" in capsys.readouterr().err
+
+
 def test_unknown_chip_is_refused():
   with pytest.raises(InputError, match="v5p"):
     chips.chip_of("v9:2x2")

@@ -113,9 +113,9 @@ def test_shards_and_kernels_count_as_often_as_they_run():
 
 
 def test_devices_are_found_by_their_names():
-  assert chips.by_device_kind("NVIDIA H200") is chips.GPUS["H200"]
-  assert chips.by_device_kind("NVIDIA H100 80GB HBM3") is chips.GPUS["H100"]
-  assert chips.by_device_kind("Tesla T4") is chips.GPUS["T4"]
+  assert chips.by_device_kind("NVIDIA H200") is chips.GPUS["h200"]
+  assert chips.by_device_kind("NVIDIA H100 80GB HBM3") is chips.GPUS["h100"]
+  assert chips.by_device_kind("Tesla T4") is chips.GPUS["t4"]
   assert chips.by_device_kind("TPU v5 lite") is chips.CHIPS["v5e"]
   assert chips.by_device_kind("cpu") is None
 

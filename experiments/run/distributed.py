@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import os
 import pickle
+import re
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ LOST_AFTER = 30  # seconds without a sign of life, after which the other process
 def start() -> None:
   """Joins this process to the others of its run, before anything asks JAX for devices.
 
-  TPU slices, SLURM and Open MPI say by themselves who is who. Elsewhere these variables do: JAX_COORDINATOR_ADDRESS
+  TPU slices, SLURM and Open MPI say by themselves who is who; under SLURM with one process a node it takes all of the node's
+  GPUs. Elsewhere these variables do: JAX_COORDINATOR_ADDRESS
   (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
   Raises:
@@ -33,6 +35,8 @@ def start() -> None:
         "JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to numbers too"
       ) from error
     options |= {"coordinator_address": address, "num_processes": count, "process_id": own}
+  elif local := _node_devices():
+    options["local_device_ids"] = local
   try:
     jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as error:
@@ -41,6 +45,13 @@ def start() -> None:
       f"compute.distributed=true, but the other processes cannot be joined ({reason}); set JAX_COORDINATOR_ADDRESS,"
       " JAX_NUM_PROCESSES and JAX_PROCESS_ID, or compute.distributed=false"
     ) from error
+
+
+def _node_devices() -> list[int]:
+  """All GPUs of the node for a SLURM step of one process a node, to which JAX would give one; else none."""
+  alone = re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+  count = os.environ.get("SLURM_GPUS_ON_NODE", "")
+  return list(range(int(count))) if alone and count.isdigit() else []
 
 
 def is_writer() -> bool:

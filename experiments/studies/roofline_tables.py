@@ -29,7 +29,7 @@ from qempo_jax.models.config import ModelConfig
 GIB = 2**30
 ROOFLINE_PAGE, CARD_PAGE = ROOT / "docs" / "roofline.md", ROOT / "docs" / "one_card.md"
 MARK = "<!-- {}: made by experiments/studies/roofline_tables.py -->"
-CHIPS = {"H100": chips.GPUS["H100"], "H200": chips.GPUS["H200"], **chips.CHIPS}
+CHIPS = {"H100": chips.GPUS["h100"], "H200": chips.GPUS["h200"], **chips.CHIPS}
 # Shares of the peaks that "expected" seconds assume: the goals of `experiments.benchmarks.device`.
 COMPUTE, BANDWIDTH = 0.4, 0.5
 SYSTEM = 0.9  # Share of a card's memory that a run may take.
@@ -126,11 +126,11 @@ def _bound(work, chip: Chip) -> str:
 
 # Cards and slices of docs/one_card.md: name -> (chip, chips, compute dtype).
 CARDS = {
-  "8 GB (RTX 4060)": (chips.GPUS["RTX 4060 8 GB"], 1, "bfloat16"),
-  "T4 16 GB": (chips.GPUS["T4"], 1, "float32"),
-  "L4 24 GB": (chips.GPUS["L4"], 1, "bfloat16"),
-  "A100 40 GB": (chips.GPUS["A100 40 GB"], 1, "bfloat16"),
-  "H100 80 GB": (chips.GPUS["H100"], 1, "bfloat16"),
+  "8 GB (RTX 4060)": (chips.GPUS["rtx-4060"], 1, "bfloat16"),
+  "T4 16 GB": (chips.GPUS["t4"], 1, "float32"),
+  "L4 24 GB": (chips.GPUS["l4"], 1, "bfloat16"),
+  "A100 40 GB": (chips.GPUS["a100-40gb"], 1, "bfloat16"),
+  "H100 80 GB": (chips.GPUS["h100"], 1, "bfloat16"),
   "v5e-1": (chips.CHIPS["v5e"], 1, "bfloat16"),
   "v5e-8": (chips.CHIPS["v5e"], 8, "bfloat16"),
 }
