@@ -38,3 +38,7 @@ def test_no_row_is_without_a_result(name):
 def test_the_picture_is_a_committed_result():
   for picture in ("docs/figures/countdown_claim.png", "docs/results/countdown_claim"):
     assert picture in PAGES["README.md"] and (ROOT / picture).exists()
+
+
+def test_the_readme_is_short():
+  assert len(PAGES["README.md"].splitlines()) < 150
