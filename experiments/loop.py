@@ -23,6 +23,7 @@ from experiments.run import workdir as workdirs
 from experiments.run.checkpoints import Saving
 from experiments.run.metrics_log import MetricsLog
 from experiments.run.saving import Saver
+from qempo_jax import paths
 from qempo_jax.constraints import Constraint
 from qempo_jax.errors import InputError
 
@@ -117,7 +118,7 @@ def train(run: Run, workdir: pathlib.Path, display):
   first = int(state.step)
   log = MetricsLog(workdir / "metrics.jsonl", keep=first)
   if distributed.is_writer():
-    workdirs.write_atomically(workdir / workdirs.DATA, json.dumps(batches.same) + "\n")
+    paths.write_atomically(workdir / workdirs.DATA, json.dumps(batches.same) + "\n")
   log = wandb_log.also(run.wandb, log, name=f"{run.label}-seed{run.seed}", config=run.config)
 
   # 4. The loop.

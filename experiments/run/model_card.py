@@ -12,6 +12,7 @@ from experiments.run import distributed
 from experiments.run import metrics_file
 from experiments.run import workdir as workdirs
 import qempo_jax
+from qempo_jax import paths
 
 FILE, CONFIG, DEMO = "README.md", "qempo_config.json", "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Figures of a report, and of the last update's metrics.
@@ -24,8 +25,8 @@ _FIGURES = {
 def write(target: pathlib.Path, config: ConfigDict, workdir: pathlib.Path, what: str) -> None:
   """Puts the card and the run's config into the folder of an exported model, on the first process."""
   if distributed.is_writer() and workdirs.holds_run(workdir):
-    workdirs.write_atomically(target / CONFIG, (workdir / "config.json").read_text(encoding="utf-8"))
-    workdirs.write_atomically(target / FILE, card(config, workdir, what))
+    paths.write_atomically(target / CONFIG, (workdir / "config.json").read_text(encoding="utf-8"))
+    paths.write_atomically(target / FILE, card(config, workdir, what))
 
 
 def card(config: ConfigDict, workdir: pathlib.Path, what: str) -> str:

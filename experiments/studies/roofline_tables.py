@@ -20,11 +20,11 @@ from experiments.compile.chips import Chip
 from experiments.compile.roofline import WIDTHS
 from experiments.compile.roofline import Batch
 from experiments.configured import policy as build_policy
-from experiments.run.workdir import write_atomically
 from experiments.studies import compile_table
 from experiments.studies.compile_table import ROOT
 from qempo_jax.models import presets
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.paths import write_atomically
 
 GIB = 2**30
 ROOFLINE_PAGE, CARD_PAGE = ROOT / "docs" / "roofline.md", ROOT / "docs" / "one_card.md"
