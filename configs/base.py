@@ -175,6 +175,7 @@ def get_config() -> ConfigDict:
   config.optimizer.weight_decay = 0.0  # Decoupled weight decay of matrices; 0: none.
   config.optimizer.max_grad_norm = 1.0  # Gradients of a larger global norm are scaled down to it.
   config.optimizer.moments_dtype = "float32"  # Dtype of AdamW's moments; "bfloat16" halves them.
+  config.optimizer.router_weight = 0.0  # Weight of the load-balancing loss of a mixture of experts; 0: logged alone.
 
   config.lora = ConfigDict()  # Low-rank adapters of a frozen reference; checkpoints hold the adapters alone.
   config.lora.rank = 0  # Rank of the adapters; 0: full fine-tuning.

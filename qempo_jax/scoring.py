@@ -41,7 +41,7 @@ def score_groups(
   Returns:
     TokenStats of shape [P, G, T], nats, 0 on padding.
   """
-  hidden = transformer.forward_groups(params, config, packed, remat=remat)
+  hidden, router = transformer.forward_groups(params, config, packed, remat=remat)
   predicting = jnp.take_along_axis(hidden, packed.source[:, :, None], axis=1)
   rows, per_row = predicting.shape[0], packed.layout.prompts
 
@@ -71,4 +71,5 @@ def score_groups(
     index = (row, packed.sample, packed.time)
     return empty.at[index].set(values, mode="drop").reshape(rows * per_row, group_size, max_length)
 
-  return jax.tree.map(unpack, stats)
+  stats = jax.tree.map(unpack, stats)
+  return stats if router is None else stats._replace(router_loss=jnp.full(len(stats.log_prob), router))

@@ -32,10 +32,13 @@ class TokenStats(NamedTuple):
   Attributes:
     log_prob: log pi(token | past).
     entropy: entropy of the whole next-token distribution.
+    router_loss: load-balancing loss of the routers over the rows scored together, the same for each row [P]; None
+      without experts.
   """
 
   log_prob: jax.Array
   entropy: jax.Array
+  router_loss: jax.Array | None = None
 
 
 def mask_columns(logits: jax.Array, num_tokens: int | None, forbidden: tuple[int, ...] = ()) -> jax.Array:
@@ -162,7 +165,7 @@ def _forward(head: Head, hidden: jax.Array, unembedding: jax.Array, targets: jax
 
 @jax.named_scope("token_stats")
 def _backward(head: Head, residuals: tuple, cotangents: TokenStats):
-  d_hidden, d_unembedding, d_temperature = blocks.gradient(head, *residuals, cotangents)
+  d_hidden, d_unembedding, d_temperature = blocks.gradient(head, *residuals, cotangents[:2])
   return d_hidden, d_unembedding, np.zeros(residuals[2].shape, jax.dtypes.float0), d_temperature
 
 

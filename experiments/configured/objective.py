@@ -35,6 +35,7 @@ def online(config: ConfigDict) -> online_step.OnlineObjective:
     replay_weight=config.replay.weight,
     averaging=config.duals.averaging,
     max_importance=config.sampling.max_importance,
+    router_weight=config.optimizer.router_weight,
   )
 
 
@@ -104,6 +105,7 @@ def offline(config: ConfigDict) -> OfflineObjective:
     ),
     constraints=found if learned else {name: dataclasses.replace(c, bound=None) for name, c in found.items()},
     averaging=config.duals.averaging,
+    router_weight=config.optimizer.router_weight,
   )
 
 

@@ -31,6 +31,8 @@ LOADED = (
   "compute.mesh",
   "compute.dcn_mesh",
   "sampling.allowed_tokens",
+  "data.max_prompt_length",
+  "sampling.max_response_length",
 )
 
 
@@ -195,6 +197,7 @@ def _with_compute(config: ConfigDict, model_config: ModelConfig) -> ModelConfig:
     token_stats=config.compute.token_stats,
     remat=config.compute.remat,
     kv_cache=config.compute.kv_cache,
+    max_length=config.data.max_prompt_length + config.sampling.max_response_length,
   )
 
 

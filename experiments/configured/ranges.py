@@ -115,6 +115,7 @@ ALLOWED: dict[str, Range | tuple[str, ...]] = {
   "optimizer.weight_decay": _NOT_NEGATIVE,
   "optimizer.max_grad_norm": _POSITIVE,
   "optimizer.moments_dtype": DTYPES,
+  "optimizer.router_weight": _NOT_NEGATIVE,
   "lora.rank": _COUNT_OR_0,
   "lora.alpha": _POSITIVE,
   "compute.dtype": DTYPES,

@@ -133,7 +133,8 @@ def score(params, config, prompts, prompt_mask, owner, tokens, temperature=1.0):
   places = jnp.cumsum(prompt_mask, axis=1) - 1
   own_places = places[:, -1][owner][:, None] + 1 + jnp.arange(tokens.shape[1] - 1)
   rotations = [
-    positions.block_rotation(positions.rope_rotations(config, where), None) for where in (places, own_places)
+    positions.block_rotation(positions.rope_rotations(config, where), positions.Block())
+    for where in (places, own_places)
   ]
   causal = transformer.causal_mask(places, prompt_mask)
   own = jnp.broadcast_to(jnp.tri(own_places.shape[1], dtype=bool), (len(owner), *(own_places.shape[1],) * 2))
@@ -143,10 +144,10 @@ def score(params, config, prompts, prompt_mask, owner, tokens, temperature=1.0):
   prompt, response = params["embedding"][prompts], params["embedding"][tokens[:, :-1]]
   for index in range(config.num_layers):
     block = functools.partial(layers.block, jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"]))
-    prompt, past = block(
+    prompt, past, _ = block(
       prompt, rotations[0], config, lambda q, k, v: (layers.attention(q, k, v, causal, config), (k, v))
     )
-    response, _ = block(
+    response, *_ = block(
       response, rotations[1], config,
       lambda q, k, v, past=past: (layers.attention(q, behind(past[0], k), behind(past[1], v), sees, config), None),
     )  # fmt: skip

@@ -8,6 +8,9 @@ from qempo_jax.kernels.choice import TOKEN_STATS
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 KV_CACHES = ("auto", "float32", "bfloat16", "int8")
+EXPERTS = ("expert_gate", "expert_up", "expert_down")
+LAYOUTS = ("llama", "phi3", "granitemoehybrid", "mixtral")
+ROPE_KINDS = ("linear", "llama3", "yarn", "longrope", "dynamic")
 REMATS = ("none", "full", "dots", "dots_no_batch")
 _CHOICES = {
   "activation": ("silu", "gelu_tanh"),
@@ -17,6 +20,7 @@ _CHOICES = {
   "kv_cache": KV_CACHES,
   "remat": REMATS,
   "token_stats": TOKEN_STATS,
+  "layout": LAYOUTS,
 }
 
 
@@ -25,20 +29,32 @@ class RopeScaling:
   """Scaling of rotary frequencies for sequences longer than in the first training.
 
   Attributes:
-    kind: "linear" divides every frequency by the factor. "llama3" divides those with a wavelength beyond
-      `original_length` / `low_frequency_factor` tokens, with a smooth transition down to
-      `original_length` / `high_frequency_factor` (Grattafiori et al., arXiv 2407.21783, and its published code).
-    factor: divisor of frequencies.
-    low_frequency_factor: see above; read by "llama3" alone, like the next two.
-    high_frequency_factor: see above.
+    kind: "linear" divides every frequency by the factor.
+      "llama3" divides those with fewer than `low_frequency_factor` periods in `original_length` tokens, keeps those
+      with more than `high_frequency_factor`, and interpolates between (Grattafiori et al., arXiv 2407.21783).
+      "yarn" does so with an interpolation that is linear in the pair's index (Peng et al., arXiv 2309.00071).
+      "longrope" divides each pair's frequency by its own factor, short or long by the length of the run's sequences
+      (Ding et al., arXiv 2402.13753).
+      "dynamic" grows the base with the length of the run's sequences beyond `original_length`.
+    factor: divisor of frequencies; not read by "longrope".
+    low_frequency_factor: see above, periods.
+    high_frequency_factor: see above, periods.
     original_length: longest sequence of the first training, tokens.
+    attention_factor: factor of rotated queries and of rotated keys, "yarn" and "longrope".
+    truncate: "yarn" rounds the interpolation's ends to whole pairs.
+    short_factors: "longrope", divisors of each pair's frequency up to `original_length`.
+    long_factors: the same beyond it.
   """
 
   kind: str
-  factor: float
+  factor: float = 1.0
   low_frequency_factor: float = 1.0
   high_frequency_factor: float = 4.0
   original_length: int = 8192
+  attention_factor: float = 1.0
+  truncate: bool = True
+  short_factors: tuple[float, ...] = ()
+  long_factors: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +66,7 @@ class ModelConfig:
   Attributes:
     vocab_size: V, rows of the embedding.
     hidden_size: D, width of the residual stream.
-    intermediate_size: F, width of the gated feed-forward layer.
+    intermediate_size: F, width of the gated feed-forward layer, or of each expert.
     num_layers: N, decoder blocks.
     num_heads: H, query heads.
     num_kv_heads: key and value heads, each shared by H / num_kv_heads query heads.
@@ -61,6 +77,11 @@ class ModelConfig:
     compute_dtype: dtype of the operands of matrix products with weights; sums, norms, attention, the residual stream
       and logits stay in float32.
     rope_scaling: scaling of rotary frequencies, or None.
+    rotary_dim: rotated numbers of a head, the first ones; None: all.
+    rope_layers: for each block whether queries and keys are rotated; empty if all are.
+    query_growth: (b, n) multiplies rotated queries at position p by 1 + b log(1 + floor(p / n)); None: no such factor.
+    max_length: longest sequence of a run, prompt and response, tokens: selects the frequencies of "longrope" and
+      "dynamic" scaling, the same ones for all sequences; None: at most the original length.
     local_rope_theta: base of blocks with a window, unscaled; None: that of all blocks.
     windows: for each block the tokens that a query attends to, itself included, or None for all earlier ones; empty if
       no block has a window.
@@ -70,7 +91,9 @@ class ModelConfig:
       or "both".
     norm_offset: term added to every norm's scale: 1 for checkpoints with scales around 0.
     qk_norm: RMSNorm of queries and keys before rotation, "none", a "head" at a time, or over the whole "width".
-    scale_embedding: multiply embeddings by sqrt(D).
+    embedding_scale: factor of embeddings.
+    residual_scale: factor of the outputs of attention and feed-forward, before the residual sum.
+    logit_divisor: divisor of the final hidden state, and so of the logits.
     query_scale: factor of scores; None: 1 / sqrt(K).
     attention_softcap: c of scores <- c tanh(scores / c) (arXiv 2408.00118), or None.
     logit_softcap: the same for the final logits, before any temperature.
@@ -81,6 +104,10 @@ class ModelConfig:
       which sampler and scorer agree; "int8" has a scale for each token and head.
     remat: rematerialisation of a block in the backward pass, see `transformer.rematerialised`: "full" recomputes all,
       "dots" all but products, "dots_no_batch" all but products with weights, "none" nothing.
+    num_experts: E, experts of every block, which take the place of its feed-forward layer, see `experts`; 0: none.
+    experts_per_token: S, experts that a token chooses.
+    normalise_experts: whether the weights of the chosen experts are divided by their sum.
+    layout: names and fusion of a checkpoint's tensors, see `tensor_names`; no effect on the computation.
     token_stats: implementation of sums over the vocabulary, see `token_stats.token_stats`.
   """
 
@@ -96,6 +123,10 @@ class ModelConfig:
   tie_embeddings: bool
   compute_dtype: str = "float32"
   rope_scaling: RopeScaling | None = None
+  rotary_dim: int | None = None
+  rope_layers: tuple[bool, ...] = ()
+  query_growth: tuple[float, int] | None = None
+  max_length: int | None = None
   local_rope_theta: float | None = None
   windows: tuple[int | None, ...] = ()
   biases: tuple[str, ...] = ()
@@ -103,7 +134,9 @@ class ModelConfig:
   norm_placement: str = "pre"
   norm_offset: float = 0.0
   qk_norm: str = "none"
-  scale_embedding: bool = False
+  embedding_scale: float = 1.0
+  residual_scale: float = 1.0
+  logit_divisor: float = 1.0
   query_scale: float | None = None
   attention_softcap: float | None = None
   logit_softcap: float | None = None
@@ -112,6 +145,10 @@ class ModelConfig:
   attention: str = "auto"
   kv_cache: str = "auto"
   remat: str = "full"
+  num_experts: int = 0
+  experts_per_token: int = 0
+  normalise_experts: bool = False
+  layout: str = "llama"
   token_stats: str = "auto"
 
   def __post_init__(self):
@@ -120,11 +157,23 @@ class ModelConfig:
         f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
         "check the checkpoint's config.json"
       )
-    if self.windows and len(self.windows) != self.num_layers:
-      raise InputError(
-        f"windows names {len(self.windows)} blocks, but there are num_layers={self.num_layers}; "
-        "check layer_types in the checkpoint's config.json"
-      )
+    for name, key in (("windows", "layer_types"), ("rope_layers", "no_rope_layers")):
+      if (blocks := getattr(self, name)) and len(blocks) != self.num_layers:
+        raise InputError(
+          f"{name} names {len(blocks)} blocks, but there are num_layers={self.num_layers}; "
+          f"check {key} in the checkpoint's config.json"
+        )
+    if self.num_experts and not 0 < self.experts_per_token <= self.num_experts:
+      raise InputError(f"experts_per_token={self.experts_per_token} must be 1 to num_experts={self.num_experts}")
+    if self.rotated % 2 or not 0 < self.rotated <= self.head_dim:
+      raise InputError(f"{self.rotated} rotated numbers do not fit head_dim={self.head_dim}: an even part of it")
+    if self.rope_scaling and self.rope_scaling.kind == "longrope":
+      for factors in (self.rope_scaling.short_factors, self.rope_scaling.long_factors):
+        if len(factors) != self.rotated // 2:
+          raise InputError(
+            f"longrope has {len(factors)} factors for {self.rotated // 2} rotary pairs; check rope_parameters in the"
+            " checkpoint's config.json"
+          )
     for name, choices in _CHOICES.items():
       if getattr(self, name) not in choices:
         raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
@@ -136,6 +185,11 @@ class ModelConfig:
       raise InputError(f"forbidden names token {outside[0]}, which is outside vocab_size={self.vocab_size}")
     if unknown := set(self.biases) - set(PROJECTIONS):
       raise InputError(f"biases names {sorted(unknown)}; projections are {', '.join(PROJECTIONS)}")
+
+  @property
+  def rotated(self) -> int:
+    """Rotated numbers of a head."""
+    return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
   @property
   def attention_scale(self) -> float:

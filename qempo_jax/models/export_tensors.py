@@ -4,6 +4,7 @@ import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
 import functools
+import itertools
 import json
 import pathlib
 
@@ -34,15 +35,16 @@ def to_hugging_face_names(params, config: ModelConfig, *, dtype: str | None = No
   Raises:
     InputError: the dtype is unknown, or a tensor is not finite or overflows the dtype.
   """
-  for spec in tensor_names.tensor_specs(config):
-    leaf = params[spec.key] if spec.index is None else params["layers"][spec.key]
-    yield spec.name, cast(spec.name, spec.to_hugging_face(host_part(leaf, spec.index)), dtype)
+  part = lambda spec: host_part((params["layers"] if spec.index else params)[spec.key], spec.index)
+  for name, fused in itertools.groupby(tensor_names.tensor_specs(config), lambda spec: spec.name):
+    parts = [spec.to_hugging_face(part(spec)) for spec in fused]
+    yield name, cast(name, parts[0] if len(parts) == 1 else np.concatenate(parts), dtype)
 
 
-def host_part(leaf, index: int | None) -> np.ndarray:
-  """A leaf, or one block of it, as a NumPy array; devices gather no more than that part."""
+def host_part(leaf, index: tuple[int, ...]) -> np.ndarray:
+  """A leaf's part with the given leading indices as a NumPy array; devices gather no more than that part."""
   if isinstance(leaf, np.ndarray):
-    return leaf if index is None else leaf[index]
+    return leaf[index]
   mesh = getattr(leaf.sharding, "mesh", None)
   return np.asarray(_part(mesh)(leaf, index))
 
@@ -50,7 +52,7 @@ def host_part(leaf, index: int | None) -> np.ndarray:
 @functools.cache
 def _part(mesh):
   """A jitted (leaf, index) -> part, replicated on all devices and hosts."""
-  part = lambda leaf, index: leaf if index is None else jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+  part = lambda leaf, index: leaf[index]
   whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.jit(part, out_shardings=whole)
 

@@ -1,64 +1,23 @@
 """Reads Hugging Face's `config.json` as a `ModelConfig`."""
 
 from collections.abc import Mapping
-import dataclasses
+import math
 from typing import Any
 
 from qempo_jax.errors import InputError
+from qempo_jax.models.config import ROPE_KINDS
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.config import RopeScaling
+from qempo_jax.models.hugging_face_families import FAMILIES
+from qempo_jax.models.hugging_face_families import GRANITE
+from qempo_jax.models.hugging_face_families import REFUSED
+from qempo_jax.models.hugging_face_families import Family
 
-
-@dataclasses.dataclass(frozen=True)
-class _Family:
-  """Properties of a `model_type` that its config.json does not state.
-
-  Attributes:
-    options: fields of `ModelConfig` that belong to the architecture.
-    defaults: values that PyTorch transformers fills in for missing keys of config.json.
-    windows: blocks with the sliding window: "none", "all", "late" (from max_window_layers on) or "pattern" (all but
-      every sliding_window_pattern-th).
-    unread: keys that must be empty, since PyTorch transformers ignores them.
-  """
-
-  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  windows: str = "none"
-  unread: tuple[str, ...] = ()
-
-
-_QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
-_GEMMA_OPTIONS = {"norm_placement": "both", "norm_offset": 1.0, "scale_embedding": True}
-_GEMMA = {
-  "head_dim": 256,
-  "hidden_activation": "gelu_pytorch_tanh",
-  "query_pre_attn_scalar": 256,
-  "sliding_window": 4096,
-  "tie_word_embeddings": True,
-}
-_FAMILIES = {
-  "llama": _Family(),
-  "mistral": _Family(defaults={"sliding_window": 4096}, windows="all"),
-  "qwen2": _Family({"biases": ("query", "key", "value")}, _QWEN, "late"),
-  "qwen3": _Family({"qk_norm": "head"}, _QWEN | {"head_dim": 128}, "late"),
-  "olmo2": _Family({"norm_placement": "post", "qk_norm": "width"}),
-  "gemma2": _Family(
-    _GEMMA_OPTIONS,
-    _GEMMA | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    "pattern",
-  ),
-  "gemma3_text": _Family(
-    _GEMMA_OPTIONS | {"qk_norm": "head"},
-    _GEMMA | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
-    "pattern",
-    unread=("attn_logit_softcapping",),
-  ),
-}
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 # Larger sizes are mistakes, and are refused before memory is allocated.
 _LARGEST, _DEEPEST = 2**28, 2000
 # Unsupported options that change a decoder's computation.
-_EMPTY = ("num_experts", "num_local_experts", "quantization_config", "use_bidirectional_attention", "clip_qkv")
+_EMPTY = ("quantization_config", "use_bidirectional_attention", "clip_qkv")
 
 
 def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
@@ -74,12 +33,14 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     InputError: the architecture, or one of its options, is not supported.
   """
   architecture = config.get("model_type")
-  if architecture not in _FAMILIES:
-    known = ", ".join(repr(name) for name in _FAMILIES)
+  if architecture in REFUSED:
+    raise InputError(f"model_type={architecture!r} is not supported: {REFUSED[architecture]}")
+  if architecture not in FAMILIES:
+    known = ", ".join(repr(name) for name in FAMILIES)
     raise InputError(f"model_type={architecture!r} is not supported; this decoder reads {known} checkpoints")
-  family = _FAMILIES[architecture]
+  family = FAMILIES[architecture]
   values = {**family.defaults, **config}
-  for key in (*_EMPTY, *family.unread):
+  for key in (*_EMPTY, *family.unread, *(() if family.experts else ("num_experts", "num_local_experts"))):
     if values.get(key):
       raise InputError(f"{key}={values[key]!r} is not supported for {architecture!r}; this decoder needs it empty")
   try:
@@ -92,28 +53,67 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     raise InputError(f"config.json holds a value of the wrong kind ({error}); is it complete?") from error
 
 
-def _fields(values: Mapping[str, Any], family: _Family) -> dict[str, Any]:
-  """Every field of `ModelConfig` but the compute dtype."""
+def _fields(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
+  """Every field of `ModelConfig` but the settings of a run."""
   width, num_heads = _size(values, "hidden_size"), _size(values, "num_attention_heads")
+  gemma, granite = "query_pre_attn_scalar" in values, "attention_multiplier" in values
+  hybrid = "shared_intermediate_size" in family.defaults
+  kinds = values.get("layers_block_type") or values.get("layer_types") or ()
+  if hybrid and (unknown := set(kinds) - {"attention", "full_attention"}):
+    raise InputError(f"layer_types names {sorted(unknown)}, which this decoder does not compute")
+  rope_layers = _rope_layers(values)
   fields = dict(
     vocab_size=_size(values, "vocab_size"),
     hidden_size=width,
-    intermediate_size=_size(values, "intermediate_size"),
+    intermediate_size=_size(values, "shared_intermediate_size" if hybrid else "intermediate_size"),
     num_layers=_size(values, "num_hidden_layers"),
     num_heads=num_heads,
     num_kv_heads=values.get("num_key_value_heads") or num_heads,
     head_dim=values.get("head_dim") or width // num_heads,
     norm_epsilon=float(values["rms_norm_eps"]),
     tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-    windows=_windows(values, family),
+    windows=_windows(values, family, rope_layers),
+    rope_layers=() if all(rope_layers) else rope_layers,
     biases=_biases(values),
     activation=_activation(values),
     attention_softcap=values.get("attn_logit_softcapping"),
     logit_softcap=values.get("final_logit_softcapping"),
   )
-  if scalar := values.get("query_pre_attn_scalar"):
-    fields["query_scale"] = scalar**-0.5
-  return fields | _rope(values) | dict(family.options)
+  if gemma:
+    fields |= {"query_scale": values["query_pre_attn_scalar"] ** -0.5, "embedding_scale": width**0.5}
+  if granite:
+    attention, embedding, residual, logits = (float(values[key]) for key in GRANITE)
+    fields |= {"query_scale": attention, "embedding_scale": embedding}
+    fields |= {"residual_scale": residual, "logit_divisor": logits}
+  if family.experts:
+    fields |= _experts(values)
+  return fields | _rope(values, family, fields["head_dim"]) | dict(family.options)
+
+
+def _experts(values) -> dict[str, Any]:
+  """Fields of a mixture; `num_local_experts` is another name of `num_experts`, which transformers 5 writes."""
+  if values.get("mlp_only_layers") or values.get("decoder_sparse_step", 1) != 1:
+    raise InputError("mlp_only_layers and decoder_sparse_step are not supported: every block needs its experts")
+  key = "num_local_experts" if values.get("num_local_experts") else "num_experts"
+  fields = {
+    "num_experts": _size(values, key),
+    "experts_per_token": _size(values, "num_experts_per_tok"),
+    "normalise_experts": bool(values["norm_topk_prob"]),
+  }
+  if "moe_intermediate_size" in values:
+    fields["intermediate_size"] = _size(values, "moe_intermediate_size")
+  return fields
+
+
+def _rope_layers(values) -> tuple[bool, ...]:
+  """Whether each block rotates queries and keys."""
+  count = _size(values, "num_hidden_layers")
+  if "position_embedding_type" in values:
+    return (values["position_embedding_type"] == "rope",) * count
+  if values.get("no_rope_layers"):
+    return tuple(map(bool, values["no_rope_layers"]))[:count]
+  every = values.get("no_rope_layer_interval")
+  return tuple(not every or (index + 1) % every != 0 for index in range(count))
 
 
 def _size(values, key: str) -> int:
@@ -138,7 +138,7 @@ def _activation(values) -> str:
   return _ACTIVATIONS[name]
 
 
-def _windows(values, family: _Family) -> tuple[int | None, ...]:
+def _windows(values, family: Family, rope_layers) -> tuple[int | None, ...]:
   """Each block's window; empty if none has one."""
   count, window = values["num_hidden_layers"], values.get("sliding_window")
   if family.windows == "none" or window is None or not values.get("use_sliding_window", True):
@@ -149,44 +149,76 @@ def _windows(values, family: _Family) -> tuple[int | None, ...]:
     if unknown := set(types) - {"full_attention", "sliding_attention"}:
       raise InputError(f"layer_types names {sorted(unknown)}, which this decoder does not compute")
     slides = [kind == "sliding_attention" for kind in types]
+  elif family.windows == "typed":
+    slides = [True] * count
   elif family.windows == "late":
     slides = [index >= values["max_window_layers"] for index in range(count)]
+  elif family.windows == "unrotated":
+    slides = [not rotates for rotates in rope_layers]
   else:
     slides = [(index + 1) % values["sliding_window_pattern"] > 0 for index in range(count)]
   return tuple(window if slide else None for slide in slides) if any(slides) else ()
 
 
-def _rope(values) -> dict[str, Any]:
-  """Rotary fields, from a flat description or from one per kind of block."""
-  rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-  nested = "full_attention" in rope or "sliding_attention" in rope
-  full, local = (rope.get("full_attention") or {}, rope.get("sliding_attention") or {}) if nested else (rope, {})
-  if _rope_type(local) != "default":
-    raise InputError(f"rope_type={_rope_type(local)!r} is not supported for sliding_attention, only 'default'")
+def _rope(values, family: Family, head_dim: int) -> dict[str, Any]:
+  """Rotary fields, from a flat description or from one per kind of block; transformers prefers `rope_scaling`."""
+  rope, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
+  local = {}
+  if family.nested_rope:
+    local, full = rope.get("sliding_attention") or {}, (rope.get("full_attention") or {}) | old
+    if _rope_type(local) != "default":
+      raise InputError(f"rope_type={_rope_type(local)!r} is not supported for sliding_attention, only 'default'")
+  else:
+    full = old or rope
   theta = float(full.get("rope_theta") or values.get("rope_theta") or 10000.0)
-  local_theta = local.get("rope_theta") or values.get("rope_local_base_freq")
-  return {
+  local_theta = local.get("rope_theta") or values.get("rope_local_base_freq") if family.nested_rope else None
+  part = full.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
+  if part != 1.0 and not family.partial_rope:
+    raise InputError(f"partial_rotary_factor={part!r} is not supported for this model_type, which rotates whole heads")
+  fields = {
     "rope_theta": theta,
     "local_rope_theta": None if local_theta is None else float(local_theta),
-    "rope_scaling": _scaling(full, values),
+    "rotary_dim": None if part == 1.0 else int(head_dim * part),
+    "rope_scaling": _scaling(full, values, family),
   }
+  growth = full.get("llama_4_scaling_beta")
+  if growth and "rope_parameters" in family.defaults:  # PyTorch transformers ignores it elsewhere
+    fields["query_growth"] = (float(growth), full.get("original_max_position_embeddings"))
+  return fields
 
 
 def _rope_type(rope) -> str:
   return rope.get("rope_type") or rope.get("type") or "default"
 
 
-def _scaling(rope, values) -> RopeScaling | None:
+def _scaling(rope, values, family: Family) -> RopeScaling | None:
   kind = _rope_type(rope)
-  partial = rope.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
-  if partial != 1.0:
-    raise InputError(f"partial_rotary_factor={partial!r} is not supported; this decoder rotates whole heads")
+  kind = "longrope" if family.partial_rope and kind in ("su", "yarn") else kind  # as old Phi 3 checkpoints say
   if kind == "default":
     return None
+  if kind not in ROPE_KINDS:
+    known = ", ".join(map(repr, ROPE_KINDS))
+    raise InputError(f"rope_type={kind!r} is not supported; this decoder computes 'default', {known}")
   if kind == "linear":
-    return RopeScaling("linear", float(rope["factor"]))
+    return RopeScaling(kind, float(rope["factor"]))
+  if kind == "dynamic":
+    return RopeScaling(kind, float(rope["factor"]), original_length=values["max_position_embeddings"])
+  own = values["original_max_position_embeddings"] if "original_max_position_embeddings" in family.defaults else None
+  length = own or rope.get("original_max_position_embeddings") or values["max_position_embeddings"]
   if kind == "llama3":
-    length = rope.get("original_max_position_embeddings") or values["max_position_embeddings"]
     ends = (float(rope["low_freq_factor"]), float(rope["high_freq_factor"]))
-    return RopeScaling("llama3", float(rope["factor"]), *ends, original_length=length)
-  raise InputError(f"rope_type={kind!r} is not supported; this decoder computes 'default', 'linear' and 'llama3'")
+    return RopeScaling(kind, float(rope["factor"]), *ends, original_length=length)
+  attention = rope.get("attention_factor")
+  if kind == "longrope":
+    if attention is None:
+      factor = rope.get("factor") or values["max_position_embeddings"] / length
+      attention = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
+    lists = {f"{name}_factors": tuple(map(float, rope[f"{name}_factor"])) for name in ("short", "long")}
+    return RopeScaling(kind, original_length=length, attention_factor=float(attention), **lists)
+  factor = float(rope.get("factor") or values["max_position_embeddings"] / length)
+  if attention is None:
+    growth = lambda scale: 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+    above, below = rope.get("mscale"), rope.get("mscale_all_dim")
+    attention = growth(above) / growth(below) if above and below else growth(1.0)
+  ends = (float(rope.get("beta_slow") or 1), float(rope.get("beta_fast") or 32))
+  return RopeScaling(kind, factor, *ends, length, float(attention), rope.get("truncate", True))

@@ -11,12 +11,24 @@ from qempo_jax.models.config import ModelConfig
 _CLASSES = {
   "llama": "Llama",
   "mistral": "Mistral",
+  "ministral": "Ministral",
+  "ministral3": "Ministral3",
   "qwen2": "Qwen2",
   "qwen3": "Qwen3",
   "olmo2": "Olmo2",
+  "olmo3": "Olmo3",
   "gemma2": "Gemma2",
   "gemma3_text": "Gemma3",
+  "smollm3": "SmolLM3",
+  "phi3": "Phi3",
+  "granite": "Granite",
+  "granitemoehybrid": "GraniteMoeHybrid",
+  "qwen3_moe": "Qwen3Moe",
+  "olmoe": "Olmoe",
+  "mixtral": "Mixtral",
 }
+_WITHOUT_BIASES = ("qwen2", "mistral", "ministral", "ministral3", "phi3", "mixtral")
+_WITHOUT_WINDOWS = ("llama", "olmo2", "granite", "granitemoehybrid", "olmoe")
 _ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 # Sequence length if none is known; rotary positions continue beyond it.
 _LENGTH = 8192
@@ -89,6 +101,7 @@ def _normal(config: ModelConfig) -> ModelConfig:
     kv_cache="auto",
     token_stats="auto",
     remat="full",
+    max_length=None,
     query_scale=config.attention_scale,
     windows=config.windows if any(config.windows) else (),
     biases=tuple(sorted(config.biases)),
@@ -110,15 +123,39 @@ def _values(config: ModelConfig, family: str) -> dict[str, Any]:
     "tie_word_embeddings": config.tie_embeddings,
     "hidden_activation" if gemma else "hidden_act": _ACTIVATIONS[config.activation],
   }
-  if family != "qwen2" and family != "mistral":
+  if family not in _WITHOUT_BIASES:
     values["attention_bias"] = "output" in config.biases
-  if family == "llama":
+  if family in ("llama", "granite", "smollm3"):
     values["mlp_bias"] = "up" in config.biases
   if gemma:
     values |= {
       "query_pre_attn_scalar": _scalar(config.attention_scale),
       "attn_logit_softcapping": config.attention_softcap,
       "final_logit_softcapping": config.logit_softcap,
+    }
+  if family == "smollm3":
+    values["no_rope_layers"] = list(map(int, config.rope_layers or [True] * config.num_layers))
+  if family.startswith("granite"):
+    values |= {
+      "attention_multiplier": config.attention_scale,
+      "embedding_multiplier": config.embedding_scale,
+      "residual_multiplier": config.residual_scale,
+      "logits_scaling": config.logit_divisor,
+    }
+  if family == "granitemoehybrid":
+    values |= {
+      "shared_intermediate_size": config.intermediate_size,
+      "position_embedding_type": None if config.rope_layers else "rope",
+      "num_local_experts": 0,
+      "layer_types": ["attention"] * config.num_layers,
+      "mamba_n_heads": 1,  # transformers checks it against the width, with or without such blocks
+    }
+  if config.num_experts:
+    values |= {
+      "num_local_experts" if family == "mixtral" else "num_experts": config.num_experts,
+      "num_experts_per_tok": config.experts_per_token,
+      "moe_intermediate_size": config.intermediate_size,
+      "norm_topk_prob": config.normalise_experts,
     }
   return values | _windows(config, family) | _rope(config, family)
 
@@ -132,13 +169,15 @@ def _scalar(scale: float) -> int | float:
 def _windows(config: ModelConfig, family: str) -> dict[str, Any]:
   sizes = {size for size in config.windows if size is not None}
   window = sizes.pop() if len(sizes) == 1 else None
-  if family in ("llama", "olmo2"):
+  if family in _WITHOUT_WINDOWS:
     return {}
-  if family == "mistral":
+  if family in ("mistral", "ministral3", "phi3", "mixtral"):
     return {"sliding_window": window}
+  if family == "qwen3_moe":
+    return {"use_sliding_window": window is not None, "sliding_window": window}
   slides = [size is not None for size in config.windows] or [False] * config.num_layers
   values = {"layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides]}
-  if family.startswith("gemma"):
+  if family.startswith("gemma") or family in ("olmo3", "ministral"):
     return values | {"sliding_window": window or 4096}
   late = slides.index(True) if any(slides) else config.num_layers
   return values | {"use_sliding_window": any(slides), "sliding_window": window, "max_window_layers": late}
@@ -147,9 +186,18 @@ def _windows(config: ModelConfig, family: str) -> dict[str, Any]:
 def _rope(config: ModelConfig, family: str) -> dict[str, Any]:
   """Rotary fields in the formats of transformers 4 (flat) and 5 (`rope_parameters`)."""
   scaling = _scaling(config)
+  if config.query_growth:
+    scaling |= {"llama_4_scaling_beta": config.query_growth[0]}
   full = {"rope_type": "default", **scaling, "rope_theta": config.rope_theta}
   flat = {"rope_theta": config.rope_theta, "rope_scaling": scaling or None}
-  if family != "gemma3_text":
+  if config.rope_scaling and config.rope_scaling.kind == "dynamic":
+    flat["max_position_embeddings"] = config.rope_scaling.original_length
+  if family == "phi3":
+    part = config.rotated / config.head_dim
+    length = config.rope_scaling.original_length if config.rope_scaling else _LENGTH
+    flat |= {"partial_rotary_factor": part, "original_max_position_embeddings": length}
+    full["partial_rotary_factor"] = part
+  if family not in ("gemma3_text", "olmo3"):
     return flat | {"rope_parameters": full}
   local = config.rope_theta if config.local_rope_theta is None else config.local_rope_theta
   sliding = {"rope_type": "default", "rope_theta": local}
@@ -161,11 +209,18 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
   scaling = config.rope_scaling
   if scaling is None:
     return {}
-  values = {"rope_type": scaling.kind, "factor": scaling.factor}
-  if scaling.kind == "llama3":
-    values |= {
-      "low_freq_factor": scaling.low_frequency_factor,
-      "high_freq_factor": scaling.high_frequency_factor,
-      "original_max_position_embeddings": scaling.original_length,
-    }
+  values = {"rope_type": scaling.kind}
+  if scaling.kind != "longrope":
+    values["factor"] = scaling.factor
+  if scaling.kind in ("llama3", "yarn", "longrope"):
+    values["original_max_position_embeddings"] = scaling.original_length
+  ends = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}
+  if scaling.kind in ends:
+    values |= zip(ends[scaling.kind], (scaling.low_frequency_factor, scaling.high_frequency_factor))
+  if scaling.kind == "yarn":
+    values["truncate"] = scaling.truncate
+  if scaling.kind == "longrope":
+    values |= {"short_factor": list(scaling.short_factors), "long_factor": list(scaling.long_factors)}
+  if scaling.kind in ("yarn", "longrope"):
+    values["attention_factor"] = scaling.attention_factor
   return values

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from qempo_jax import sharding
 from qempo_jax.linear import linear
 from qempo_jax.masking import at_least_float32
+from qempo_jax.models import experts
 from qempo_jax.models import head_products
 from qempo_jax.models.lora import LowRank
 from qempo_jax.token_stats import softcap
@@ -29,10 +30,11 @@ def rms_norm(x, scale, epsilon, offset=0.0):
 
 @jax.named_scope("rope")
 def apply_rope(x_BxLxHxK, rotation):
-  """Rotates the pairs (i, i + K / 2) of every head by angles with the given (cosine, sine) [B, L, K / 2]."""
-  cos, sin = (part_BxLxC[:, :, None] for part_BxLxC in rotation)
-  first, second = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  """Rotates the pairs (i, i + C) of every head's first 2 C numbers by angles with the given cosine and sine."""
+  cos, sin = rotation.cos[:, :, None], rotation.sin[:, :, None]
+  pairs = cos.shape[-1]
+  first, second, rest = jnp.split(x_BxLxHxK.astype(jnp.float32), (pairs, 2 * pairs), axis=-1)
+  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
   return rotated.astype(x_BxLxHxK.dtype)
 
 
@@ -71,18 +73,21 @@ def block(layer, x_BxLxD, rotation, config, attend):
   Args:
     layer: this block's parameters.
     x_BxLxD: the residual stream.
-    rotation: (cosine, sine) of the rotary angles of the rows' positions, [B, L, K / 2] each.
+    rotation: `positions.Rotation` of the rows' positions.
     config: the decoder's config, options and compute dtype.
     attend: maps rotated q [B, L, H, K], k and v [B, L, J, K] to ([B, L, H, K], carried), with any `carried`, such as
       a cache.
 
   Returns:
-    The residual stream after the block, and `carried`.
+    The residual stream after the block, `carried`, and the router's logits [B, L, E], None without experts.
   """
   norm = lambda name, x: rms_norm(x, layer[name], config.norm_epsilon, config.norm_offset)
   identity = lambda name, x: x
   pre_norm = norm if config.norm_placement != "post" else identity
-  post_norm = norm if config.norm_placement != "pre" else identity
+  last_norm = norm if config.norm_placement != "pre" else identity
+  # Comparing with 1 keeps the other families' programs as they are.
+  scale = lambda x: x if config.residual_scale == 1 else x * config.residual_scale
+  post_norm = lambda name, x: scale(last_norm(name, x))
 
   def project(name, x):
     weight = layer[name]
@@ -101,6 +106,7 @@ def block(layer, x_BxLxD, rotation, config, attend):
 
   h_BxLxD = pre_norm("attention_norm", x_BxLxD)
   q = apply_rope(heads("query", h_BxLxD, True), rotation)
+  q = q if rotation.query_scale is None else q * rotation.query_scale[:, :, None, None]
   k = apply_rope(heads("key", h_BxLxD, True), rotation)
   v = heads("value", h_BxLxD, False)
   with jax.named_scope("attention"):
@@ -108,8 +114,14 @@ def block(layer, x_BxLxD, rotation, config, attend):
   joined_BxLxE = attended.reshape(*attended.shape[:-2], -1)
   x_BxLxD = x_BxLxD + post_norm("attention_post_norm", project("output", joined_BxLxE))
   h_BxLxD = pre_norm("feed_forward_norm", x_BxLxD)
-  gate_BxLxF, up_BxLxF = project("gate", h_BxLxD), project("up", h_BxLxD)
-  with jax.named_scope("gate"):
-    gated_BxLxF = _ACTIVATIONS[config.activation](gate_BxLxF) * up_BxLxF
-  x_BxLxD = x_BxLxD + post_norm("feed_forward_post_norm", project("down", gated_BxLxF))
-  return sharding.constrain_rows(x_BxLxD), carried
+  activation, router = _ACTIVATIONS[config.activation], None
+  if config.num_experts:
+    with jax.named_scope("experts"):
+      fed_BxLxD, router = experts.feed_forward(layer, h_BxLxD, config, activation)
+  else:
+    gate_BxLxF, up_BxLxF = project("gate", h_BxLxD), project("up", h_BxLxD)
+    with jax.named_scope("gate"):
+      gated_BxLxF = activation(gate_BxLxF) * up_BxLxF
+    fed_BxLxD = project("down", gated_BxLxF)
+  x_BxLxD = x_BxLxD + post_norm("feed_forward_post_norm", fed_BxLxD)
+  return sharding.constrain_rows(x_BxLxD), carried, router

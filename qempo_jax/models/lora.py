@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from qempo_jax.errors import InputError
 from qempo_jax.linear import linear
+from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import PROJECTIONS
 
 ALL_MATRICES = r"^layers/(query|key|value|output|gate|up|down)$"
@@ -53,8 +54,8 @@ class Adapter:
   """One projection's adapter, stacked over blocks.
 
   Attributes:
-    a: [N, I, R].
-    b: [N, R, O].
+    a: [N, (E,) I, R].
+    b: [N, (E,) R, O].
     scale: alpha / rank; static, not a leaf of the tree.
   """
 
@@ -104,17 +105,18 @@ def init(rng, params, config: LoraConfig):
   Raises:
     InputError: the pattern matches no projection.
   """
-  names = [name for name in PROJECTIONS if re.search(config.targets, f"layers/{name}")]
+  present = [name for name in (*PROJECTIONS, *EXPERTS) if name in params["layers"]]
+  names = [name for name in present if re.search(config.targets, f"layers/{name}")]
   if not names:
-    known = ", ".join(f"layers/{name}" for name in PROJECTIONS)
+    known = ", ".join(f"layers/{name}" for name in present)
     raise InputError(f"lora.targets={config.targets!r} matches none of {known}")
 
   def adapter(name):
-    blocks, inputs, outputs = matrix_shape(name, params["layers"][name].shape)
-    key = jax.random.fold_in(rng, PROJECTIONS.index(name))
+    *stack, inputs, outputs = matrix_shape(name, params["layers"][name].shape)
+    key = jax.random.fold_in(rng, (*PROJECTIONS, *EXPERTS).index(name))
     bound = 1 / math.sqrt(inputs)
-    a = jax.random.uniform(key, (blocks, inputs, config.rank), jnp.float32, -bound, bound)
-    return Adapter(a, jnp.zeros((blocks, config.rank, outputs)), config.alpha / config.rank)
+    a = jax.random.uniform(key, (*stack, inputs, config.rank), jnp.float32, -bound, bound)
+    return Adapter(a, jnp.zeros((*stack, config.rank, outputs)), config.alpha / config.rank)
 
   return {"layers": {name: adapter(name) for name in names}}
 
@@ -149,14 +151,19 @@ def merge(base, adapters):
   """
 
   def merged(leaf, adapter):
-    change = adapter.scale * jnp.einsum("nir,nro->nio", adapter.a, adapter.b, precision="highest")
+    change = adapter.scale * jnp.einsum("...ir,...ro->...io", adapter.a, adapter.b, precision="highest")
     return (leaf + change.reshape(leaf.shape)).astype(leaf.dtype)
 
   changed = {name: merged(base["layers"][name], adapter) for name, adapter in adapters["layers"].items()}
   return base | {"layers": base["layers"] | changed}
 
 
-def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-  """(N, I, O) of a stacked projection: the output projection joins its leading axes, the others their last axes."""
+def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """(N, I, O) of a stacked projection, (N, E, I, O) of experts.
+
+  The output projection joins its leading axes, the others their last axes.
+  """
+  if name in EXPERTS:
+    return shape
   inputs = math.prod(shape[1:-1]) if name == "output" else shape[1]
   return shape[0], inputs, math.prod(shape[1:]) // inputs

@@ -16,6 +16,7 @@ from qempo_jax.models import export_tensors
 from qempo_jax.models import lora
 from qempo_jax.models import tensor_names
 from qempo_jax.models import transformer
+from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import PROJECTIONS
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.paths import read_json
@@ -43,8 +44,13 @@ def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: st
     config: the base's config.
     base_model: folder or Hugging Face id of the base, for the description; None: not stated.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   layers = adapters["layers"]
+  if refused := [name for name in layers if _shared(name, config)]:
+    raise InputError(
+      f"peft has no adapters of single experts or of parts of a fused projection, such as layers/{refused[0]} of this"
+      " model; export the merged model"
+    )
+  folder.mkdir(parents=True, exist_ok=True)
   first = next(iter(layers.values()))
   rank = first.a.shape[-1]
   description = {
@@ -86,10 +92,13 @@ def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
   rank = description["r"]
   scale = description["lora_alpha"] / (rank**0.5 if description.get("use_rslora") else rank)
   layers = {}
+  shapes_of_blocks = transformer.param_shapes(config)["layers"]
   for name in PROJECTIONS:
-    if _tensor_name(name, 0, "A", config) not in tensors:
+    if name not in shapes_of_blocks or _tensor_name(name, 0, "A", config) not in tensors:
       continue
-    blocks, inputs, outputs = lora.matrix_shape(name, transformer.param_shapes(config)["layers"][name])
+    if _shared(name, config):
+      raise InputError(f"{folder} adapts a fused projection, {_module(name, 0, config)!r}, which is not supported")
+    blocks, inputs, outputs = lora.matrix_shape(name, shapes_of_blocks[name])
     shapes = {"A": (rank, inputs), "B": (outputs, rank)}
     stacks = {
       kind: np.stack([_take(tensors, _tensor_name(name, block, kind, config), shape).T for block in range(blocks)])
@@ -106,8 +115,14 @@ def _tensors(layers, config) -> Iterator[tuple[str, np.ndarray]]:
   for block in range(config.num_layers):
     for name, adapter in layers.items():
       for kind, leaf in (("A", adapter.a), ("B", adapter.b)):
-        part = export_tensors.host_part(leaf, block)
+        part = export_tensors.host_part(leaf, (block,))
         yield _tensor_name(name, block, kind, config), np.ascontiguousarray(part.T.astype(np.float32))
+
+
+def _shared(name: str, config: ModelConfig) -> bool:
+  """Whether a projection has no module of its own in PyTorch transformers."""
+  modules = [_module(other, 0, config) for other in transformer.param_shapes(config)["layers"]]
+  return name in EXPERTS or modules.count(_module(name, 0, config)) > 1
 
 
 def _module(name: str, block: int, config: ModelConfig) -> str:

@@ -14,7 +14,7 @@ def on_host(dtype=np.float32) -> Callable:
   def make_leaf(path, shape, rows):
     leaf = np.empty(shape, dtype)
     for index, row in rows:
-      leaf[... if index is None else index] = row
+      leaf[index] = row
     return leaf
 
   return make_leaf
@@ -61,15 +61,9 @@ def _ranges(index, shape) -> tuple[tuple[int, int], ...]:
   return tuple(axis.indices(size)[:2] for axis, size in zip(index, shape))
 
 
-def _fill(shard: np.ndarray, ranges, index: int | None, row: np.ndarray) -> None:
-  """Copies a shard's part of a row: of block `index`, or of the whole leaf if `index` is None."""
-  if index is None:
-    shard[...] = row[_slices(ranges)]
-    return
-  (start, stop), *rest = ranges
-  if start <= index < stop:
-    shard[index - start] = row[_slices(rest)]
-
-
-def _slices(ranges) -> tuple[slice, ...]:
-  return tuple(slice(*pair) for pair in ranges)
+def _fill(shard: np.ndarray, ranges, index: tuple[int, ...], row: np.ndarray) -> None:
+  """Copies a shard's part of a row, the leaf's part with the given leading indices."""
+  outer, inner = ranges[: len(index)], ranges[len(index) :]
+  if all(start <= position < stop for position, (start, stop) in zip(index, outer)):
+    place = tuple(position - start for position, (start, _) in zip(index, outer))
+    shard[place] = row[tuple(slice(*pair) for pair in inner)]

@@ -1,9 +1,11 @@
 """Rotary angles of positions, and windows that limit attention to the nearest tokens.
 
-Shape letters as in `layers`; C = K / 2 rotary pairs.
+Shape letters as in `layers`; C = K / 2 rotary pairs, fewer if only a part of a head is rotated.
 """
 
 import math
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,56 +17,116 @@ from qempo_jax.models.config import RopeScaling
 UNLIMITED = 2**30
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None):
+class Block(NamedTuple):
+  """Position-dependent options of a block: of one, or stacked over all [N]; None if no block has the option.
+
+  Attributes:
+    window: tokens that a query attends to, itself included.
+    rotates: whether queries and keys are rotated.
+  """
+
+  window: Any = None
+  rotates: Any = None
+
+
+class Rotation(NamedTuple):
+  """Rotation of queries and keys at given positions.
+
+  Attributes:
+    cos: [B, L, C] cosine of every rotary pair's angle.
+    sin: [B, L, C] its sine.
+    query_scale: [B, L] factor of queries after the rotation, or None.
+  """
+
+  cos: jax.Array
+  sin: jax.Array
+  query_scale: jax.Array | None = None
+
+
+def rope_frequencies(dim: int, theta: float, scaling: RopeScaling | None = None, max_length: int | None = None):
   """Radians a token of every rotary pair, theta^(-2 c / K) unless scaled (Su et al., arXiv 2104.09864).
 
   Args:
-    head_dim: K.
+    dim: K, rotated numbers of a head.
     theta: base.
     scaling: scaling of the frequencies, or None.
+    max_length: longest sequence of the run, tokens; None: at most the original length.
 
   Returns:
     [C].
   """
-  plain_C = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  if scaling is None:
+  kind = scaling.kind if scaling else "none"
+  length = max(max_length or 0, scaling.original_length) if scaling else 0
+  if kind == "dynamic":
+    growth = scaling.factor * length / scaling.original_length - (scaling.factor - 1)
+    theta = theta * growth ** (dim / (dim - 2))
+  plain_C = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+  if kind in ("none", "dynamic"):
     return plain_C
-  if scaling.kind == "linear":
+  if kind == "linear":
     return plain_C / scaling.factor
+  if kind == "longrope":
+    factors = scaling.long_factors if length > scaling.original_length else scaling.short_factors
+    return plain_C / jnp.array(factors, jnp.float32)
   # Frequencies with few periods within the first training length are divided, those with many kept, others
   # interpolated.
-  periods_C = scaling.original_length * plain_C / (2 * math.pi)
   low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-  kept_C = jnp.clip((periods_C - low) / (high - low), 0.0, 1.0)
+  if kind == "llama3":
+    periods_C = scaling.original_length * plain_C / (2 * math.pi)
+    kept_C = jnp.clip((periods_C - low) / (high - low), 0.0, 1.0)
+  else:
+    pair = lambda periods: dim * math.log(scaling.original_length / (periods * 2 * math.pi)) / (2 * math.log(theta))
+    first, last = pair(high), pair(low)
+    if scaling.truncate:
+      first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
+    last = last + 0.001 if first == last else last
+    kept_C = 1 - jnp.clip((jnp.arange(dim // 2) - first) / (last - first), 0.0, 1.0)
   return (1 - kept_C) * plain_C / scaling.factor + kept_C * plain_C
 
 
 def rope_rotations(config: ModelConfig, positions_BxL):
-  """Cosine and sine [B, L, C] of every position's angles: (of all blocks, of blocks with a window or None)."""
+  """Rotations at the positions: (`Rotation` of all blocks, of blocks with a window or None)."""
+  query_scale = None
+  if config.query_growth:
+    growth, length = config.query_growth
+    query_scale = 1 + growth * jnp.log1p((positions_BxL // length).astype(jnp.float32))
 
-  def rotation(frequencies_C):
+  def rotation(frequencies_C, factor=1.0):
     angles_BxLxC = positions_BxL[..., None].astype(jnp.float32) * frequencies_C
-    return jnp.cos(angles_BxLxC), jnp.sin(angles_BxLxC)
+    return Rotation(jnp.cos(angles_BxLxC) * factor, jnp.sin(angles_BxLxC) * factor, query_scale)
 
-  shared = rotation(rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+  scaling = config.rope_scaling
+  frequencies_C = rope_frequencies(config.rotated, config.rope_theta, scaling, config.max_length)
+  shared = rotation(frequencies_C, scaling.attention_factor if scaling else 1.0)
   if config.local_rope_theta is None:
     return shared, None
-  return shared, rotation(rope_frequencies(config.head_dim, config.local_rope_theta))
+  return shared, rotation(rope_frequencies(config.rotated, config.local_rope_theta))
 
 
-def block_rotation(rotations, window):
+def block_rotation(rotations, block: Block):
   """The rotation of one block, from `rope_rotations`."""
-  shared, local = rotations
-  if local is None or window is None:
-    return shared
-  return jax.tree.map(lambda local, shared: jnp.where(window < UNLIMITED, local, shared), local, shared)
+  rotation, local = rotations
+  if local is not None and block.window is not None:
+    rotation = jax.tree.map(lambda local, shared: jnp.where(block.window < UNLIMITED, local, shared), local, rotation)
+  if block.rotates is None:
+    return rotation
+  cos, sin = jnp.where(block.rotates, rotation.cos, 1.0), jnp.where(block.rotates, rotation.sin, 0.0)
+  return rotation._replace(cos=cos, sin=sin)
 
 
-def block_windows(config: ModelConfig):
-  """Every block's window, to be scanned with its parameters: [N], or None if no block has one."""
-  if not config.windows:
-    return None
-  return jnp.array([UNLIMITED if window is None else window for window in config.windows], jnp.int32)
+def list_blocks(config: ModelConfig) -> list[Block]:
+  """Every block's options, of Python numbers; windows are `UNLIMITED` where only other blocks have one."""
+  windows = [UNLIMITED if window is None else window for window in config.windows] or [None] * config.num_layers
+  return list(map(Block, windows, config.rope_layers or [None] * config.num_layers))
+
+
+def stacked_blocks(config: ModelConfig) -> Block:
+  """The same as arrays [N], to be scanned with the blocks' parameters."""
+  window, rotates = zip(*list_blocks(config))
+  return Block(
+    jnp.array(window, jnp.int32) if config.windows else None, jnp.array(rotates) if config.rope_layers else None
+  )
 
 
 def within_window(mask, query_positions, key_positions, window):

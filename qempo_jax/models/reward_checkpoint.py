@@ -110,7 +110,7 @@ def export(
     "pad_token_id": pad_token_id,
     "problem_type": "regression",
   }
-  head = export_tensors.host_part(params["score"], None).T
+  head = export_tensors.host_part(params["score"], ()).T
   body = export_tensors.to_hugging_face_names(params, config, dtype=dtype)
   tensors = itertools.chain(body, [(_SCORE, export_tensors.cast(_SCORE, head, dtype))])
   with model_export.new_folder(target) as folder:

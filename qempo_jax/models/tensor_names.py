@@ -3,6 +3,7 @@
 `tensor_specs` is the only description of names and shapes; reading, writing and adapters all follow it.
 """
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import numpy as np
 
 from qempo_jax.errors import InputError
 from qempo_jax.models import transformer
+from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import ModelConfig
 
 _OUTER = {
@@ -27,8 +29,25 @@ _MODULES = {
   "gate": "mlp.gate_proj",
   "up": "mlp.up_proj",
   "down": "mlp.down_proj",
+  "router": "mlp.gate",
+  "expert_gate": "mlp.experts.{}.gate_proj",
+  "expert_up": "mlp.experts.{}.up_proj",
+  "expert_down": "mlp.experts.{}.down_proj",
   "query_norm": "self_attn.q_norm",
   "key_norm": "self_attn.k_norm",
+}
+# Names that differ in other layouts. Projections with one name are one tensor, fused in the order of the parameter tree.
+_LAYOUTS = {
+  "llama": {},
+  "phi3": dict.fromkeys(("query", "key", "value"), "self_attn.qkv_proj")
+  | dict.fromkeys(("gate", "up"), "mlp.gate_up_proj"),
+  "granitemoehybrid": dict.fromkeys(("gate", "up"), "shared_mlp.input_linear") | {"down": "shared_mlp.output_linear"},
+  "mixtral": {
+    "router": "block_sparse_moe.gate",
+    "expert_gate": "block_sparse_moe.experts.{}.w1",
+    "expert_up": "block_sparse_moe.experts.{}.w3",
+    "expert_down": "block_sparse_moe.experts.{}.w2",
+  },
 }
 # "post_attention_layernorm" is the norm before the feed-forward layer in Llama, and the norm of the attention's output
 # elsewhere.
@@ -48,56 +67,75 @@ _NORMS = {
 
 
 class TensorSpec(NamedTuple):
-  """A tensor of a checkpoint and its leaf in the parameter tree.
+  """A leaf's part of the parameter tree and its place in a checkpoint.
 
   Attributes:
-    name: Hugging Face's name.
+    name: Hugging Face's name of the tensor; fused projections share one.
     key: the leaf's key, under "layers" if `index` is given.
-    index: the block, or None outside the blocks.
-    shape: the leaf's shape, without its axis of blocks.
-    stored: Hugging Face's shape: matrices as [out, in], others unchanged.
+    index: the part's index in the leaf: (block,), (block, expert), or () outside the blocks.
+    shape: the part's shape.
+    stored: Hugging Face's shape of the tensor: matrices as [out, in], others unchanged.
+    start: first row of the part in a fused tensor.
   """
 
   name: str
   key: str
-  index: int | None
+  index: tuple[int, ...]
   shape: tuple[int, ...]
   stored: tuple[int, ...]
+  start: int = 0
 
   def from_hugging_face(self, tensor: np.ndarray) -> np.ndarray:
-    """Converts Hugging Face's layout to the leaf's."""
-    return tensor.T.reshape(self.shape) if self._is_matrix else tensor
+    """Converts Hugging Face's layout to the part's."""
+    return tensor[self.start : self.start + self._rows].T.reshape(self.shape) if self._is_matrix else tensor
 
-  def to_hugging_face(self, leaf: np.ndarray) -> np.ndarray:
-    """Converts the leaf's layout to Hugging Face's."""
-    return leaf.reshape(self.stored[::-1]).T if self._is_matrix else leaf
+  def to_hugging_face(self, part: np.ndarray) -> np.ndarray:
+    """Converts the part's layout to Hugging Face's, its own rows of a fused tensor."""
+    return part.reshape(self.stored[1], self._rows).T if self._is_matrix else part
 
   @property
   def _is_matrix(self) -> bool:
-    return self.index is not None and len(self.shape) > 1
+    return bool(self.index) and len(self.shape) > 1
+
+  @property
+  def _rows(self) -> int:
+    return int(np.prod(self.shape)) // self.stored[1]
 
 
 def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
-  """All tensors of a checkpoint with this config, block by block."""
+  """All parts of a checkpoint with this config, block by block; those of a fused tensor follow one another."""
   shapes = transformer.param_shapes(config)
   for key, shape in shapes.items():
     if key != "layers":
-      yield TensorSpec(_OUTER[key], key, None, shape, shape)
-  for index in range(config.num_layers):
+      yield TensorSpec(_OUTER[key], key, (), shape, shape)
+  for block in range(config.num_layers):
+    named = {key: block_name(key, block, config) for key in shapes["layers"]}
+    starts = collections.Counter()
     for key, (_, *shape) in shapes["layers"].items():
-      yield TensorSpec(block_name(key, index, config), key, index, tuple(shape), _stored_shape(key, tuple(shape)))
+      name = named[key]
+      if key in EXPERTS:
+        for expert in range(config.num_experts):
+          yield TensorSpec(name.format(expert), key, (block, expert), tuple(shape[1:]), tuple(shape[:0:-1]))
+        continue
+      fused = {
+        other: _stored_shape(other, tuple(shapes["layers"][other][1:])) for other in named if named[other] == name
+      }
+      stored = (sum(rows for rows, *_ in fused.values()), *fused[key][1:])
+      yield TensorSpec(name, key, (block,), tuple(shape), stored, starts[name])
+      starts[name] += fused[key][0]
 
 
-def block_name(key: str, index: int, config: ModelConfig) -> str:
-  """Hugging Face's name of a block's leaf."""
+def block_name(key: str, block: int, config: ModelConfig) -> str:
+  """Hugging Face's name of a block's leaf, with {} for an expert's number."""
   module = key.removesuffix("_bias")
   kind = "bias" if module != key else "weight"
-  return f"model.layers.{index}.{(_MODULES | _NORMS[config.norm_placement])[module]}.{kind}"
+  names = _MODULES | _NORMS[config.norm_placement] | _LAYOUTS[config.layout]
+  return f"model.layers.{block}.{names[module]}.{kind}"
 
 
 def expected(config: ModelConfig) -> list[str]:
   """Hugging Face's names of all tensors of a checkpoint with this config."""
-  return [spec.name for spec in tensor_specs(config)]
+  return list(dict.fromkeys(spec.name for spec in tensor_specs(config)))
 
 
 def assemble(read: Callable[[str], np.ndarray], config: ModelConfig, make_leaf: Callable) -> dict:
@@ -107,7 +145,7 @@ def assemble(read: Callable[[str], np.ndarray], config: ModelConfig, make_leaf: 
     read: returns a tensor by its Hugging Face name; matrices are [out, in].
     config: the decoder's config.
     make_leaf: `make_leaf(path, shape, rows)` builds the leaf of a path such as ("layers", "query") from its parts, an
-      iterator of (block, array), or of one (None, array) outside the blocks; see `placing`.
+      iterator of (index, array); see `placing`.
 
   Returns:
     The parameters.
@@ -117,11 +155,11 @@ def assemble(read: Callable[[str], np.ndarray], config: ModelConfig, make_leaf: 
   """
   by_path: dict[tuple[str, ...], list[TensorSpec]] = {}
   for spec in tensor_specs(config):
-    path = (spec.key,) if spec.index is None else ("layers", spec.key)
+    path = ("layers", spec.key) if spec.index else (spec.key,)
     by_path.setdefault(path, []).append(spec)
-  params = {"layers": {}}
+  params, shapes = {"layers": {}}, transformer.param_shapes(config)
   for path, parts in by_path.items():
-    shape = parts[0].shape if parts[0].index is None else (len(parts), *parts[0].shape)
+    shape = (shapes["layers"] if len(path) > 1 else shapes)[path[-1]]
     leaf = make_leaf(path, shape, ((spec.index, _checked(read, spec)) for spec in parts))
     (params["layers"] if len(path) > 1 else params)[path[-1]] = leaf
   return params
@@ -129,7 +167,7 @@ def assemble(read: Callable[[str], np.ndarray], config: ModelConfig, make_leaf: 
 
 def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
   """Raises InputError if a tensor does not have the spec's shape."""
-  if shape != spec.stored:
+  if tuple(shape) != spec.stored:
     raise InputError(f"tensor {spec.name!r} has shape {shape}, which does not fit the configuration's {spec.stored}")
 
 

@@ -11,6 +11,7 @@ from qempo_jax import sharding
 from qempo_jax.linear import linear
 from qempo_jax.masking import at_least_float32
 from qempo_jax.models import attention
+from qempo_jax.models import experts
 from qempo_jax.models import layers
 from qempo_jax.models import positions
 from qempo_jax.models import shared_prompt
@@ -30,10 +31,11 @@ def param_shapes(config: ModelConfig):
     "key": (n, d, j, k),
     "value": (n, d, j, k),
     "output": (n, h, k, d),
-    "gate": (n, d, f),
-    "up": (n, d, f),
-    "down": (n, f, d),
   }
+  if e := config.num_experts:
+    blocks |= {"router": (n, d, e), "expert_gate": (n, e, d, f), "expert_up": (n, e, d, f), "expert_down": (n, e, f, d)}
+  else:
+    blocks |= {"gate": (n, d, f), "up": (n, d, f), "down": (n, f, d)}
   outputs = {"query": h * k, "key": j * k, "value": j * k, "output": d, "gate": f, "up": f, "down": d}
   blocks |= {f"{name}_bias": (n, outputs[name]) for name in config.biases}
   if config.norm_placement != "post":
@@ -106,7 +108,7 @@ def for_decoding(params, config: ModelConfig, length: int):
 
 
 def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, *, remat=True):
-  """Hidden state of every position, after the final norm.
+  """Hidden state of every position, after the final norm and `logit_divisor`.
 
   Args:
     params: the parameter tree.
@@ -123,7 +125,7 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
 
 
 def forward_groups(params, config: ModelConfig, packed: PackedGroups, *, remat=True):
-  """Hidden state of every column of packed rows, each prompt computed once for its whole group; see `shared_prompt`.
+  """Hidden states and router loss of packed rows, each prompt computed once for its whole group; see `shared_prompt`.
 
   Args:
     params: the parameter tree.
@@ -132,10 +134,15 @@ def forward_groups(params, config: ModelConfig, packed: PackedGroups, *, remat=T
     remat: as in `forward`.
 
   Returns:
-    [P, R, D].
+    (hidden state of every column, after the final norm and `logit_divisor`, [P, R, D]; the routers' load-balancing
+    loss, see `experts`, or None without experts).
   """
   attend = shared_prompt.attender(packed, config)
-  return _forward(params, config, packed.tokens, packed.positions, attend, remat)
+  x_PxRxD = embed(params, config, packed.tokens)
+  x_PxRxD, router = _run(params["layers"], config, x_PxRxD, packed.positions, attend, remat=remat)
+  if router is not None:
+    router = experts.balancing_loss(router, packed.segments >= 0, config.experts_per_token)
+  return _final_norm(params, config, x_PxRxD), router
 
 
 def rematerialised(body, name: str):
@@ -169,11 +176,10 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
   positions_PxL = jnp.cumsum(mask_PxL, axis=1) - 1
   mask_PxLxL = causal_mask(positions_PxL, mask_PxL)
   run = _full_block(config, positions_PxL, masked(config, positions_PxL, mask_PxLxL))
-  blocks = (params["layers"], positions.block_windows(config))
   x_PxLxD, (keys, values) = jax.lax.scan(
-    lambda x_PxLxD, layer_and_window: run(x_PxLxD, *layer_and_window),
+    lambda x_PxLxD, layer_and_block: run(x_PxLxD, *layer_and_block)[:2],
     embed(params, config, tokens_PxL),
-    blocks,
+    (params["layers"], positions.stacked_blocks(config)),
   )
   length = tokens_PxL.shape[1]
   last_P = length - 1 - jnp.argmax(mask_PxL[:, ::-1], axis=1)
@@ -196,21 +202,19 @@ def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
   Raises:
     ValueError: the parameters were made for shorter sequences than the cache holds.
   """
-  length, capacity = len(params["rotations"][0][0]), cache.prompt_mask_RxL.shape[1] + cache.ring
+  length, capacity = len(params["rotations"][0].cos), cache.prompt_mask_RxL.shape[1] + cache.ring
   if length < capacity:
     raise ValueError(
       f"for_decoding was called with length {length}, and the cache holds {capacity}: pass at least that"
     )
   rotations = jax.tree.map(lambda table: table[cache.next_positions_RxG], params["rotations"])
-  windows = [positions.UNLIMITED if window is None else window for window in config.windows] or [
-    None
-  ] * config.num_layers
-  masks = {window: cache.masks(window) for window in windows}
+  blocks = positions.list_blocks(config)
+  masks = {block.window: cache.masks(block.window) for block in blocks}
   entry, stored = cache.clock % cache.ring, []
   x_RxGxD = embed(params, config, tokens_RxG)
-  for layer, window, layer_cache in zip(params["layers"], windows, cache.layers):
-    attend = lambda q, k, v: layer_cache.attend(q, k, v, entry, *masks[window], config)  # noqa: B023 (called before the next turn)
-    x_RxGxD, new = layers.block(layer, x_RxGxD, positions.block_rotation(rotations, window), config, attend)
+  for layer, block, layer_cache in zip(params["layers"], blocks, cache.layers):
+    attend = lambda q, k, v: layer_cache.attend(q, k, v, entry, *masks[block.window], config)  # noqa: B023 (called before the next turn)
+    x_RxGxD, new, _ = layers.block(layer, x_RxGxD, positions.block_rotation(rotations, block), config, attend)
     stored.append(new)
   return _final_norm(params, config, x_RxGxD), cache.advance(stored)
 
@@ -236,17 +240,22 @@ def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, attend, *, f
   Returns:
     The residual stream after them, [B, L, D].
   """
+  return _run(blocks, config, x_BxLxD, positions_BxL, attend, first=first, remat=remat)[0]
+
+
+def _run(blocks, config, x_BxLxD, positions_BxL, attend, *, first=0, remat):
+  """`run_blocks`, with the routers' logits [N, B, L, E], None without experts."""
   run = _full_block(config, positions_BxL, attend)
 
-  def body(x_BxLxD, layer_and_window):
-    layer, window = layer_and_window
-    x_BxLxD, _ = run(x_BxLxD, sharding.constrain_params(layer, layer=True), window)
-    return x_BxLxD, None
+  def body(x_BxLxD, layer_and_block):
+    layer, block = layer_and_block
+    x_BxLxD, _, router = run(x_BxLxD, sharding.constrain_params(layer, layer=True), block)
+    return x_BxLxD, router
 
-  windows = positions.block_windows(config)
-  block_windows = None if windows is None else windows[first : first + len(jax.tree.leaves(blocks)[0])]
+  count = len(jax.tree.leaves(blocks)[0])
+  options = jax.tree.map(lambda leaf: leaf[first : first + count], positions.stacked_blocks(config))
   body = rematerialised(body, config.remat) if remat else body
-  return jax.lax.scan(body, x_BxLxD, (blocks, block_windows))[0]
+  return jax.lax.scan(body, x_BxLxD, (blocks, options))
 
 
 def _forward(params, config, tokens_BxL, positions_BxL, attend, remat):
@@ -262,15 +271,15 @@ def masked(config: ModelConfig, positions_BxL, mask_BxLxL):
 
 
 def _full_block(config, positions_BxL, attend):
-  """A block over whole rows: (x, its parameters, its window) -> (x, (keys, values))."""
+  """A block over whole rows: (x, its parameters, its `positions.Block`) -> (x, (keys, values), router)."""
   rotations = positions.rope_rotations(config, positions_BxL)
 
-  def run(x_BxLxD, layer, window):
+  def run(x_BxLxD, layer, block):
     def attend_and_keep(q, k, v):
       q, k, v = sharding.for_attention(q, k, v)
-      return attend(q, k, v, window), (k, v)
+      return attend(q, k, v, block.window), (k, v)
 
-    return layers.block(layer, x_BxLxD, positions.block_rotation(rotations, window), config, attend_and_keep)
+    return layers.block(layer, x_BxLxD, positions.block_rotation(rotations, block), config, attend_and_keep)
 
   return run
 
@@ -278,9 +287,10 @@ def _full_block(config, positions_BxL, attend):
 def embed(params, config: ModelConfig, tokens):
   """The residual stream before the first block: [..., D]."""
   embedded = at_least_float32(params["embedding"][tokens])
-  embedded = embedded * config.hidden_size**0.5 if config.scale_embedding else embedded
+  embedded = embedded if config.embedding_scale == 1 else embedded * config.embedding_scale
   return sharding.constrain_rows(embedded)
 
 
 def _final_norm(params, config, x):
-  return layers.rms_norm(x, params["final_norm"], config.norm_epsilon, config.norm_offset)
+  normed = layers.rms_norm(x, params["final_norm"], config.norm_epsilon, config.norm_offset)
+  return normed if config.logit_divisor == 1 else normed / config.logit_divisor

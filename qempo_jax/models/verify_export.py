@@ -89,7 +89,9 @@ def jax_logits(params, config: ModelConfig, tokens, valid, *, dtype: str = "floa
 
   Columns of padding and forbidden tokens are kept, as in PyTorch transformers.
   """
-  config = dataclasses.replace(config, compute_dtype="float32", num_tokens=None, forbidden=())
+  # transformers selects long frequencies by a batch's longest row.
+  settings = {"compute_dtype": "float32", "num_tokens": None, "forbidden": (), "max_length": int(valid.sum(1).max())}
+  config = dataclasses.replace(config, **settings)
   rounded = jnp.dtype(export_tensors.DTYPES[dtype])
 
   @jax.jit

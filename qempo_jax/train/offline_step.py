@@ -70,6 +70,7 @@ class OfflineObjective:
     settings: the loss's other hyper-parameters.
     constraints: by name, all measured; those with a bound have learned multipliers.
     averaging: decay of the averages of measured values.
+    router_weight: weight of a mixture's load-balancing loss, see `models.experts`.
   """
 
   loss: str
@@ -77,6 +78,7 @@ class OfflineObjective:
   settings: LossSettings
   constraints: Mapping[str, Constraint]
   averaging: float
+  router_weight: float = 0.0
 
 
 def offline_step(
@@ -126,11 +128,16 @@ def offline_step(
   def loss(stats, rows):
     one = lambda example: offline_losses.example_loss(objective.loss, example, weights, objective.settings)
     found = jax.vmap(one)(_examples(stats, rows, reference_kl)) / count
-    return found if rows.weight is None else found * rows.weight
+    found = found if rows.weight is None else found * rows.weight
+    if stats.router_loss is None:
+      return found
+    return found + objective.router_weight * stats.router_loss / batch.mask.shape[0]
 
   next_state, stats, metrics = step.policy_step(
     state, batch, score=stats_of, loss=loss, optimizer=optimizer, micro_batches=micro_batches
   )
+  if stats.router_loss is not None:
+    metrics["router_loss"] = jnp.mean(stats.router_loss)
   return next_state, metrics | pair_metrics(stats, _examples(stats, batch, reference_kl), batch, weights, objective)
 
 

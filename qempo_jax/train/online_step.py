@@ -73,6 +73,7 @@ class OnlineObjective:
     replay_weight: weight of a replayed response in trajectory balance; an on-policy one has 1.
     averaging: decay of the moving averages of measured values.
     max_importance: upper clip of the importance weight pi(y) / pi_behaviour(y).
+    router_weight: weight of a mixture's load-balancing loss, see `models.experts`.
   """
 
   method: Method
@@ -80,6 +81,7 @@ class OnlineObjective:
   replay_weight: float
   averaging: float
   max_importance: float = float("inf")
+  router_weight: float = 0.0
 
 
 class Optimizers(NamedTuple):
@@ -157,7 +159,8 @@ def policy_and_duals(
     one = lambda stats, group: group_loss(
       stats, group, prices, objective.constraints, objective.method, replay_weight=objective.replay_weight
     )
-    return jax.vmap(one)(stats, groups) / prompts
+    losses = jax.vmap(one)(stats, groups)
+    return (losses if stats.router_loss is None else losses + objective.router_weight * stats.router_loss) / prompts
 
   updated, stats, metrics = policy_step(
     state,
@@ -169,6 +172,8 @@ def policy_and_duals(
   )
   groups = as_groups(batch, stats, ref_log_probs, objective.max_importance)
   measured, values = measure(stats, groups, objective.constraints)
+  if stats.router_loss is not None:
+    measured["router_loss"] = jnp.mean(stats.router_loss)
   if batch.behaviour_log_probs is not None:
     measured |= importance_metrics(stats, batch, objective.max_importance)
   next_state, dual_metrics = dual_step(

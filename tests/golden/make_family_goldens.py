@@ -3,7 +3,7 @@
 Needs PyTorch, which nothing else here does, so give it an environment of its own (about 1 minute on 2 cores):
 
   python -m venv /tmp/golden && /tmp/golden/bin/pip install torch transformers safetensors
-  /tmp/golden/bin/python tests/golden/make_family_goldens.py
+  /tmp/golden/bin/python tests/golden/make_family_goldens.py [NAME ...]      # all, or those named
 
 families/NAME/ holds what `save_pretrained` writes (config.json, safetensors) and expected.npz, with N tokens in S
 sequences, one behind the other:
@@ -19,6 +19,7 @@ type before the logits are computed in float32.
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import torch
@@ -50,6 +51,10 @@ GEMMA3_ROPE = {
   "full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
   "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
 }
+YARN = {"rope_type": "yarn", "rope_theta": 50.0, "factor": 8.0, "original_max_position_embeddings": 16}
+SLIDING, FULL = "sliding_attention", "full_attention"
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2}
+UNTIED = {"tie_word_embeddings": False}
 
 # Name -> (configuration class, its options beyond SIZES, stored type, largest shard).
 CASES = {
@@ -107,6 +112,126 @@ CASES = {
     torch.bfloat16,
     "1GB",
   ),
+  "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}, torch.bfloat16, "1GB"),
+  "smollm3_windows": (
+    "SmolLM3Config",
+    {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 4} | UNTIED,
+    torch.bfloat16,
+    "1GB",
+  ),
+  "olmo3": (
+    "Olmo3Config",
+    {
+      "sliding_window": 4,
+      "layer_types": [SLIDING, FULL, SLIDING],
+      "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 50.0}},
+    }
+    | UNTIED,
+    torch.float32,
+    "1GB",
+  ),
+  "phi3": ("Phi3Config", {"sliding_window": 4} | UNTIED, torch.bfloat16, "1GB"),
+  "phi4": (
+    "Phi3Config",
+    {
+      "head_dim": 8,
+      "hidden_size": 32,
+      "original_max_position_embeddings": 32,
+      "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 50.0,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.2, 1.5],
+        "long_factor": [1.5, 3.0, 6.0],
+      },
+      "tie_word_embeddings": True,
+    },
+    torch.bfloat16,
+    "7KB",
+  ),
+  "phi4_long": (
+    "Phi3Config",
+    {
+      "sliding_window": None,
+      "original_max_position_embeddings": 8,  # the rows are longer
+      "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 1.2], "long_factor": [1.5, 6.0]},
+    }
+    | UNTIED,
+    torch.bfloat16,
+    "1GB",
+  ),
+  "dynamic": (
+    "LlamaConfig",
+    {
+      "head_dim": 8,
+      "max_position_embeddings": 8,  # the rows are longer
+      "rope_parameters": {"rope_type": "dynamic", "rope_theta": 50.0, "factor": 4.0},
+    }
+    | UNTIED,
+    torch.bfloat16,
+    "1GB",
+  ),
+  "granite": (
+    "GraniteConfig",
+    {
+      "attention_multiplier": 0.3,
+      "embedding_multiplier": 6.0,
+      "residual_multiplier": 0.4,
+      "logits_scaling": 0.7,
+      "tie_word_embeddings": True,
+    },
+    torch.bfloat16,
+    "1GB",
+  ),
+  "granite4": (
+    "GraniteMoeHybridConfig",
+    {
+      "num_local_experts": 0,
+      "layer_types": ["attention"] * 3,
+      "shared_intermediate_size": 20,
+      "position_embedding_type": None,
+      "mamba_n_heads": 4,
+      "attention_multiplier": 0.3,
+      "embedding_multiplier": 6.0,
+      "residual_multiplier": 0.4,
+      "logits_scaling": 0.7,
+      "tie_word_embeddings": True,
+    },
+    torch.bfloat16,
+    "1GB",
+  ),
+  "ministral": (
+    "MinistralConfig",
+    {"head_dim": 8, "sliding_window": 4, "layer_types": [SLIDING, FULL, SLIDING]} | UNTIED,
+    torch.bfloat16,
+    "1GB",
+  ),
+  "ministral3": (
+    "Ministral3Config",
+    {
+      "head_dim": 8,
+      "rope_parameters": YARN
+      | {"factor": 4.0, "original_max_position_embeddings": 5, "mscale": 1.0, "mscale_all_dim": 0.5}
+      | {"beta_fast": 4.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.5},
+    }
+    | UNTIED,
+    torch.bfloat16,
+    "1GB",
+  ),
+  "yarn": (
+    "Qwen2Config",
+    {"head_dim": 16, "rope_parameters": YARN | {"beta_fast": 3.0, "beta_slow": 0.5, "truncate": False}} | UNTIED,
+    torch.bfloat16,
+    "1GB",
+  ),
+  "qwen3_moe": (
+    "Qwen3MoeConfig",
+    {"head_dim": 8, "moe_intermediate_size": 12, "norm_topk_prob": True} | MIXTURE | UNTIED,
+    torch.bfloat16,
+    "7KB",
+  ),
+  "olmoe": ("OlmoeConfig", MIXTURE | UNTIED, torch.bfloat16, "1GB"),
+  "mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": 4} | UNTIED, torch.bfloat16, "1GB"),
 }
 
 
@@ -167,7 +292,7 @@ def make(name: str) -> None:
 if __name__ == "__main__":
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()
-  for case in CASES:
+  for case in sys.argv[1:] or CASES:
     make(case)
   versions = {"torch": torch.__version__, "transformers": transformers.__version__}
   (FOLDER / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")

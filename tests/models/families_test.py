@@ -14,6 +14,7 @@ from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax import sharding
 from qempo_jax.models import conversion
+from qempo_jax.models import lora
 from qempo_jax.models import transformer
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
@@ -38,7 +39,7 @@ MISTAKES = [
   ("qwen3", {"qk_norm": "none"}),
   ("olmo2", {"qk_norm": "none"}),
   ("olmo2", {"norm_placement": "pre"}),
-  ("gemma2", {"scale_embedding": False}),
+  ("gemma2", {"embedding_scale": 1.0}),
   ("gemma2", {"norm_offset": 0.0}),
   ("gemma2", {"norm_placement": "pre"}),
   ("gemma2", {"query_scale": None}),
@@ -51,6 +52,30 @@ MISTAKES = [
   ("gemma3", {"local_rope_theta": None}),
   ("gemma3", {"qk_norm": "none"}),
   ("gemma3", {"windows": (4, 4, 4, None)}),
+  ("smollm3", {"rope_layers": ()}),
+  ("smollm3", {"rope_layers": (False, True, True)}),
+  ("smollm3_windows", {"windows": ()}),
+  ("olmo3", {"rope_scaling": None}),
+  ("olmo3", {"local_rope_theta": None}),
+  ("olmo3", {"windows": ()}),
+  ("phi3", {"windows": ()}),
+  ("phi4", {"rope_scaling": None}),
+  ("phi4", {"max_length": 33}),
+  ("phi4_long", {"max_length": None}),
+  ("dynamic", {"max_length": None}),
+  ("granite", {"query_scale": None}),
+  ("granite", {"embedding_scale": 1.0}),
+  ("granite", {"residual_scale": 1.0}),
+  ("granite", {"logit_divisor": 1.0}),
+  ("granite4", {"rope_layers": ()}),
+  ("ministral", {"windows": ()}),
+  ("ministral3", {"query_growth": None}),
+  ("ministral3", {"rope_scaling": None}),
+  ("yarn", {"rope_scaling": None}),
+  ("qwen3_moe", {"normalise_experts": False}),
+  ("olmoe", {"normalise_experts": True}),
+  ("olmoe", {"experts_per_token": 1}),
+  ("mixtral", {"normalise_experts": False}),
 ]
 
 
@@ -67,6 +92,7 @@ def _families(*default):
 def _load(name):
   config, params = conversion.load(GOLDEN / name)
   golden = np.load(GOLDEN / name / "expected.npz")
+  config = dataclasses.replace(config, max_length=int(max(golden["lengths"])))
   return config, jax.tree.map(jnp.asarray, params), {key: golden[key] for key in golden.files}
 
 
@@ -139,30 +165,35 @@ def _of_responses(golden, values):
   return expected
 
 
-@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases"))
-def test_packed_rows_equal_pytorch_and_their_gradient_reaches_every_parameter(name):
+def _score_packed(name, *, temperature=0.7, differentiate=True):
+  """Log-probs and entropies [2, P, G, T] of packed rows, PyTorch's, and the gradient of the sum of log-probs or None."""
   config, params, golden = _load(name)
-  packed, temperature = _packed(golden), 0.7
+  packed = _packed(golden)
   settings = {"group_size": 2, "max_length": 11, "temperature": temperature, "chunk_size": 8}
 
   def total(params):
     stats = scoring.score_groups(params, config, packed, **settings)
     return jnp.sum(stats.log_prob), stats
 
-  gradient, stats = jax.jit(jax.grad(total, has_aux=True))(params)
+  run = jax.grad(total, has_aux=True) if differentiate else lambda params: (None, total(params)[1])
+  gradient, stats = jax.jit(run)(params)
   log_probs = scipy.special.log_softmax(golden["right"].astype(np.float64) / temperature, axis=-1)
   following = np.append(golden["token_ids"][1:], 0)
   own = _of_responses(golden, log_probs[np.arange(len(following)), following])
   entropies = _of_responses(golden, -np.sum(np.exp(log_probs) * log_probs, axis=-1))
-  np.testing.assert_allclose(stats.log_prob, own, rtol=0, atol=2 * TOLERANCE / temperature)
-  np.testing.assert_allclose(stats.entropy, entropies, rtol=0, atol=2 * TOLERANCE / temperature)
+  return np.stack([stats.log_prob, stats.entropy]), np.stack([own, entropies]), gradient
+
+
+@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "olmoe"))
+def test_packed_rows_equal_pytorch_and_their_gradient_reaches_every_parameter(name):
+  ours, theirs, gradient = _score_packed(name)
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=2 * TOLERANCE / 0.7)
   for path, leaf in jax.tree.leaves_with_path(gradient):
     assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
 
-@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "olmo2"))
-def test_cached_decode_equals_pytorch(name):
-  """A prompt twice, padded on the left and on the right, and two responses to each."""
+def _decode(name):
+  """Logits [S, 2, V] of the tokens of two responses to a prompt, decoded from a cache, and PyTorch's; for each side."""
   config, params, golden = _load(name)
   (prompt, first), (_, second), _ = [(r[:n], r[n:]) for r, n in zip(_rows(golden), golden["prompt_lengths"])]
   steps = len(first)
@@ -185,15 +216,20 @@ def test_cached_decode_equals_pytorch(name):
 
   start, following = jax.device_get(run(params))
   for index, logits in enumerate(_both(golden)):
-    rows = np.split(logits, np.cumsum(golden["lengths"])[:-1])
-    np.testing.assert_allclose(start[index], rows[0][len(prompt) - 1], rtol=0, atol=TOLERANCE)
-    for sample in range(2):
-      expected = rows[sample][len(prompt) : len(prompt) + steps]
-      np.testing.assert_allclose(following[:, index, sample], expected, rtol=0, atol=TOLERANCE)
+    rows = np.split(logits, np.cumsum(golden["lengths"])[:-1])[:2]
+    ours = np.concatenate([np.stack([start[index]] * 2)[None], following[:, index]])
+    yield ours, np.stack([row[len(prompt) - 1 : len(prompt) + steps] for row in rows], axis=1)
+
+
+@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "olmo2", "smollm3", "phi4", "olmoe"))
+def test_cached_decode_equals_pytorch(name):
+  """A prompt twice, padded on the left and on the right, and two responses to each."""
+  for ours, theirs in _decode(name):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.slow  # `sampling/sampler_test` has the same of one decoder
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2", "qwen2_windows"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "ministral3", "olmo2", "olmoe", "qwen2_windows"])
 def test_scoring_gives_the_samplers_log_probs(name):
   config, params, golden = _load(name)
   prompts = [row[:n] for row, n in zip(_rows(golden), golden["prompt_lengths"])]
@@ -210,13 +246,44 @@ def test_scoring_gives_the_samplers_log_probs(name):
   np.testing.assert_allclose(stats.entropy, rollout.entropies, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [slow("gemma3"), "llama_biases", "olmo2"])
+@pytest.mark.parametrize("name", [slow("gemma3"), "llama_biases", "olmo2", "olmoe"])
 def test_sharded_equals_single_device(name):
   config, params, golden = _load(name)
   mesh = sharding.make_mesh((2, 2, 2))
   placed = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
-  assert not placed["layers"]["gate"].sharding.is_fully_replicated
+  matrix = "expert_gate" if config.num_experts else "gate"
+  assert not placed["layers"][matrix].sharding.is_fully_replicated
   np.testing.assert_allclose(_forward(config, placed, golden), _both(golden), rtol=0, atol=TOLERANCE)
+
+
+def test_experts_split_over_devices_give_the_same_loss_and_gradient():
+  """Rows over (data, fsdp) and experts over tensor, with adapters of the experts."""
+  config, params, golden = _load("olmoe")
+  rows = _rows(golden)
+  tokens, valid = _padded([*rows, rows[0]], "left", 18)
+  adapters = lora.init(jax.random.key(0), params, lora.LoraConfig(2, 4.0, "layers/expert"))
+  adapters = jax.tree.map(lambda leaf: leaf + 0.1, adapters)
+
+  def loss(params, adapters):
+    positions = jnp.cumsum(valid, axis=1) - 1
+    blocks = params["layers"]
+    adapted = {
+      name: lora.LowRank(blocks[name], part.a, part.b, part.scale) for name, part in adapters["layers"].items()
+    }
+    mask = transformer.causal_mask(positions, valid)
+    logits = _logits(config, params | {"layers": blocks | adapted}, tokens, positions, mask)
+    return jnp.mean(jnp.where(valid[..., None], logits**2, 0))
+
+  step = jax.value_and_grad(loss, argnums=(0, 1))
+  mesh = sharding.make_mesh((2, 2, 2))
+  place = lambda tree: jax.device_put(tree, sharding.tree_shardings(tree, mesh, sharding.PARAM_RULES))
+  split = jax.jit(sharding.on_mesh(step, mesh))(place(params), place(adapters))
+  assert "tensor" in place(params)["layers"]["expert_gate"].sharding.spec
+  jax.tree.map(
+    lambda own, whole: np.testing.assert_allclose(own, whole, rtol=1e-4, atol=1e-5),
+    split,
+    jax.jit(step)(params, adapters),
+  )
 
 
 @pytest.mark.parametrize("name", [slow("gemma2"), "llama_biases"])

@@ -81,15 +81,46 @@ def test_gemma3_as_transformers_4_and_5_write_it():
   assert (old.rope_theta, old.local_rope_theta, old.rope_scaling) == (1e6, 1e4, RopeScaling("linear", 8.0))
 
 
+def test_rope_scaling_comes_before_rope_parameters_as_in_transformers():
+  yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+  both = _read("llama", rope_scaling=yarn, rope_parameters={"rope_type": "default", "rope_theta": 7.0}, rope_theta=9.0)
+  assert both == _read("llama", rope_parameters=yarn | {"rope_theta": 9.0})
+  assert (both.rope_theta, both.rope_scaling.original_length) == (9.0, 1024)
+  assert _read("llama", rope_scaling={"type": "dynamic", "factor": 4.0}).rope_scaling.original_length == 4096
+
+
+def test_blocks_without_rope():
+  rotates = (True, True, True, False, True, True, True)
+  assert _read("smollm3").rope_layers == rotates and _read("smollm3").rope_theta == 2e6
+  assert _read("smollm3", no_rope_layers=[1] * 7).rope_layers == ()
+  windows = _read("smollm3", use_sliding_window=True, sliding_window=9).windows
+  assert windows == tuple(None if rotate else 9 for rotate in rotates)
+
+
+def test_mixtures():
+  config = _read("qwen3_moe", moe_intermediate_size=5, num_experts=6, num_experts_per_tok=3)
+  assert (config.num_experts, config.experts_per_token, config.intermediate_size) == (6, 3, 5)
+  assert config == _read("qwen3_moe", moe_intermediate_size=5, num_local_experts=6, num_experts_per_tok=3)
+  assert _read("mixtral").normalise_experts and not _read("olmoe").normalise_experts
+
+
 @pytest.mark.parametrize(
   ("model_type", "options", "message"),
   [
-    ("mixtral", {}, "model_type='mixtral' is not supported; this decoder reads 'llama'"),
-    ("qwen3_moe", {}, "qwen3_moe"),
-    ("gemma3", {}, "gemma3"),
+    ("qwen2_moe", {}, "model_type='qwen2_moe' is not supported; this decoder reads 'llama'"),
+    ("gpt_oss", {}, "'gpt_oss' is not supported: its attention has sinks"),
+    ("qwen3_5_text", {}, "'qwen3_5_text' is not supported: most of its blocks have linear attention"),
+    ("gemma4_text", {}, "'gemma4_text' is not supported: its blocks differ in head size"),
+    ("gemma3", {}, "'gemma3' is not supported: it holds a vision tower; save its language model alone"),
     (None, {}, "model_type=None"),
-    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
-    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type='dynamic'"),
+    ("llama", {"rope_scaling": {"rope_type": "proportional", "factor": 4.0}}, "rope_type='proportional'"),
+    ("llama", {"rope_scaling": {"type": "dynamic"}}, "no 'factor'"),
+    ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "1 factors for 4"),
+    ("granitemoehybrid", {"num_local_experts": 4}, "num_local_experts=4"),
+    ("granitemoehybrid", {"num_local_experts": 0, "layer_types": ["mamba"] * 7}, "names .'mamba'."),
+    ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers"),
+    ("qwen3_moe", {"num_experts_per_tok": 200}, "experts_per_token=200 must be 1 to num_experts=128"),
+    ("smollm3", {"no_rope_layers": [1, 0]}, "rope_layers names 2 blocks.*no_rope_layers"),
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "no 'low_freq_factor'"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     ("llama", {"hidden_act": "relu"}, "hidden_act='relu'"),

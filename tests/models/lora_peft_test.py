@@ -168,6 +168,14 @@ def test_adapters_are_refused_or_give_pefts_logits(tmp_path, options):
   assert options in ({}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": False}, {"use_rslora": True})
 
 
+@pytest.mark.parametrize("name", ["phi3", "olmoe"])
+def test_adapters_without_a_module_in_peft_are_refused(tmp_path, name):
+  config, base = conversion.load(GOLDEN / "families" / name)
+  adapters = lora.init(jax.random.key(0), base, lora.LoraConfig(2, 4.0, "layers/(up|expert_up)"))
+  with pytest.raises(InputError, match="no adapters of single experts or of parts of a fused projection.*_?up of this"):
+    lora_peft.write(tmp_path, adapters, config, base_model=None)
+
+
 def test_missing_damaged_and_foreign_files_are_said(tmp_path):
   config, _, _ = _load("qwen2")
   with pytest.raises(InputError, match="adapter_config.json cannot be read"):

@@ -14,6 +14,7 @@ import pytest
 from qempo_jax import packing
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
+from qempo_jax.models import experts
 from qempo_jax.models import export
 from qempo_jax.models import shared_prompt
 from qempo_jax.models import transformer
@@ -147,3 +148,15 @@ def test_what_transformers_does_not_load_whole_is_found(tmp_path):
   (out / "config.json").write_text(json.dumps(written | {"attention_bias": True}))
   with pytest.raises(InputError, match="loads .* with .*missing"):
     verify_export.verify_export(out, params, config, dtype="float32", tolerance=TOLERANCE)
+
+
+def test_the_routers_loss_is_that_of_transformers():
+  import torch
+  from transformers.models.mixtral import modeling_mixtral
+
+  rng = np.random.default_rng(0)
+  logits, valid = rng.normal(size=(3, 2, 7, 5)).astype(np.float32), np.arange(7) >= [[3], [0]]
+  by_block = tuple(torch.tensor(block.reshape(-1, 5)) for block in logits)
+  for mask in (valid, np.ones_like(valid)):
+    theirs = modeling_mixtral.load_balancing_loss_func(by_block, 5, 2, torch.tensor(mask).long())
+    np.testing.assert_allclose(experts.balancing_loss(logits, mask, 2), theirs, rtol=1e-5)

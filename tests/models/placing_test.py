@@ -55,7 +55,7 @@ def test_blocks_may_be_split_too():
   rows = np.arange(24, dtype=np.float32).reshape(4, 6)
   rules = ((r"layers/gate$", sharding.P("fsdp", "tensor")),)
   place = placing.onto_mesh(sharding.make_mesh((1, 4, 2)), rules=rules)
-  leaf = place(("layers", "gate"), rows.shape, enumerate(rows))
+  leaf = place(("layers", "gate"), rows.shape, (((block,), row) for block, row in enumerate(rows)))
   assert leaf.addressable_shards[0].data.shape == (1, 3)
   np.testing.assert_array_equal(np.asarray(leaf), rows)
 
@@ -81,6 +81,9 @@ GGUF_CONFIG = ModelConfig(
   norm_epsilon=1e-5,
   tie_embeddings=False,
 )
+K_CONFIG = dataclasses.replace(GGUF_CONFIG, hidden_size=256, intermediate_size=256, head_dim=64)
+# Of formats that gguf only reads: places of a block's half-precision scales.
+SCALES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 GGUF_NAMES = {
   "model.embed_tokens": "token_embd",
   "model.norm": "output_norm",
@@ -98,6 +101,17 @@ GGUF_NAMES = {
 }
 
 
+def _quantise(rng, shape, kind):
+  """Random rows in a format's bytes; of those that gguf only reads, any bytes with finite scales."""
+  if kind.name not in SCALES:
+    return gguf.quants.quantize(rng.normal(size=shape).astype(np.float32), kind)
+  block, size = gguf.GGML_QUANT_SIZES[kind]
+  data = rng.integers(0, 256, (shape[0], shape[1] // block, size), dtype=np.uint8)
+  for start in SCALES[kind.name]:
+    data[..., start : start + 2] = np.float16([0.01]).view(np.uint8)
+  return data.reshape(shape[0], -1)
+
+
 def _write_gguf(path, kind, config=GGUF_CONFIG, **lies):
   """A random GGUF file; returns what it holds, by Hugging Face's names and in its layout."""
   writer = gguf.GGUFWriter(path, "llama")
@@ -110,17 +124,16 @@ def _write_gguf(path, kind, config=GGUF_CONFIG, **lies):
   writer.add_layer_norm_rms_eps(config.norm_epsilon)
   rng, held = np.random.default_rng(0), {}
   for spec in tensor_names.tensor_specs(config):
-    values = rng.normal(size=spec.stored).astype(np.float32)
-    quantised = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else kind
-    stored = gguf.quants.quantize(values, quantised)
+    quantised = gguf.GGMLQuantizationType.F32 if len(spec.stored) == 1 else kind
+    stored = _quantise(rng, spec.stored, quantised)
     held[spec.name] = gguf.quants.dequantize(stored, quantised)
     name = spec.name
     for theirs, own in GGUF_NAMES.items():
       name = name.replace(theirs, own)
     for projection, heads in (("q_proj", config.num_heads), ("k_proj", config.num_kv_heads)):
       if projection in spec.name:  # llama.cpp puts a head's two rotary halves side by side
-        split = held[spec.name].reshape(heads, 2, -1, config.hidden_size)
-        stored = gguf.quants.quantize(split.swapaxes(1, 2).reshape(values.shape), quantised)
+        split = stored.reshape(heads, 2, -1, stored.shape[-1])
+        stored = np.ascontiguousarray(split.swapaxes(1, 2)).reshape(stored.shape)
     writer.add_tensor(name, stored, raw_dtype=quantised)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
@@ -129,17 +142,18 @@ def _write_gguf(path, kind, config=GGUF_CONFIG, **lies):
   return held
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", *SCALES])
 @pytest.mark.parametrize("mesh_shape", [None, (2, 2, 2)])
 def test_gguf_files_come_in_exactly(tmp_path, kind, mesh_shape):
-  held = _write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType[kind])
+  expected = K_CONFIG if kind in SCALES else GGUF_CONFIG
+  held = _write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType[kind], expected)
   mesh = mesh_shape and sharding.make_mesh(mesh_shape)
   config, params = conversion.load(tmp_path / "model.gguf", mesh=mesh)
-  epsilon = float(np.float32(GGUF_CONFIG.norm_epsilon))  # what a GGUF file can say
-  assert config == dataclasses.replace(GGUF_CONFIG, norm_epsilon=epsilon)
+  epsilon = float(np.float32(expected.norm_epsilon))  # what a GGUF file can say
+  assert config == dataclasses.replace(expected, norm_epsilon=epsilon)
   params = jax.device_get(params)
   for spec in tensor_names.tensor_specs(config):
-    leaf = params[spec.key] if spec.index is None else params["layers"][spec.key][spec.index]
+    leaf = (params["layers"] if spec.index else params)[spec.key][spec.index]
     np.testing.assert_array_equal(spec.to_hugging_face(leaf), held[spec.name], err_msg=spec.name)
 
 

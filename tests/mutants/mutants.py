@@ -556,8 +556,8 @@ MUTANTS = (
   _M(
     "export_transposed",
     "qempo_jax/models/tensor_names.py",
-    "leaf.reshape(self.stored[::-1]).T if",
-    "leaf.reshape(self.stored) if",
+    "part.reshape(self.stored[1], self._rows).T if",
+    "part.reshape(self._rows, self.stored[1]) if",
     "matrices written untransposed",
   ),
   _M(

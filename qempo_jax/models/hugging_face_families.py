@@ -1,0 +1,135 @@
+"""Architectures of Hugging Face that the decoder computes: properties that a config.json does not state."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """Properties of a `model_type` that its config.json does not state.
+
+  Attributes:
+    options: fields of `ModelConfig` that belong to the architecture.
+    defaults: values that PyTorch transformers fills in for missing keys of config.json.
+    windows: blocks with the sliding window: "none", "all", "typed" (all, unless layer_types says otherwise), "late"
+      (from max_window_layers on), "pattern" (all but every sliding_window_pattern-th) or "unrotated" (those without
+      RoPE).
+    nested_rope: rotary parameters are given for each kind of block.
+    partial_rope: partial_rotary_factor is read; PyTorch transformers ignores it elsewhere.
+    experts: its feed-forward layers are mixtures of experts.
+    unread: keys that must be empty, since PyTorch transformers ignores them.
+  """
+
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  windows: str = "none"
+  nested_rope: bool = False
+  partial_rope: bool = False
+  experts: bool = False
+  unread: tuple[str, ...] = ()
+
+
+_QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_GEMMA_OPTIONS = {"norm_placement": "both", "norm_offset": 1.0}
+_GEMMA = {
+  "head_dim": 256,
+  "hidden_activation": "gelu_pytorch_tanh",
+  "query_pre_attn_scalar": 256,
+  "sliding_window": 4096,
+  "tie_word_embeddings": True,
+}
+_MINISTRAL3_ROPE = {
+  "rope_type": "yarn",
+  "rope_theta": 1e6,
+  "factor": 16.0,
+  "original_max_position_embeddings": 16384,
+  "mscale": 1.0,
+  "mscale_all_dim": 1.0,
+  "llama_4_scaling_beta": 0.1,
+}
+GRANITE = dict.fromkeys(("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0)
+FAMILIES = {
+  "llama": Family(),
+  "mistral": Family(defaults={"sliding_window": 4096}, windows="all"),
+  "ministral": Family(defaults={"sliding_window": 4096}, windows="typed"),
+  "ministral3": Family(defaults={"head_dim": 128, "rope_parameters": _MINISTRAL3_ROPE}, windows="all"),
+  "qwen2": Family({"biases": ("query", "key", "value")}, _QWEN, "late"),
+  "qwen3": Family({"qk_norm": "head"}, _QWEN | {"head_dim": 128}, "late"),
+  "olmo2": Family({"norm_placement": "post", "qk_norm": "width"}),
+  "olmo3": Family(
+    {"norm_placement": "post", "qk_norm": "width"},
+    {"sliding_window": 4096, "sliding_window_pattern": 4, "rope_theta": 5e5, "rope_local_base_freq": 5e5},
+    "pattern",
+    nested_rope=True,
+  ),
+  "gemma2": Family(
+    _GEMMA_OPTIONS,
+    _GEMMA | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "pattern",
+  ),
+  "gemma3_text": Family(
+    _GEMMA_OPTIONS | {"qk_norm": "head"},
+    _GEMMA | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    "pattern",
+    nested_rope=True,
+    unread=("attn_logit_softcapping",),
+  ),
+  "smollm3": Family(
+    defaults={
+      "use_sliding_window": False,
+      "rope_theta": 2e6,
+      "no_rope_layer_interval": 4,
+      "tie_word_embeddings": True,
+    },
+    windows="unrotated",
+  ),
+  "phi3": Family({"layout": "phi3"}, {"original_max_position_embeddings": 4096}, "all", partial_rope=True),
+  "granite": Family(defaults=GRANITE),
+  "granitemoehybrid": Family(
+    {"layout": "granitemoehybrid"},
+    GRANITE
+    | {
+      "num_local_experts": 8,
+      "layer_types": ["mamba"],
+      "position_embedding_type": None,
+      "shared_intermediate_size": 1024,
+    },
+  ),
+  "qwen3_moe": Family(
+    {"qk_norm": "head"},
+    {
+      "use_sliding_window": False,
+      "sliding_window": 4096,
+      "num_experts": 128,
+      "num_experts_per_tok": 8,
+      "moe_intermediate_size": 768,
+      "norm_topk_prob": False,
+    },
+    "all",
+    experts=True,
+  ),
+  "olmoe": Family(
+    {"qk_norm": "width"}, {"num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False}, experts=True
+  ),
+  "mixtral": Family(
+    {"layout": "mixtral"},
+    {"num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, "rope_theta": 1e6},
+    "all",
+    experts=True,
+  ),
+}
+# Architectures that people try, and the part that this decoder does not compute.
+REFUSED = {
+  "gpt_oss": "its attention has sinks, its experts biases and a clamped gate, and its weights are stored as MXFP4",
+  "qwen3_5_text": "most of its blocks have linear attention, a recurrent state in place of keys and values",
+  "qwen3_next": "most of its blocks have linear attention, a recurrent state in place of keys and values",
+  "gemma4_text": "its blocks differ in head size and read embeddings of their own for each layer",
+  "gemma3n_text": "its blocks read embeddings of their own for each layer",
+  "mistral3": "it holds a vision tower; save its language model alone ('mistral' or 'ministral3')",
+  "gemma3": "it holds a vision tower; save its language model alone ('gemma3_text')",
+  "gemma4": "it holds a vision tower, and its language model's blocks differ in head size",
+  "qwen3_5": "it holds a vision tower, and most of its language model's blocks have linear attention",
+  "phi4_multimodal": "it holds vision and speech towers",
+  "deepseek_v3": "its attention compresses keys and values (multi-head latent attention)",
+}
