@@ -22,16 +22,17 @@ from tests import donation
 from tests.loops import toy
 
 MODEL = ModelConfig(48, 32, 64, 2, 4, 2, 8, 100.0, 1e-5, True)
+MIXTURE = dataclasses.replace(MODEL, num_experts=4, experts_per_token=2)
 
 
-def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1):
+def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1, model=MODEL, router_weight=0.0):
   config = toy.config(tmp_path)
   config.lora.rank, config.compute.micro_batches = rank, micro_batches
   config.constraints.quality.bound, config.constraints.kl.bound = 0.9, 0.1
-  config.sampling.group_size = 4
-  params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
+  config.sampling.group_size, config.optimizer.router_weight = 4, router_weight
+  params = transformer.init(jax.random.key(0), model, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
-  policy = plan.Policy(dataclasses.replace(MODEL, compute_dtype=dtype), params, toy.ToyTokenizer(), (0,), mesh)
+  policy = plan.Policy(dataclasses.replace(model, compute_dtype=dtype), params, toy.ToyTokenizer(), (0,), mesh)
   rng = np.random.default_rng(0)
   responses = [[rng.integers(1, 48, rng.integers(1, 5)) for _ in range(4)] for _ in range(16)]
   prompts = [[int(t) for t in rng.integers(1, 48, 3)] for _ in range(16)]
@@ -78,6 +79,20 @@ def test_sharded_equals_single_device(tmp_path, shape):
   jax.tree.map(same, jax.device_get(state.averages), expected.averages)
   moments = lambda state: jax.device_get(state.opt_state[1][0].mu)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-6), moments(state), moments(expected))
+
+
+@pytest.mark.slow
+def test_sharded_experts_equal_a_single_device(tmp_path):
+  single = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+  step = lambda mesh, weight: jax.device_get(_one_step(tmp_path, mesh, model=MIXTURE, router_weight=weight))
+  (state, metrics), (expected, expected_metrics) = step(sharding.make_mesh((2, 2, 2)), 0.5), step(single, 0.5)
+  for name, value in expected_metrics.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+  moments = lambda state: state.opt_state[1][0].mu
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-6), moments(state), moments(expected))
+  _, unweighted = step(single, 0.0)
+  assert metrics["router_loss"] == pytest.approx(unweighted["router_loss"]) and metrics["router_loss"] > 1.5
+  assert metrics["loss"] == pytest.approx(unweighted["loss"] + 0.5 * metrics["router_loss"], rel=1e-4)
 
 
 @pytest.mark.slow

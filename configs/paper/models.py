@@ -17,11 +17,13 @@ class Model(NamedTuple):
     source: Hugging Face id.
     topology: TPU slice.
     mesh: devices along (data, fsdp, tensor).
+    long: compiled with responses of 8192 tokens (online_math_long.py) in place of the other tasks.
   """
 
   source: str
   topology: str
   mesh: tuple[int, int, int]
+  long: bool = False
 
 
 MODELS = {
@@ -30,6 +32,9 @@ MODELS = {
   "qwen2.5-7b": Model("Qwen/Qwen2.5-7B-Instruct", "v5p:2x2x4", (1, 16, 1)),
   "llama-3.2-1b": Model("meta-llama/Llama-3.2-1B-Instruct", "v5p:2x2x1", (1, 4, 1)),
   "llama-3.1-8b": Model("meta-llama/Llama-3.1-8B-Instruct", "v5p:2x2x4", (1, 16, 1)),
+  "qwen3-8b": Model("Qwen/Qwen3-8B", "v5p:2x2x4", (1, 16, 1), long=True),
+  "qwen3-30b-a3b": Model("Qwen/Qwen3-30B-A3B", "v5p:4x4x4", (1, 16, 4), long=True),
+  "llama-3.3-70b": Model("meta-llama/Llama-3.3-70B-Instruct", "v5p:4x4x8", (1, 32, 4), long=True),
 }
 
 

@@ -32,6 +32,7 @@ RESULTS = ROOT / "docs" / "results" / "compile_check.json"
 PAGE = ROOT / "docs" / "pods.md"
 START, END = "<!-- compile_check: made by experiments/studies/compile_table.py -->", "<!-- compile_check ends -->"
 TASKS = ("offline_ultrafeedback", "online_gsm8k", "online_math")
+LONG_TASKS = ("online_math_long",)
 # All methods of a task compile to one program except for scalars, so one method represents them.
 METHOD = "qempo_kl"
 # Besides each model's own slice: the smallest model on the smallest slice.
@@ -48,7 +49,8 @@ GIB = 2**30
 
 def entries() -> list[tuple[str, str]]:
   """Returns (config with its argument, slice) of every row of the table."""
-  pairs = [(task, name, model.topology) for name, model in models.MODELS.items() for task in TASKS]
+  tasks = lambda model: LONG_TASKS if model.long else TASKS
+  pairs = [(task, name, model.topology) for name, model in models.MODELS.items() for task in tasks(model)]
   return [(f"configs/paper/{task}.py:{model},{METHOD}", topology) for task, model, topology in (*FURTHER, *pairs)]
 
 

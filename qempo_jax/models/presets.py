@@ -37,6 +37,24 @@ _OLMO = {"rope_theta": 500000.0, "rms_norm_eps": 1e-6} | _UNTIED
 _GEMMA2 = {"rms_norm_eps": 1e-6, "sliding_window": 4096, "query_pre_attn_scalar": 256}
 _GEMMA3 = {"rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256}
 _LINEAR8 = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+_UNSLID = {"sliding_window": None} | _UNTIED
+_OLMO3 = _OLMO | {
+  "sliding_window": 4096,
+  "rope_scaling": {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "attention_factor": 1.2079441541679836,
+    "beta_fast": 32,
+    "beta_slow": 1,
+  },
+}
+_GRANITE = _TIED | {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}
+
+
+def _mixture(experts: int, chosen: int) -> dict[str, Any]:
+  return {"num_experts": experts, "num_experts_per_tok": chosen}
+
 
 # Name -> (model_type, values of _SIZES, other differences from the architecture's defaults).
 _PRESETS = {
@@ -46,13 +64,22 @@ _PRESETS = {
   "llama-2-7b": ("llama", (32000, 4096, 11008, 32, 32, 32, 128), _UNTIED),
   "llama-3.1-8b": ("llama", (128256, 4096, 14336, 32, 32, 8, 128), _UNTIED | _llama3(8.0)),
   "llama-3.1-70b": ("llama", (128256, 8192, 28672, 80, 64, 8, 128), _UNTIED | _llama3(8.0)),
+  "llama-3.3-70b": ("llama", (128256, 8192, 28672, 80, 64, 8, 128), _UNTIED | _llama3(8.0)),
   "llama-3.2-1b": ("llama", (128256, 2048, 8192, 16, 32, 8, 64), _TIED | _llama3(32.0)),
   "llama-3.2-3b": ("llama", (128256, 3072, 8192, 28, 24, 8, 128), _TIED | _llama3(32.0)),
   "mistral-7b-v0.3": (
     "mistral",
     (32768, 4096, 14336, 32, 32, 8, 128),
-    _UNTIED | {"rope_theta": 1e6, "sliding_window": None},
+    _UNSLID | {"rope_theta": 1e6},
   ),
+  "ministral-8b": (
+    "mistral",
+    (131072, 4096, 12288, 36, 32, 8, 128),
+    _UNTIED | {"rope_theta": 1e8, "sliding_window": 32768},
+  ),
+  "ministral-3-8b-text": ("ministral3", (131072, 4096, 14336, 34, 32, 8, 128), _UNTIED),
+  "mistral-small-24b": ("mistral", (131072, 5120, 32768, 40, 32, 8, 128), _UNSLID | {"rope_theta": 1e8}),
+  "mixtral-8x7b": ("mixtral", (32000, 4096, 14336, 32, 32, 8, 128), _UNTIED | {"rope_theta": 1e6}),
   "qwen2.5-0.5b": ("qwen2", (151936, 896, 4864, 24, 14, 2, 64), _TIED | _QWEN),
   "qwen2.5-1.5b": ("qwen2", (151936, 1536, 8960, 28, 12, 2, 128), _TIED | _QWEN),
   "qwen2.5-3b": ("qwen2", (151936, 2048, 11008, 36, 16, 2, 128), _TIED | _QWEN),
@@ -66,6 +93,16 @@ _PRESETS = {
   "qwen3-8b": ("qwen3", (151936, 4096, 12288, 36, 32, 8, 128), _UNTIED | _QWEN),
   "qwen3-14b": ("qwen3", (151936, 5120, 17408, 40, 40, 8, 128), _UNTIED | _QWEN),
   "qwen3-32b": ("qwen3", (151936, 5120, 25600, 64, 64, 8, 128), _UNTIED | _QWEN),
+  "qwen3-30b-a3b": (
+    "qwen3_moe",
+    (151936, 2048, 768, 48, 32, 4, 128),
+    _UNTIED | _QWEN | _mixture(128, 8) | {"moe_intermediate_size": 768, "norm_topk_prob": True},
+  ),
+  "qwen3-235b-a22b": (
+    "qwen3_moe",
+    (151936, 4096, 1536, 94, 64, 4, 128),
+    _UNTIED | _QWEN | _mixture(128, 8) | {"moe_intermediate_size": 1536, "norm_topk_prob": True},
+  ),
   "gemma-2-2b": ("gemma2", (256000, 2304, 9216, 26, 8, 4, 256), _GEMMA2),
   "gemma-2-9b": ("gemma2", (256000, 3584, 14336, 42, 16, 8, 256), _GEMMA2),
   "gemma-2-27b": ("gemma2", (256000, 4608, 36864, 46, 32, 16, 128), _GEMMA2 | {"query_pre_attn_scalar": 144}),
@@ -78,6 +115,22 @@ _PRESETS = {
   "olmo-2-1b": ("olmo2", (100352, 2048, 8192, 16, 16, 16, 128), _OLMO),
   "olmo-2-7b": ("olmo2", (100352, 4096, 11008, 32, 32, 32, 128), _OLMO),
   "olmo-2-13b": ("olmo2", (100352, 5120, 13824, 40, 40, 40, 128), _OLMO),
+  "olmo-3-7b": ("olmo3", (100278, 4096, 11008, 32, 32, 32, 128), _OLMO3),
+  "olmo-3-32b": ("olmo3", (100278, 5120, 27648, 64, 40, 8, 128), _OLMO3),
+  "olmoe-1b-7b": ("olmoe", (50304, 2048, 1024, 16, 16, 16, 128), _UNTIED | _mixture(64, 8)),
+  "smollm3-3b": ("smollm3", (128256, 2048, 11008, 36, 16, 4, 128), _TIED | {"rope_theta": 5e6, "rms_norm_eps": 1e-6}),
+  "phi-3-mini-4k": ("phi3", (32064, 3072, 8192, 32, 32, 32, 96), _UNTIED | {"sliding_window": 2047}),
+  "phi-4": ("phi3", (100352, 5120, 17920, 40, 40, 10, 128), _UNSLID | {"rope_theta": 250000.0}),
+  "granite-3.1-2b": (
+    "granite",
+    (49155, 2048, 8192, 40, 32, 8, 64),
+    _GRANITE | {"rope_theta": 5e6, "attention_multiplier": 0.015625, "logits_scaling": 8.0},
+  ),
+  "granite-3.1-8b": (
+    "granite",
+    (49155, 4096, 12800, 40, 32, 8, 128),
+    _GRANITE | {"rope_theta": 1e7, "attention_multiplier": 0.0078125, "logits_scaling": 16.0},
+  ),
 }
 NAMES = tuple(_PRESETS)
 

@@ -292,7 +292,8 @@ def make(name: str) -> None:
 if __name__ == "__main__":
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()
+  versions = json.loads((FOLDER / "versions.json").read_text())
   for case in sys.argv[1:] or CASES:
     make(case)
-  versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-  (FOLDER / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+    versions[case] = {"torch": torch.__version__, "transformers": transformers.__version__}
+  (FOLDER / "versions.json").write_text(json.dumps(versions, indent=2, sort_keys=True) + "\n")

@@ -45,6 +45,20 @@ PUBLISHED = {
   "olmo-2-1b": 1_484_916_736,
   "olmo-2-7b": 7_298_617_344,
   "olmo-2-13b": 13_716_198_400,
+  "olmo-3-7b": 7_298_011_136,
+  "olmo-3-32b": 32_233_522_176,
+  "olmoe-1b-7b": 6_919_161_856,
+  "smollm3-3b": 3_075_098_624,
+  "phi-3-mini-4k": 3_821_079_552,
+  "phi-4": 14_659_507_200,
+  "granite-3.1-2b": 2_533_531_648,
+  "granite-3.1-8b": 8_170_848_256,
+  "ministral-8b": 8_019_808_256,
+  "mistral-small-24b": 23_572_403_200,
+  "mixtral-8x7b": 46_702_792_704,
+  "qwen3-30b-a3b": 30_532_122_624,
+  "qwen3-235b-a22b": 235_093_634_560,
+  "llama-3.3-70b": 70_553_706_496,
 }
 # Of each family, and the one whose number is not published.
 SMALLEST = (
@@ -57,6 +71,13 @@ SMALLEST = (
   "gemma-3-1b",
   "gemma-3-4b-text",
   "olmo-2-1b",
+  "olmo-3-7b",
+  "olmoe-1b-7b",
+  "smollm3-3b",
+  "phi-3-mini-4k",
+  "granite-3.1-2b",
+  "ministral-3-8b-text",
+  "qwen3-30b-a3b",
 )
 
 
