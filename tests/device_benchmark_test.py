@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -63,6 +64,21 @@ def test_nothing_starts_when_the_time_is_used_up():
   found = _run("a", "hang", "b", seconds=2.5, part_seconds=60.0)
   assert found["a"]["status"] == "done" and found["hang"]["reason"] == "the time of the whole run ended"
   assert found["b"]["status"] == "skipped" and "2.5 s was used up" in found["b"]["reason"]
+
+
+def test_an_interruption_ends_the_process():
+  pids = []
+
+  def record(found):
+    pids.append(found["result"]["pid"])
+    raise KeyboardInterrupt
+
+  command = lambda part, cases: [sys.executable, "-c", WORKER, "a", "hang"]
+  part = Part("one", "kind", (Case("a", {}), Case("hang", {})), 30.0)
+  with pytest.raises(KeyboardInterrupt):
+    schedule.run([part], seconds=60.0, record=record, free_memory=lambda: None, command=command)
+  with pytest.raises(ProcessLookupError):
+    os.kill(pids[0], 0)
 
 
 @pytest.mark.parametrize("tiny", [False, True])

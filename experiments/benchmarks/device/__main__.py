@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -90,20 +91,24 @@ def main(argv=None) -> int:
       told = found.get("reason") or ", ".join(_figures(found["result"]))
       print(f"{found['at_seconds']:6.0f} s  {found['part']}: {found['case']}: {found['status']}: {told}", flush=True)
 
-    schedule.run(
-      parts,
-      seconds=arguments.seconds,
-      record=record,
-      free_memory=lambda: free_memory(records),
-      command=schedule.worker_command,
-      environment=environment,
-      start_seconds=8.0 if arguments.shapes == "tiny" else schedule.START_SECONDS,
-    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+      schedule.run(
+        parts,
+        seconds=arguments.seconds,
+        record=record,
+        free_memory=lambda: free_memory(records),
+        command=schedule.worker_command,
+        environment=environment,
+        start_seconds=8.0 if arguments.shapes == "tiny" else schedule.START_SECONDS,
+      )
+    except KeyboardInterrupt:
+      print("interrupted: the page has what was measured until now", flush=True)
   plots = _plots(records, arguments.output)
   text = page.markdown(records, command=command, plots=plots)
   (arguments.output / "device.md").write_text(text, encoding="utf-8")
   for goal in page.goals(records):
-    print(" | ".join(page._goal_row(goal)))
+    print(" | ".join(page.goal_row(goal)))
   print(f"{arguments.output / 'device.md'}")
   return 0 if page.of_kind(records, "ceilings") else 1
 

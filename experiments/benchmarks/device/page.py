@@ -81,7 +81,7 @@ def markdown(records: Sequence[Record], *, command: str, plots: Sequence[str]) -
     "",
   ]
   lines += _table("Ceilings", ("", "measured", "maker's peak"), _ceiling_rows(limits))
-  lines += _table("Goals", ("goal", "at least", "best", "", "case"), [_goal_row(goal) for goal in goals(records)])
+  lines += _table("Goals", ("goal", "at least", "best", "", "case"), [goal_row(goal) for goal in goals(records)])
   for kind, (title, columns) in TABLES.items():
     rows = [
       [
@@ -132,7 +132,8 @@ def _ceiling_rows(limits) -> list[list[str]]:
   return [*rows, ["memory that JAX may take", _gib(limits.get("memory_limit"), " GiB"), ""]]
 
 
-def _goal_row(goal: Mapping[str, Any]) -> list[str]:
+def goal_row(goal: Mapping[str, Any]) -> list[str]:
+  """A goal's cells: name, goal, best, met or missed, case."""
   number = lambda x: f"{x:.0%}" if goal["goal"] < 1 else f"{x:,.0f}"
   best = "not measured" if goal["best"] is None else number(goal["best"])
   verdict = "" if goal["best"] is None else "met" if goal["met"] else "missed"
