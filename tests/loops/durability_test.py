@@ -5,6 +5,7 @@ import os
 import pty
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import SessionLog
 
 from experiments import build
 from experiments import evaluate
@@ -338,6 +341,28 @@ def test_metrics_are_json_whatever_their_values(tmp_path):
   assert json.loads(path.read_text(), parse_constant=refuse) == expected
   path.write_text('{"step": 1, "loss": NaN}\n')  # of an older version
   assert metrics_file.read(path) == [{"step": 1, "loss": None}] == _read_twice(path)
+
+
+def _events(folder):
+  """Events of all files of TensorBoard's, by the layout of its records: length, checksum, event, checksum."""
+  for path in sorted(folder.iterdir()):
+    data, place = path.read_bytes(), 0
+    while place < len(data):
+      (size,) = struct.unpack_from("<Q", data, place)
+      yield Event.FromString(data[place + 12 : place + 12 + size])
+      place += size + 16
+
+
+def test_events_hold_the_metrics_and_hide_those_of_steps_that_are_done_again(tmp_path):
+  _write(tmp_path / "metrics.jsonl", 0, (1, 2))
+  first = {event.step: event for event in _events(tmp_path / "tensorboard") if event.step}
+  values = {step: {value.tag: value.simple_value for value in event.summary.value} for step, event in first.items()}
+  assert values == {1: {"step": 1.0, "loss": 0.5}, 2: {"step": 2.0, "loss": 0.5}}
+  for path in (tmp_path / "tensorboard").iterdir():
+    path.unlink()
+  _write(tmp_path / "metrics.jsonl", 1, (2,))
+  later = [(event.step, event.session_log.status == SessionLog.START) for event in _events(tmp_path / "tensorboard")]
+  assert later == [(0, False), (2, False), (2, True), (2, False)]
 
 
 def _read_twice(path):

@@ -17,6 +17,7 @@ from experiments import train_reward_model
 from experiments.configured import policy as build_policy
 from experiments.measure import frontier_runs
 from experiments.run import workdir as workdirs
+from qempo_jax.evaluation import sentence_encoder
 from qempo_jax.models import export
 from qempo_jax.models import transformer
 from tests.loops import offline_toy
@@ -51,7 +52,7 @@ def offline(config, folder: pathlib.Path, notes) -> None:
   """On pairs, with multipliers from measurements."""
   pairs = offline_toy.config(folder.parent, count=32, scale=4.0)
   config.offline, config.data.source, config.replay.size = pairs.offline, pairs.data.source, 0
-  config.offline.pairs_per_step, config.offline.measure_every = 4, 2
+  config.offline.loss, config.offline.pairs_per_step, config.offline.measure_every = "qempo_kl", 4, 2
   _trained(config, folder, notes)
 
 
@@ -71,17 +72,17 @@ def reward_model(config, folder: pathlib.Path, notes) -> None:
 
 
 def frontier(config, folder: pathlib.Path, notes) -> None:
-  """Two methods by two seeds, each trained from its own checkpoints, sampled and measured once."""
+  """Two floors by two seeds, each run trained with its own checkpoints, sampled and measured once."""
   del notes  # runs of a frontier print theirs
   config.evaluation.splits, config.evaluation.max_prompts = (config.data.source,), 2
   config.evaluation.samples_per_prompt, config.evaluation.prompts_per_batch = 2, 2
-  whole = ConfigDict({"runner": "online", "methods": ("grpo", "qempo"), "seeds": (0, 1), "points": {}})
+  whole = ConfigDict({"runner": "online", "methods": ("low", "high"), "seeds": (0, 1), "points": {}})
   for method in whole.methods:
     whole[method], whole.points[method] = config.copy_and_resolve_references(), ((),)
-    whole[method].method = method
-    whole[method].replay.size = 0
+    whole[method].constraints.quality.bound = {"low": 0.5, "high": 0.6}[method]
     whole[method].steps = config.steps // 4
   build_policy.policy = lambda config: toy.policy()
+  sentence_encoder.load = lambda: lambda texts: np.ones((len(texts), 1))
   workdirs.open_workdir(folder, whole)
   frontier_runs.run_online(whole, folder, frontier_runs.missing(whole, folder))
   found = frontier_runs.read(whole, folder)

@@ -150,7 +150,7 @@ NORM = "model.norm.weight"
     (lambda f, t: _shard(f, t, renamed="../elsewhere.safetensors"), "elsewhere.*not in the folder"),
     (lambda f, t: (_shard(f, t), _cut(f / "model-00002-of-00002.safetensors")), "00002-of.*cut short"),
     (lambda f, t: (f / "config.json").unlink(), "config.json cannot be read"),
-    (lambda f, t: (f / "config.json").write_text("[]"), "not a JSON object"),
+    (lambda f, t: (f / "config.json").write_text("[]"), "no JSON object"),
     (lambda f, t: _change(f, attention_bias=True), "no tensor .*layers.0.self_attn.k_proj.bias'.* and 5 more"),
     (lambda f, t: _change(f, tie_word_embeddings=True), "ties the embeddings.*lm_head.weight"),
     (lambda f, t: _change(f, num_hidden_layers=1), "holds 'model.layers.1.input_layernorm.weight'.*6 more"),

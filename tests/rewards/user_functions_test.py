@@ -64,22 +64,6 @@ def test_a_column_with_an_arguments_name_is_the_datas_mistake(name):
   refused(lambda **columns: [0.0, 0.0], f"the data has a column named '{name}'.*rename it", **{name: ["x", "y"]})
 
 
-@pytest.mark.parametrize(
-  ("line", "said"),
-  [
-    ("import sys; sys.exit(0)", "SystemExit: 0"),
-    ("raise RuntimeError('no')", "RuntimeError: no"),
-    ("def f(:", "SyntaxError"),
-  ],
-)
-def test_a_module_that_raises_on_import_is_one_line(tmp_path, monkeypatch, line, said):
-  (tmp_path / "odd_rewards.py").write_text(line + "\n")
-  monkeypatch.syspath_prepend(tmp_path)
-  monkeypatch.delitem(sys.modules, "odd_rewards", raising=False)
-  with pytest.raises(InputError, match=f"'odd_rewards.f' cannot be imported: {said}.*give package.module.name"):
-    registry.resolve("odd_rewards.f")
-
-
 class Odd:
   """A reward that exits while it is made."""
 
