@@ -211,36 +211,6 @@ def test_branch_where_the_token_bonus_pulls_to_a_half_and_entropy_to_the_optimum
   np.testing.assert_allclose(policy.entropy(best), np.log(leaves + 1), rtol=1e-12)
 
 
-def test_the_table_of_k1_k2_k3(x64):
-  policy = POLICIES["table"]
-  params, ref_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
-  ref = policy.log_probs(ref_params)
-  values = lambda p: estimators.kl_values(policy.log_probs(p), ref)
-  named = ("k1", "k2", "k3")
-  detached = values(params)
-  kl, forward, k2, *rewarded = _gradients(
-    lambda p: jnp.stack(
-      [
-        policy.kl(p, ref),
-        jnp.sum(jnp.exp(ref) * (ref - policy.log_probs(p))),
-        policy.expected(p, values(p).k2),
-        *(policy.expected(p, getattr(detached, k)) for k in named),
-      ]
-    ),
-    params,
-  )
-  in_reward = dict(zip(named, rewarded, strict=True))
-  surrogates = [lambda p, k=k: getattr(values(p), k) for k in named]
-  in_loss = dict(zip(named, _gradients(_mean(policy, surrogates), params), strict=True))
-  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10)
-  close(in_loss["k1"], 0)
-  close(in_loss["k2"], kl)
-  close(in_loss["k3"], forward)
-  close(in_reward["k1"], kl)
-  close(in_reward["k2"], k2 - kl)
-  close(in_reward["k3"], kl - forward)
-
-
 def test_kl_values():
   k1, k2, k3 = estimators.kl_values(jnp.array([-1.0, -3.0]), jnp.array([-3.0, -1.0]))
   np.testing.assert_allclose(k1, [2, -2])

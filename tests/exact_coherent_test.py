@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from qempo_jax import constraints
 from qempo_jax import exact
 from qempo_jax import losses
-from qempo_jax import methods
 from qempo_jax.errors import InputError
 from qempo_jax.testing.enumerable import EnumerablePolicy
-from qempo_jax.token_stats import TokenStats
 
 
 def _problem(seed, size=40, good=7):
@@ -159,31 +156,3 @@ def test_more_length_adds_garbage_to_qempo_and_none_here(x64):
     multiplier[bad] = solve(size), solve(np.array([size[0], ref[1]]))
   np.testing.assert_allclose(multiplier[95_000][0] - multiplier[95][0], np.log(1000), rtol=1e-6)
   assert multiplier[95_000][1] == multiplier[95][1]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_group_loss_of_all_responses_has_no_gradient_at_the_optimum(x64, seed):
-  """At the optimum every shaped reward equals log Z, so the exact expected gradient vanishes; elsewhere it does not."""
-  policy = EnumerablePolicy.table(vocab_size=3, max_length=3)
-  rng = np.random.default_rng(seed)
-  size = len(policy.space.lengths)
-  rewards = (rng.random(size) < 0.3).astype(float)
-  ref = np.log(rng.dirichlet(np.ones(size)))
-  best = exact.solve_qempo_coherent(rewards, ref, min_reward=0.97, threshold=1.0)
-  bounds = {
-    "quality": constraints.reward_floor("reward", 0.97),
-    "coherence": constraints.coherence_budget(None, 1.0),
-  }
-  prices = methods.Prices(1.0, {"quality": best.quality_multiplier, "coherence": 1.0})
-  ones = np.ones(size, bool)
-
-  def shaped_spread(log_probs):
-    """The advantage of each response, read off the loss's gradient in its own log-prob."""
-    group = constraints.Group({"reward": rewards}, ref, ones[:, None], ones, ~ones, np.ones(size))
-    loss = lambda lp: methods.group_loss(
-      TokenStats(lp[:, None], jnp.zeros((size, 1))), group, prices, bounds, methods.qempo_c(), replay_weight=0.0
-    )
-    return jax.grad(loss)(jnp.asarray(log_probs)) * size
-
-  np.testing.assert_allclose(shaped_spread(best.log_probs), 0.0, atol=1e-8)
-  assert np.abs(shaped_spread(ref)).max() > 0.1
