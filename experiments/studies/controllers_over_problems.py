@@ -18,16 +18,19 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from experiments.studies.dual_controllers import NOISE
+from experiments.studies.dual_controllers import STEP_SIZE
+from experiments.studies.dual_controllers import STEPS
+from experiments.studies.dual_controllers import TOLERANCE
+from experiments.studies.dual_controllers import ascent
 from experiments.studies.exactness_problems import Problem
 from experiments.studies.exactness_problems import random_problems
 from experiments.studies.exactness_problems import table_policy
 from qempo_jax import duals
 
 TUNING_SEEDS, SEEDS = tuple(range(10)), tuple(range(100, 110))
-STEP_SIZE, STEPS, NOISE_SEEDS = 0.25, 2500, 8
-TOLERANCES = {0.0: 0.05, 0.2: 0.1}  # by noise; settled: within this of the floor, for good
+NOISE_SEEDS = 8
 INTEGRAL_GAINS = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 PROPORTIONAL_GAINS = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0)
 SMOOTHINGS = (0.0, 0.8, 0.9, 0.95, 0.98)
@@ -47,38 +50,24 @@ def simulate(
     (largest excess over the floor, first step from which the expected reward stays within the tolerance of the floor;
     STEPS if it never settles), both [K, problems, noise_seeds].
   """
-  tolerance = jnp.where(noise > 0, TOLERANCES[0.2], TOLERANCES[0.0])
+  tolerance = jnp.where(noise > 0, TOLERANCE[NOISE], TOLERANCE[0.0])
 
   def one(gains, rewards, floor, key):
     controller = duals.pi_controller(proportional_gain=gains[0], integral_gain=gains[1], smoothing=smoothing)
 
-    def loss(logits, dual_params, error):
-      log_probs = jax.nn.log_softmax(logits)
-      mean = lambda values: jnp.mean(jnp.sum(jnp.exp(log_probs) * values, axis=-1))
-      reward = mean(rewards)
-      constraints = {"quality": duals.at_least(reward + error, floor)}
-      terms = duals.lagrangian_terms(dual_params, constraints)
-      primal = (mean(log_probs) + terms.penalty) / duals.step_divisor(dual_params, constraints)
-      # The mean over prompts divides each prompt's gradient by their number; the factor undoes that.
-      return len(rewards) * primal + terms.dual_loss, reward
+    start, climb = ascent(controller, rewards, floor)
 
     def step(carry, index_and_error):
-      logits, dual_params, state, highest, last_outside = carry
+      climbing, highest, last_outside = carry
       index, error = index_and_error
-      gradients, reward = jax.grad(loss, argnums=(0, 1), has_aux=True)(logits, dual_params, error)
-      updates, state = controller.update(gradients[1], state, dual_params)
+      climbing, (reward, _) = climb(climbing, error)
       outside = jnp.abs(reward - floor) > tolerance
-      last_outside = jnp.where(outside, index + 1, last_outside)
-      logits = logits - STEP_SIZE * gradients[0]
-      dual_params = optax.apply_updates(dual_params, updates)
-      return (logits, dual_params, state, jnp.maximum(highest, reward), last_outside), None
+      return (climbing, jnp.maximum(highest, reward), jnp.where(outside, index + 1, last_outside)), None
 
-    dual_params = duals.init_dual_params({"quality": 0.0})
-    start = jnp.zeros_like(rewards), dual_params, controller.init(dual_params)
     errors = noise * jax.random.normal(key, (STEPS,))
-    carry = *start, jnp.mean(rewards), jnp.zeros((), jnp.int32)
-    carry, _ = jax.lax.scan(step, carry, (jnp.arange(STEPS), errors))
-    return jnp.maximum(carry[3] - floor, 0.0), carry[4]
+    carry = start, jnp.mean(rewards), jnp.zeros((), jnp.int32)
+    (_, highest, settled), _ = jax.lax.scan(step, carry, (jnp.arange(STEPS), errors))
+    return jnp.maximum(highest - floor, 0.0), settled
 
   keys = jax.random.split(jax.random.key(0), noise_seeds)
   over_noise = jax.vmap(one, (None, None, None, 0))
@@ -159,7 +148,7 @@ def draw(results: list[dict], path: pathlib.Path) -> None:
       label = f"{name}: k_p {o['proportional_gain']:g}, k_i {o['integral_gain']:g}"
       axis.scatter(o["settled"], o["overshoot"], s=18, label=label)
     axis.set_xscale("log")
-    axis.set_xlabel(f"step from which E[r] stays within {TOLERANCES[result['noise_sd']]:g} of the floor")
+    axis.set_xlabel(f"step from which E[r] stays within {TOLERANCE[result['noise_sd']]:g} of the floor")
     axis.set_title(f"reward noise sd {result['noise_sd']:g}, {len(SEEDS)} problems")
     axis.legend(fontsize=7)
   axes[0].set_ylabel("overshoot of the floor")
@@ -170,7 +159,7 @@ def main() -> None:
   """Compares at every noise level, prints the ratios, writes the JSON and the figure."""
   figures = pathlib.Path(__file__).parents[2] / "docs" / "figures"
   figures.mkdir(parents=True, exist_ok=True)
-  results = [compare(noise) for noise in TOLERANCES]
+  results = [compare(noise) for noise in TOLERANCE]
   for result in results:
     print(f"noise {result['noise_sd']}")
     for name, value in result.items():
@@ -182,7 +171,7 @@ def main() -> None:
     "step_size": STEP_SIZE,
     "steps": STEPS,
     "noise_seeds": NOISE_SEEDS,
-    "tolerances": list(TOLERANCES.items()),
+    "tolerances": list(TOLERANCE.items()),
     "integral_gains": INTEGRAL_GAINS,
     "proportional_gains": PROPORTIONAL_GAINS,
     "smoothings": SMOOTHINGS,

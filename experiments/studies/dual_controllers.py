@@ -55,29 +55,38 @@ CONTROLLERS = {
 }
 
 
-@functools.partial(jax.jit, static_argnames="controller")
-def simulate(controller: optax.GradientTransformation, noise: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the true expected reward and the multiplier before each of STEPS single-loop updates."""
-  rewards = jnp.asarray(REWARDS)
+def ascent(controller: optax.GradientTransformation, rewards: jax.Array, floor: jax.Array | float):
+  """Single-loop ascent of the QEMPO Lagrangian of free logits by exact gradients, for [P, N] rewards and one multiplier.
+
+  Returns:
+    (first carry, step: (carry, error of the measured reward) -> (carry, (true expected reward, multiplier) before it)).
+  """
 
   def loss(logits, dual_params, error):
     log_probs = jax.nn.log_softmax(logits)
-    mean_reward = jnp.exp(log_probs) @ rewards
-    constraints = {"quality": duals.at_least(mean_reward + error, MIN_REWARD)}
+    mean = lambda values: jnp.mean(jnp.sum(jnp.exp(log_probs) * values, axis=-1))
+    reward = mean(rewards)
+    constraints = {"quality": duals.at_least(reward + error, floor)}
     terms = duals.lagrangian_terms(dual_params, constraints)
-    negative_entropy = jnp.exp(log_probs) @ log_probs
-    primal = (negative_entropy + terms.penalty) / duals.step_divisor(dual_params, constraints)
-    return primal + terms.dual_loss, mean_reward
+    primal = (mean(log_probs) + terms.penalty) / duals.step_divisor(dual_params, constraints)
+    # The mean over prompts divides each prompt's gradient by their number; the factor undoes that.
+    return len(rewards) * primal + terms.dual_loss, reward
 
   def step(carry, error):
     logits, dual_params, state = carry
-    gradients, mean_reward = jax.grad(loss, argnums=(0, 1), has_aux=True)(logits, dual_params, error)
+    gradients, reward = jax.grad(loss, argnums=(0, 1), has_aux=True)(logits, dual_params, error)
     updates, state = controller.update(gradients[1], state, dual_params)
     next_carry = logits - STEP_SIZE * gradients[0], optax.apply_updates(dual_params, updates), state
-    return next_carry, (mean_reward, duals.multipliers(dual_params)["quality"])
+    return next_carry, (reward, duals.multipliers(dual_params)["quality"])
 
   dual_params = duals.init_dual_params({"quality": 0.0})
-  start = jnp.zeros(len(REWARDS)), dual_params, controller.init(dual_params)
+  return (jnp.zeros_like(rewards), dual_params, controller.init(dual_params)), step
+
+
+@functools.partial(jax.jit, static_argnames="controller")
+def simulate(controller: optax.GradientTransformation, noise: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the true expected reward and the multiplier before each of STEPS single-loop updates."""
+  start, step = ascent(controller, jnp.asarray(REWARDS)[None], MIN_REWARD)
   return jax.lax.scan(step, start, noise * jax.random.normal(key, (STEPS,)))[1]
 
 
