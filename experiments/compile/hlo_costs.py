@@ -192,7 +192,7 @@ def _traffic(instruction, shapes, computations):
 
 
 def _fusion_traffic(instruction, operands, body):
-  """A fusion's result and operands; where it only slices or updates one of these, the slice alone."""
+  """A fusion's result and operands; where it only slices or updates one of them, the slice alone."""
   names = {int(i.rest.split(")")[0]): i.name for i in body if i.operation == "parameter"}
   inner = {i.name: i for i in body}
   total, updated = 0, 0

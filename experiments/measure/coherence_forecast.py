@@ -20,7 +20,7 @@ LARGEST_START = 2.0
 
 
 def settings_of(config):
-  """The settings of the config's coherence constraint; None where it has none.
+  """The settings of the config's coherence constraint; None if it has none.
 
   Raises:
     InputError: the constraint is one that is not foretold.

@@ -16,7 +16,6 @@ import numpy as np
 
 from experiments import build
 from experiments.configured import constraints as build_constraints
-from experiments.plan import Plan
 from experiments.plan import Policy
 from qempo_jax import call_text
 from qempo_jax import methods
@@ -128,7 +127,8 @@ def train(configs: Sequence, problem: Problem):
   path, _, fixed = _parsed(first.label)
   make, objective = methods.table()[path], first.objective
   states = [plan.first_state(problem.params) for plan in plans]
-  numbers = [(_parsed(plan.label)[1], _bounds(plan)) for plan in plans]
+  aims = lambda plan: {name: c.bound for name, c in plan.objective.constraints.items() if c.bound is not None}
+  numbers = [(_parsed(plan.label)[1], aims(plan)) for plan in plans]
   stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x, jnp.float32) for x in leaves]), *trees)
   features = objective.method.features(problem.space.tokens, problem.space.mask)
   reference = problem.log_probs(problem.params)
@@ -214,8 +214,3 @@ def _parsed(method: str) -> tuple[str, dict[str, float], dict[str, Any]]:
   path, _, settings = call_text.parse(method, "method")
   numbers = {key: value for key, value in settings.items() if type(value) in (int, float)}
   return path, dict(sorted(numbers.items())), {key: value for key, value in settings.items() if key not in numbers}
-
-
-def _bounds(plan: Plan) -> dict[str, float]:
-  """The bounds that the controllers aim at."""
-  return {name: c.bound for name, c in plan.objective.constraints.items() if c.bound is not None}

@@ -134,7 +134,7 @@ def forecast(program: Program, found: Measured) -> dict:
 
 
 def reason_to_refuse(size: float, hidden: float, samples: int) -> str | None:
-  """Says why nothing is foretold, and what to do; None where the samples carry a forecast."""
+  """Says why nothing is foretold, and what to do; None if the samples carry a forecast."""
   if size < MIN_EFFECTIVE_SAMPLES:
     needed = math.ceil(samples * MIN_EFFECTIVE_SAMPLES / size)
     return (

@@ -237,7 +237,8 @@ def sampled_figures(rows: list[dict], embed: Callable | None = None) -> tuple[li
   """(prompts, figures: [P, samples], or [P, 1] where a figure is one of a prompt's samples together); see `text_figures`."""
   by_prompt = {}
   for row in rows:
-    by_prompt.setdefault(f"{row['split']}: {_asked(row['prompt'])}", []).append(row)
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+    by_prompt.setdefault(f"{row['split']}: {prompt}", []).append(row)
   of = lambda get: np.array([[get(row) for row in group] for group in by_prompt.values()], float)
   groups = list(by_prompt.values())
   of_first = lambda name: np.array([[group[0]["exact"][name]] for group in groups], float)
@@ -297,11 +298,6 @@ def _write(workdir, run: Run, prompts, figures, seconds, more: dict[str, str] | 
   path = _result(workdir, run)
   path.parent.mkdir(parents=True, exist_ok=True)
   write_atomically(path, json.dumps(result) + "\n")
-
-
-def _asked(prompt) -> str:
-  """A prompt's last message."""
-  return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def _result(workdir: pathlib.Path, run: Run) -> pathlib.Path:

@@ -55,7 +55,7 @@ class Reference:
       seed: of the samples.
       floor: least mean reward; None for none.
       margin: how far above the floor the controller aims.
-      max_reward: the largest reward there is; None where unknown.
+      max_reward: the largest reward there is; None if unknown.
     """
     self.sample, self.reward, self._params, self._seed = sample, reward, params, seed
     self._floor, self._margin, self._max_reward = floor, margin, max_reward

@@ -50,7 +50,11 @@ def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
   )
   found["protocols"] = {"guo2024": summary.plain(corpus_figures(rows, embed, parse, e.num_draws, tuple(e.cluster)))}
   if e.judgements:
-    found["judging"] = summary.plain(_judged(e.judgements, e.num_draws))
+    judgements = judging.read(e.judgements)
+    won = judging.win_rate(judgements, num_draws=e.num_draws)
+    controlled = judging.length_controlled_win_rate(judgements, num_draws=e.num_draws)
+    judged = {"rate": won.rate._asdict(), "length_controlled": controlled._asdict(), "file": e.judgements}
+    found["judging"] = summary.plain(won._asdict() | judged)
   return found
 
 
@@ -119,10 +123,3 @@ def _sentences(texts: Mapping[str, list[list[str]]], parse) -> dict[str, list[li
   if parse is None:
     return split
   return {name: [list(parse(sentences)) for sentences in prompts] for name, prompts in split.items()}
-
-
-def _judged(path: str, num_draws: int) -> dict:
-  judgements = judging.read(path)
-  won = judging.win_rate(judgements, num_draws=num_draws)
-  controlled = judging.length_controlled_win_rate(judgements, num_draws=num_draws)
-  return won._asdict() | {"rate": won.rate._asdict(), "length_controlled": controlled._asdict(), "file": path}
