@@ -136,14 +136,12 @@ def certify(
   estimate = float(values.mean())
   toward, opposite = (low, high) if direction == "at least" else (high, low)
   sign = 1 if direction == "at least" else -1
+  verdict, further = "UNDECIDED", None
   if sign * (toward - bound) >= 0:
     verdict = "MET"
   elif sign * (opposite - bound) < 0:
     verdict = "NOT MET"
   else:
-    verdict = "UNDECIDED"
-  further = None
-  if verdict == "UNDECIDED":
     further = _further_prompts(
       len(values), sign * (estimate - bound), sign * (estimate - toward), sign * (opposite - estimate), clusters
     )

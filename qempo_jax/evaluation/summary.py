@@ -8,6 +8,7 @@ each prompt's, and `over_seeds` Student's interval over seeds on these same prom
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 
 import numpy as np
 
@@ -103,6 +104,10 @@ def summarise(
     "comparisons": {},
     "answers": {},
   }
+  certify = functools.partial(
+    _certificates, floor=floor, kind=floor_kind, reward_range=reward_range, max_kl=max_kl or {}, level=level, seed=seed,
+    look=look, planned_looks=planned_looks,
+  )  # fmt: skip
   for method in methods:
     seeds = sorted({value for (name, _), samples in arranged.items() if name == method for value in samples.seeds})
     results["methods"][method] = {"seeds": seeds, "splits": {}}
@@ -112,39 +117,36 @@ def summarise(
     for method, samples in here.items():
       settings = summary_figures.Settings(level, num_draws, seed, samples.clusters)
       results["bootstrap"]["clusters"][split] = _of_families(samples.clusters)
-      summary = _means(samples, figures[method], settings)
-      summary["by_prompt"] = _by_prompt(samples, figures[method])
-      bounds = {
-        "level": level,
-        "seed": seed,
-        "look": look,
-        "planned_looks": planned_looks,
-        "clusters": samples.clusters,
-      }
-      found = [_floor_certificate(method, here, figures, floor, floor_kind, reward_range, bounds)]
-      budget = (max_kl or {}).get(method)
-      if budget is not None and np.all(np.isfinite(figures[method]["kl"])):
-        kl = {"constraint": "kl", "bound": budget, "direction": "at most"}
-        found.append(certificates.certify(figures[method]["kl"], **kl, **bounds))
-      summary["certificates"] = [item._asdict() | {"words": certificates.in_words(item)} for item in found]
-      summary["entropy_gains"] = summary_comparisons.entropy_gains(
-        method, dict.fromkeys((REFERENCE, baseline)), here, figures, settings
-      )
-      summary["diversity_lost"] = summary_comparisons.diversity_lost(method, REFERENCE, here, figures, settings)
-      summary["exact"] = summary_exact.exact_figures(samples, figures[method], settings)
-      summary["solutions"] = summary_figures.solution_figures(samples, acceptable=least[split], settings=settings)
-      summary["diversity"] = summary_figures.diversity_figures(
-        samples,
-        metrics=above_floor.LEXICAL_METRICS if metrics is None else metrics,
-        acceptable=least[split],
-        matched=(max(2, num_samples[split] // 4) if matched is None else matched) or None,
-        settings=settings,
-      )
-      results["methods"][method]["splits"][split] = summary
+      results["methods"][method]["splits"][split] = {
+        **_means(samples, figures[method], settings),
+        "by_prompt": _by_prompt(samples, figures[method]),
+        "certificates": certify(method, here, figures),
+        **_of_method(
+          method, here, figures, settings,
+          baseline=baseline,
+          acceptable=least[split],
+          metrics=above_floor.LEXICAL_METRICS if metrics is None else metrics,
+          matched=(max(2, num_samples[split] // 4) if matched is None else matched) or None,
+        ),
+      }  # fmt: skip
     results["comparisons"][split] = summary_comparisons.against(baseline, here, figures, settings)
     results["answers"][split] = summary_comparisons.answer_counts(here)
   results["warnings"] = alarms.evaluation_warnings(results)
   return plain(results)
+
+
+def _of_method(method, here, figures, settings, *, baseline, acceptable, metrics, matched) -> dict:
+  """Comparisons with the reference and the baseline, exact figures, solutions and diversity of one method on one split."""
+  samples, others = here[method], dict.fromkeys((REFERENCE, baseline))
+  return {
+    "entropy_gains": summary_comparisons.entropy_gains(method, others, here, figures, settings),
+    "diversity_lost": summary_comparisons.diversity_lost(method, REFERENCE, here, figures, settings),
+    "exact": summary_exact.exact_figures(samples, figures[method], settings),
+    "solutions": summary_figures.solution_figures(samples, acceptable=acceptable, settings=settings),
+    "diversity": summary_figures.diversity_figures(
+      samples, metrics=metrics, acceptable=acceptable, matched=matched, settings=settings
+    ),
+  }
 
 
 def absolute_floors(rows: Sequence[Mapping], *, floor: float, kind: quality_floors.Kind) -> dict[str, float]:
@@ -168,18 +170,29 @@ def absolute_floors(rows: Sequence[Mapping], *, floor: float, kind: quality_floo
   return floors
 
 
-def _floor_certificate(method, here, figures, floor, kind, reward_range, bounds) -> certificates.Certificate:
-  """Certificate of one method; a floor relative to the reference is certified on the prompts that both have."""
+def _certificates(method, here, figures, *, floor, kind, reward_range, max_kl, **bounds) -> list[dict]:
+  """Certificates of one method's floor, and of its KL budget where it has one.
+
+  A floor relative to the reference is certified on the prompts that both have.
+  """
+  bounds["clusters"] = clusters = here[method].clusters
   rewards, reference = figures[method]["reward"], None
   if kind == "reference minus":
     shared = summary_comparisons.shared_settings(here, (method, REFERENCE), summary_figures.Settings(0, 0, 0))
-    bounds = bounds | {"clusters": shared.clusters}
+    clusters = shared.clusters
     rewards, reference = summary_comparisons.shared_figures(here, figures, "reward", (method, REFERENCE))
   elif kind == "reference quantile":
     reference = figures[REFERENCE]["reward"]
-  return quality_floors.certify_floor(
-    rewards, kind=kind, amount=floor, reference_rewards=reference, value_range=reward_range, **bounds
-  )
+  found = [
+    quality_floors.certify_floor(
+      rewards, kind=kind, amount=floor, reference_rewards=reference, value_range=reward_range,
+      **bounds | {"clusters": clusters},
+    )
+  ]  # fmt: skip
+  kl = figures[method]["kl"]
+  if max_kl.get(method) is not None and np.all(np.isfinite(kl)):
+    found.append(certificates.certify(kl, constraint="kl", bound=max_kl[method], direction="at most", **bounds))
+  return [item._asdict() | {"words": certificates.in_words(item)} for item in found]
 
 
 def _of_families(found) -> dict:
