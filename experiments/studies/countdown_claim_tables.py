@@ -8,7 +8,6 @@ better one's, the rate with more distinct right answers.
 """
 
 from collections.abc import Iterator
-import io
 import json
 import pathlib
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from experiments.studies import cells
+from qempo_jax.evaluation import plots
 from qempo_jax.evaluation.intervals import Interval
 
 FOLDER = pathlib.Path(__file__).parents[2] / "docs" / "results" / "countdown_claim"
@@ -213,6 +213,4 @@ def picture(runs: Runs) -> bytes:
         axis.set_xlabel("updates")
         axis.axhline(0.85, color="#d62728", linewidth=0.8, linestyle=":")
   axes[1][0].legend(fontsize=8, frameon=False, loc="lower right")
-  file = io.BytesIO()
-  canvas.print_png(file, metadata={"Software": None})
-  return file.getvalue()
+  return plots.png(canvas)

@@ -3,8 +3,6 @@
 Figures are means over puzzles; intervals are 95 %, from a bootstrap over puzzles, then seeds.
 """
 
-import io
-
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
@@ -14,6 +12,7 @@ from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import frontier_page
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import plots
 from qempo_jax.evaluation import solutions
 
 DRAWS = (1, 2, 4, 8, 16, 32, 64)
@@ -125,9 +124,7 @@ def picture(runs: list[dict]) -> bytes:
     axis.set_xlim(0.9, 160)
     axis.spines[["top", "right"]].set_visible(False)
   axes[0].set_title("Countdown, held-out targets", loc="left", fontsize=10)
-  file = io.BytesIO()
-  canvas.print_png(file, metadata={"Software": None})
-  return file.getvalue()
+  return plots.png(canvas)
 
 
 def _name_ends(axis, ends) -> None:

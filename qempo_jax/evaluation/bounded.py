@@ -49,7 +49,10 @@ def lower_bound(
   Raises:
     InputError: a value is below `lowest`, or not finite.
   """
-  means = _means(values)
+  values = np.asarray(values, float)
+  if values.ndim not in (1, 2) or not values.size or not np.all(np.isfinite(values)):
+    raise InputError(f"A bound needs finite numbers as [prompts] or [prompts, samples], got shape {values.shape}.")
+  means = values.reshape(len(values), -1).mean(axis=1)
   if np.min(values) < lowest:
     raise InputError(
       f"A value of {np.min(values):g} is below the least possible value, {lowest:g}: give its true range."
@@ -77,13 +80,6 @@ def upper_bound(values: np.ndarray, *, highest: float, **settings) -> float:
       f"A value of {np.max(values):g} is above the greatest possible value, {highest:g}: give its true range."
     )
   return -lower_bound(-np.asarray(values, float), lowest=-highest, **settings)
-
-
-def _means(values):
-  values = np.asarray(values, float)
-  if values.ndim not in (1, 2) or not values.size or not np.all(np.isfinite(values)):
-    raise InputError(f"A bound needs finite numbers as [prompts] or [prompts, samples], got shape {values.shape}.")
-  return values.reshape(len(values), -1).mean(axis=1)
 
 
 def _exact(top, bottom, lowest, error):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qempo_jax.rewards import normal_form as forms
+from qempo_jax.rewards.normal_form import normal_form
 
 
 def exact(outputs: Sequence[Hashable]) -> np.ndarray:
@@ -20,8 +20,3 @@ def exact(outputs: Sequence[Hashable]) -> np.ndarray:
 def normalised(outputs: Sequence[str]) -> np.ndarray:
   """[outputs] labels, equal for outputs with one `normal_form`."""
   return exact([normal_form(output) for output in outputs])
-
-
-def normal_form(text: str) -> str:
-  """A text without case, Unicode variants, punctuation, articles and blanks; signs with meaning stay (C++, -5)."""
-  return forms.normal_form(text)

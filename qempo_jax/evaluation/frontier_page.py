@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import io
 import json
 import pathlib
 
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import intervals
 from qempo_jax.evaluation import pages
+from qempo_jax.evaluation import plots
 from qempo_jax.paths import write_atomically
 
 LABELS = {
@@ -81,9 +81,7 @@ def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> b
     if curves:
       axis.legend(loc="lower left", frameon=False, fontsize=8)
   axes[0].set_title("Grey: another point is better in both; bars: 95 % over prompts and seeds", loc="left", fontsize=9)
-  buffer = io.BytesIO()
-  canvas.print_png(buffer, metadata={"Software": None})
-  return buffer.getvalue()
+  return plots.png(canvas)
 
 
 def latex(found: Sequence[frontier.Point], config: Mapping) -> str:

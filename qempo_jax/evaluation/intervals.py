@@ -30,7 +30,7 @@ from qempo_jax.evaluation.clusters import interval as _clustered
 
 __all__ = [
   "Interval", "PairedDraws", "bootstrap_means", "bounded_lower_bound", "bounded_upper_bound", "lower_bound",
-  "mean_interval", "over_seeds", "paired_difference", "paired_differences", "paired_ratio", "upper_bound",
+  "mean_interval", "over_seeds", "paired_difference", "paired_ratio", "upper_bound",
 ]  # fmt: skip
 
 _CHUNK = 500_000  # Resampled values in memory at once: about a core's cache.
@@ -128,25 +128,12 @@ def paired_difference(
 
   Each draw takes the same prompts on both sides, so their common variance cancels; samples are drawn separately.
   """
-  settings = {"num_draws": num_draws, "seed": seed, "clusters": clusters}
-  return paired_differences(values, baseline, levels=(level,), **settings)[0]
-
-
-def paired_differences(
-  values: np.ndarray,
-  baseline: np.ndarray,
-  *,
-  levels: Sequence[float],
-  num_draws: int = 2000,
-  seed: int = 0,
-  clusters: Clusters | None = None,
-) -> list[Interval]:
-  """`paired_difference` at several levels, from the same draws."""
-  return PairedDraws(baseline, num_draws=num_draws, seed=seed, clusters=clusters).differences(values, levels=levels)
+  draws = PairedDraws(baseline, num_draws=num_draws, seed=seed, clusters=clusters)
+  return draws.differences(values, levels=(level,))[0]
 
 
 class PairedDraws:
-  """`paired_differences` of several methods from one baseline, whose own draws are made once."""
+  """Paired differences of several methods, at several levels, from one baseline whose own draws are made once."""
 
   def __init__(self, baseline: np.ndarray, *, num_draws: int, seed: int, clusters: Clusters | None = None):
     """Draws nothing yet."""

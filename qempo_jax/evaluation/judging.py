@@ -122,7 +122,8 @@ def win_rate(judgements: Judgements, *, level: float = 0.95, num_draws: int = 20
   Zheng et al., "Judging LLM-as-a-Judge", https://arxiv.org/abs/2306.05685 (order swapping). Range [0, 1].
   """
   scores = (judgements.ours_first + judgements.ours_second) / 2
-  by_prompt = _prompt_means(scores, judgements.prompts)
+  _, owners, counts = np.unique(judgements.prompts, return_inverse=True, return_counts=True)
+  by_prompt = np.bincount(owners, scores) / counts
   order_decided = (judgements.ours_first - 0.5) * (judgements.ours_second - 0.5) < 0
   return WinRate(
     rate=intervals.mean_interval(by_prompt, level=level, num_draws=num_draws, seed=seed),
@@ -176,11 +177,6 @@ def _fit(feature, scores, weights, *, ridge=0.01, steps=50):
     if np.abs(step).max() < 1e-10:
       break
   return beta
-
-
-def _prompt_means(scores, prompts):
-  _, owners, counts = np.unique(prompts, return_inverse=True, return_counts=True)
-  return np.bincount(owners, scores) / counts
 
 
 def _checked(value, where):
