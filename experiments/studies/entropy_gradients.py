@@ -17,6 +17,7 @@ import numpy as np
 
 from configs import frontier_toy
 from experiments.measure import enumerable
+from experiments.studies import cells
 from qempo_jax import exact
 from qempo_jax.evaluation import intervals
 
@@ -62,16 +63,12 @@ def table(rows: list[dict]) -> list[str]:
   distances = {key: np.array([[figures["kl_to_optimum"]] for figures in seeds]) for key, seeds in of.items()}
   for case in dict.fromkeys(key[:2] for key in of):
     plain = distances[*case, "rao_blackwell"]
-    cells = [_interval(intervals.mean_interval(plain))]
+    shown = [cells.interval(intervals.mean_interval(plain), 3)]
     for gradient in ("score_function", DROPPED):
       other = distances.get((*case, gradient))
-      cells.append("–" if other is None else _interval(intervals.paired_difference(other, plain)))
-    lines.append(f"| {case[0]} | {case[1]} | {' | '.join(cells)} |")
+      shown.append("–" if other is None else cells.interval(intervals.paired_difference(other, plain), 3))
+    lines.append(f"| {case[0]} | {case[1]} | {' | '.join(shown)} |")
   return lines
-
-
-def _interval(value) -> str:
-  return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def main() -> None:

@@ -49,7 +49,9 @@ def picture(results: Mapping) -> bytes:
 def hypervolumes(results: Mapping) -> list[str]:
   """One row per method."""
   volumes = frontier_page.volumes(frontier.points(results["runs"]), results["config"])
-  rows = [f"| {cells.label(method)} | {count} | {_interval(volume)} |" for method, (count, volume) in volumes.items()]
+  rows = [
+    f"| {cells.label(method)} | {count} | {cells.interval(volume, 3)} |" for method, (count, volume) in volumes.items()
+  ]
   return ["| method | points | hypervolume |", "|---|---|---|", *rows]
 
 
@@ -58,7 +60,8 @@ def matched(results: Mapping) -> list[str]:
   rows = []
   for m in frontier_page.matches(frontier.points(results["runs"]), results["config"]):
     if m.diversity is not None:
-      figures = f"{_interval(m.diversity.difference)} | {m.diversity.adjusted_p_value:.3f} | {_interval(m.quality)}"
+      difference, left = (cells.interval(value, 3) for value in (m.diversity.difference, m.quality))
+      figures = f"{difference} | {m.diversity.adjusted_p_value:.3f} | {left}"
       rows.append(f"| {m.level:.1f} | {cells.label(m.method)} | {figures} |")
   return ["| level | method | difference | p (Holm) | quality left |", "|---|---|---|---|---|", *rows]
 
@@ -70,13 +73,9 @@ def points(results: Mapping, shown: Sequence[tuple[str, str]] | None = None) -> 
   rows = []
   for point in all_points:
     if shown is None or (point.method, point.label) in shown:
-      figures = [_interval(point.interval(name, num_draws=results["config"]["num_draws"])) for name in names]
+      figures = [cells.interval(point.interval(name, num_draws=results["config"]["num_draws"]), 3) for name in names]
       rows.append(f"| {cells.label(point.method)}: {point.label} | {' | '.join(figures)} |")
   return [f"| point | {' | '.join(names)} |", f"|---{'|---' * len(names)}|", *rows]
-
-
-def _interval(value) -> str:
-  return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 if __name__ == "__main__":
