@@ -129,7 +129,7 @@ def _check_groups(loss, problem, alpha, beta, threshold, group_size, behaviour, 
   at_optimum = moments(optimum)
   stationary = _relative_gradient(at_optimum, found)
   mean = found.mean[:, 0].ravel()
-  scale, error = _fit(mean, _stack(lambda p: flat_gradient(objective, p), problem))
+  scale, error = _fit(mean, jnp.concatenate([flat_gradient(objective, params) for params in problem.params]))
   right = bool(error < tolerance)
   finite = _finite(found, at_optimum)
   padding = use_of_padding(loss, problem, group_size=group_size, tolerance=tolerance)
@@ -239,10 +239,6 @@ def _finite(found: Moments, at_optimum: Moments) -> float:
 def _at_points(moments: Callable[..., Moments], problem: Problem) -> Moments:
   """Moments at every point of the problem: [points, K, D] and [points, K]."""
   return jax.tree.map(lambda *x: jnp.stack(x), *map(moments, problem.params))
-
-
-def _stack(gradient: Callable[..., Array], problem: Problem) -> Array:
-  return jnp.concatenate([gradient(p) for p in problem.params])
 
 
 def _fit(found: Array, expected: Array) -> tuple[Array, Array]:

@@ -47,7 +47,8 @@ def value_and_grad(loss_fn: Callable, params, batch, *, micro_batches: int):
 
   parts = split(batch, micro_batches)
   (loss, _), gradient = jax.eval_shape(compute, params, jax.tree.map(lambda leaf: leaf[0], parts))
-  loss, gradient = jax.tree.map(_zeros, (loss, gradient))
+  zeros = lambda like: jnp.zeros(like.shape, jnp.promote_types(like.dtype, jnp.float32))
+  loss, gradient = jax.tree.map(zeros, (loss, gradient))
   (loss, gradient), aux = jax.lax.scan(one, (loss, sharding.constrain_params(gradient)), parts)
   return (loss, join(aux, num_rows(batch))), gradient
 
@@ -91,7 +92,3 @@ def join(parts, rows: int):
 def num_rows(batch) -> int:
   """Number of packed rows: the smallest leading dimension, of which the others are multiples."""
   return min(leaf.shape[0] for leaf in jax.tree.leaves(batch))
-
-
-def _zeros(like):
-  return jnp.zeros(like.shape, jnp.promote_types(like.dtype, jnp.float32))

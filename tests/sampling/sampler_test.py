@@ -1,5 +1,7 @@
 """The sampler's statistics of its tokens equal those of the training forward pass."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,21 +9,17 @@ import pytest
 
 from qempo_jax import packing
 from qempo_jax.models import transformer
-from qempo_jax.models.config import ModelConfig
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
 from tests import scored
+from tests.loops import toy
 
-CONFIG = ModelConfig(
+CONFIG = dataclasses.replace(
+  toy.MODEL,
   vocab_size=300,
-  hidden_size=32,
   intermediate_size=48,
   num_layers=3,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=8,
   rope_theta=1000.0,
-  norm_epsilon=1e-5,
   tie_embeddings=True,
   logit_softcap=4.0,
 )

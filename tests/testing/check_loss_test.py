@@ -64,11 +64,6 @@ def _k3(s):
   return jnp.mean(estimators.kl_values(s.log_probs, s.ref_log_probs).k3)
 
 
-def _k3_per_token(s):
-  k3 = estimators.kl_values(s.token_log_probs, s.ref_token_log_probs).k3
-  return jnp.mean(jnp.sum(jnp.where(s.mask, k3, 0.0), axis=-1))
-
-
 def _balance(s):
   return losses.trajectory_balance_loss(s.log_probs, s.rewards, s.ref_log_probs, alpha=A, beta=B)
 
@@ -163,7 +158,7 @@ def test_right_losses_pass_with_their_scale(name):
 WRONG = {
   "k1 entropy in the loss": lambda s: _quality(s) + (A - B) * jnp.mean(s.log_probs) + B * _kl(s),
   "k3 in the loss": lambda s: _quality(s) - (A - B) * _entropy(s) + B * _k3(s),
-  "k3 per token in the loss": lambda s: _quality(s) - (A - B) * _entropy(s) + B * _k3_per_token(s),
+  "k3 per token in the loss": lambda s: _quality(s) - (A - B) * _entropy(s) + B * _sums(_k3_tokens(s), s),
   "token-only entropy": lambda s: (
     _policy_gradient(advantages.leave_one_out(s.rewards + B * s.ref_log_probs), s)
     - A * jnp.mean(jnp.sum(s.token_entropies, axis=-1))
@@ -181,15 +176,17 @@ K1_ENTROPY, K1_KL, K3_TOKEN = "k1 entropy in the loss", "k1 in the loss", "k3 pe
 OTHER_WRONG = {  # loss, the mistakes named; also two at once, and under other baselines
   "two k1": (lambda s: _quality(s) + A * jnp.mean(s.log_probs) - B * jnp.mean(s.ref_log_probs), [K1_ENTROPY, K1_KL]),
   "group mean, k3": (
-    lambda s: _policy_gradient(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _k3_per_token(s),
+    lambda s: (
+      _policy_gradient(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _sums(_k3_tokens(s), s)
+    ),
     [K3_TOKEN],
   ),
   "PPO, group mean, k3": (
-    lambda s: _ppo(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _k3_per_token(s),
+    lambda s: _ppo(advantages.group_mean(s.rewards), s) - (A - B) * _entropy(s) + B * _sums(_k3_tokens(s), s),
     [K3_TOKEN],
   ),
   "std, k3": (
-    lambda s: _quality_std(s) - (A - B) * _entropy(s) + B * _k3_per_token(s),
+    lambda s: _quality_std(s) - (A - B) * _entropy(s) + B * _sums(_k3_tokens(s), s),
     ["std-normalised reward", K3_TOKEN],
   ),
   "std, token-only entropy": (

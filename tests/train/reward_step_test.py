@@ -17,22 +17,12 @@ from qempo_jax.models import reward_head
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train import online_step
-from qempo_jax.train import optimizers
 from qempo_jax.train import reward_step
 from qempo_jax.train import state as train_state
 from tests import donation
+from tests.golden.make_steps import ADAMW
 
 MODEL = ModelConfig(48, 32, 64, 3, 4, 2, 8, 100.0, 1e-5, True, windows=(None, 4, None))
-ADAMW = optimizers.adamw(
-  learning_rate=1e-2,
-  warmup_steps=0,
-  total_steps=10,
-  final_fraction=1.0,
-  b1=0.9,
-  b2=0.95,
-  weight_decay=0.0,
-  max_grad_norm=1.0,
-)
 
 
 def _params():
