@@ -21,9 +21,7 @@ def _run(folder, *, stale=1, every=-1):
   folder.mkdir(exist_ok=True)
   config = killed_runs.config(folder, STEPS)
   config.sampling.stale_steps, config.checkpoint.every = stale, every
-  state = toy.train(config, folder)
-  raw = state.replace(rng=jax.random.key_data(state.rng))
-  return jax.device_get(raw), killed_runs.metrics(folder)
+  return toy.raw(toy.train(config, folder)), killed_runs.metrics(folder)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +46,8 @@ def test_a_stale_run_repeats_itself_and_says_how_stale(tmp_path, stale):
 
 @pytest.mark.parametrize("dies_at", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_stale_run_resumes_bit_by_bit(tmp_path, monkeypatch, stale, dies_at):
-  calls, make_batch = [], groups.Replay.make_batch
-
-  def dying(self, *args):
-    calls.append(1)
-    if len(calls) > dies_at:
-      raise KeyboardInterrupt
-    return make_batch(self, *args)
-
   with monkeypatch.context() as patch:
-    patch.setattr(groups.Replay, "make_batch", dying)
+    toy.interrupt(patch, groups.Replay, "make_batch", at=dies_at + 1)
     with pytest.raises(KeyboardInterrupt):
       _run(tmp_path / "cut", every=dies_at)
   drawn, draw = [], draws.Draws._draw

@@ -1,13 +1,12 @@
 """Both loops with adapters: the loss falls, the base stays, and a resumed run is the uninterrupted one."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 
 from experiments.batches import pairs
 from experiments.configured import policy as build_policy
+from experiments.run import metrics_file
 from qempo_jax.errors import InputError
 from qempo_jax.models import lora
 from tests.loops import offline_toy
@@ -28,41 +27,26 @@ def _offline_config(folder, **changes):
   return config
 
 
-def _metrics(folder):
-  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def _raw(state):
-  return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
-
-
 def test_offline_trains_adapters_alone_and_resumes_bit_by_bit(tmp_path, monkeypatch):
   policy = toy.policy()
   before = jax.device_get(policy.params)
   config = _offline_config(tmp_path / "whole", checkpoint__every=-1)
   whole = toy.train(config, tmp_path / "whole", policy)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(policy.params), before)
-  found = _metrics(tmp_path / "whole")
+  found = metrics_file.read(tmp_path / "whole" / "metrics.jsonl")
   assert found[-1]["loss"] < found[0]["loss"]
   assert found[0]["chosen_change"] == pytest.approx(0, abs=1e-5)  # fresh adapters: the policy is the reference
   sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (whole.params, policy.params)]
   assert sizes[0] < sizes[1] / 3
   assert sum(leaf.size for leaf in jax.tree.leaves(whole.opt_state)) < 2 * sizes[0] + 10
 
-  make = pairs.Pairs.make
-
-  def fail_at_the_fifth(self, index):
-    if index == 4:
-      raise KeyboardInterrupt
-    return make(self, index)
-
   config = _offline_config(tmp_path / "cut", checkpoint__every=3)
   with monkeypatch.context() as patch:
-    patch.setattr(pairs.Pairs, "make", fail_at_the_fifth)
+    toy.interrupt(patch, pairs.Pairs, "make", at=5)
     with pytest.raises(KeyboardInterrupt):
       toy.train(config, tmp_path / "cut", policy)
   resumed = toy.train(config, tmp_path / "cut", policy)
-  jax.tree.map(np.testing.assert_array_equal, _raw(resumed), _raw(whole))
+  jax.tree.map(np.testing.assert_array_equal, toy.raw(resumed), toy.raw(whole))
 
   # The whole policy is base and adapters: merged, it scores the responses as the run's own does.
   applied = build_policy.as_policy(config)(whole.params, policy.params)
@@ -82,7 +66,7 @@ def test_online_trains_adapters(tmp_path):
   before = jax.device_get(policy.params)
   state = toy.train(config, tmp_path, policy)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(policy.params), before)
-  found = _metrics(tmp_path)
+  found = metrics_file.read(tmp_path / "metrics.jsonl")
   assert found[0]["kl"] == pytest.approx(0, abs=1e-5) and found[-1]["kl"] > 0.01
   assert found[-1]["reward"] > found[0]["reward"] + 0.02
   moments = [leaf.dtype for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]

@@ -51,20 +51,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
   # Each batch is packed while the step before it runs; that step's metrics are read during the step after it.
   assert events[:4] == ["pack 0", "pack 1", "pack 2", "row 1"] and events[-2:] == ["row 5", "row 6"]
 
-  def fail_at_the_fifth(self, index):
-    if index == 4:
-      raise KeyboardInterrupt
-    return make(self, index)
-
   with monkeypatch.context() as patch:
-    patch.setattr(pairs.Pairs, "make", fail_at_the_fifth)
+    toy.interrupt(patch, pairs.Pairs, "make", at=5)
     with pytest.raises(KeyboardInterrupt):
       _run(tmp_path / "cut", checkpoint__every=3)
   resumed, recorder = _run(tmp_path / "cut", checkpoint__every=3, logging__profile_steps=1, logging__profile_after=2)
   profiled = f"steps 6 to 6 are profiled in {tmp_path / 'cut' / 'profile'}"
   assert recorder.notes == ["resuming at step 4: step 3 was restored", profiled] and int(resumed.step) == 6
-  raw = lambda state: jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
-  jax.tree.map(np.testing.assert_array_equal, raw(resumed), raw(whole))
+  jax.tree.map(np.testing.assert_array_equal, toy.raw(resumed), toy.raw(whole))
   assert timeless(tmp_path / "cut" / "metrics.jsonl") == timeless(tmp_path / "whole" / "metrics.jsonl")
 
 

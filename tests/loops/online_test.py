@@ -34,17 +34,8 @@ def _run(folder, **changes):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
   whole, _ = _run(tmp_path / "whole", checkpoint__every=-1)
-  calls = []
-  make_batch = groups.Replay.make_batch
-
-  def fail_at_the_fifth(self, *args):
-    calls.append(1)
-    if len(calls) == 5:
-      raise KeyboardInterrupt
-    return make_batch(self, *args)
-
   with monkeypatch.context() as patch:
-    patch.setattr(groups.Replay, "make_batch", fail_at_the_fifth)
+    toy.interrupt(patch, groups.Replay, "make_batch", at=5)
     with pytest.raises(KeyboardInterrupt):
       _run(tmp_path / "cut", checkpoint__every=3)
   resumed, _ = _run(tmp_path / "cut", checkpoint__every=3, logging__profile_steps=1, logging__profile_after=2)

@@ -77,6 +77,24 @@ def policy() -> plan.Policy:
   return plan.Policy(MODEL, params, ToyTokenizer(), (EOS,), mesh)
 
 
+def raw(state):
+  """The state on the host, its key as numbers."""
+  return jax.device_get(state.replace(rng=jax.random.key_data(state.rng)))
+
+
+def interrupt(monkeypatch, owner, name, *, at):
+  """Lets a method's call number `at`, from 1, raise KeyboardInterrupt."""
+  calls, method = [], getattr(owner, name)
+
+  def call(self, *args):
+    calls.append(1)
+    if len(calls) == at:
+      raise KeyboardInterrupt
+    return method(self, *args)
+
+  monkeypatch.setattr(owner, name, call)
+
+
 class Silent:
   """A display that shows nothing."""
 
