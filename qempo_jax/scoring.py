@@ -8,6 +8,7 @@ from qempo_jax.logit_transform import PLAIN
 from qempo_jax.logit_transform import LogitTransform
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.token_stats import MixtureStats
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.token_stats import token_stats
 from qempo_jax.types import PackedGroups
@@ -24,7 +25,7 @@ def score_groups(
   chunk_size: int,
   remat: bool = True,
   transform: LogitTransform = PLAIN,
-) -> TokenStats:
+) -> TokenStats | MixtureStats:
   """Scores every response of every group, computing each prompt once.
 
   Args:
@@ -39,7 +40,7 @@ def score_groups(
     transform: the sampler's; with truncation the responses are samples of this policy, whose tokens count as kept.
 
   Returns:
-    TokenStats of shape [P, G, T], nats, 0 on padding.
+    Statistics of shape [P, G, T], nats, 0 on padding; `MixtureStats` for a mixture of experts.
   """
   hidden, router = transformer.forward_groups(params, config, packed, remat=remat)
   predicting = jnp.take_along_axis(hidden, packed.source[:, :, None], axis=1)
@@ -72,4 +73,4 @@ def score_groups(
     return empty.at[index].set(values, mode="drop").reshape(rows * per_row, group_size, max_length)
 
   stats = jax.tree.map(unpack, stats)
-  return stats if router is None else stats._replace(router_loss=jnp.full(len(stats.log_prob), router))
+  return stats if router is None else MixtureStats(*stats, jnp.full(len(stats.log_prob), router))

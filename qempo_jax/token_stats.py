@@ -32,13 +32,29 @@ class TokenStats(NamedTuple):
   Attributes:
     log_prob: log pi(token | past).
     entropy: entropy of the whole next-token distribution.
-    router_loss: load-balancing loss of the routers over the rows scored together, the same for each row [P]; None
-      without experts.
   """
 
   log_prob: jax.Array
   entropy: jax.Array
-  router_loss: jax.Array | None = None
+
+  @property
+  def router_loss(self) -> None:
+    """None: the policy has no mixture of experts."""
+    return None
+
+
+class MixtureStats(NamedTuple):
+  """`TokenStats` of a mixture of experts.
+
+  Attributes:
+    log_prob: log pi(token | past), nats.
+    entropy: entropy of the whole next-token distribution, nats.
+    router_loss: load-balancing loss of the routers over all rows scored together, repeated for each prompt [P].
+  """
+
+  log_prob: jax.Array
+  entropy: jax.Array
+  router_loss: jax.Array
 
 
 def mask_columns(logits: jax.Array, num_tokens: int | None, forbidden: tuple[int, ...] = ()) -> jax.Array:
@@ -165,7 +181,7 @@ def _forward(head: Head, hidden: jax.Array, unembedding: jax.Array, targets: jax
 
 @jax.named_scope("token_stats")
 def _backward(head: Head, residuals: tuple, cotangents: TokenStats):
-  d_hidden, d_unembedding, d_temperature = blocks.gradient(head, *residuals, cotangents[:2])
+  d_hidden, d_unembedding, d_temperature = blocks.gradient(head, *residuals, cotangents)
   return d_hidden, d_unembedding, np.zeros(residuals[2].shape, jax.dtypes.float0), d_temperature
 
 
