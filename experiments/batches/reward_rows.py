@@ -1,5 +1,6 @@
 """Rows of a reward model's pairs, and the frozen blocks' output kept on disk so that they run once a pair."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -141,7 +142,8 @@ def _reserve(path: pathlib.Path, size: int) -> None:
       if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
   except OSError as error:
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # nothing was made on a read-only disk
+      path.unlink(missing_ok=True)
     raise InputError(
       f"{path} takes {size / 1e9:.2f} GB, and there is no room ({error.strerror}); free space there, or set"
       " reward_model.cache to False"

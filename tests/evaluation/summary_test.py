@@ -250,6 +250,8 @@ def test_figures_by_prompt_are_kept_so_that_anyone_can_recompute(make_rows):
   kept = found["by_prompt"]
   for name, values in kept["figures"].items():
     assert np.shape(values) == (found["num_prompts"], 2)
+    if found[name]["mean"] is None:  # unknown of these rows
+      continue
     np.testing.assert_allclose(np.mean(np.array(values, float)), found[name]["mean"], rtol=1e-5)
     np.testing.assert_allclose(np.mean(np.array(values, float), axis=0), found[name]["by_seed"], rtol=1e-5)
   assert len(kept["prompts"]) == found["num_prompts"] == len(kept["families"]["wording"])
