@@ -75,6 +75,10 @@ def check_training(config: ConfigDict) -> None:
       f"{changed or f'offline.loss={o.loss}'} with sampling.function={s.function}: the function samples the policy at its"
       " temperature alone, online; set one of them to its default",
     ),
+    (
+      s.function and config.compute.distributed,
+      "sampling.function with compute.distributed: every process would ask for samples of its own; use one process",
+    ),
   ):
     if wrong:
       raise InputError(advice)

@@ -79,6 +79,7 @@ def test_keys_become_one_transform(tmp_path):
     ({"sampling.stop_strings": ("x",), "offline.loss": "dpo"}, "with offline.loss=dpo"),
     ({"sampling.top_k": 5, "sampling.function": "json.dumps"}, "top_k=5 with sampling.function"),
     ({"sampling.function": "json.nothing"}, "cannot be imported"),
+    ({"sampling.function": "json.dumps", "compute.distributed": True}, "use one process"),
     ({"sampling.min_response_length": 4}, "must be below sampling.max_response_length=4"),
     ({"sampling.logit_bias": (("1 2", 1.0),)}, "'1 2' is 2 tokens"),
     ({"sampling.logit_bias": ((6, 1.0),)}, "there is no token 6"),
