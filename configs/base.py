@@ -33,6 +33,9 @@ def get_config() -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.source = "demo"  # "demo" (SmolLM2-135M-Instruct), a .gguf file, a model folder or a Hugging Face id.
+  # Default values of the chat template's variables, such as "enable_thinking=False"; a row's column of this name wins.
+  config.model.chat_template_kwargs = ""  # "": the template's own defaults.
+  config.model.template_date = "2025-01-01"  # Date that chat templates print as today's, YYYY-MM-DD.
   config.model.dtype = "float32"  # Dtype of stored parameters; "bfloat16" halves them, best if frozen under LoRA.
 
   config.data = ConfigDict()
@@ -56,7 +59,8 @@ def get_config() -> ConfigDict:
   # Several rewards instead of one, each (name, function, weight, normalisation, floor); (): reward.function alone.
   # Normalisation is "none", "group" or "running"; floor is the least mean of that reward, None for no floor.
   config.reward.functions = ()
-  # Reward of completions for which every function returned None; none raises instead.
+  # Reward of completions that no function could judge (all returned None). none: no credit or blame and no pair; where a
+  # mean is measured (floors, evaluation, feasibility), the least of 0 and the judged rewards.
   config.reward.unscored = config_dict.placeholder(float)
 
   config.sampling = ConfigDict()

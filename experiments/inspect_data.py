@@ -11,14 +11,13 @@ from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
 from qempo_jax.data import inspection
 from qempo_jax.data import pair_tokens
-from qempo_jax.data import tokenization
 
 
 def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
   """Prints some examples, then a summary over all; loads the tokenizer, not the model."""
   build.check_one_method(config)
   del workdir
-  tokenizer = tokenization.load_tokenizer(build_policy.source(config))
+  tokenizer = build_policy.load_tokenizer(config)
   examples, line = build_data.examples(config, tokenizer)
   limits = build_data.limits(config) | {"forbidden": build_policy.forbidden(config, tokenizer)}
   print(line)
@@ -54,6 +53,8 @@ def _show(tokenizer, example, place, limits) -> None:
       print(f"    {token.id:>7}  {'loss' if token.trained else '   .'}  {token.part:<9}  {token.piece}")
   for fault in inspection.faults(tokens, **limits):
     print(f"  NOTE: {fault}")
+  if inspection.summarise(tokenizer, [example], **limits).unrendered:
+    print("  NOTE: the chat template renders the whole conversation otherwise than this prompt and response")
 
 
 if __name__ == "__main__":

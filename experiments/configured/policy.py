@@ -3,13 +3,16 @@
 from collections.abc import Callable
 import dataclasses
 import math
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from experiments.plan import Policy
+from qempo_jax import call_text
 from qempo_jax import sharding
 from qempo_jax.data import special_tokens
+from qempo_jax.data import templates
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
@@ -41,7 +44,7 @@ def policy(config: ConfigDict) -> Policy:
   placed = mesh(config)
   _check_reference_memory(config)
   path = source(config)
-  tokenizer = tokenization.load_tokenizer(path)
+  tokenizer = load_tokenizer(config)
   model_config, params = conversion.load(path, mesh=placed, dtype=jax.numpy.dtype(config.model.dtype))
   model_config = dataclasses.replace(
     _with_compute(config, model_config),
@@ -51,6 +54,22 @@ def policy(config: ConfigDict) -> Policy:
   return Policy(
     model_config, params, tokenizer, tuple(tokenization.stop_token_ids(tokenizer)), placed, config.model.source, path
   )
+
+
+def load_tokenizer(config: ConfigDict) -> Any:
+  """The model's tokenizer, its chat template with the config's variables and date."""
+  found = tokenization.load_tokenizer(source(config))
+  templates.configure(found, options=template_options(config), date=config.model.template_date)
+  return found
+
+
+def template_options(config: ConfigDict) -> dict[str, Any]:
+  """Default values of the chat template's variables."""
+  text = config.model.chat_template_kwargs
+  arguments, options = call_text.parse(f"_({text})", "model.chat_template_kwargs")[1:]
+  if arguments:
+    raise InputError(f"model.chat_template_kwargs={text!r} must be NAME=VALUE, such as enable_thinking=False")
+  return options
 
 
 def forbidden(config: ConfigDict, tokenizer, **options) -> tuple[int, ...]:
@@ -97,6 +116,7 @@ def reward_policy(config: ConfigDict) -> Policy:
     if config[group][name] != allowed:
       raise InputError(f"config.{key}={config[group][name]} is not for reward models; leave it at {allowed}")
   found = reward_model.load_model(config.model.source, mesh=placed, compute_dtype=config.compute.dtype)
+  templates.configure(found.tokenizer, options=template_options(config), date=config.model.template_date)
   shape = dataclasses.replace(found.config, attention=config.compute.attention, remat=config.compute.remat)
   stop_tokens = tuple(tokenization.stop_token_ids(found.tokenizer))
   return Policy(shape, found.params, found.tokenizer, stop_tokens, found.mesh, config.model.source, config.model.source)

@@ -64,6 +64,8 @@ def _encoded(config, tokenizer, named, most, part) -> RewardData:
       dropped += len(found)
       continue
     dropped += encoded.dropped
+    if encoded.unrendered:
+      print(f"{name}: {encoded.unrendered} responses are rendered otherwise by the chat template; see inspect_data")
     take = slice(most or None)
     prompts += encoded.prompts[take]
     responses += encoded.responses[take]

@@ -14,6 +14,7 @@ from experiments.plan import Sampling
 from qempo_jax import response_trees
 from qempo_jax import sharding
 from qempo_jax.data import pair_tokens
+from qempo_jax.data import templates
 from qempo_jax.data.prompts import Row
 from qempo_jax.evaluation import exact_answers
 from qempo_jax.rewards import answers
@@ -67,7 +68,7 @@ class ListedAnswers:
     for start in range(0, len(rows), self._batch):
       some = rows[start : start + self._batch]
       batch = [*some, *[some[0]] * (self._batch - len(some))]  # one shape is compiled
-      prompts = [self._encoder.prompt(row["prompt"]) for row in batch]
+      prompts = [self._encoder.prompt(row["prompt"], templates.options_of(row)) for row in batch]
       listed = list(map(self._listed_of, batch))
       place = lambda arrays: sharding.place(arrays, sharding.rows_sharding(self._policy.mesh, self._batch))
       score = lambda arrays, place=place: sharding.to_host(self._score(params, place(arrays)))
@@ -77,12 +78,13 @@ class ListedAnswers:
 
   def _listed_of(self, row: Row) -> tuple[dict[tuple[int, ...], str], response_trees.ResponseTree]:
     """The right responses to a prompt, and their tree; alike for prompts of one set that end alike."""
-    key = row["set_name"], self._encoder.ending(row["prompt"])
+    options = templates.options_of(row)
+    key = row["set_name"], self._encoder.ending(row["prompt"], options)
     if key not in self._listed:
       forms = self._forms(row["set_name"])
       responses = exact_answers.right_responses(
         forms,
-        self._encoder.bodies(row["prompt"], list(forms)),
+        self._encoder.bodies(row["prompt"], list(forms), options),
         stop_tokens=self._policy.stop_tokens,
         max_length=self._sampling.max_response_length,
         forbidden=self._policy.config.forbidden,

@@ -3,7 +3,8 @@
 system, system_prompt                                   the conversation's first message
 question, query, problem, instruction (with input)      the prompt, if there is no other
 label, kto_tag                                          whether a completion is worth imitating
-tools, images, chat_template_kwargs, ...                refused: not supported
+chat_template_kwargs                                    variables of the chat template
+tools, images, chat_template, ...                       refused: not supported
 """
 
 from collections.abc import Mapping
@@ -25,14 +26,14 @@ PROMPT_PARTS = (*QUESTIONS, "input", "context", "history")
 # Labels of a completion: true or 1 is good, false or 0 is bad.
 LABELS = ("label", "kto_tag")
 UNBUILT = (
-    "tools", "images", "image", "videos", "video", "audios", "audio", "chat_template", "chat_template_kwargs",
+    "tools", "functions", "documents", "images", "image", "videos", "video", "audios", "audio", "chat_template",
 )  # fmt: skip
 # Columns that determine the right answer: rows with one prompt but different values here are different tasks.
 TASKS = (
     "task", "task_id", "answer", "answers", "target", "solution", "solutions", "reference", "references",
     "reference_answer", "ground_truth", "gold", "expected", "expected_answer", "correct_answer", "label", "labels",
     "choices", "options", "context", "constraint", "constraints", "test", "tests", "test_cases", "reward_model",
-    "extra_info", "verification_info",
+    "extra_info", "verification_info", "chat_template_kwargs",
 )  # fmt: skip
 
 # Column pairs with the scores of two responses; the first pair with numbers counts.

@@ -12,6 +12,7 @@ from typing import Any
 from qempo_jax.data import columns
 from qempo_jax.data import examples
 from qempo_jax.data import readers
+from qempo_jax.data import templates
 from qempo_jax.data.examples import Preference
 from qempo_jax.data.examples import RowError
 from qempo_jax.data.examples import Scored
@@ -58,6 +59,7 @@ def read(entry: Entry, *, needs: str) -> tuple[str, Preference | Scored]:
   if not isinstance(entry, dict):
     raise RowError("is not an object")
   columns.refuse_unbuilt(entry)
+  templates.options_of(entry)
   parts = entry | {key: examples.decoded(entry[key]) for key in _MESSAGES if key in entry}
   name = detect(parts)
   # If only an explicit prompt is needed, other fields may hold anything.

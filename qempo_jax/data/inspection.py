@@ -9,6 +9,7 @@ import numpy as np
 
 from qempo_jax.data import columns
 from qempo_jax.data import pair_tokens
+from qempo_jax.data import templates
 from qempo_jax.data import tokenization
 from qempo_jax.data.examples import Preference
 
@@ -46,6 +47,7 @@ class Summary(NamedTuple):
     alike: pairs whose responses have the same tokens.
     tied: pairs whose columns score both responses the same.
     reversed: pairs whose columns score the rejected response higher.
+    unrendered: responses that the chat template renders otherwise.
   """
 
   examples: int
@@ -61,6 +63,7 @@ class Summary(NamedTuple):
   alike: int = 0
   tied: int = 0
   reversed: int = 0
+  unrendered: int = 0
 
   def lines(self) -> list[str]:
     """Formats the summary for the user."""
@@ -76,6 +79,10 @@ class Summary(NamedTuple):
       (self.forbidden, "examples with a special token in a response (sampling.allowed_tokens), dropped"),
       (self.endings, "responses without exactly one end token at their end"),
       (self.seams, "responses whose first token would merge with the prompt's last (prefix violations)"),
+      (
+        self.unrendered,
+        "responses that the chat template renders otherwise: prompt + response is not its conversation",
+      ),
       (self.alike, "pairs whose chosen and rejected response have the same tokens"),
       (self.tied, "pairs whose scores are equal (ties)"),
       (self.reversed, "pairs whose rejected response has the higher score (reversed)"),
@@ -88,13 +95,13 @@ class Summary(NamedTuple):
 
 def explain(tokenizer: Any, example: Preference) -> dict[str, list[Token]]:
   """Returns the tokens of an example: {"prompt", "chosen", "rejected"}, without the sides it lacks."""
-  encoder = pair_tokens.Encoder(tokenizer)
+  encoder, options = pair_tokens.Encoder(tokenizer), templates.options_of(example.row)
   prompt = example.row["prompt"]
-  sides = {"prompt": _prompt(tokenizer, prompt, encoder.prompt(prompt))}
+  sides = {"prompt": _prompt(tokenizer, prompt, encoder.prompt(prompt, options), options)}
   for name in ("chosen", "rejected"):
     response = getattr(example, name)
     if response is not None:
-      ids = encoder.response(prompt, response)
+      ids = encoder.response(prompt, response, options)
       stops = tokenization.stop_token_ids(tokenizer)
       sides[name] = [_token(tokenizer, id_, "end" if id_ in stops else "response", True) for id_ in ids]
   return sides
@@ -131,9 +138,10 @@ def summarise(
   long_prompts = long_responses = early = masked = endings = alike = 0
   bos, prompt_lengths, response_lengths = {}, [], []
   for row, *pair in examples:
-    prompt = encoder.prompt(row["prompt"])
+    options = templates.options_of(row)
+    prompt = encoder.prompt(row["prompt"], options)
     given = [response for response in pair if response is not None]
-    responses = [encoder.response(row["prompt"], response) for response in given]
+    responses = [encoder.response(row["prompt"], response, options) for response in given]
     number = 0 if tokenizer.bos_token_id is None else _leading(prompt, tokenizer.bos_token_id)
     bos[number] = bos.get(number, 0) + 1
     long_prompts += len(prompt) > max_prompt_length
@@ -149,7 +157,7 @@ def summarise(
   gaps = [columns.score_gap(example.row) for example in examples if example.rejected is not None]
   score_counts = {"tied": sum(gap == 0 for gap in gaps), "reversed": sum(gap is not None and gap < 0 for gap in gaps)}
   counts = long_prompts, long_responses, encoder.seams, early, masked, endings
-  return Summary(len(examples), *counts, bos, *sizes, alike, **score_counts)
+  return Summary(len(examples), *counts, bos, *sizes, alike, **score_counts, unrendered=encoder.unrendered)
 
 
 def _leading(ids, bos) -> int:
@@ -160,15 +168,12 @@ def _leading(ids, bos) -> int:
   return number
 
 
-def _prompt(tokenizer, prompt, ids) -> list[Token]:
+def _prompt(tokenizer, prompt, ids, options) -> list[Token]:
   """Labels the prompt's tokens by message; a slow tokenizer has no character offsets, so its label is "prompt"."""
   if not getattr(tokenizer, "is_fast", False):
     return [_token(tokenizer, id_, "prompt", False) for id_ in ids]
-  messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-  templated = bool(tokenizer.chat_template)
-  text = (
-    tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True) if templated else prompt
-  )
+  messages, templated = templates.turns(prompt), bool(tokenizer.chat_template)
+  text = templates.render(tokenizer, messages, header=True, options=options) if templated else prompt
   encoded = tokenizer(text, add_special_tokens=not templated, return_offsets_mapping=True)
   spans, start = [], 0
   for message in messages:

@@ -1,8 +1,10 @@
 """Preference pairs as token ids: a prompt as it is sampled from, each response with the token that ends it."""
 
 from collections.abc import Collection
+from collections.abc import Mapping
 from collections.abc import Sequence
 import hashlib
+import re
 from typing import Any
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ import numpy as np
 from qempo_jax import packing
 from qempo_jax.data import columns
 from qempo_jax.data import special_tokens
+from qempo_jax.data import templates
 from qempo_jax.data import tokenization
 from qempo_jax.data.examples import Preference
 from qempo_jax.data.examples import Response
@@ -19,6 +22,11 @@ from qempo_jax.data.special_tokens import end_token_id as end_token_id
 from qempo_jax.errors import InputError
 from qempo_jax.offline_losses import ListWeights
 from qempo_jax.types import PackedGroups
+
+Options = Mapping[str, Any] | None
+
+# A tag that a generation header opens at its end, and blanks behind it.
+_OPENED = re.compile(r"(<\w+>)(\s*)$")
 
 
 class PairTokens(NamedTuple):
@@ -32,6 +40,7 @@ class PairTokens(NamedTuple):
     seams: responses whose tokens would differ if prompt and response were encoded as one text.
     ended: pairs left out because a response holds the token that ends it before its end.
     forbidden: pairs left out because a response holds a token that the policy never samples.
+    unrendered: responses that the chat template renders otherwise, see `Encoder`.
     lists: [N, G] each, what losses of lists read; None for pairs.
   """
 
@@ -42,6 +51,7 @@ class PairTokens(NamedTuple):
   seams: int
   ended: int = 0
   forbidden: int = 0
+  unrendered: int = 0
   lists: ListWeights | None = None
 
   def weights(self) -> np.ndarray | None:
@@ -98,8 +108,9 @@ def encode_pairs(
   encoder = Encoder(tokenizer)
   rows, prompts, groups, ended, masked = [], [], [], 0, 0
   for row, *pair in preferences:
-    prompt = encoder.prompt(row["prompt"])
-    group = tuple(encoder.response(row["prompt"], response) for response in pair[: min(responses, 2)])
+    options = templates.options_of(row)
+    prompt = encoder.prompt(row["prompt"], options)
+    group = tuple(encoder.response(row["prompt"], response, options) for response in pair[: min(responses, 2)])
     if any(isinstance(given, str) and encoder.ends_early(ids) for given, ids in zip(pair, group)):
       ended += 1
       continue
@@ -121,7 +132,7 @@ def encode_pairs(
   if responses == 3:
     groups = [(*group, groups[other][0]) for group, other in zip(groups, _next_other(rows))]
   dropped = len(preferences) - len(rows) - ended - masked
-  return PairTokens(rows, prompts, groups, dropped, encoder.seams, ended, masked)
+  return PairTokens(rows, prompts, groups, dropped, encoder.seams, ended, masked, encoder.unrendered)
 
 
 def fitted(
@@ -172,65 +183,122 @@ def padding_share(packed: PackedGroups) -> float:
 
 
 class Encoder:
-  """Encodes prompts once each, and responses as what follows them, with exactly one ending token."""
+  """Encodes prompts, and responses as the chat template makes them: prompt + response = the whole conversation.
+
+  Attributes:
+    seams: responses whose first token merges with the prompt's last.
+    unrendered: responses of which that cannot be, since the conversation does not begin with its prompt's rendering. A
+      template may drop a response's thoughts that its generation header opens. The text follows the header then.
+  """
 
   def __init__(self, tokenizer):
     self._tokenizer = tokenizer
-    self._prompts, self._end, self._stops, self._rendered = {}, None, None, None
-    self.seams = 0
+    self._prompts, self._end, self._stops, self._stop_texts, self._rendered = {}, None, None, None, None
+    self.seams = self.unrendered = 0
 
-  def prompt(self, prompt) -> list[int]:
-    """Its tokens by the chat template, rendered once."""
-    if prompt not in self._prompts:
-      self._prompts[prompt] = tokenization.encode_chat(self._tokenizer, prompt)
-    return self._prompts[prompt]
+  def prompt(self, prompt, options: Options = None) -> list[int]:
+    """Its tokens by the chat template, rendered once; `options` are the row's template variables."""
+    key = prompt, repr(options or {})
+    if key not in self._prompts:
+      self._prompts[key] = tokenization.encode_chat(self._tokenizer, prompt, options)
+    return self._prompts[key]
 
-  def response(self, prompt, response: Response) -> tuple[int, ...]:
-    """Ids of the response after the prompt's own ids, and the ending token; given ids are taken as they are."""
+  def response(self, prompt, response: Response, options: Options = None) -> tuple[int, ...]:
+    """Ids of the assistant's turn behind the prompt's own ids, and the ending token; given ids are taken as they are."""
     if not isinstance(response, str):
       return response
-    start = self.prompt(prompt)
-    templated = bool(self._tokenizer.chat_template)
-    whole = self._tokenizer.encode(self._text(prompt) + response, add_special_tokens=not templated)
-    return (*self._behind(start, whole, response), self.end)
+    whole = self._turn(prompt, response, options)
+    header = self._text(prompt, options)
+    if whole is None:
+      return (*self._continued(prompt, _without_opened(header, response), options), self.end)
+    ids = self._behind(self.prompt(prompt, options), self._encode(whole), whole[len(header) :])
+    ends = [place for place, token in enumerate(ids) if token in self.stops]
+    if not ends:  # the template has no ending token
+      tail = special_tokens.template_tail(self._tokenizer)
+      return (*self._continued(prompt, whole[len(header) :].removesuffix(tail), options), self.end)
+    inner = sum(token in self.stops for token in self._encode(response)) if self._has_stop(response) else 0
+    end = ends[min(inner, len(ends) - 1)]
+    return (*self._without_stops(ids[:end]), ids[end])
 
-  def bodies(self, prompt, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of several responses to one prompt, as `response` gives them, without the ending token.
+  def conversation(self, prompt, response: str, options: Options = None) -> list[int]:
+    """Ids of the whole conversation as the template renders it, with what it puts behind the ending token."""
+    if not self._tokenizer.chat_template:
+      return [*self.prompt(prompt), *self.response(prompt, response)]
+    try:
+      return self._encode(self._render(prompt, response, options))
+    except InputError:  # such as an empty sample
+      return [*self.prompt(prompt, options), *self.response(prompt, response, options)]
+
+  def bodies(self, prompt, texts: Sequence[str], options: Options = None) -> list[list[int]]:
+    """Ids of several continuations of one prompt, without the ending token.
 
     They are encoded behind `ending(prompt)` alone, so the result is the same for all prompts that end alike.
     """
-    ending, templated = self.ending(prompt), bool(self._tokenizer.chat_template)
-    start = list(self._tokenizer.encode(ending, add_special_tokens=False)) if templated else self.prompt(prompt)
+    ending, templated = self.ending(prompt, options), bool(self._tokenizer.chat_template)
+    start = self._encode(ending) if templated else self.prompt(prompt)
     wholes = [ending + text for text in texts]
     if getattr(self._tokenizer, "is_fast", False):
       wholes = self._tokenizer(wholes, add_special_tokens=not templated, return_attention_mask=False)["input_ids"]
     else:
       wholes = [self._tokenizer.encode(whole, add_special_tokens=not templated) for whole in wholes]
-    return [self._behind(start, whole, text) for whole, text in zip(wholes, texts)]
+    return [self._without_stops(self._behind(start, whole, text)) for whole, text in zip(wholes, texts)]
 
-  def ending(self, prompt) -> str:
+  def ending(self, prompt, options: Options = None) -> str:
     """The text of a prompt from its last added token on, before which no tokenizer merges; all of it without a template."""
-    text = self._text(prompt)
+    text = self._text(prompt, options)
     if not self._tokenizer.chat_template:
       return text
     added = map(str, special_tokens.added_tokens(self._tokenizer).values())
     return text[max([0, *map(text.rfind, added)]) :]
 
-  def is_canonical(self, prompt, ids: Sequence[int], text: str) -> bool:
+  def is_canonical(self, prompt, ids: Sequence[int], text: str, options: Options = None) -> bool:
     """Whether the text of a sampled response, itself one of many token sequences, encodes to these very tokens."""
-    body = lambda tokens: tuple(tokens[:-1] if len(tokens) and tokens[-1] in self.stops else tokens)
-    return body(self.response(prompt, text)) == body([int(token) for token in ids])
+    return self._continued(prompt, text, options) == self._without_stops([int(token) for token in ids])
+
+  def _turn(self, prompt, response: str, options: Options) -> str | None:
+    """The conversation's rendering, which begins with the prompt's; None without a template, or where there is none."""
+    if not self._tokenizer.chat_template:
+      return None
+    try:
+      whole = self._render(prompt, response, options)
+    except InputError:  # such as an empty sample
+      whole = ""
+    if whole.startswith(self._text(prompt, options)):
+      return whole
+    self.unrendered += 1
+    return None
+
+  def _continued(self, prompt, text: str, options: Options) -> list[int]:
+    """Ids of a text behind the prompt."""
+    templated = bool(self._tokenizer.chat_template)
+    whole = self._tokenizer.encode(self._text(prompt, options) + text, add_special_tokens=not templated)
+    return self._without_stops(self._behind(self.prompt(prompt, options), whole, text))
 
   def _behind(self, start: list[int], whole: Sequence[int], response: str) -> list[int]:
-    """Ids of a text behind those before it, without its own ending or one that the tokenizer adds."""
-    ids = list(whole[len(start) :])
-    if list(whole[: len(start)]) != start:
-      # The two texts merge at the seam. A sampler starts from the prompt's own ids, and so do we.
-      self.seams += 1
-      ids = list(self._tokenizer.encode(response, add_special_tokens=False))
+    """Ids of a text behind those before it."""
+    if list(whole[: len(start)]) == start:
+      return list(whole[len(start) :])
+    # The two texts merge at the seam. A sampler starts from the prompt's own ids, and so do we.
+    self.seams += 1
+    return self._encode(response)
+
+  def _without_stops(self, ids: Sequence[int]) -> list[int]:
+    """Ids without the stop tokens at their end."""
+    ids = list(ids)
     while ids and ids[-1] in self.stops:
       ids.pop()
     return ids
+
+  def _has_stop(self, text: str) -> bool:
+    if self._stop_texts is None:
+      self._stop_texts = [self._tokenizer.decode([token]) for token in self.stops]
+    return any(stop in text for stop in self._stop_texts)
+
+  def _encode(self, text: str) -> list[int]:
+    return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+  def _render(self, prompt, response: str, options: Options) -> str:
+    return templates.render(self._tokenizer, templates.turns(prompt, response), header=False, options=options)
 
   @property
   def end(self) -> int:
@@ -250,15 +318,23 @@ class Encoder:
     """Whether a sampler would have stopped before the last of these tokens."""
     return any(token in self.stops for token in ids[:-1])
 
-  def _text(self, prompt) -> str:
+  def _text(self, prompt, options: Options) -> str:
     if not self._tokenizer.chat_template:
       return prompt
-    if self._rendered is not None and self._rendered[0] == prompt:  # a pair asks twice
-      return self._rendered[1]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    self._rendered = prompt, text
-    return text
+    key = prompt, repr(options or {})
+    if self._rendered is None or self._rendered[0] != key:  # a pair asks several times
+      text = templates.render(self._tokenizer, templates.turns(prompt), header=True, options=options)
+      self._rendered = key, text
+    return self._rendered[1]
+
+
+def _without_opened(header: str, response: str) -> str:
+  """A response without the tag that its header opens at the end, such as <think>, where it repeats that."""
+  opened = _OPENED.search(header)
+  if opened is None or not response.lstrip().startswith(opened[1]):
+    return response
+  rest = response.lstrip().removeprefix(opened[1])
+  return rest.lstrip() if opened[2] else rest
 
 
 def _next_other(rows) -> list[int]:

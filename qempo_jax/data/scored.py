@@ -10,6 +10,7 @@ from qempo_jax import losses
 from qempo_jax.data import columns
 from qempo_jax.data import pair_selection
 from qempo_jax.data import pair_tokens
+from qempo_jax.data import templates
 from qempo_jax.data.examples import Preference
 from qempo_jax.data.examples import Row
 from qempo_jax.data.examples import Scored
@@ -141,10 +142,11 @@ def encode_lists(
   rows, prompts, groups, weights, used = [], [], [], [], 0
   left_out = {"dropped": 0, "ended": 0, "forbidden": 0}
   for example in examples:
-    prompt = encoder.prompt(example.row["prompt"])
+    options = templates.options_of(example.row)
+    prompt = encoder.prompt(example.row["prompt"], options)
     kept = []
     for response, score, answer in zip(*example[1:], strict=True):
-      ids = encoder.response(example.row["prompt"], response)
+      ids = encoder.response(example.row["prompt"], response, options)
       if isinstance(response, str) and encoder.ends_early(ids):
         left_out["ended"] += 1
       elif any(token in forbidden for token in ids):
@@ -174,7 +176,8 @@ def encode_lists(
     )
   lists = ListWeights(*(np.stack(column).astype(np.float32) for column in zip(*weights, strict=True)))
   lists = lists._replace(chosen=lists.chosen * (len(rows) / used))
-  return PairTokens(rows, prompts, groups, seams=encoder.seams, lists=lists, **left_out)
+  counts = left_out | {"seams": encoder.seams, "unrendered": encoder.unrendered}
+  return PairTokens(rows, prompts, groups, lists=lists, **counts)
 
 
 def _answer(tokenizer, row, response) -> str | None:

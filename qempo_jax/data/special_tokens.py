@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 from typing import Any
 
+from qempo_jax.data import templates
 from qempo_jax.errors import InputError
 from qempo_jax.paths import read_json
 
@@ -154,21 +155,21 @@ def _declared(tokenizer: PreTrainedTokenizerBase, settings: Iterable[Mapping[str
   return found
 
 
+def template_tail(tokenizer: PreTrainedTokenizerBase) -> str:
+  """The text that the chat template puts behind an assistant's last text; empty without a template, or if it refuses."""
+  if not getattr(tokenizer, "chat_template", None):
+    return ""
+  try:
+    text = templates.render(tokenizer, templates.turns("question", _ANSWER), header=False)
+  except InputError:  # a template that wants other roles, or another shape of messages
+    return ""
+  return text.rpartition(_ANSWER)[2] if _ANSWER in text else ""
+
+
 def _template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
   """The added token that directly follows an assistant's text in the chat template; None if there is none."""
-  template = getattr(tokenizer, "chat_template", None)
-  if not template:
-    return None
-  import jinja2
-
-  turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
-  try:
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-  except (jinja2.TemplateError, KeyError, TypeError, ValueError):
-    return None  # a template that wants other roles, or another shape of messages
-  _, answer, tail = text.rpartition(_ANSWER)
-  added = added_tokens(tokenizer)
-  for id_ in tokenizer.encode(tail, add_special_tokens=False) if answer else ():
+  added, tail = added_tokens(tokenizer), template_tail(tokenizer)
+  for id_ in tokenizer.encode(tail, add_special_tokens=False) if tail else ():
     if id_ in added and added[id_].content.strip():
       return id_
     if tokenizer.decode([id_]).strip():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 from qempo_jax.data import special_tokens
+from qempo_jax.data import templates
 from qempo_jax.data.special_tokens import stop_token_ids as stop_token_ids
 from qempo_jax.errors import InputError
 from qempo_jax.paths import expand_path
@@ -106,7 +107,11 @@ def gguf_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
   return tokenizer
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages_or_prompt: Sequence[Message] | str) -> list[int]:
+def encode_chat(
+  tokenizer: PreTrainedTokenizerBase,
+  messages_or_prompt: Sequence[Message] | str,
+  options: Mapping[str, Any] | None = None,
+) -> list[int]:
   """Encodes a conversation up to and including the header of the assistant's next turn.
 
   The chat template is applied once; special tokens that it leaves out, such as a BOS, are not added. A model without
@@ -115,6 +120,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages_or_prompt: Sequence
   Args:
     tokenizer: the model's tokenizer.
     messages_or_prompt: messages with "role" and "content", or one user message as a string.
+    options: variables of the chat template.
 
   Returns:
     Token ids of the prompt.
@@ -127,13 +133,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages_or_prompt: Sequence
     if is_prompt:
       return _without_eos(tokenizer, messages_or_prompt)
     raise InputError("The tokenizer has no chat template: give plain prompts, or use an instruction-tuned model.")
-  messages = [{"role": "user", "content": messages_or_prompt}] if is_prompt else list(messages_or_prompt)
-  import jinja2
-
-  try:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-  except jinja2.TemplateError as error:
-    raise InputError(f"The chat template refuses the messages ({error}): check their roles and contents.") from error
+  text = templates.render(tokenizer, templates.turns(messages_or_prompt), header=True, options=options)
   return list(tokenizer.encode(text, add_special_tokens=False))
 
 

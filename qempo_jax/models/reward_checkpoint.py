@@ -21,6 +21,7 @@ from qempo_jax.paths import expand_path
 from qempo_jax.paths import read_json
 
 _SCORE, _CLASSIFIER = "score.weight", "ForSequenceClassification"
+_READ_AT = "score_read_at"  # Key of config.json.
 _CLASSES = {"llama": "Llama", "qwen2": "Qwen2"}
 
 
@@ -30,6 +31,11 @@ def is_checkpoint(folder: pathlib.Path) -> bool:
     return any(name.endswith(_CLASSIFIER) for name in _read(folder).get("architectures") or ())
   except InputError:
     return False
+
+
+def is_own(folder: pathlib.Path) -> bool:
+  """True if `export` wrote the folder: the score is then read at the token that ends the response."""
+  return _read(folder).get(_READ_AT) == "end_token"
 
 
 def load(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any], int | None]:
@@ -109,6 +115,7 @@ def export(
     "label2id": {"LABEL_0": 0},
     "pad_token_id": pad_token_id,
     "problem_type": "regression",
+    _READ_AT: "end_token",
   }
   head = export_tensors.host_part(params["score"], ()).T
   body = export_tensors.to_hugging_face_names(params, config, dtype=dtype)

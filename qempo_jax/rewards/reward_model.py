@@ -15,6 +15,7 @@ from qempo_jax import sharding
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
 from qempo_jax.data import special_tokens
+from qempo_jax.data import templates
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
@@ -38,6 +39,8 @@ class Loaded(NamedTuple):
     pad_token_id: padding token, which ends no text; the token before it is scored.
     mesh: the devices.
     has_head: True if the source had a head; else every score is 0.
+    foreign: True for a classifier from elsewhere, which scores the last token of the template's rendering of the whole
+      conversation; False scores the token that ends the response.
   """
 
   config: ModelConfig
@@ -46,6 +49,7 @@ class Loaded(NamedTuple):
   pad_token_id: int
   mesh: jax.sharding.Mesh
   has_head: bool
+  foreign: bool = False
 
 
 def load_model(
@@ -68,8 +72,9 @@ def load_model(
   path = demo_model.demo_model_path() if source == "demo" else expand_path(source)
   if (path / EXPORT_FOLDER / "config.json").is_file():
     path = path / EXPORT_FOLDER
-  has_head, pad = path.is_dir() and reward_checkpoint.is_checkpoint(path), None
+  has_head, pad, foreign = path.is_dir() and reward_checkpoint.is_checkpoint(path), None, False
   if has_head:
+    foreign = not reward_checkpoint.is_own(path)
     config, params, pad = reward_checkpoint.load(path)
   else:
     path = path if path.exists() else source
@@ -79,7 +84,7 @@ def load_model(
   tokenizer = tokenization.load_tokenizer(path)
   num_tokens = special_tokens.num_tokens(tokenizer, config.vocab_size)  # Refuses ids that the embedding lacks.
   config = dataclasses.replace(config, compute_dtype=compute_dtype, num_tokens=num_tokens)
-  return Loaded(config, params, tokenizer, padding_id(tokenizer) if pad is None else pad, mesh, has_head)
+  return Loaded(config, params, tokenizer, padding_id(tokenizer) if pad is None else pad, mesh, has_head, foreign)
 
 
 def padding_id(tokenizer: Any) -> int:
@@ -145,12 +150,12 @@ class RewardModel:
     )
 
   def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    """Scores completions, each as the answer to its prompt in the model's chat template, with EOS.
+    """Scores completions, each as the answer to its prompt in the model's chat template.
 
     Args:
       prompts: texts (one user message), or conversations of messages with role and content.
       completions: texts, or one assistant message each.
-      **columns: not read.
+      **columns: `chat_template_kwargs`, variables of the template; others are not read.
 
     Returns:
       One score a completion, reward units.
@@ -163,8 +168,13 @@ class RewardModel:
     if not completions:
       return []
     encoder = pair_tokens.Encoder(self._model.tokenizer)
-    texts = [(_prompt(prompt), _completion(completion)) for prompt, completion in zip(prompts, completions)]
-    return self.score_ids([[*encoder.prompt(prompt), *encoder.response(prompt, text)] for prompt, text in texts])
+    given = columns.get(templates.OPTIONS) or [None] * len(prompts)
+    texts = []
+    for prompt, completion, options in zip(prompts, completions, given, strict=True):
+      turn = _prompt(prompt), _completion(completion), templates.options_of({templates.OPTIONS: options})
+      whole = encoder.conversation(*turn) if self._model.foreign else None
+      texts.append(whole or [*encoder.prompt(turn[0], turn[2]), *encoder.response(*turn)])
+    return self.score_ids(texts)
 
   def score_ids(self, texts: Sequence[Sequence[int]]) -> list[float]:
     """Scores token ids, prompt and response concatenated, none empty."""

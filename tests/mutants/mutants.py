@@ -616,8 +616,8 @@ MUTANTS = (
   _M(
     "end_token_dropped",
     "qempo_jax/data/pair_tokens.py",
-    "return (*self._behind(start, whole, response), self.end)",
-    "return tuple(self._behind(start, whole, response))",
+    "return (*self._without_stops(ids[:end]), ids[end])",
+    "return tuple(self._without_stops(ids[:end]))",
     "responses do not end",
   ),
   _M(
@@ -827,6 +827,20 @@ MUTANTS = (
     "fresh[:, :fresh_size] = np.isfinite(main)",
     "fresh[:, :fresh_size] = True",
     "unscored responses count as 0",
+  ),
+  _M(
+    "unscored_raises_the_floor",
+    "qempo_jax/train/online_step.py",
+    "fresh = batch.fresh | batch.unscored",
+    "fresh = batch.fresh",
+    "a floor is held on what could be judged",
+  ),
+  _M(
+    "turn_is_the_text",
+    "qempo_jax/data/pair_tokens.py",
+    "if whole.startswith(self._text(prompt, options)):",
+    "if False:",
+    "a response's tokens are not those of the template's turn",
   ),
   _M(
     "replay_forgotten",

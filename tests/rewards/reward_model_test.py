@@ -54,6 +54,33 @@ def test_texts_are_scored_with_template_and_ending_token_in_their_order(loaded):
   np.testing.assert_allclose(checked.scores(reward, ["w3"], ["w4"], {}), expected[:1], atol=1e-5)
 
 
+def test_a_classifier_from_elsewhere_scores_the_templates_whole_rendering(loaded):
+  templated = tokenizer()
+  templated.chat_template = TEMPLATE.replace("<eos> ", "<eos> w9 ") + "{% if brief is defined %}w8 {% endif %}"
+  ids = templated.convert_tokens_to_ids
+  score = lambda texts, **changes: reward_model.RewardModel(
+    _placed(loaded, tokenizer=templated, **changes), batch_size=8, bucket=8
+  )(["w3"], texts)
+  scored = lambda *names: reward_model.RewardModel(_placed(loaded), batch_size=8, bucket=8).score_ids(
+    [ids(list(names))]
+  )
+  whole = ["w1", "w3", "<eos>", "w9", "w1", "w4", "<eos>", "w9"]
+  turns = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]
+  assert templated.apply_chat_template(turns, return_dict=False) == ids(whole)
+  assert score(["w4"], foreign=True) == pytest.approx(scored(*whole), abs=1e-5)
+  own = ["w1", "w3", "<eos>", "w9", "w2", "w4", "<eos>"]
+  assert score(["w4"]) == pytest.approx(scored(*own), abs=1e-5)  # trained here: at the token that ends the response
+  reward = reward_model.RewardModel(_placed(loaded, tokenizer=templated, foreign=True), batch_size=8, bucket=8)
+  given = reward(["w3"], ["w4"], chat_template_kwargs=[{"brief": True}])
+  assert given == pytest.approx(scored(*whole, "w8"), abs=1e-5)
+
+
+def test_an_export_of_ours_is_known_and_another_classifier_is_foreign(tmp_path):
+  config, params, pad = reward_checkpoint.load(GOLDEN / "llama")
+  assert not reward_checkpoint.is_own(GOLDEN / "llama")
+  assert reward_checkpoint.is_own(reward_checkpoint.export(tmp_path / "own", params, config, pad_token_id=pad))
+
+
 def test_forms_that_are_no_texts_are_refused(loaded):
   reward = reward_model.RewardModel(_placed(loaded))
   with pytest.raises(InputError, match="1 prompts for 2"):
