@@ -21,6 +21,7 @@ _FRACTION = re.compile(
 _MIXED = re.compile(r"(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
 _RATIO = re.compile(rf"({_INTEGER})\s*/\s*({_INTEGER})(?![\d.])")
 _DECIMAL = re.compile(rf"({_INTEGER}(?:\.\d+)?|\.\d+)(?:[eE]([-+]?\d+)|{_POWER})?")
+_BARE_POWER = re.compile(r"^10(?=\s*(?:\^|\*\*))")
 _CLOCK = re.compile(r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*(?:([ap])\.?\s?m\b\.?)?(?![\d:])", re.IGNORECASE)
 _COLONS = re.compile(r"\d+(?:\s*:\s*\d+)+$")
 _PERCENT = re.compile(rf"{_GAP}(?:%|(?:percent|per cent|pct)\b)", re.IGNORECASE)
@@ -57,7 +58,7 @@ _LINKED = re.compile(
 )
 _COMPOUND = re.compile(r"\W*(\w+)\.?\s+(?:and\s+)?(?:a\s+half\b|\d)", re.IGNORECASE)
 _SAME_UNIT_AGAIN = re.compile(r"\s*([^\W\d_]+)\s*[,;]\s*[-+]?[\d.]+\s*\1\b")
-_EXPLANATION = re.compile(r"[\s,;(]+(?:which|because|since|so|as|i\.e\.)\s", re.IGNORECASE)
+_EXPLANATION = re.compile(r"[\s,;(]+(?:which|because|since|so|as|i\.e\.|not|rather than|instead of)\s", re.IGNORECASE)
 _PREPOSITIONS = {
   "in",
   "of",
@@ -226,14 +227,14 @@ def _fraction(text: str) -> tuple[Quantity, str] | None:
 
 
 def _decimal(text: str) -> tuple[Quantity, str] | None:
-  match = _DECIMAL.match(text)
+  match = _DECIMAL.match(_BARE_POWER.sub(r"1*\g<0>", text))
   if match is None:
     return None
   written, exponent = _digits(match[1]), int(next((group for group in match.groups()[1:] if group), "0")[:9])
   if abs(exponent) > _MAX_EXPONENT:
     return None
   digits = len(written.replace(".", "").lstrip("0")) if "." in written else 0
-  return Quantity(fractions.Fraction(written) * fractions.Fraction(10) ** exponent, digits), text[match.end() :]
+  return Quantity(fractions.Fraction(written) * fractions.Fraction(10) ** exponent, digits), match.string[match.end() :]
 
 
 def _digits(text: str) -> str:
