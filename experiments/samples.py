@@ -11,6 +11,7 @@ from experiments.plan import Sampling
 from experiments.run import distributed
 from qempo_jax import packing
 from qempo_jax import sharding
+from qempo_jax.data import templates
 from qempo_jax.data import tokenization
 from qempo_jax.data.prompts import Row
 from qempo_jax.errors import InputError
@@ -60,11 +61,10 @@ class GroupSampler:
     self._stop_tokens = (*policy.stop_tokens, *ending)
     limit = settings.max_prompt_length
     encoded = {
-      row["prompt"]: np.asarray(_encoded(policy.tokenizer, row["prompt"], place), np.int32)
-      for place, row in enumerate(rows, start=1)
+      _key(row): np.asarray(_encoded(policy.tokenizer, row, place), np.int32) for place, row in enumerate(rows, start=1)
     }
-    self._encoded = {prompt: ids for prompt, ids in encoded.items() if len(ids) <= limit}
-    self.rows = [row for row in rows if row["prompt"] in self._encoded]
+    self._encoded = {key: ids for key, ids in encoded.items() if len(ids) <= limit}
+    self.rows = [row for row in rows if _key(row) in self._encoded]
     self.dropped = len(rows) - len(self.rows)
     if not self.rows:
       raise InputError(
@@ -114,7 +114,7 @@ class GroupSampler:
 
   def encode(self, row: Row) -> np.ndarray:
     """A row's prompt as token ids, in the chat template."""
-    return self._encoded[row["prompt"]]
+    return self._encoded[_key(row)]
 
   def _pad(self, prompts) -> PromptBatch:
     tokens = np.zeros((len(prompts), self._width), np.int32)
@@ -124,19 +124,23 @@ class GroupSampler:
     return PromptBatch(tokens, mask)
 
 
-def _encoded(tokenizer, prompt, place: int) -> list[int]:
+def _key(row: Row) -> tuple:
+  """Columns that determine a prompt's token ids."""
+  return row["prompt"], repr(templates.options_of(row))
+
+
+def _encoded(tokenizer, row: Row, place: int) -> list[int]:
+  prompt = row["prompt"]
   try:
-    return tokenization.encode_chat(tokenizer, prompt)
+    return tokenization.encode_chat(tokenizer, prompt, templates.options_of(row))
   except InputError as error:
     text = prompt if isinstance(prompt, str) else prompt[0]["content"]
     raise InputError(f"prompt {place} ({text[:60]!r}): {error}") from error
 
 
 def group_rewards(function, samples: Samples) -> np.ndarray:
-  """Scores every sample: [P, G]; by the first process, for all."""
-  prompts, completions, columns = _flat(samples)
-  scores = distributed.from_first(lambda: checked.scores(function, prompts, completions, columns))
-  return scores.reshape(len(samples.rows), -1)
+  """The main reward of every sample: [P, G]; NaN where a sample was not scored; by the first process, for all."""
+  return distributed.from_first(lambda: group_scores(function, samples)["reward"])
 
 
 def group_scores(function, samples: Samples) -> dict[str, np.ndarray]:
@@ -154,7 +158,10 @@ def _flat(samples: Samples):
   """(prompts, completions, columns) with one entry a sample."""
   group_size = len(samples.texts[0])
   repeated = [row for row in samples.rows for _ in range(group_size)]
-  names = [name for name in dict.fromkeys(name for row in samples.rows for name in row) if name != "prompt"]
+  names = [
+    name for name in dict.fromkeys(name for row in samples.rows for name in row) if name not in ("prompt", "completion")
+  ]
   columns = {name: [row.get(name) for row in repeated] for name in names}
+  columns["completion_ids"] = [np.asarray(ids).tolist() for group in samples.responses for ids in group]
   completions = [text for group in samples.texts for text in group]
   return [row["prompt"] for row in repeated], completions, columns

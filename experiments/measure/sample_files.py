@@ -17,12 +17,12 @@ _TYPES = {
   **dict.fromkeys(("method", "split", "set_name"), ((str,), "a text")),
   **dict.fromkeys(("seed", "sample"), ((int,), "a whole number")),
   **dict.fromkeys(("reward", "log_prob", "ref_log_prob", "entropy", "num_tokens"), (_NUMBERS, "a finite number")),
-  **dict.fromkeys(("truncated", "noncanonical"), (_NUMBERS, "true or false")),
+  **dict.fromkeys(("truncated", "noncanonical", "unscored"), (_NUMBERS, "true or false")),
   "exact": ((dict,), "an object of figures"),
 }
 # Fields of one sample, which tell no tasks apart, and the columns that do.
 _KNOWN = {*_TYPES, "prompt", "completion", "tokens", "token_ids", "judge", *columns.TASKS}
-_UNKNOWN = ("log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated", "noncanonical")
+_UNKNOWN = ("log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated", "noncanonical", "unscored")
 _MAY_BE_NULL = ("log_prob", "ref_log_prob", "entropy", "answer")
 
 
@@ -49,6 +49,8 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
     if unscored:
       _score(unscored, reward())
       notes.append(f"{path.name}: {len(unscored)} rewards computed now")
+      if failed := sum(row["unscored"] for row in unscored):
+        notes.append(f"{path.name}: {failed} completions could not be judged, and count as the least reward")
     method = path.name.removesuffix(".jsonl")
     files[path.name] = [{"method": method, "seed": 0, "split": "prompts", "set_name": ""} | row for row in found]
   rows = [row for found in files.values() for row in found]
@@ -94,9 +96,13 @@ def _row(line: str, where: str) -> dict:
 def _score(rows: list[dict], function: Callable) -> None:
   names = dict.fromkeys(name for row in rows for name in row if name not in ("prompt", "completion", "reward"))
   columns = {name: [row.get(name) for row in rows] for name in names}
-  rewards = checked.scores(function, [row["prompt"] for row in rows], [row["completion"] for row in rows], columns)
-  for row, value in zip(rows, rewards, strict=True):
-    row["reward"] = float(value)
+  if "token_ids" in columns:
+    columns.setdefault("completion_ids", columns["token_ids"])
+  rewards = checked.scores_or_nan(
+    function, [row["prompt"] for row in rows], [row["completion"] for row in rows], columns
+  )
+  for row, value, least in zip(rows, rewards.tolist(), checked.least_for_unscored(rewards).tolist(), strict=True):
+    row["reward"], row["unscored"] = least, math.isnan(value)
 
 
 def _name_tasks(rows: list[dict]) -> int:

@@ -36,6 +36,12 @@ class Message(dict):
     return hash(tuple(sorted(self.items())))
 
 
+class OneMessage(str):
+  """The text of a conversation of one user message: as good as the text, but reward functions get it as messages."""
+
+  __slots__ = ()
+
+
 # Messages as JSON, or as the text of a Python list.
 _LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 _NAMES_A_ROLE = re.compile(r"""["'](?:role|from)["']\s*:""")
@@ -175,7 +181,7 @@ def conversation(found: Sequence[Message]) -> Prompt:
   """The same from messages already read."""
   if not found or found[-1]["role"] != "user":
     raise RowError("has a prompt that does not end with a user's message")
-  return found[0]["content"] if len(found) == 1 else tuple(found)
+  return OneMessage(found[0]["content"]) if len(found) == 1 else tuple(found)
 
 
 def response(value: Any, name: str) -> Response:

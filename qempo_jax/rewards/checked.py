@@ -5,6 +5,7 @@ from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from collections.abc import Set
 import inspect
 import math
 import reprlib
@@ -14,9 +15,10 @@ import numpy as np
 
 from qempo_jax import call_text
 from qempo_jax import errors
+from qempo_jax.data.examples import OneMessage
 from qempo_jax.errors import InputError
 
-_GIVEN = ("prompts", "completions")
+_GIVEN = ("prompts", "completions", "completion_ids")
 _LARGEST = float(np.finfo(np.float32).max)  # Larger scores would become infinite.
 
 
@@ -49,6 +51,7 @@ def check_columns(function: Callable, columns: Collection[str]) -> None:
     function: of (prompts, completions, **columns).
     columns: names of the rows' columns, besides the prompt.
   """
+  _check_names(columns)
   try:
     parameters = list(inspect.signature(function).parameters.values())
   except (TypeError, ValueError):  # a function of another language shows no signature
@@ -110,18 +113,60 @@ def scores_or_nan(
   return result
 
 
+def least_for_unscored(rewards: np.ndarray, least: float = 0.0) -> np.ndarray:
+  """Rewards in which each NaN, a completion that could not be judged, is the least one: no mean rises by it.
+
+  Args:
+    rewards: any shape, reward units.
+    least: the least possible reward; a lower one among the judged takes its place.
+  """
+  judged = rewards[~np.isnan(rewards)]
+  return np.where(np.isnan(rewards), min(least, *judged.tolist()) if judged.size else least, rewards)
+
+
 def _called(function, prompts, completions, columns) -> list:
   name = _name(function)
-  if taken := next((column for column in _GIVEN if column in columns), None):
-    raise InputError(f"the data has a column named {taken!r}, the name of a reward function's own argument; rename it")
-  with errors.user_code(f"reward function {name} raised", "fix it and run again"):
+  _check_names(columns)
+  if not _reads_texts(function):
+    prompts, completions = _messages(prompts, completions)
+  talk = any(isinstance(completion, list) for completion in completions)
+  hint = ' (completions of conversational rows are messages: completion[0]["content"])' * talk
+  with errors.user_code(f"reward function {name} raised", f"fix it and run again{hint}"):
     values = function(prompts=prompts, completions=completions, **columns)
-    if not isinstance(values, Iterable):
+    if not isinstance(values, Iterable) or isinstance(values, Mapping | Set | str | bytes):  # no list of scores
       raise InputError(f"reward function {name} returned {type(values).__name__}; it must return a list")
     values = list(values)
   if len(values) != len(completions):
     raise InputError(f"reward function {name} returned {len(values)} scores for {len(completions)} completions")
   return values
+
+
+def _check_names(columns: Collection[str]) -> None:
+  """Raises InputError if a column has the name of what every reward function is given."""
+  for name in ("prompts", "completions"):
+    if name in columns:
+      raise InputError(
+        f"the rows have a column {name!r}, the name by which reward functions get all of them: rename it"
+      )
+
+
+def _reads_texts(function: Callable) -> bool:
+  """Whether a reward takes conversations as they are kept here, and completions as texts, as this package's own do."""
+  module = getattr(function, "__module__", None) or type(function).__module__
+  return module.partition(".")[0] == "qempo_jax"
+
+
+def _messages(prompts: Sequence[Any], completions: Sequence[Any]) -> tuple[list, list]:
+  """Prompts and completions in TRL's form: lists of messages for conversational rows, texts for others."""
+  given = []
+  for prompt, completion in zip(prompts, completions, strict=True):
+    if isinstance(prompt, OneMessage):
+      prompt = [{"role": "user", "content": str(prompt)}]
+    elif not isinstance(prompt, str):
+      prompt = [dict(message) for message in prompt]
+    talk = isinstance(prompt, list) and isinstance(completion, str)
+    given.append((prompt, [{"role": "assistant", "content": completion}] if talk else completion))
+  return [prompt for prompt, _ in given], [completion for _, completion in given]
 
 
 def _as_array(function, values, completions, requirement) -> np.ndarray:

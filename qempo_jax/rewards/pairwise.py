@@ -60,7 +60,7 @@ class PairwiseReward:
     scores = self._score(
       [*prompts, *prompts],
       [*completions, *references],
-      {name: [*values, *values] for name, values in columns.items()},
+      {name: [*values, *values] for name, values in columns.items() if name != "completion_ids"},
     )
     pairs = zip(scores[: len(completions)], scores[len(completions) :])
     return [None if None in pair else float(self._beats(*pair)) for pair in pairs]

@@ -61,7 +61,7 @@ def test_the_largest_scores_of_float32_are_scores():
 
 @pytest.mark.parametrize("name", ["prompts", "completions"])
 def test_a_column_with_an_arguments_name_is_the_datas_mistake(name):
-  refused(lambda **columns: [0.0, 0.0], f"the data has a column named '{name}'.*rename it", **{name: ["x", "y"]})
+  refused(lambda **columns: [0.0, 0.0], f"the rows have a column '{name}'.*rename it", **{name: ["x", "y"]})
 
 
 class Odd:
