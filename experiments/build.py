@@ -196,7 +196,9 @@ def trained_params(config: ConfigDict, workdir: pathlib.Path, policy: Policy, ch
 def evaluator(config: ConfigDict, policy: Policy, rows, reward, judge=None) -> evaluators.Evaluator:
   """Samples policies on these rows, as the config's evaluation says; see `evaluator.Evaluator`."""
   e = config.evaluation
-  settings = evaluators.Settings(e.samples_per_prompt, e.prompts_per_batch, e.seed, tuple(e.cluster), e.exact)
+  settings = evaluators.Settings(
+    e.samples_per_prompt, e.prompts_per_batch, e.seed, tuple(e.cluster), e.exact, *e.reward_range[:1]
+  )
   judges = {"reward": reward} | ({"judge": judge} if judge else {})
   return evaluators.Evaluator(policy, rows, judges, build_sampling.sampling(config, policy), settings)
 

@@ -58,6 +58,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   path = workdir / "feasibility.json"
   write_atomically(path, json.dumps(feasibility_tables.json_numbers(results), indent=1, allow_nan=False) + "\n")
   feasibility_tables.show(results, Console())
+  if found.unscored > 0.01:
+    print(f"WARNING: {found.unscored:.1%} of responses could not be judged, and count as the least reward")
   print(f"Written to {path}")
 
 
@@ -95,6 +97,7 @@ def report(config, programs, found: Measured) -> dict:
       "reward": intervals.mean_interval(found.rewards)._asdict(),
       "entropy": intervals.mean_interval(found.entropies)._asdict(),
       "truncation": float(found.truncated.mean()),
+      "unscored": found.unscored,
       "prompts_of_one_reward": int(np.sum(np.ptp(found.rewards, axis=1) == 0)),
     },
     "best_of": forecast.best_of(found),

@@ -12,6 +12,7 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 
 from experiments import build
 from experiments import cli
@@ -47,12 +48,13 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     print(dry_runs.describe_sampling(settings, policy))
     return
   workdir = workdirs.open_workdir(workdir, config)
-  found, without, size = [], 0, settings.prompts
+  found, without, unscored, size = [], 0, 0, settings.prompts
   for start in range(0, len(sample.rows), size):
     chosen = sample.rows[start : start + size]
     rng = jax.random.fold_in(jax.random.key(seed), start)
     samples = sample(policy.params, chosen + chosen[:1] * (size - len(chosen)), rng, settings.group_size)
     rewards = sampling.group_rewards(reward, samples)
+    unscored += int(np.isnan(rewards[: len(chosen)]).sum())
     for row, texts, cut, scores in zip(chosen, samples.texts, samples.rollout.truncated, rewards):
       more = pool.get(_key(row), ())
       texts = [*texts, *(text for text, _ in more)]
@@ -65,6 +67,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   file = workdir / (SCORED_FILE if select is None else FILE)
   write_atomically(file, "".join(json.dumps(row) + "\n" for row in found))
   print(f"{len(found)} {'prompts' if select is None else 'pairs'} in {file}; {without} prompts made none")
+  if unscored:
+    print(f"{unscored} samples could not be judged, and are left out")
 
 
 def selection(config):
@@ -106,8 +110,9 @@ def _key(row) -> tuple:
 
 
 def rows_of(row, texts, rewards, truncated, select) -> list[dict]:
-  """One prompt's pairs in TRL's shape, or its scored responses; without samples that were cut or are blank, or equal texts."""
-  usable = [place for place, text in enumerate(texts) if text.strip() and not truncated[place]]
+  """One prompt's pairs in TRL's shape, or its scored responses; without samples that were cut, blank or not judged, or equal texts."""
+  judged = np.isfinite(rewards)
+  usable = [place for place, text in enumerate(texts) if text.strip() and not truncated[place] and judged[place]]
   kept, scores = [texts[place] for place in usable], [float(rewards[place]) for place in usable]
   prompt = row["prompt"]
   if select is None:

@@ -42,6 +42,7 @@ class Groups(Batches):
     self._acceptable, self._watch = acceptable, Collapse()
     self.same, self.order = {"prompts": columns.fingerprint(draws.sample.rows)}, draws.order
     self.notes = []
+    self._judged, self._said = np.zeros(2), False  # steps, sum of their unjudged shares
     if dropped := draws.sample.dropped:
       limit, loud = plan.sampling.max_prompt_length, "WARNING: " * (dropped > len(draws.sample.rows) / 9)
       self.notes.append(f"{loud}{dropped} prompts longer than {limit} tokens left out")
@@ -86,6 +87,13 @@ class Groups(Batches):
     spread of their log-probs, which is 2 to 3 nats.
     """
     yield from self._watch(metrics)
+    self._judged += [1, metrics.get("unscored", 0.0)]
+    if not self._said and self._judged[1] > 0.01 * self._judged[0]:
+      self._said = True
+      yield (
+        f"step {metrics['step']}: {self._judged[1] / self._judged[0]:.1%} of responses could not be judged; they count as the"
+        " least reward in constraints: look at them, or raise the reward's time-out"
+      )
     steps, multiplier = self._plan.steps, metrics["dual/quality/multiplier"]
     known = self._max_reward is not None and self._plan.objective.method.entropy_weight
     if not known or steps < 20 or metrics["step"] != steps // 4:
@@ -196,7 +204,8 @@ class Replay:
   def make_batch(self, samples: Samples, rewards: dict[str, np.ndarray], rng) -> online_step.GroupBatch:
     """Packs the fresh samples with replayed ones, then remembers the fresh ones that are good.
 
-    A response without a score (NaN) or without a token is neither fresh nor replayed: it is left out of its group.
+    A response without a score (NaN) or without a token is neither fresh nor replayed: it moves no policy. One without a score
+    counts where constraints are measured.
     """
     main, replay_size = rewards["reward"], self._plan.replay_size
     fresh_size = main.shape[1]
@@ -226,4 +235,6 @@ class Replay:
     if self._plan.stale_steps or self._plan.sampling.function:
       behaviour = np.zeros(shape, np.float32)
       behaviour[:, :fresh_size] = samples.rollout.log_probs.sum(axis=-1)
-    return online_step.GroupBatch(packed, mask, all_rewards, fresh, replayed, features, behaviour)
+    unscored = np.zeros(shape, bool)
+    unscored[:, :fresh_size] = ~np.isfinite(main)
+    return online_step.GroupBatch(packed, mask, all_rewards, fresh, replayed, features, behaviour, unscored)

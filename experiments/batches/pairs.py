@@ -26,6 +26,7 @@ from qempo_jax.data import scored
 from qempo_jax.errors import InputError
 from qempo_jax.models import demo_model
 from qempo_jax.paths import write_atomically
+from qempo_jax.rewards import checked
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train import offline_step
 from qempo_jax.train.online_step import GroupBatch
@@ -73,6 +74,11 @@ class Pairs(Batches):
       note(f"{pairs.ended} pairs left out: a response holds the token that ends it before its end")
     if pairs.forbidden:
       note(f"{pairs.forbidden} pairs left out: special tokens in a response (sampling.allowed_tokens)")
+    if pairs.unrendered:
+      note(
+        f"{pairs.unrendered} responses are rendered otherwise by the chat template, as inspect_data shows; they are trained"
+        " as they stand behind the prompt"
+      )
     share = pairs.dropped / (len(pairs.rows) + pairs.dropped)
     if pairs.dropped or pairs.seams:
       loud = "WARNING: " if share > 0.1 else ""
@@ -190,15 +196,20 @@ class Sampled:
     if path.exists():
       return self._read(f"jsonl:{path}")
     sample = sampling.GroupSampler(policy, self._settings, self.rows)
-    size, found = self._settings.prompts, []
+    size, found, unscored = self._settings.prompts, [], 0
     for start in range(0, len(sample.rows), size):
       chosen = sample.rows[start : start + size]
       rng = jax.random.fold_in(jax.random.key(self._seed), start)
       padded = chosen + chosen[:1] * (size - len(chosen))
       samples = sample(policy.params, padded, rng, self._settings.group_size)
       rewards = sampling.group_rewards(self._reward, samples)
-      for place, group in enumerate(zip(chosen, samples.responses, rewards), start=start):
-        found += self._make(place, *group)
+      for place, (row, responses, scores) in enumerate(zip(chosen, samples.responses, rewards), start=start):
+        judged = np.flatnonzero(np.isfinite(scores))
+        unscored += len(scores) - len(judged)
+        if judged.size:
+          found += self._make(place, row, [responses[i] for i in judged], scores[judged])
+    if unscored:
+      print(f"{unscored} samples could not be judged, and are in no pair")
     if not found:
       raise InputError(
         "the samples of every prompt are all alike in reward, so they make no pairs; raise sampling.group_size, or"
@@ -220,7 +231,7 @@ class Measurement:
     settings, rows = self._settings, self._sample.rows
     chosen = prompts.batch_indices(count, settings.prompts, len(rows), self._seed)
     samples = self._sample(params, [rows[i] for i in chosen], rng, settings.group_size)
-    rewards = sampling.group_rewards(self._reward, samples)
+    rewards = checked.least_for_unscored(sampling.group_rewards(self._reward, samples))
     packed = packing.pack_groups(samples.prompts, samples.responses, bucket=settings.bucket)
     rollout, fresh = samples.rollout, np.ones(rewards.shape, bool)
     groups = GroupBatch(packed, rollout.mask, {"reward": rewards}, fresh, ~fresh)

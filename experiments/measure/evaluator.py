@@ -18,8 +18,10 @@ from qempo_jax import scoring
 from qempo_jax import sharding
 from qempo_jax.data import columns
 from qempo_jax.data import pair_tokens
+from qempo_jax.data import templates
 from qempo_jax.data.prompts import Row
 from qempo_jax.rewards import answers
+from qempo_jax.rewards import checked
 
 
 class Settings(NamedTuple):
@@ -31,6 +33,7 @@ class Settings(NamedTuple):
     seed: of the samples; the same for every policy.
     cluster: columns whose values are families of prompts.
     exact: whether listed right answers are all scored.
+    least: least possible reward, which samples that could not be judged get.
   """
 
   samples_per_prompt: int
@@ -38,6 +41,7 @@ class Settings(NamedTuple):
   seed: int
   cluster: tuple[str, ...]
   exact: bool = False
+  least: float = 0.0
 
 
 class Evaluator:
@@ -94,6 +98,10 @@ class Evaluator:
         of_prompts = exact_figures.of_prompts(self._listed, params, rows, groups)
         groups = [[group[0] | ({"exact": of} if of else {}), *group[1:]] for group, of in zip(groups, of_prompts)]
       found += itertools.chain.from_iterable(groups)
+    for name in self._judges:
+      rewards = checked.least_for_unscored(np.array([row[name] for row in found]), settings.least)
+      for row, value in zip(found, rewards.tolist(), strict=True):
+        row[name] = value
     return found
 
   def _reference(self, samples) -> np.ndarray:
@@ -127,9 +135,10 @@ def _rows_of(samples, index, scores, ref_log_probs, labels, encoder):
       "sample": sample,
       "completion": text,
       "token_ids": ids.tolist(),
-      "noncanonical": not encoder.is_canonical(row["prompt"], ids, text),
+      "noncanonical": not encoder.is_canonical(row["prompt"], ids, text, templates.options_of(row)),
       "answer": answers.parse_answer(text, set_name) if set_name else None,
       **{name: float(found[at]) for name, found in scores.items()},
+      "unscored": bool(np.isnan(scores["reward"][at])),
       "log_prob": float(rollout.log_probs[at].sum()),
       "ref_log_prob": float(ref_log_probs[at]),
       "entropy": float(rollout.entropies[at].sum()),

@@ -10,18 +10,20 @@ import numpy as np
 from experiments import samples
 from qempo_jax import duals
 from qempo_jax.errors import InputError
+from qempo_jax.rewards import checked
 
 
 class Measured(NamedTuple):
   """Samples of the reference, scored.
 
   Attributes:
-    rewards: [P, n].
+    rewards: [P, n]; the least one for responses that could not be judged.
     log_probs: [P, n] of whole responses under the reference at the sampler's temperature, nats.
     entropies: [P, n] sums of the exact next-token entropies along the samples, nats.
     truncated: [P, n].
     responses: [P, n] token ids of each response, as bytes.
     dropped: prompts left out as too long.
+    unscored: share of responses that could not be judged.
   """
 
   rewards: np.ndarray
@@ -30,6 +32,7 @@ class Measured(NamedTuple):
   truncated: np.ndarray
   responses: np.ndarray
   dropped: int
+  unscored: float = 0.0
 
 
 class Reference:
@@ -77,6 +80,8 @@ class Reference:
       f"Reference policy: reward {rewards.mean():.3f} on average, {rewards.max(axis=1).mean():.3f} for the best of"
       f" {rewards.shape[1]} (from {rewards.size} samples of {num_prompts} prompts);"
       f" entropy {found.entropies.mean():.1f} nats a response; the floor aimed at is {aim}"
+      + f"; WARNING: {found.unscored:.1%} could not be judged, and count as the least reward"
+      * (found.unscored > 0.01)
     )
 
   def measure(self, *, num_prompts: int | None, batch: int, group_size: int, rounds: int) -> Measured:
@@ -101,7 +106,9 @@ class Reference:
         key = rng if not start + index else jax.random.fold_in(rng, start * rounds + index)
         found.append(self._scored(sample(self._params, padded, key, group_size)))
       blocks.append([np.concatenate(part, axis=1)[: len(chosen)] for part in zip(*found)])
-    return Measured(*(np.concatenate(part) for part in zip(*blocks)), sample.dropped)
+    rewards, *others = (np.concatenate(part) for part in zip(*blocks))
+    unscored = float(np.isnan(rewards).mean())
+    return Measured(checked.least_for_unscored(rewards), *others, sample.dropped, unscored)
 
   def check_floor(self, found: Measured) -> None:
     """Raises InputError where the floor aimed at is above the largest reward there is, or, unknown, the best seen."""

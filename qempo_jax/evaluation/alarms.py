@@ -11,6 +11,7 @@ from qempo_jax.evaluation.rows import SPLIT_LABELS
 TRUNCATION_LIMIT = 0.2
 FEW_PROMPTS = 15
 FEW_TEXTS = 4  # Diversity figures of fewer texts say more about their number than about the policy.
+UNSCORED_LIMIT = 0.01
 
 
 def evaluation_warnings(results: Mapping) -> list[dict]:
@@ -42,6 +43,7 @@ def training_warnings(metrics: Mapping[str, Sequence[Mapping]]) -> list[dict]:
 
 _ADVICE = {
   "truncation": "Raise the response length, or make stopping part of the reward.",
+  "unscored": "They count as the least reward. Look at these completions, or raise the reward's time-out.",
   "kl": "Sampler and scorer disagree: use one temperature and truncation, and count the ending EOS in both.",
   "floor": "Train longer, lower the floor, or approach it more slowly (smaller dual step).",
   "undecided": "Sample more prompts; the certificate says about how many.",
@@ -89,6 +91,8 @@ def _of_method(figures, base, method) -> Iterable[tuple[str, str]]:
     yield "undecided", f"the samples cannot tell whether the reward floor {floor['bound']:.3g} is met."
   if figures["truncation"]["mean"] > TRUNCATION_LIMIT:
     yield "truncation", f"{figures['truncation']['mean']:.0%} of responses were cut at the length limit."
+  if (figures["unscored"]["mean"] or 0.0) > UNSCORED_LIMIT:
+    yield "unscored", f"{figures['unscored']['mean']:.1%} of responses could not be judged."
   if trained and base and _collapsed(figures, base):
     effective, before = _effective(figures, base)
     yield "collapse", f"{effective:.1f} effective answers are left of the base model's {before:.1f}."

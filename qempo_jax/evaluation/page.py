@@ -21,6 +21,7 @@ _COLUMNS = (
   ("words", "Length (words)", 1),
   ("truncation", "Truncated", 3),
   ("noncanonical", "Re-encodes to other tokens", 3),
+  ("unscored", "Could not be judged", 3),
   ("repetition", "Repeated 4-grams", 3),
 )
 

@@ -25,7 +25,7 @@ SPLIT_LABELS = {
 
 _NUMBERS = ("reward", "log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated")
 _MAY_BE_NONE = ("log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated")  # Not given by every program.
-_OPTIONAL = ("noncanonical",)  # Known to programs that have the tokens.
+_OPTIONAL = ("noncanonical", "unscored")  # Known to programs that have the tokens, or called the reward.
 _FIELDS = ("method", "seed", "split", "set_name", "prompt", "sample", "completion", "answer", *_NUMBERS)
 
 

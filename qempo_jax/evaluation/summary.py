@@ -54,6 +54,7 @@ def summarise(
       completion, answer, reward, log_prob and ref_log_prob (nats, sums over response tokens, EOS included), entropy
       (nats, the sum of the exact next-token entropies along the sample), num_tokens and truncated. All but
       reward may be None. Optional: noncanonical, True if the completion's text encodes to other tokens than were sampled;
+      unscored, True if it could not be judged and has the least reward;
       exact, on the first sample of a prompt: its exact figures by name (see `exact_answers`).
     floor: reward floor certified for every method, of kind `floor_kind`.
     floor_kind: see `quality_floors.certify_floor`; the relative kinds need rows of the method "base".

@@ -16,7 +16,7 @@ from qempo_jax.evaluation import solutions
 from qempo_jax.evaluation.rows import SplitSamples
 from qempo_jax.rewards import answers as known_answers
 
-PER_SAMPLE = ("reward", "entropy", "kl", "length", "words", "truncation", "noncanonical", "repetition")
+PER_SAMPLE = ("reward", "entropy", "kl", "length", "words", "truncation", "noncanonical", "unscored", "repetition")
 KS = (1, 8, 64)  # k of pass@k, majority@k and distinct@k, as far as samples suffice.
 
 
@@ -53,6 +53,7 @@ def figures(samples: SplitSamples, set_sizes: Mapping[str, int]) -> dict[str, np
     "words": np.array([len(lexical.split(text)) for text in flat], float),
     "truncation": raw["truncated"],
     "noncanonical": raw["noncanonical"],
+    "unscored": raw["unscored"],
     "repetition": lexical.repeated_shares(lexical.encode(flat)),
   }
   known = np.array([np.nan if size is None else 1.0 for size in sizes])[:, None]

@@ -50,6 +50,7 @@ class GroupBatch:
     fresh: [P, G] on-policy mask: True on samples of the current policy (with stale_steps=1: drawn one update earlier).
     replayed: [P, G] True on responses from the replay buffer. Slots where both masks are False are padding.
     features: [P, ...] arrays by name that the method needs.
+    unscored: [P, G] True on samples of the current policy that could not be judged; they are not fresh. None: none.
     behaviour_log_probs: [P, G] sequence log-probs of on-policy responses under their behaviour policy, nats; None: the
       current policy drew them.
   """
@@ -61,6 +62,7 @@ class GroupBatch:
   replayed: jax.Array
   features: dict[str, jax.Array] = struct.field(default_factory=dict)
   behaviour_log_probs: jax.Array | None = None
+  unscored: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +172,7 @@ def policy_and_duals(
     optimizer=optimizers.policy,
     micro_batches=micro_batches,
   )
-  groups = as_groups(batch, stats, ref_log_probs, objective.max_importance)
+  groups = as_groups(with_unscored(batch), stats, ref_log_probs, objective.max_importance)
   measured, values = measure(stats, groups, objective.constraints)
   if stats.router_loss is not None:
     measured["router_loss"] = jnp.mean(stats.router_loss)
@@ -184,6 +186,25 @@ def policy_and_duals(
     averaging=objective.averaging,
   )
   return keep_if_skipped(metrics["skipped"], next_state, updated), measured | dual_metrics | metrics
+
+
+def with_unscored(batch: GroupBatch) -> GroupBatch:
+  """The batch with unjudged samples among the fresh ones, at the least reward, as constraints are measured on it.
+
+  The least of 0 and the judged rewards: what cannot be judged never raises a mean. A further reward that scored none of
+  a group does not apply to that prompt and stays NaN there; with nothing judged at all NaN stays too.
+  """
+  if batch.unscored is None:
+    return batch
+  fresh = batch.fresh | batch.unscored
+
+  def filled(name, rewards):
+    judged = jnp.where(fresh, rewards, jnp.nan)
+    applies = (name == "reward") | jnp.any(~jnp.isnan(judged), axis=-1, keepdims=True)
+    return jnp.where(fresh & applies & jnp.isnan(rewards), jnp.minimum(jnp.nanmin(judged), 0.0), rewards)
+
+  rewards = {name: filled(name, values) for name, values in batch.rewards.items()}
+  return batch.replace(rewards=rewards, fresh=fresh)
 
 
 def as_groups(batch: GroupBatch, stats: TokenStats, ref_log_probs: jax.Array, max_importance: float) -> Group:

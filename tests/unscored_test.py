@@ -1,0 +1,94 @@
+"""One policy for responses that no function could judge: online floors, pairs, evaluation, samples of other programs."""
+
+import json
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import make_pairs
+from experiments.batches import pairs
+from experiments.measure import sample_files
+from qempo_jax import constraints
+from qempo_jax.evaluation import alarms
+from qempo_jax.token_stats import TokenStats
+from qempo_jax.train import online_step
+
+NAN = np.nan
+
+
+def _measured(rewards, **others):
+  """Means of a step whose rewards are these, of which NaN could not be judged; each response has one token."""
+  rewards = jnp.asarray(rewards)
+  unscored = jnp.isnan(rewards)
+  by_name = {"reward": rewards} | {name: jnp.asarray(values) for name, values in others.items()}
+  batch = online_step.GroupBatch(
+    None, jnp.ones((*rewards.shape, 1), bool), by_name, ~unscored, jnp.zeros_like(unscored), unscored=unscored
+  )
+  stats = TokenStats(jnp.full((*rewards.shape, 1), -2.0), jnp.ones((*rewards.shape, 1)))
+  groups = online_step.as_groups(online_step.with_unscored(batch), stats, jnp.full(rewards.shape, -3.0), 1.0)
+  floors = {name: constraints.reward_floor(name, 0.5) for name in by_name}
+  measured, values = online_step.measure(stats, groups, floors)
+  return measured, values
+
+
+def test_a_floor_is_not_held_on_what_could_be_judged():
+  measured, values = _measured([[1.0, NAN, NAN, NAN]])
+  assert float(values["reward"]) == float(measured["reward"]) == 0.25
+  assert float(measured["kl"]) == 1.0 and float(measured["length"]) == 1.0  # of all four
+  assert float(_measured([[2.0, NAN], [-1.0, 4.0]])[1]["reward"]) == pytest.approx((2 - 1 - 1 + 4) / 4)
+  assert float(_measured([[1.0, 1.0], [NAN, NAN]])[1]["reward"]) == 0.5  # a group of which nothing could be judged
+  assert np.isnan(float(_measured([[NAN, NAN]])[1]["reward"]))  # nothing was measured
+
+
+def test_a_further_reward_that_does_not_apply_to_a_prompt_has_no_value_there():
+  values = _measured([[1.0, 1.0], [1.0, 1.0]], safe=[[1.0, NAN], [NAN, NAN]])[1]
+  assert float(values["safe"]) == 0.5
+
+
+def test_pairs_are_made_of_judged_samples():
+  select = lambda texts, rewards: [(int(np.argmax(rewards)), int(np.argmin(rewards)))]
+  rows = make_pairs.rows_of({"prompt": "p"}, ["a", "b", "c"], np.array([1.0, NAN, 0.5]), [False] * 3, select)
+  assert [row["rejected"][0]["content"] for row in rows] == ["c"]
+  scored = make_pairs.rows_of({"prompt": "p"}, ["a", "b"], np.array([NAN, 0.5]), [False] * 2, None)
+  assert scored == [{"prompt": "p", "responses": ["b"], "scores": [0.5]}]
+
+
+def test_sampled_pairs_leave_out_what_was_not_judged(tmp_path, monkeypatch, capsys):
+  rewards = np.array([[1.0, NAN, 0.0]])
+  monkeypatch.setattr(pairs.sampling, "GroupSampler", lambda policy, settings, rows: _Sampler(rows))
+  monkeypatch.setattr(pairs.sampling, "group_rewards", lambda reward, samples: rewards)
+  settings, made = types.SimpleNamespace(prompts=1, group_size=3), []
+  make = lambda place, row, responses, scores: made.append((responses, scores.tolist())) or []
+  sampled = pairs.Sampled(settings, [{"prompt": "p"}], None, seed=0, make=make, read=None)
+  with pytest.raises(pairs.InputError, match="all alike"):
+    sampled(types.SimpleNamespace(params=None), tmp_path / "pairs.jsonl")
+  assert made == [([(1,), (3,)], [1.0, 0.0])] and "1 samples could not be judged" in capsys.readouterr().out
+
+
+class _Sampler:
+  def __init__(self, rows):
+    self.rows = rows
+
+  def __call__(self, params, rows, rng, group_size):
+    return types.SimpleNamespace(responses=[[(1,), (2,), (3,)]] * len(rows))
+
+
+def test_samples_of_another_program_keep_every_row(tmp_path):
+  lines = [json.dumps({"prompt": "p", "completion": text}) for text in ("right", "hangs", "wrong")]
+  (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+  judge = lambda prompts, completions, **_: [{"right": 1.0, "wrong": 0.2}.get(text) for text in completions]
+  rows, notes = sample_files.read(tmp_path, lambda: judge)
+  assert [(round(row["reward"], 6), row["unscored"]) for row in rows] == [(1.0, False), (0.0, True), (0.2, False)]
+  assert "mine.jsonl: 1 completions could not be judged, and count as the least reward" in notes
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.011, True), (0.009, False), (np.nan, False)])
+def test_more_than_one_in_a_hundred_raises_an_alarm(share, said):
+  mean = {"mean": share, "low": 0.0, "high": 1.0}
+  zero = {"mean": 0.0, "low": 0.0, "high": 0.0}
+  figures = {"certificates": [{"verdict": "MET", "bound": 0.0, "estimate": 1.0}], "unscored": mean, "kl": zero}
+  figures |= {"truncation": zero, "prompts_without_answer": 0.0}
+  kinds = [kind for kind, _ in alarms._of_method(figures, None, "base")]
+  assert kinds == ["unscored"] * said
