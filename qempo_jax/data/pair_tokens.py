@@ -210,7 +210,8 @@ class Encoder:
     whole = self._turn(prompt, response, options)
     header = self._text(prompt, options)
     if whole is None:
-      return (*self._continued(prompt, _without_opened(header, response), options), self.end)
+      text = _without_opened(header, response) if self._tokenizer.chat_template else response
+      return (*self._continued(prompt, text, options), self.end)
     ids = self._behind(self.prompt(prompt, options), self._encode(whole), whole[len(header) :])
     ends = [place for place, token in enumerate(ids) if token in self.stops]
     if not ends:  # the template has no ending token
