@@ -198,7 +198,8 @@ def get_config() -> ConfigDict:
   # Vocabulary sums: "auto" (Pallas on TPU, else XLA), "xla" or "pallas" (TPU or GPU).
   config.compute.token_stats = "auto"
   config.compute.chunk_size = 1024  # Tokens scored at once on each device; it bounds the memory for logits.
-  config.compute.bucket = 64  # Packed rows are padded to a multiple of this many tokens, so that few shapes compile.
+  # Packed rows are padded to a multiple of this many tokens, wide rows to one of few such widths: few shapes compile.
+  config.compute.bucket = 64
   config.compute.distributed = False  # One run over several processes: call jax.distributed.initialize first.
   # Devices along (data, fsdp, tensor[, sequence]), all slices together; -1: all remaining devices.
   config.compute.mesh = (-1, 1, 1)

@@ -14,15 +14,26 @@ def round_up(value: int, multiple: int) -> int:
   return -(-value // multiple) * multiple
 
 
+def bucketed(value: int, bucket: int) -> int:
+  """Smallest width of at least `value` out of few: multiples of `bucket`, above 16 of them an eighth apart.
+
+  Widths up to w number at most 16 + log(w / (16 bucket)) / log(1.11), and at most a ninth of one is padding.
+  """
+  width = 1
+  while width * bucket < value:
+    width += max(1, width // 8)
+  return width * bucket
+
+
 def row_layout(prompt: int, response: int, *, bucket: int, prompts: int, responses: int) -> RowLayout:
   """Layout for rows with prompts of up to `prompt` tokens in all, and responses of up to `response` tokens each.
 
-  Few layouts occur: the prompts' width is a multiple of `bucket`, and the reach is `bucket` times a power of two.
+  Few layouts occur, since widths are those of `bucketed`. A chunk is at least about an eighth of the reach, so that
+  keys are repeated ten times at most, however long responses are.
   """
-  reach = bucket
-  while reach < response - 1:  # The last token is never an input.
-    reach *= 2
-  return RowLayout(round_up(prompt, bucket), bucket, reach, prompts, responses)
+  reach = bucketed(response - 1, bucket)  # The last token is never an input.
+  chunk = bucket * max(1, reach // bucket // 8)
+  return RowLayout(bucketed(prompt, bucket), chunk, reach, prompts, responses)
 
 
 def pack_groups(
@@ -34,7 +45,7 @@ def pack_groups(
 ) -> PackedGroups:
   """Packs prompts and their responses; NumPy, on the host.
 
-  The widths of a row's prompts and of its response inputs are multiples of `bucket`, so that few shapes compile. Scored
+  The widths of a row's prompts and of its response inputs are those of `bucketed`, so that few shapes compile. Scored
   tokens get G more columns a prompt than inputs, enough for any lengths.
 
   Args:
@@ -58,7 +69,7 @@ def pack_groups(
   longest = max(len(r) for group in responses for r in group)
   prompt = max(in_rows([len(prompt) for prompt in prompts]))
   layout = row_layout(int(prompt), longest, bucket=bucket, prompts=per_row, responses=group_size)
-  rows, width = len(prompts) // per_row, round_up(max(*fed, 1), bucket)
+  rows, width = len(prompts) // per_row, bucketed(max(*fed, 1), bucket)
   row_shape, scored_shape = (rows, layout.prompt + width), (rows, width + per_row * group_size)
   tokens, positions = (np.zeros(row_shape, np.int32) for _ in range(2))
   segments = np.full(row_shape, -1, np.int32)

@@ -151,6 +151,25 @@ def for_attention(q, k, v):
   return split_tokens(q), gather_tokens(k), gather_tokens(v)
 
 
+def over_heads(function, arrays, tokens, *whole):
+  """function(*arrays, tokens, *whole), computed by each device on its shard of rows, tokens and heads.
+
+  Args:
+    function: called within `jax.shard_map` on a mesh; returns [B, L, heads, ...].
+    arrays: [B, L, heads, ...] each; rows and heads that do not divide evenly stay whole, tokens must.
+    tokens: pytree of arrays [B, L].
+    *whole: arrays that every device has.
+  """
+  parts = sequence_shards()
+  if row_shards() * head_shards() * parts == 1:
+    return function(*arrays, tokens, *whole)
+  rows = ROWS if all(x.shape[0] % row_shards() == 0 for x in arrays) else None
+  heads = "tensor" if all(x.shape[2] % head_shards() == 0 for x in arrays) else None
+  split = P(rows, SEQUENCE if parts > 1 else None, heads)
+  specs = (*(split for _ in arrays), P(*split[:2]), *(P() for _ in whole))
+  return jax.shard_map(function, in_specs=specs, out_specs=split, check_vma=False)(*arrays, tokens, *whole)
+
+
 def constrain_params(tree, *, layer: bool = False, gathered: bool = False):
   """Keeps parameters, and the sums in their gradients, sharded by `PARAM_RULES`.
 

@@ -54,7 +54,7 @@ class RowLayout(NamedTuple):
 
   Attributes:
     prompt: L, columns of the row's prompts; those of the responses follow.
-    chunk: columns that attention processes together; divides the responses' columns.
+    chunk: columns that attention processes together.
     reach: columns that contain any one response.
     prompts: k, prompts a row.
     responses: G, responses a prompt.

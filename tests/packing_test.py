@@ -57,11 +57,23 @@ def test_a_row_of_two_prompts_by_hand():
   assert packed.layout == RowLayout(prompt=8, chunk=4, reach=4, prompts=2, responses=3)
 
 
-@pytest.mark.parametrize(("longest", "reach"), [(1, 8), (8, 8), (9, 8), (10, 16), (17, 16), (18, 32), (100, 128)])
-def test_a_response_lies_within_the_reach(longest, reach):
+@pytest.mark.parametrize(
+  ("longest", "reach", "chunk"),
+  [(1, 8, 8), (9, 8, 8), (10, 16, 8), (18, 24, 8), (66, 72, 8), (129, 128, 16), (130, 144, 16), (200, 216, 24)],
+)
+def test_a_response_lies_within_the_reach(longest, reach, chunk):
   packed = packing.pack_groups([[1] * 9], [[[2] * longest, [3]]], bucket=8)
-  assert packed.layout == RowLayout(prompt=16, chunk=8, reach=reach, prompts=1, responses=2)
+  assert packed.layout == RowLayout(prompt=16, chunk=chunk, reach=reach, prompts=1, responses=2)
   assert (packed.segments[0] > 0).sum() == longest - 1 and (packed.sample[0] < 2).sum() == longest + 1
+
+
+def test_widths_are_few_and_little_of_them_is_padding():
+  values = np.arange(1, 2**14)
+  widths = np.array([packing.bucketed(int(value), 8) for value in values])
+  assert (widths >= values).all() and (widths % 8 == 0).all() and (np.diff(widths) >= 0).all()
+  assert len(set(widths)) <= 16 + np.log(2**14 / (16 * 8)) / np.log(1.11)
+  long = values > 128
+  assert (widths[long] < 1.125 * values[long] + 1).all()
 
 
 @pytest.mark.parametrize("prompts_per_row", [0, 3])

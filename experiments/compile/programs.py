@@ -141,7 +141,7 @@ def _packed(plan: Plan, prompts, group_size, split, per_row=1) -> PackedGroups:
   length, bucket = plan.sampling.max_response_length, plan.sampling.bucket
   prompt = per_row * plan.sampling.max_prompt_length
   layout = packing.row_layout(prompt, length, bucket=bucket, prompts=per_row, responses=group_size)
-  places = packing.round_up(max(per_row * group_size * (length - 1), 1), bucket)
+  places = packing.bucketed(max(per_row * group_size * (length - 1), 1), bucket)
   array = lambda width: _array((prompts // per_row, width), jnp.int32, split)
   fed, scored = layout.prompt + places, places + per_row * group_size
   return PackedGroups(*(array(fed) for _ in range(3)), *(array(scored) for _ in range(4)), layout)

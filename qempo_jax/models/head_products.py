@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 def scores(q, k):
   """Products of queries with keys, summed in float32 or wider: [..., rows, K] and [..., M, K] to [..., rows, M]."""
-  return _product(_in_one_axis(q, k), k, -1).reshape(*q.shape[:-1], k.shape[-2])
+  return product(_in_one_axis(q, k), k, -1).reshape(*q.shape[:-1], k.shape[-2])
 
 
 def mix(weights, v):
   """Sums of values with weights, in the values' dtype: [..., rows, M] and [..., M, K] to [..., rows, K]."""
-  mixed = _product(_in_one_axis(weights, v).astype(v.dtype), v, -2)
+  mixed = product(_in_one_axis(weights, v).astype(v.dtype), v, -2)
   return mixed.astype(v.dtype).reshape(*weights.shape[:-1], v.shape[-1])
 
 
@@ -29,13 +29,13 @@ def _in_one_axis(a, b):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(a, b, axis):
+def product(a, b, axis):
   """Sum over the last axis of a [batch, rows, I] and over an axis of b: [batch, J, I] (-1) or [batch, I, J] (-2)."""
   return _dot(a, b, -1, axis)
 
 
 def _forward(a, b, axis):
-  return _product(a, b, axis), (a, b)
+  return product(a, b, axis), (a, b)
 
 
 def _backward(axis, operands, g):
@@ -45,7 +45,7 @@ def _backward(axis, operands, g):
   return da.astype(a.dtype), db.astype(b.dtype)
 
 
-_product.defvjp(_forward, _backward)
+product.defvjp(_forward, _backward)
 
 
 def _dot(a, b, axis_a, axis_b):

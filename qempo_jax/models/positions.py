@@ -1,4 +1,4 @@
-"""Rotary angles of positions, and windows that limit attention to the nearest tokens.
+"""Rotary angles of positions, and which tokens attend to which: packed rows, windows.
 
 Shape letters as in `layers`; C = K / 2 rotary pairs, fewer if only a part of a head is rotated.
 """
@@ -132,3 +132,43 @@ def stacked_blocks(config: ModelConfig) -> Block:
 def within_window(mask, query_positions, key_positions, window):
   """Restricts a mask to keys at most `window` - 1 tokens before their query; positions broadcast to the mask."""
   return mask if window is None else mask & (query_positions - key_positions < window)
+
+
+class Tokens(NamedTuple):
+  """Places of tokens in packed rows, of any equal shapes.
+
+  Attributes:
+    positions: rotary positions.
+    oldest: lowest position that the token attends to.
+    segments: as in `PackedGroups`.
+  """
+
+  positions: jax.Array
+  oldest: jax.Array
+  segments: jax.Array
+
+
+def places(packed, window=None) -> Tokens:
+  """Places of the columns of packed rows, [P, R], in a block with a window or None."""
+  oldest = jnp.zeros_like(packed.positions) if window is None else packed.positions - window + 1
+  return Tokens(packed.positions, oldest, packed.segments)
+
+
+def attends(queries: Tokens, keys: Tokens, responses: int):
+  """Mask [..., queries, keys] by which a token attends to its prompt and the earlier tokens of its own response.
+
+  Args:
+    queries: [..., queries].
+    keys: [..., keys].
+    responses: G, responses a prompt.
+  """
+  query = jax.tree.map(lambda x: x[..., :, None], queries)
+  key = jax.tree.map(lambda x: x[..., None, :], keys)
+  related = (key.segments == query.segments) | (key.segments == prompt_of(query.segments, responses))
+  near = (key.positions <= query.positions) & (key.positions >= query.oldest)
+  return related & near & (query.segments >= 0) & (key.segments >= 0)
+
+
+def prompt_of(segments, responses: int):
+  """Segment of the prompt that a segment's response answers, or of the prompt itself."""
+  return segments - segments % (responses + 1)

@@ -7,21 +7,35 @@ instead of (L + G T)^2 for whole rows:
     out_t = (sum_l e^(s_tl) v_l + sum_u e^(s_tu) v_u) / (sum_l e^(s_tl) + sum_u e^(s_tu)),   l prompt, u own past
 
 Source: the shared prompt of batched decoding (Juravsky et al., "Hydragen", arXiv 2402.05099); here with its gradient,
-the sum over the responses. In a row with several prompts, each response attends to its own. Shape letters as in
-`layers`, and P rows, L columns of prompts, S columns of responses, cut into N chunks of C, whose queries have W past
-keys each; Q = H / J query heads of a key head.
+the sum over the responses. In a row with several prompts, each response attends to its own.
+
+  by_parts         short responses: all scores of a row's parts at once, or a kernel with a mask
+  by_responses     long responses on GPUs and TPUs: a causal kernel without a mask, each response after its prompt
+  blockwise        long responses elsewhere, and tokens sharded over devices
+
+Memory of the last two is linear in the row. Shape letters as in `layers`, and P rows, L columns of prompts, S columns of
+responses, cut into N chunks of C, whose queries have W past keys each; Q = H / J query heads of a key head.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from qempo_jax import sharding
+from qempo_jax.errors import InputError
 from qempo_jax.models import attention as whole_rows
+from qempo_jax.models import blockwise
 from qempo_jax.models import head_products
 from qempo_jax.models import layers
-from qempo_jax.models.positions import within_window
+from qempo_jax.models.positions import UNLIMITED
+from qempo_jax.models.positions import Tokens
+from qempo_jax.models.positions import attends
+from qempo_jax.models.positions import places
 from qempo_jax.token_stats import softcap
 from qempo_jax.types import PackedGroups
+
+MAX_BYTES = 2**27  # Largest array of scores, or of a mask, on a device: 128 MiB.
 
 
 def mask_of_rows(positions_PxR, segments_PxR, responses: int):
@@ -32,15 +46,14 @@ def mask_of_rows(positions_PxR, segments_PxR, responses: int):
     segments_PxR: as in `PackedGroups`, in any order.
     responses: G, responses a prompt.
   """
-  query, key = segments_PxR[:, :, None], segments_PxR[:, None, :]
-  earlier = positions_PxR[:, None, :] <= positions_PxR[:, :, None]
-  return earlier & ((key == query) | (key == _prompt_of(query, responses))) & (query >= 0) & (key >= 0)
+  tokens = Tokens(positions_PxR, jnp.zeros_like(positions_PxR), segments_PxR)
+  return attends(tokens, tokens, responses)
 
 
 def attender(packed: PackedGroups, config):
   """The `attend` function of `layers.block` for packed rows: (q, k, v, the block's window) -> [P, R, H, K].
 
-  The implementation is that of `attention`. Splash takes whole rows, since it skips masked blocks by itself.
+  The implementation is that of `attention`. The memory that it would take decides between the ways of this module.
 
   Args:
     packed: rows, with their layout.
@@ -49,19 +62,100 @@ def attender(packed: PackedGroups, config):
   Raises:
     InputError: the implementation named in `config.attention` cannot compute this.
   """
-  positions, segments, layout = packed.positions, packed.segments, packed.layout
-  platform = sharding.platform()
-  length = segments.shape[1] if platform == "tpu" else layout.chunk
+  layout, columns = packed.layout, packed.segments.shape[1]
+  platform, parts = sharding.platform(), sharding.sequence_shards()
+  alone = layout.reach >= layout.prompt and parts == 1
+  length = layout.prompt + layout.reach if alone else columns if platform == "tpu" else layout.chunk
 
   def attend(q, k, v, window):
+    tokens = places(packed, window)
     name = whole_rows.chosen(config, length, q.shape[3], platform, whole_rows.obstacle_to_splitting(q, k))
+    if name != "xla" and alone:
+      return by_responses(q, k, v, packed, config, window=window, kernel=whole_rows.CAUSAL[name])
+    size = _bytes_at_once(q, layout, name)
+    if size > MAX_BYTES or parts > 1 and name == "xla":
+      if config.attention not in ("auto", "xla"):
+        raise InputError(
+          f"compute.attention={name} needs a mask of {size / 2**20:.0f} MiB for rows of {columns} tokens; use auto"
+        )
+      return blockwise.attention(q, k, v, tokens, config, responses=layout.responses, block=block_size(layout))
     if name == "splash":
-      queries, keys = positions[:, :, None], positions[:, None, :]
-      seen = within_window(mask_of_rows(positions, segments, layout.responses), queries, keys, window)
-      return whole_rows.splash(q, k, v, seen, config)
+      q, k, v = sharding.for_attention(q, k, v)
+      return whole_rows.splash(q, k, v, functools.partial(attends, responses=layout.responses), tokens, tokens, config)
     return by_parts(q, k, v, packed, config, window=window, joined=whole_rows.cudnn if name == "cudnn" else None)
 
   return attend
+
+
+def block_size(layout) -> int:
+  """Columns of a block: a quarter of the reach, since larger ones would hold many keys of other responses."""
+  return min(max(layout.reach // 4, 128), 512)
+
+
+def _bytes_at_once(q_PxRxHxK, layout, name: str) -> int:
+  """Size of the largest array of scores, or of a mask, on a device."""
+  rows, columns, heads, _ = q_PxRxHxK.shape
+  if name == "splash":  # One row at a time.
+    return columns * (columns // sharding.sequence_shards())
+  rows, heads = rows // sharding.row_shards() or 1, heads // sharding.head_shards() or 1
+  chunk, chunks_back = _chunking(layout, columns - layout.prompt)
+  of_rows = rows * columns * (layout.prompt + chunk * (chunks_back + 1))
+  return of_rows * (4 * heads if name == "xla" else 2)  # cuDNN adds the mask in half precision.
+
+
+def by_responses(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, window, kernel):
+  """Attention of each response after a copy of its prompt, as a plain causal sequence of L + reach columns.
+
+  Keys and values are copied once. The prompt's own attention is computed with every response, a small part of all where
+  responses are longer than prompts; that of its first response is taken.
+
+  Args:
+    q_PxRxHxK: rotated queries.
+    k_PxRxJxK: rotated keys.
+    v_PxRxJxK: values.
+    packed: the rows' positions, segments and layout.
+    config: the decoder's config.
+    window: tokens that a query attends to, itself included, one of `config.windows` or `UNLIMITED`; None: all.
+    kernel: causal attention of sequences: (q, k, v, config, window as a plain number or None) -> [B, L, H, K], with
+      q, k and v [B, L, heads, K]; `attention.CAUSAL`.
+
+  Returns:
+    [P, R, H, K]; arbitrary but finite on padding.
+  """
+  layout = packed.layout
+  distinct = list(dict.fromkeys(config.windows)) if window is not None else [None]
+  index = 0
+  if window is not None:
+    index = jnp.argmax(jnp.array([UNLIMITED if w is None else w for w in distinct]) == window)
+
+  def row(q_RxHxK, k_RxJxK, v_RxJxK, positions_R, segments_R, index):
+    sequence_R, columns_BxT = _sequences(positions_R, segments_R, layout)
+    apart = lambda x: x.at[columns_BxT].get(mode="fill", fill_value=0)
+    attended = [functools.partial(kernel, config=config, window=w) for w in distinct]
+    out_BxTxHxK = jax.lax.switch(index, attended, *map(apart, (q_RxHxK, k_RxJxK, v_RxJxK)))
+    return out_BxTxHxK[sequence_R, positions_R]
+
+  def rows(q, k, v, tokens, index):
+    return jax.lax.map(lambda arrays: row(*arrays, index), (q, k, v, *tokens))
+
+  arrays, tokens = (q_PxRxHxK, k_PxRxJxK, v_PxRxJxK), (packed.positions, packed.segments)
+  return sharding.over_heads(rows, arrays, tokens, jnp.asarray(index))
+
+
+def _sequences(positions_R, segments_R, layout):
+  """Sequence of every column, and the column of every token of each sequence, R on padding: ([R], [k G, L + reach])."""
+  columns, size = len(segments_R), layout.responses + 1
+  prompt_R, member_R = segments_R // size, segments_R % size - 1
+  sequence_R = jnp.where(segments_R < 0, 0, prompt_R * layout.responses + jnp.maximum(member_R, 0))
+
+  def columns_of(count, index_R, here_R):
+    empty = jnp.full((count, layout.prompt + layout.reach), columns)
+    index_R = jnp.where(here_R & (segments_R >= 0), index_R, count)  # Out of range elsewhere, and dropped.
+    return empty.at[index_R, positions_R].set(jnp.arange(columns), mode="drop")
+
+  prompts_kxT = columns_of(layout.prompts, prompt_R, member_R < 0)
+  own_BxT = columns_of(layout.prompts * layout.responses, sequence_R, member_R >= 0)
+  return sequence_R, jnp.minimum(jnp.repeat(prompts_kxT, layout.responses, axis=0), own_BxT)
 
 
 def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, window=None, joined=None):
@@ -82,31 +176,27 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
   """
   prompt, columns = packed.layout.prompt, packed.segments.shape[1] - packed.layout.prompt
   chunk, chunks_back = _chunking(packed.layout, columns)
-  # Pads to a number of chunks that the devices of a row divide evenly.
-  missing = -(columns // chunk) % sharding.sequence_shards() * chunk
+  missing = -columns % chunk
   pad = lambda x, fill=0: jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
   of_prompt, of_responses = lambda x: x[:, :prompt], lambda x, fill=0: pad(x[:, prompt:], fill)
-  in_chunks = lambda x: sharding.split_tokens(_chunks(x, chunk))
-  past = lambda x, fill=0: sharding.split_tokens(_past(_chunks(of_responses(x, fill), chunk), chunks_back, fill))
+  past = lambda x, fill=0: _past(_chunks(of_responses(x, fill), chunk), chunks_back, fill)
 
-  positions, segments = packed.positions, packed.segments
-  queries = in_chunks(of_responses(positions))[..., None]
-  query_segments = in_chunks(of_responses(segments, -1))[..., None]
-  keys, key_segments = past(positions)[:, :, None], past(segments, -1)[:, :, None]
-  sees_own_PxNxCxW = (key_segments == query_segments) & (query_segments >= 0) & (keys <= queries)
-  sees_own_PxNxCxW = within_window(sees_own_PxNxCxW, queries, keys, window)
-  keys, own_prompt = of_prompt(positions)[:, None, None], _prompt_of(query_segments, packed.layout.responses)
-  is_own = (of_prompt(segments)[:, None, None] == own_prompt) & (query_segments >= 0)
-  sees_prompt_PxNxCxL = within_window(is_own, queries, keys, window)
-  causal = mask_of_rows(of_prompt(positions), of_prompt(segments), packed.layout.responses)
-  causal = within_window(causal, of_prompt(positions)[:, :, None], of_prompt(positions)[:, None], window)
+  tokens, responses = places(packed, window), packed.layout.responses
+  queries = jax.tree.map(lambda x: _chunks(of_responses(x, -1), chunk), tokens)
+  prompts = jax.tree.map(of_prompt, tokens)
+  sees_own_PxNxCxW = attends(queries, jax.tree.map(lambda x: past(x, -1), tokens), responses)
+  sees_prompt_PxNxCxL = attends(queries, jax.tree.map(lambda x: x[:, None], prompts), responses)
 
   plain = layers.attention if joined is None else joined
-  prompts = plain(
-    sharding.split_tokens(of_prompt(q_PxRxHxK)), of_prompt(k_PxRxJxK), of_prompt(v_PxRxJxK), causal, config
+  attended = plain(
+    of_prompt(q_PxRxHxK),
+    of_prompt(k_PxRxJxK),
+    of_prompt(v_PxRxJxK),
+    attends(prompts, prompts, responses),
+    config,
   )
   arrays = (
-    in_chunks(of_responses(q_PxRxHxK)),
+    _chunks(of_responses(q_PxRxHxK), chunk),
     of_prompt(k_PxRxJxK),
     of_prompt(v_PxRxJxK),
     past(k_PxRxJxK),
@@ -115,26 +205,15 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
     sees_own_PxNxCxW,
     config,
   )
-  responses = _apart(*arrays) if joined is None else _together(*arrays, joined)
-  responses = responses.reshape(responses.shape[0], columns + missing, *responses.shape[3:])[:, :columns]
-  return jnp.concatenate([prompts, responses], axis=1)
-
-
-def _prompt_of(segments, responses: int):
-  """Segment of the prompt that a segment's response answers, or of the prompt itself."""
-  return segments - segments % (responses + 1)
+  of_chunks = _apart(*arrays) if joined is None else _together(*arrays, joined)
+  of_chunks = of_chunks.reshape(of_chunks.shape[0], columns + missing, *of_chunks.shape[3:])[:, :columns]
+  return jnp.concatenate([attended, of_chunks], axis=1)
 
 
 def _chunking(layout, columns: int) -> tuple[int, int]:
-  """(C, number of earlier chunks that a query's own response can reach into).
-
-  If these would be all chunks, there is one chunk, or one for each device that shares a row.
-  """
+  """(C, number of earlier chunks that a query's own response can reach into); one chunk if these would be all."""
   back = -(-(layout.reach - 1) // layout.chunk)
-  if (back + 1) * layout.chunk < columns:
-    return layout.chunk, back
-  parts = sharding.sequence_shards()
-  return (columns // parts, parts - 1) if columns % parts == 0 else (columns, 0)
+  return (layout.chunk, back) if (back + 1) * layout.chunk < columns else (columns, 0)
 
 
 def _chunks(x_PxS, chunk: int):

@@ -276,7 +276,6 @@ def _full_block(config, positions_BxL, attend):
 
   def run(x_BxLxD, layer, block):
     def attend_and_keep(q, k, v):
-      q, k, v = sharding.for_attention(q, k, v)
       return attend(q, k, v, block.window), (k, v)
 
     return layers.block(layer, x_BxLxD, positions.block_rotation(rotations, block), config, attend_and_keep)

@@ -9,11 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarks import attention_memory
+from experiments.compile.jaxprs import largest
 from qempo_jax import packing
 from qempo_jax import scoring
+from qempo_jax import sharding
+from qempo_jax.errors import InputError
 from qempo_jax.models import attention
+from qempo_jax.models import blockwise
 from qempo_jax.models import conversion
 from qempo_jax.models import layers
+from qempo_jax.models import positions
 from qempo_jax.models import shared_prompt
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
@@ -79,25 +85,121 @@ def test_any_chunks_equal_dense_rows(bucket):
   _assert_same(CONFIG, params, packing.pack_groups(*_groups(50, 7, 10, seed=bucket), bucket=bucket))
 
 
-@pytest.mark.parametrize(("window", "softcap", "prompts_per_row"), [(None, None, 3), (3, 2.0, 1), slow(12, None, 3)])
-def test_kernels_with_joined_keys_equal_dense_attention(window, softcap, prompts_per_row):
-  config = dataclasses.replace(CONFIG, attention_softcap=softcap)
-  packed = packing.pack_groups(*_groups(50, 6, 9), bucket=4, prompts_per_row=prompts_per_row)
-  rng = np.random.default_rng(1)
-  draw = lambda heads: jnp.asarray(rng.normal(size=(*packed.tokens.shape, heads, 8)), jnp.float32)
-  arrays = draw(4), draw(2), draw(2)
-  queries, keys = packed.positions[:, :, None], packed.positions[:, None, :]
-  mask = shared_prompt.mask_of_rows(packed.positions, packed.segments, packed.layout.responses)
-  mask = shared_prompt.within_window(mask, queries, keys, window)
+def _causal(q, k, v, config, window):
+  """A kernel without a mask."""
+  place = jnp.arange(q.shape[1])
+  mask = positions.within_window(place <= place[:, None], place[:, None], place, window)
+  return layers.attention(q, k, v, jnp.broadcast_to(mask, (len(q), *mask.shape)), config)
+
+
+def _values_and_gradients(attend, packed, arrays):
+  """Of real places alone, of a function of them."""
   real = (packed.segments >= 0)[:, :, None, None]
-  expected = jnp.where(real, attention.attention(*arrays, mask, config), 0)
-  for joined in (None, layers.attention):
-    attend = lambda *arrays, joined=joined: shared_prompt.by_parts(
-      *arrays, packed, config, window=window, joined=joined
-    )
-    ours = jax.jit(attend)(*arrays)
-    assert np.isfinite(ours).all()
-    np.testing.assert_allclose(jnp.where(real, ours, 0), expected, atol=1e-5)
+  weights = jnp.asarray(np.random.default_rng(2).normal(size=arrays[0].shape), arrays[0].dtype)
+
+  def loss(*arrays):
+    attended = attend(*arrays)
+    return jnp.sum(weights * jnp.sin(jnp.where(real, attended, 0))), attended
+
+  gradient, attended = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
+  assert np.isfinite(attended).all()
+  return jnp.where(real, attended, 0), gradient
+
+
+def _draw(packed, dtype, width=8):
+  rng = np.random.default_rng(1)
+  return [jnp.asarray(rng.normal(size=(*packed.tokens.shape, heads, width)), dtype) for heads in (4, 2, 2)]
+
+
+CASES = [(None, None, 3, 4), (3, 2.0, 1, 4), slow(12, None, 3, 4), slow(5, None, 1, 1)]
+
+
+@pytest.mark.parametrize(("window", "softcap", "prompts_per_row", "bucket"), CASES)
+@pytest.mark.parametrize("dtype", [slow("float32"), "float64"])
+def test_every_way_equals_dense_attention(window, softcap, prompts_per_row, bucket, dtype):
+  with jax.enable_x64(dtype == "float64"):
+    config = dataclasses.replace(CONFIG, attention_softcap=softcap, windows=(None, window) if window else ())
+    packed = packing.pack_groups(*_groups(50, 6, 9), bucket=bucket, prompts_per_row=prompts_per_row)
+    arrays = _draw(packed, dtype)
+    mask = shared_prompt.mask_of_rows(packed.positions, packed.segments, packed.layout.responses)
+    mask = positions.within_window(mask, packed.positions[:, :, None], packed.positions[:, None, :], window)
+    expected = _values_and_gradients(lambda *arrays: attention.attention(*arrays, mask, config), packed, arrays)
+    at = None if window is None else jnp.int32(window)
+    places = positions.places(jax.tree.map(jnp.asarray, packed), at)
+    uneven = packed.replace(layout=packed.layout._replace(chunk=7))
+    ways = {
+      "apart": lambda *arrays: shared_prompt.by_parts(*arrays, packed, config, window=at),
+      "together": lambda *arrays: shared_prompt.by_parts(*arrays, uneven, config, window=at, joined=layers.attention),
+      "by responses": lambda *arrays: shared_prompt.by_responses(*arrays, packed, config, window=at, kernel=_causal),
+      "blocks": lambda *arrays: blockwise.attention(*arrays, places, config, responses=6, block=5),
+    }
+    tolerance = 1e-5 if dtype == "float32" else 1e-10
+    for name, way in ways.items():
+      ours = _values_and_gradients(way, packed, arrays)
+      near = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)  # noqa: B023
+      jax.tree.map(near, ours, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 4), slow((2, 1, 2, 2))])
+def test_a_ring_of_devices_equals_one(shape):
+  packed = packing.pack_groups(*_groups(50, 4, 9), bucket=4)
+  packed = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), packed)
+  places = positions.places(jax.tree.map(jnp.asarray, packed), jnp.int32(6))
+  attend = lambda *arrays: blockwise.attention(*arrays, places, CONFIG, responses=4, block=4)
+  arrays = _draw(packed, "float32")
+  expected = _values_and_gradients(attend, packed, arrays)
+  mesh = sharding.make_mesh(shape, devices=jax.devices()[: np.prod(shape)])
+  arrays = jax.device_put(arrays, sharding.batch_sharding(mesh))
+  ours = _values_and_gradients(sharding.on_mesh(attend, mesh), packed, arrays)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
+
+
+@pytest.mark.parametrize("window", [None, slow(70)])
+def test_splash_without_a_mask_equals_blocks(window):
+  config = dataclasses.replace(CONFIG, windows=(None, window) if window else ())
+  rng = np.random.default_rng(3)
+  groups = [[rng.integers(3, 50, n).tolist() for n in (100, 40)]]
+  packed = packing.pack_groups([[5] * 90], groups, bucket=128)
+  at = None if window is None else jnp.int32(window)
+  kernel = functools.partial(attention.CAUSAL["splash"], interpret=True)
+  places = positions.places(jax.tree.map(jnp.asarray, packed), at)
+  ways = (
+    lambda *arrays: shared_prompt.by_responses(*arrays, packed, config, window=at, kernel=kernel),
+    lambda *arrays: blockwise.attention(*arrays, places, config, responses=2, block=100),
+  )
+  ours, expected = (_values_and_gradients(way, packed, _draw(packed, "float32")) for way in ways)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_arrays_of_long_responses_grow_with_their_length(monkeypatch, platform):
+  """The largest array of the gradient, on every platform, through the choice that training makes."""
+  config = dataclasses.replace(attention_memory.CONFIG, compute_dtype="bfloat16")
+  monkeypatch.setattr(sharding, "platform", lambda: platform)
+  monkeypatch.setattr(attention, "obstacle_to_splitting", lambda q, k: None)
+  monkeypatch.setitem(attention.CAUSAL, "cudnn", lambda q, k, v, config, window: q + jnp.repeat(k + v, 4, axis=2))
+
+  def size(length):
+    packed = attention_memory.row(512, 8, length)
+    way = lambda q, k, v, packed: shared_prompt.attender(packed, config)(q, k, v, None)
+    return largest(attention_memory.gradient(way), *attention_memory.arrays(packed), packed)
+
+  assert size(4096) < 1.2 * 4 * size(1024)
+
+
+def test_a_kernel_that_would_hold_too_large_a_mask_is_refused(monkeypatch):
+  """Short responses to a long prompt: the mask of whole rows is too large, and responses are too short to repeat it."""
+  monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+  monkeypatch.setattr(attention, "obstacle_to_splitting", lambda q, k: None)
+  packed = attention_memory.row(8192, 16, 1025)
+  run = lambda config: jax.eval_shape(
+    lambda q, k, v, packed: shared_prompt.attender(packed, config)(q, k, v, None),
+    *attention_memory.arrays(packed),
+    packed,
+  )
+  assert run(attention_memory.CONFIG).shape == packed.tokens.shape + (32, 128)
+  with pytest.raises(InputError, match="attention=splash needs a mask of .* MiB for rows of .* use auto"):
+    run(dataclasses.replace(attention_memory.CONFIG, attention="splash"))
 
 
 @pytest.mark.parametrize(("bucket", "prompts_per_row"), [slow(1, 1), (4, 3)])

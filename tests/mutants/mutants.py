@@ -227,8 +227,8 @@ MUTANTS = (
   _M(
     "packing_reach",
     "qempo_jax/packing.py",
-    "while reach < response - 1:",
-    "while reach < response // 2:",
+    "bucketed(response - 1, bucket)",
+    "bucketed(response // 2, bucket)",
     "long responses lose their beginning",
   ),
   _M(
@@ -485,16 +485,16 @@ MUTANTS = (
   # Models.
   _M(
     "prompt_of_last_response",
-    "qempo_jax/models/shared_prompt.py",
+    "qempo_jax/models/positions.py",
     "segments - segments % (responses + 1)",
     "segments - segments % responses",
     "last response misses its prompt",
   ),
   _M(
     "response_sees_next_token",
-    "qempo_jax/models/shared_prompt.py",
-    "(query_segments >= 0) & (keys <= queries)",
-    "(query_segments >= 0) & (keys <= queries + 1)",
+    "qempo_jax/models/positions.py",
+    "(key.positions <= query.positions)",
+    "(key.positions <= query.positions + 1)",
     "future token leaks",
   ),
   _M(
@@ -503,6 +503,27 @@ MUTANTS = (
     "back = -(-(layout.reach - 1) // layout.chunk)",
     "back = (layout.reach - 1) // layout.chunk",
     "own past cut at a chunk",
+  ),
+  _M(
+    "online_sum_kept",
+    "qempo_jax/models/blockwise.py",
+    "kept[..., None] * out",
+    "out",
+    "earlier blocks are not rescaled",
+  ),
+  _M(
+    "blocks_of_prompt_skipped",
+    "qempo_jax/models/blockwise.py",
+    "(own | of_prompt) & reached & past",
+    "own & reached & past",
+    "far responses do not see their prompt",
+  ),
+  _M(
+    "ring_home",
+    "qempo_jax/models/blockwise.py",
+    "jax.lax.axis_index(static.axis) - turn",
+    "jax.lax.axis_index(static.axis) + turn",
+    "keys of the ring with the places of others",
   ),
   _M(
     "window_off_by_one",
