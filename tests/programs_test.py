@@ -165,8 +165,7 @@ def test_a_dry_run_of_the_demo(dry, config, tmp_path, monkeypatch):
 
 def test_a_dry_run_of_inspection(dry, config, monkeypatch):
   monkeypatch.setattr(build_data, "examples", lambda *args: _no_examples())
-  monkeypatch.setattr(inspect_data.tokenization, "load_tokenizer", lambda source: toy.ToyTokenizer())
-  monkeypatch.setattr(build_policy, "source", lambda config: "")
+  monkeypatch.setattr(build_policy, "load_tokenizer", lambda config: toy.ToyTokenizer())
   monkeypatch.setattr(inspect_data.inspection, "summarise", lambda *args, **kwargs: _Summary())
   monkeypatch.setattr(inspect_data, "padding", lambda *args: 0.25)
   out = dry(inspect_data)
