@@ -66,6 +66,7 @@ def to_hugging_face(
   for key, value in {"max_position_embeddings": max_length or _LENGTH, **(tokens or {})}.items():
     written.setdefault(key, value)
   written.setdefault("use_cache", True)
+  written.setdefault("pad_token_id", None)  # Some architectures have a default that only their own vocabulary holds.
   written.pop("torch_dtype", None)
   return written | {"dtype": dtype, "torch_dtype": dtype}
 
