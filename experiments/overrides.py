@@ -179,6 +179,9 @@ def _sequence(text: str, expected: type, current: Any) -> Any:
   nested = _literal(text)
   if isinstance(nested, (tuple, list)) and any(isinstance(part, (tuple, list)) for part in nested):
     return expected(_tuples(part) for part in nested)
+  texts = isinstance(nested, (tuple, list)) and nested and all(isinstance(part, str) for part in nested)
+  if texts and not (current and not isinstance(current[0], str)):
+    return expected(nested)  # quoted: with their spaces and escapes, and never numbers
   inner = text.strip()
   if inner[:1] + inner[-1:] in ("()", "[]"):
     inner = inner[1:-1]

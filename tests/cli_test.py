@@ -87,6 +87,7 @@ def test_the_program_gets_a_locked_config_a_path_and_dry_run(call, tmp_path):
     ),
     ("empty=[['a', 1]]", (("a", 1),)),
     ("words=x,y", ("x", "y")),
+    (r"empty=(' x\n', '3')", (" x\n", "3")),
     ("empty=1,b", (1, "b")),
     ("dual.max_kl=2", 2.0),
     ("dual.max_kl=none", None),
