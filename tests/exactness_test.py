@@ -4,12 +4,14 @@ import json
 import pathlib
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.studies import controllers_over_problems
 from experiments.studies import exactness
+from experiments.studies.exactness_methods import COHERENT
 from experiments.studies.exactness_methods import CONTROLS
 from experiments.studies.exactness_methods import METHODS
 from experiments.studies.exactness_methods import draw_responses
@@ -113,6 +115,28 @@ def test_the_enumerated_loss_is_the_mean_of_the_sampled_one(name):
   draws = jax.lax.map(lambda key: gradient(sampled_loss, key, size=2), keys, batch_size=2000)
   error = np.abs(draws.mean(0) - exact) / np.maximum(draws.std(0) / np.sqrt(len(keys)), 1e-6)
   assert np.abs(exact).max() > 0.01 and error.max() < 4.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", COHERENT)
+def test_the_enumerated_loss_of_qempo_c_has_the_gradient_of_its_lagrangian(x64, kind, name):
+  """With random parameters, so that what keeps a run from the optimum is not its estimator."""
+  policy, multipliers = KINDS[kind](), {"quality": 1.7, "kl": 0.0, "coherence": 0.6}
+  problem = random_problem(policy, "qempo_c", seed=3)
+  double = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+  problem = double(problem)._replace(params=double(policy.init(jax.random.key(7))))
+
+  def loss(params):
+    one = lambda *of: enumerated_loss(COHERENT[name], *of, None, multipliers=multipliers)
+    return jnp.mean(jax.vmap(one)(of_all_responses(policy, params, problem), problem.data_log_probs))
+
+  def lagrangian(params):
+    log_probs = jnp.sum(policy.token_log_probs(params), axis=-1)
+    ends = exactness.measure(log_probs, problem, None, 0)
+    return ends["entropy"] + 1.7 * ends["reward"] - 0.6 * ends["coherence"]
+
+  found, expected = (jax.flatten_util.ravel_pytree(jax.grad(f)(problem.params))[0] for f in (loss, lagrangian))
+  np.testing.assert_allclose(found * (1 + 1.7 + 0.6), -expected, atol=1e-6)
 
 
 def test_responses_are_drawn_by_their_probabilities():
