@@ -53,7 +53,7 @@ def training(
 
 def activations(config: ModelConfig, batch: Batch, *, scores: bool) -> int:
   """Bytes that the gradient of a batch keeps, and the working set of a block."""
-  d, f = config.hidden_size, config.intermediate_size
+  d, f = config.hidden_size, config.intermediate_size * max(1, config.experts_per_token)
   heads, keys = config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim
   products = heads + keys + d + 2 * f + d
   everything = products + 2 * (heads + keys) + 3 * d + 2 * f

@@ -7,6 +7,7 @@ Bytes are the least that unfused products move: each product's operands and resu
 packed rows; otherwise only pairs that attend, and no padding.
 """
 
+import math
 from typing import NamedTuple
 
 from experiments.compile.chips import Chip
@@ -14,6 +15,7 @@ from qempo_jax import packing
 from qempo_jax.models import lora
 from qempo_jax.models import presets
 from qempo_jax.models import transformer
+from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import PROJECTIONS
 from qempo_jax.models.config import ModelConfig
 
@@ -91,17 +93,18 @@ class Batch(NamedTuple):
     return self.rows * (prompt * prompt + columns * (prompt + own))
 
 
-def block_weights(config: ModelConfig) -> int:
-  """Weights of one block's matrices."""
+def block_weights(config: ModelConfig, tokens: float = math.inf) -> float:
+  """Weights of one block's matrices that so many tokens use: of a mixture's experts, at most those that they choose."""
   shapes = transformer.param_shapes(config)["layers"]
-  sizes = (lora.matrix_shape(name, shapes[name]) for name in PROJECTIONS)
-  return sum(inputs * outputs for _, inputs, outputs in sizes)
+  share = min(1.0, config.experts_per_token * tokens / config.num_experts) if config.num_experts else 1.0
+  parts = {"router": 1.0} | dict.fromkeys(PROJECTIONS, 1.0) | dict.fromkeys(EXPERTS, share)
+  return sum(math.prod(shapes[name][1:]) * of for name, of in parts.items() if name in shapes)
 
 
 def adapter_weights(config: ModelConfig, rank: int) -> int:
-  """Weights of one block's adapters."""
+  """Weights of one block's adapters; a mixture's experts have none."""
   shapes = transformer.param_shapes(config)["layers"]
-  sizes = (lora.matrix_shape(name, shapes[name]) for name in PROJECTIONS)
+  sizes = (lora.matrix_shape(name, shapes[name]) for name in PROJECTIONS if name in shapes)
   return sum(rank * (inputs + outputs) for _, inputs, outputs in sizes)
 
 
@@ -115,13 +118,15 @@ def blocks_forward(config: ModelConfig, tokens: float, pairs: float, *, rank: in
     rank: of adapters; 0: none.
     stored: bytes of a stored weight, read once.
   """
-  weights, low = block_weights(config), adapter_weights(config, rank)
+  weights, low = block_weights(config, tokens), adapter_weights(config, rank)
+  active = block_weights(config, 1)
   heads, keys = config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim
-  d, f, c = config.hidden_size, config.intermediate_size, WIDTHS[config.compute_dtype]
+  d, c = config.hidden_size, WIDTHS[config.compute_dtype]
+  f = config.intermediate_size * max(1, config.experts_per_token)
   attention = c * d + 2 * _FLOAT * (heads + keys) + 2 * c * heads + _FLOAT * d
   feed_forward = c * d + 2 * 2 * _FLOAT * f + 2 * c * f + _FLOAT * d
   residual = 2 * 2 * _FLOAT * d
-  flops = 2 * (weights + low) * tokens + 4 * heads * pairs
+  flops = 2 * (active + low) * tokens + 4 * heads * pairs
   moved = stored * weights + _FLOAT * low + tokens * (attention + feed_forward + residual)
   return Work(config.num_layers * flops, config.num_layers * moved)
 
@@ -157,13 +162,14 @@ def backward(config: ModelConfig, batch: Batch, *, computed=False, rank=0, store
   if recompute:
     found += forward
     if config.norm_placement == "pre":  # No gradient reads the block's result, so its last product is left out.
-      last = config.num_layers * config.hidden_size * (config.intermediate_size + rank)
+      used = config.intermediate_size * max(1, config.experts_per_token)
+      last = config.num_layers * config.hidden_size * (used + rank)
       found += Work(-2 * fed * last, 0)
   head = head_forward(config, scored, stored=stored)
   found += head.times(3)  # the logits again, and two products
   weights, head_weights = config.num_layers * block_weights(config), config.vocab_size * config.hidden_size
   if rank:
-    return Work(found.flops - 2 * weights * fed - head.flops, found.bytes)
+    return Work(found.flops - 2 * config.num_layers * block_weights(config, 1) * fed - head.flops, found.bytes)
   return found + Work(0, _FLOAT * (weights + head_weights))  # the gradients are written
 
 
@@ -226,10 +232,10 @@ def decode_step(config: ModelConfig, *, prompts: float, group: int, prompt: int,
   """
   samples = prompts * group
   c = WIDTHS[config.compute_dtype]
-  weights = config.num_layers * block_weights(config)
+  weights, active = (config.num_layers * block_weights(config, tokens) for tokens in (samples, 1))
   head = config.vocab_size * config.hidden_size
   pairs = samples * (prompt + past) * config.num_layers
-  flops = 2 * (weights + head) * samples + 4 * config.num_heads * config.head_dim * pairs
+  flops = 2 * (active + head) * samples + 4 * config.num_heads * config.head_dim * pairs
   moved = c * (weights + head) + cache_bytes(config, kind) * (prompts * prompt + samples * past)
   logits = 2 * _FLOAT * samples * config.vocab_size  # written, and read by the draw
   return Work(flops, moved + logits)

@@ -35,7 +35,7 @@ class MetricsLog:
       write_atomically(path, kept)
     with self._writing():
       folder = path.parent / "tensorboard"
-      folder.mkdir(exist_ok=True)
+      folder.mkdir(parents=True, exist_ok=True)
       self._events = event_file_writer.EventsWriter(str(folder / "events"))
       if found:  # TensorBoard hides what an earlier life wrote from here on.
         self._events.write_event(Event(step=keep + 1, file_version="brain.Event:2"))

@@ -82,7 +82,7 @@ def chips_table() -> str:
   for name, short in names():
     config, batch, online, devices = paper_config(name)
     update = roofline.training_step(
-      config, batch, micro_batches=batch.rows // devices, reference=online, stored=2, devices=devices
+      config, batch, micro_batches=max(1, batch.rows // devices), reference=online, stored=2, devices=devices
     )
     work = [update]
     if online:
@@ -101,7 +101,7 @@ def compiled_table() -> str:
     for program in found["programs"]:
       devices = _devices(topology)
       if program["name"].endswith("_step"):
-        sizes = dict(micro_batches=batch.rows // devices, reference=online, stored=2, devices=devices)
+        sizes = dict(micro_batches=max(1, batch.rows // devices), reference=online, stored=2, devices=devices)
         flops = roofline.training_step(config, batch, computed=True, **sizes).flops
         least = roofline.training_step(config, batch, **sizes).bytes
       elif program["name"] == "sampler":

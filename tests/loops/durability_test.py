@@ -135,7 +135,10 @@ def test_a_run_saves_when_its_terminal_closes(tmp_path):
   command = [sys.executable, "-c", HUNG_UP, str(tmp_path / "out")]
   with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
     os.close(theirs)
-    assert os.read(ours, 100).startswith(b"ready")
+    said = b""
+    while not said.endswith(b"\n"):
+      said += os.read(ours, 100)
+    assert said.startswith(b"ready")
     os.close(ours)
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=60) == 129

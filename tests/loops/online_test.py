@@ -109,8 +109,8 @@ def test_a_multiplier_above_its_cap_is_refused(tmp_path):
 
 def test_columns_are_those_of_all_rows():
   rows = [{"prompt": "p"}, {"prompt": "q", "answer": "3"}]
-  samples = sampling.Samples(rows, None, None, [["a", "b"], ["c", "d"]], None)
-  assert sampling._flat(samples)[2] == {"answer": [None, None, "3", "3"]}
+  samples = sampling.Samples(rows, None, [[[1], [2, 3]], [[4], [5]]], [["a", "b"], ["c", "d"]], None)
+  assert sampling._flat(samples)[2] == {"answer": [None, None, "3", "3"], "completion_ids": [[1], [2, 3], [4], [5]]}
 
 
 def test_exploding_entropy_stops_the_run_with_advice(tmp_path):
