@@ -31,7 +31,7 @@ def main(config, workdir: pathlib.Path | None, dry_run: bool) -> None:
 
 
 def padding(config, tokenizer, examples, limits) -> float | None:
-  """The share of padding in the packed batches of the first epoch; None where there are no responses to pack."""
+  """The share of padding in the packed batches of the first epoch; None without responses to pack."""
   if examples[0].chosen is None:
     return None
   responses = 1 if examples[0].rejected is None else 2

@@ -30,7 +30,7 @@ _KEY = "sampling.function"
 
 
 class Weights(NamedTuple):
-  """What a function may sample: the policy's parameters, or the folder that `save` writes.
+  """The policy for a rollout function: its parameters, or the folder that `save` writes.
 
   Attributes:
     params: parameters of the decoder, sharded.

@@ -93,7 +93,7 @@ class GroupSampler:
     return self.of_rollout(rows, sharding.to_host(rollout))
 
   def of_rollout(self, rows: Sequence[Row], rollout: Rollout) -> Samples:
-    """The samples of these rows as text and ids, from the sampler's arrays."""
+    """The rows' samples as text and ids, from the sampler's arrays."""
     decode = lambda ids: tokenization.decode_response(self._policy.tokenizer, ids, self._policy.stop_tokens)
     strings = self._settings.stop_strings
     if strings:

@@ -34,7 +34,7 @@ class Groups(Batches):
       plan: the run's computation.
       draws: scored samples by the index of their update.
       replay: the replayed responses.
-      max_reward: the largest reward there is; None where unknown.
+      max_reward: the largest possible reward; None if unknown.
       acceptable: threshold of the coherence constraint, whose acceptable responses are watched for a collapse; None
         for none.
     """

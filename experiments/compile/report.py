@@ -24,7 +24,7 @@ class ProgramReport:
     temporary: activations, gradients and everything else that the program makes on its way.
     other: its remaining arguments and results, batch and samples among them.
     held: what waits in memory meanwhile, such as the optimizer while samples are drawn.
-    total: all of these; results that take over donated arguments are counted once.
+    total: sum of the entries above; results that take over donated arguments are counted once.
     capacity: of the chip.
     aliased: bytes of results that take over donated arguments.
     flops: matrix products of the program, divided by the devices.
@@ -175,7 +175,7 @@ def _flops(jaxpr, unknown_trips) -> float:
 
 
 def _times(name: str, params, unknown_trips: float) -> float:
-  """How often an equation's inner program runs, all devices together: a kernel's grid and shards count.
+  """Runs of an equation's inner program over all devices: a kernel's grid and shards count.
 
   The splash kernel skips masked blocks at run time, so it counts as one block.
   """

@@ -99,13 +99,13 @@ def constraints(config: ConfigDict, *, aim: bool = True) -> dict[str, Constraint
 
 
 def bound(config: ConfigDict, name: str, *, aim: bool = False) -> float | None:
-  """The bound of a constraint, with its margin where `aim`; None where it has none."""
+  """The bound of a constraint, with its margin if `aim`; None for a constraint without a bound."""
   found = constraints(config, aim=aim).get(name)
   return None if found is None or found.bound is None else float(found.bound)
 
 
 def acceptable(config: ConfigDict) -> float | None:
-  """The threshold of the run's coherence constraint on the main reward; None where it has none, or a quantile."""
+  """The threshold of the run's coherence constraint on the main reward; None without one, or with a quantile."""
   for name, of_one in settings(config).items():
     if of_one.kind == "coherence" and of_one.reward == "reward":
       threshold = with_threshold(config, name, of_one).threshold

@@ -85,7 +85,7 @@ def check_training(config: ConfigDict) -> None:
 
 
 def in_words(settings: Sampling) -> str:
-  """How responses are truncated and ended, for reports; empty where temperature, stop tokens and length say all."""
+  """Truncation and stop strings in words, for reports; empty if temperature, stop tokens and length are all there is."""
   parts = [str(settings.transform)] if settings.transform.acts else []
   if settings.stop_strings:
     parts.append("responses end at " + " or ".join(map(repr, settings.stop_strings)))

@@ -25,7 +25,7 @@ class HeldOut(NamedTuple):
   as_policy: Callable[[Any], Any]
 
   def __call__(self, params, step: int) -> dict[str, float]:
-    """The figures after a step, from 1; none where it is not due."""
+    """The figures after a step, counted from 1; {} if none are due."""
     if step % self.every:
       return {}
     return figures(self.evaluate(self.as_policy(params), method="policy", seed=0))

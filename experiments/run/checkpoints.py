@@ -37,7 +37,7 @@ class Saving(NamedTuple):
       workdirs.check_writable(self.place(workdir), "the checkpoints' folder", "choose another checkpoint.folder")
 
   def open(self, workdir: pathlib.Path, *, read_only: bool = False, note=print) -> Checkpoints | None:
-    """The run's checkpoints, or None where it wants none."""
+    """The run's checkpoints, or None for a run that keeps none."""
     if self.every < 0:
       return None
     options = {"keep": self.keep, "asynchronous": self.asynchronous, "read_only": read_only, "note": note}

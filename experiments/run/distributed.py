@@ -60,7 +60,7 @@ def is_writer() -> bool:
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-  """What `make` returns on the first process, the only one that calls it, on all processes; its InputError is raised on all.
+  """The result of `make` from the first process, which alone calls it, on all processes; its InputError is raised on all.
 
   Every process must call this at the same place between its other collective operations, so from its main thread.
   """

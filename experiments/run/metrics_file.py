@@ -14,7 +14,7 @@ _MOST = 3  # lines named
 
 
 def read(path: pathlib.Path, note: Callable[[str], None] = print) -> list[dict[str, Any]]:
-  """The rows of a file, in order; none where there is no file.
+  """The rows of a file, in order; [] without a file.
 
   A last line that was cut short is what a killed process or a full disk leaves, and is dropped. Other damage is left out too,
   and `note` is told of it in one line.
@@ -60,7 +60,7 @@ def _finite(value: Any) -> Any:
 
 
 def _row(text: bytes) -> dict[str, Any] | None:
-  """The row in a line; None where there is none."""
+  """The row in a line; None for a line without one."""
   try:
     row = json.loads(text, parse_constant=lambda _: None)
   except (ValueError, RecursionError):

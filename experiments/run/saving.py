@@ -195,7 +195,7 @@ def quality(constraints: Mapping[str, constraint_lib.Constraint], state) -> dict
   """The rank of a checkpoint: averaged entropy, and the distance of averaged values from the constraints.
 
   The shortfall is the largest of all constraints', each relative to its bound; the margin that the controller aims inside
-  a bound does not count. None where nothing was measured.
+  a bound does not count. None if nothing was measured.
   """
   if not float(state.averages.weight):
     return None

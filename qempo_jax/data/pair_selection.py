@@ -66,7 +66,7 @@ def equal_quality(
 
       |r_i - r_j| <= eps,   eps the quantile of |r_i - r_j| over pairs of good samples,   d_chosen > d_rejected
 
-  The share of these pairs with the largest difference in diversity is kept, largest first, with no sample in more than
+  The share of pairs with the largest difference in diversity is kept, largest first, with no sample in more than
   `uses` pairs. A loss on pairs of different quality learns quality; here quality cancels, and diversity is left.
 
   Source: ReDiPO (arXiv 2605.30021); reconstruction, without its rewriting of the base model's samples.

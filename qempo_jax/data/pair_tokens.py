@@ -55,7 +55,7 @@ class PairTokens(NamedTuple):
   lists: ListWeights | None = None
 
   def weights(self) -> np.ndarray | None:
-    """[N] how much each example counts in the loss, by the rows' column; None where all count 1."""
+    """[N] weight of each example in the loss, from the rows' column; None if all are 1."""
     found = np.array([columns.weight(row) for row in self.rows], np.float32)
     return None if (found == 1).all() else found
 
@@ -253,11 +253,11 @@ class Encoder:
     return text[max([0, *map(text.rfind, added)]) :]
 
   def is_canonical(self, prompt, ids: Sequence[int], text: str, options: Options = None) -> bool:
-    """Whether the text of a sampled response, itself one of many token sequences, encodes to these very tokens."""
+    """True if the text of a sampled response, one of its many tokenisations, encodes to these very tokens."""
     return self._continued(prompt, text, options) == self._without_stops([int(token) for token in ids])
 
   def _turn(self, prompt, response: str, options: Options) -> str | None:
-    """The conversation's rendering, which begins with the prompt's; None without a template, or where there is none."""
+    """The conversation's rendering, which begins with the prompt's; None without a template or such a rendering."""
     if not self._tokenizer.chat_template:
       return None
     try:
@@ -316,7 +316,7 @@ class Encoder:
     return self._stops
 
   def ends_early(self, ids: Sequence[int]) -> bool:
-    """Whether a sampler would have stopped before the last of these tokens."""
+    """True if a sampler would have stopped before the last token."""
     return any(token in self.stops for token in ids[:-1])
 
   def _text(self, prompt, options: Options) -> str:

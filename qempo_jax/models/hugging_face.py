@@ -106,7 +106,7 @@ def _experts(values) -> dict[str, Any]:
 
 
 def _rope_layers(values) -> tuple[bool, ...]:
-  """Whether each block rotates queries and keys."""
+  """[blocks] True for blocks that rotate queries and keys."""
   count = _size(values, "num_hidden_layers")
   if "position_embedding_type" in values:
     return (values["position_embedding_type"] == "rope",) * count

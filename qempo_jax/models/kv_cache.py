@@ -49,7 +49,7 @@ class Stored:
     return products if self.scales is None else products * _expand_scales(self.scales, products)
 
   def mix(self, spec, weights):
-    """Sums of these values with weights [..., queries, keys], by an einsum spec."""
+    """Weighted sums of the values, weights [..., queries, keys], by an einsum spec."""
     weights = weights if self.scales is None else weights * _expand_scales(self.scales, weights)
     return jnp.einsum(spec, weights, self.numbers.astype(weights.dtype))
 

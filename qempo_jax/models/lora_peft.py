@@ -120,7 +120,7 @@ def _tensors(layers, config) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _shared(name: str, config: ModelConfig) -> bool:
-  """Whether a projection has no module of its own in PyTorch transformers."""
+  """True if a projection has no module of its own in PyTorch transformers."""
   modules = [_module(other, 0, config) for other in transformer.param_shapes(config)["layers"]]
   return name in EXPERTS or modules.count(_module(name, 0, config)) > 1
 

@@ -14,7 +14,7 @@ from qempo_jax.models.config import ModelConfig
 from qempo_jax.paths import read_json
 
 WHY_NO_PICKLE = (
-  "pickled weights (.bin, .pt) are never loaded, because opening a pickle runs whatever code it holds; save the "
+  "pickled weights (.bin, .pt) are never loaded, because opening a pickle runs the code inside it; save the "
   "model as safetensors (transformers' save_pretrained does)"
 )
 INDEX = "model.safetensors.index.json"

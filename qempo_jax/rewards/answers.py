@@ -35,7 +35,7 @@ def set_size(set_name: str) -> int:
 def written_forms(set_name: str) -> dict[str, str]:
   """The texts by which policies give right answers, and the canonical answer of each; raises InputError for an unknown set.
 
-  Open lists accept more dress than can be listed; reports give the share of right samples that are none of these.
+  Open lists accept more dress than can be listed; reports give the share of right samples outside this list.
   """
   if set_name.startswith(_COUNTDOWN):
     return countdown.written_forms(int(set_name.removeprefix(_COUNTDOWN)))
@@ -43,7 +43,7 @@ def written_forms(set_name: str) -> dict[str, str]:
 
 
 def families(set_name: str, prompt: str) -> dict[str, str] | None:
-  """By key the family of a prompt of these tasks: its set and wording, or its puzzle; None for any other prompt."""
+  """Families of a prompt by key: its set and wording, or its puzzle; None for prompts of other tasks."""
   if set_name.startswith(_COUNTDOWN):
     return {"puzzle": set_name}
   return open_list.families(set_name, prompt)

@@ -108,7 +108,7 @@ def scores_or_nan(
     function,
     [values[index] for index in scored],
     [completions[index] for index in scored],
-    "every score must be a finite number, or None where there is none",
+    "every score must be a finite number, or None for no score",
   )
   return result
 
@@ -151,7 +151,7 @@ def _check_names(columns: Collection[str]) -> None:
 
 
 def _reads_texts(function: Callable) -> bool:
-  """Whether a reward takes conversations as they are kept here, and completions as texts, as this package's own do."""
+  """True for this package's own rewards, which take conversations as rows hold them and completions as texts."""
   module = getattr(function, "__module__", None) or type(function).__module__
   return module.partition(".")[0] == "qempo_jax"
 

@@ -140,7 +140,7 @@ NORM = "model.norm.weight"
     (lambda f, t: _cut(f / "model.safetensors"), "damaged or cut short"),
     (lambda f, t: (f / "model.safetensors").write_bytes(b""), "damaged or cut short"),
     (lambda f, t: (f / "model.safetensors").unlink(), "no .safetensors file$"),
-    (lambda f, t: _only_pickle(f), "no .safetensors file: pickled weights.*runs whatever code"),
+    (lambda f, t: _only_pickle(f), "no .safetensors file: pickled weights.*runs the code inside it"),
     (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).unlink()), "2 .safetensors files and no .*index"),
     (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).write_text("{")), "index.json cannot be read"),
     (lambda f, t: (_shard(f, t), (f / safetensors_files.INDEX).write_text("{}")), "no weight_map"),

@@ -1,4 +1,4 @@
-"""What the device itself reaches: a bfloat16 product, a copy; and its name and memory."""
+"""Measured ceilings of the device (a bfloat16 product, a copy), its name and its memory."""
 
 import pathlib
 import platform

@@ -74,7 +74,7 @@ def peak_bytes(before: int | None = None) -> int | None:
     before: the same at the start of a measurement.
 
   Returns:
-    Bytes; None where the device does not say, or if the most was before that.
+    Bytes; None if the device does not report them, or if the peak was before that.
   """
   found = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
   return found if before is None or found is None or found > before else None
