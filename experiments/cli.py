@@ -43,10 +43,10 @@ def run(
 
   Args:
     main: The program. It gets a complete, locked config.
-    description: What the program does, for --help.
+    description: Purpose of the program, for --help.
     example: A whole command line to copy, for --help.
     argv: The arguments, without the program's name; None means those of this process.
-    needs_workdir: Whether --workdir must be given; without it `main` may get None.
+    needs_workdir: True requires --workdir; otherwise `main` may get None.
     of_run: Of a program that reads a run's workdir: it takes the run's own config where --config is not given, and then
       only keys of these groups may be set.
   """

@@ -46,7 +46,7 @@ class Run(NamedTuple):
     profile: settings of the profiler.
     wandb: project of Weights & Biases; "" for none.
     config: the complete config, JSON-able.
-    line: what was found while building, for the user.
+    line: findings while building, for the user.
     warn: the first state's parameters -> a warning, or None.
     learning_rate: of every update, from 0.
     heldout: measures held-out prompts in between; None for never.
@@ -87,7 +87,7 @@ def train(run: Run, workdir: pathlib.Path, display):
   The metrics of a step are read while the devices work at the next one.
 
   Args:
-    run: what to train.
+    run: the training run.
     workdir: where metrics and checkpoints go.
     display: gets every step's metrics.
 

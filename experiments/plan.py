@@ -81,7 +81,7 @@ class PairSettings(NamedTuple):
     per_row: pairs that share a packed row.
     window: batches sorted by length together; 0 for none.
     measure_every: updates between measurements of the constraints; 0 for never.
-    ref_log_probs: whether the reference's log-probs stand beside the pairs.
+    ref_log_probs: True if the reference's log-probs accompany the pairs.
     responses: of an example.
   """
 
@@ -105,7 +105,7 @@ class Plan(NamedTuple):
     optimizers: the policy's and the multipliers'.
     first_state: the reference's parameters -> the state before the first step.
     as_policy: (trainable parameters, the reference's) -> the policy's parameters.
-    adapters: whether adapters are trained beside the reference.
+    adapters: True if adapters are trained beside the reference.
     micro_batches: parts of a batch whose gradients are summed.
     sampling: settings of sampling and scoring.
     replay_size: replayed responses beside each group.

@@ -24,7 +24,7 @@ def user_code(what: str, remedy: str) -> Iterator[None]:
 
   Args:
     what: subject and verb, such as "reward function f raised".
-    remedy: what to do about it.
+    remedy: advice to the user.
   """
   try:
     yield

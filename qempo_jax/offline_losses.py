@@ -123,13 +123,13 @@ class OfflineLoss(NamedTuple):
   Attributes:
     loss: (example, weights, settings) -> scalar.
     weights: (alpha, beta) -> the weights of the loss's implicit reward.
-    needs_reference: whether the loss reads the reference's log-probs.
+    needs_reference: True if the loss reads the reference's log-probs.
     responses: number G of responses in an example; losses of lists take any.
-    lists: whether an example is a prompt's scored responses, with `ListWeights`.
-    weighted: whether the loss has weights of the family, which multipliers can move.
-    normalised: whether the implicit reward divides log-probs by lengths.
-    smooths: whether label smoothing is part of the loss, or undefined for it.
-    per_token: whether the batch's sum is divided by tokens rather than by examples.
+    lists: True if an example is a prompt's scored responses, with `ListWeights`.
+    weighted: True if the loss has weights of the family, which multipliers can move.
+    normalised: True if the implicit reward divides log-probs by lengths.
+    smooths: True if label smoothing is part of the loss; False if undefined for it.
+    per_token: True divides the batch's sum by tokens, False by examples.
   """
 
   loss: Callable[[Example, Weights, LossSettings], jax.Array]

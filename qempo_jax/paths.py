@@ -35,7 +35,7 @@ def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
 
   Args:
     path: the file.
-    remedy: what to do if it cannot be read, for the message.
+    remedy: advice of the message if it cannot be read.
 
   Raises:
     InputError: the file is absent, cannot be read, or is no JSON object.

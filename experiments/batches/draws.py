@@ -28,7 +28,7 @@ class Scored(NamedTuple):
   Attributes:
     samples: of one update.
     rewards: [P, G] by name, NaN where not scored.
-    counts: what the reward function counted meanwhile, by kind.
+    counts: the reward function's own counts meanwhile, by kind.
   """
 
   samples: sampling.Samples

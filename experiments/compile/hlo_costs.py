@@ -20,7 +20,7 @@ _CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)
 _TRIPS = re.compile(r'"known_trip_count":\s*\{"n":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=(?:\w+\{)?\[(\d+),(\d+)\]<=")
-# What moves no bytes of its own.
+# Instructions that move no bytes of their own.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all")
 _FREE += ("partition-id", "replica-id", "opt-barrier")
 
@@ -61,7 +61,7 @@ def costs(text: str, *, devices: int, unknown_trips: float = 1) -> Costs:
   Args:
     text: `compiled.as_text()`.
     devices: in the mesh, for collectives over all of them.
-    unknown_trips: how often a loop runs whose trip count the compiler does not know, on average.
+    unknown_trips: mean trip count of loops whose count the compiler does not know.
 
   Returns:
     The counts.

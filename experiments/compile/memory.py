@@ -33,8 +33,8 @@ def training(
     rank: of adapters; 0 trains all weights.
     stored: bytes of a stored weight.
     moments: bytes of a moment.
-    reference: whether a frozen reference is beside the policy; adapters have none of their own.
-    scores: whether attention's scores are in memory, as in the XLA path.
+    reference: True with a frozen reference beside the policy; adapters have none of their own.
+    scores: True if attention scores are in memory, as in the XLA path.
     micro_batches: parts of the batch.
   """
   params = presets.num_params(config)

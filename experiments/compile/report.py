@@ -23,7 +23,7 @@ class ProgramReport:
     reference: the frozen reference's parameters.
     temporary: activations, gradients and everything else that the program makes on its way.
     other: its remaining arguments and results, batch and samples among them.
-    held: what waits in memory meanwhile, such as the optimizer while samples are drawn.
+    held: bytes kept in memory meanwhile, such as the optimizer while samples are drawn.
     total: sum of the entries above; results that take over donated arguments are counted once.
     capacity: of the chip.
     aliased: bytes of results that take over donated arguments.
@@ -85,10 +85,10 @@ def report(
 
   Args:
     name: of the program.
-    compiled: what `lowered.compile()` gave.
-    chip: what the devices are.
+    compiled: result of `lowered.compile()`.
+    chip: kind of the devices.
     parts: name -> pytree of arguments whose bytes on a device are told apart: params, optimizer, reference.
-    held: pytree of what waits in memory meanwhile.
+    held: pytree kept in memory meanwhile.
     devices: in the mesh.
     flops: of the whole program, all devices together.
     unknown_trips: iterations of a loop that may end early, on average.

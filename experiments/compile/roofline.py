@@ -195,7 +195,7 @@ def training_step(
     config: the decoder's config.
     batch: the batch of all devices.
     micro_batches: parts of the batch.
-    reference: whether the reference scores the batch in the same step.
+    reference: True if the reference scores the batch in the same step.
     computed: count padding and masked pairs.
     stored: bytes of a weight as it is read.
     devices: number of devices.

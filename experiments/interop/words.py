@@ -54,7 +54,7 @@ def summary(history: list[dict], *, last: int) -> str:
 
   Args:
     history: a step's "reward", "entropy" and "multiplier" each.
-    last: how many steps to average.
+    last: number of steps to average.
   """
   best = optimum()
   mean = {name: np.mean([row[name] for row in history[-last:]]) for name in history[-1]}

@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     prompts_per_batch: prompts sampled at once.
     seed: of the samples; the same for every policy.
     cluster: columns whose values are families of prompts.
-    exact: whether listed right answers are all scored.
+    exact: True scores all listed right answers.
     least: least possible reward, which samples that could not be judged get.
   """
 

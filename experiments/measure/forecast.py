@@ -38,7 +38,7 @@ class Program(NamedTuple):
     name: as in tables.
     solve: (rewards, ref_log_probs) -> SampledSolution; takes another `min_reward` unless the multipliers are fixed.
     max_kl: its KL budget, nats; inf for none.
-    configured: whether it is the config's own.
+    configured: True for the config's own program.
   """
 
   name: str

@@ -57,7 +57,7 @@ class Reference:
       params: of the reference.
       seed: of the samples.
       floor: least mean reward; None for none.
-      margin: how far above the floor the controller aims.
+      margin: distance above the floor at which the controller aims.
       max_reward: the largest reward there is; None if unknown.
     """
     self.sample, self.reward, self._params, self._seed = sample, reward, params, seed
@@ -88,10 +88,10 @@ class Reference:
     """Samples the reference on training prompts and scores the responses.
 
     Args:
-      num_prompts: how many, spread evenly over the training rows; None for all of them.
+      num_prompts: number of prompts, spread evenly over the training rows; None for all of them.
       batch: prompts sampled at once.
       group_size: samples of a prompt at once.
-      rounds: how many such groups for each prompt: n = rounds * group_size.
+      rounds: groups of each prompt: n = rounds * group_size.
     """
     sample = self.sample
     num_prompts = num_prompts or len(sample.rows)

@@ -23,7 +23,7 @@ def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
 
   Args:
     config: a complete config.
-    rows: what `sample_files.read` returned.
+    rows: result of `sample_files.read`.
     run: copied into the results.
   """
   e = config.evaluation

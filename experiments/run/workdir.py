@@ -18,7 +18,7 @@ from configs import base
 from qempo_jax import paths
 from qempo_jax.errors import InputError
 
-# What a resumed run may have otherwise: where it runs and how often it saves, none of which says what it computes.
+# Keys that may differ in a resumed run: devices, faults, logging and checkpoints, none of which changes its computation.
 MAY_CHANGE = ("checkpoint.", "faults.", "logging.", "sampling.mesh")
 MAY_CHANGE += tuple(f"compute.{key}" for key in ("distributed", "mesh", "dcn_mesh", "reference_memory"))
 LOCK = ".lock"

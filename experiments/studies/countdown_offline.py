@@ -42,7 +42,7 @@ class Point:
 
   Attributes:
     loss: "listwise", "regression", or "pairs": the mean DPO loss of every right response against every wrong one.
-    even: whether right responses weigh by `losses.even_weights`, else as they were drawn.
+    even: True weighs right responses by `losses.even_weights`, False as they were drawn.
     pair_weight: of listwise's pair terms.
     beta: entropy and reference weight of the pair loss, reward units per nat.
     learning_rate: AdamW's at the start; it falls linearly to a tenth.

@@ -35,7 +35,7 @@ class Method(NamedTuple):
     loss: maps one group (`Samples`) or one pair (`Pair`) and the multipliers of quality, KL and coherence to a scalar.
     inputs: "group" or "pair".
     drawn_from: "policy", or "data": half the reference, half uniform over all responses.
-    learned: whether controllers learn the multipliers; otherwise they are given, exact.
+    learned: True if controllers learn the multipliers; otherwise they are exact constants.
     labels: labels of pairs: "bradley_terry", or "hard", where the better response always wins (a control).
   """
 

@@ -101,7 +101,7 @@ def random_problem(policy: PromptedPolicy, program: str, seed: int) -> Problem:
   """Draws and solves one problem; the programs of a seed share policy and rewards.
 
   Args:
-    policy: what is trained.
+    policy: the policy to train.
     program: "qempo", "qempo_kl", "qempo_c" (nu = 1) or "qempo_c, learned nu".
     seed: of the problem.
 

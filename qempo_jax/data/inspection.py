@@ -21,7 +21,7 @@ class Token(NamedTuple):
     id: token id.
     piece: the token's text, with blanks and line ends made visible.
     part: "template" (or "special" without a template), the role of the message, "response" or "end".
-    trained: whether the token is in the loss.
+    trained: True if the token is in the loss.
   """
 
   id: int

@@ -39,7 +39,7 @@ def load_preferences(
 
   Args:
     source: name or address of the source, see `sources`.
-    rejected: whether every row must have a rejected response.
+    rejected: True requires a rejected response in every row.
     on_bad_row: "error" or "skip".
     max_bad_share: largest share of skipped rows, beyond which loading fails.
     note: called with one line for the user if rows were skipped.

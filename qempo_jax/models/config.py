@@ -73,7 +73,7 @@ class ModelConfig:
     head_dim: K, width of a head; H K need not be D.
     rope_theta: base of the rotary position embedding.
     norm_epsilon: term added to the mean square in RMSNorm.
-    tie_embeddings: whether the embedding is also the output projection.
+    tie_embeddings: True if the embedding is also the output projection.
     compute_dtype: dtype of the operands of matrix products with weights; sums, norms, attention, the residual stream
       and logits stay in float32.
     rope_scaling: scaling of rotary frequencies, or None.
@@ -106,7 +106,7 @@ class ModelConfig:
       "dots" all but products, "dots_no_batch" all but products with weights, "none" nothing.
     num_experts: E, experts of every block, which take the place of its feed-forward layer, see `experts`; 0: none.
     experts_per_token: S, experts that a token chooses.
-    normalise_experts: whether the weights of the chosen experts are divided by their sum.
+    normalise_experts: True divides the weights of the chosen experts by their sum.
     layout: names and fusion of a checkpoint's tensors, see `tensor_names`; no effect on the computation.
     token_stats: implementation of sums over the vocabulary, see `token_stats.token_stats`.
   """

@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
   Attributes:
     window: tokens that a query attends to, itself included.
-    rotates: whether queries and keys are rotated.
+    rotates: True if queries and keys are rotated.
   """
 
   window: Any = None

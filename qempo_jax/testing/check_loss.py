@@ -64,7 +64,7 @@ def check_loss(
       stationary point decides whether the report is ok.
     threshold: tau, the least reward of an acceptable sample, which the coherence constraint leaves alone; None for a
       reference term on every sample. For groups alone: a `Pair` has no rewards.
-    problem: what to check on; None takes 15 sequences of at most 3 tokens and three prompts.
+    problem: enumerable problem; None takes 15 sequences of at most 3 tokens and three prompts.
     tolerance: relative, of both checks.
 
   Returns:

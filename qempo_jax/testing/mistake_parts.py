@@ -30,7 +30,7 @@ def parts(
   """All parts by name; those of group statistics depend on the group's size, those of shaped rewards on the weights.
 
   Args:
-    problem: what a loss was checked on.
+    problem: the enumerable problem of the check.
     alpha: entropy weight of J.
     beta: reference weight of J.
     group_size: G of the check.

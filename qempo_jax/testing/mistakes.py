@@ -84,7 +84,7 @@ def explain(
 
   Args:
     found: [points * D] minus the expected gradient at the points of the problem.
-    problem: what the loss was checked on.
+    problem: the enumerable problem of the check.
     alpha: entropy weight of J.
     beta: reference weight of J.
     group_size: G of the check.
