@@ -155,6 +155,7 @@ NORM = "model.norm.weight"
     (lambda f, t: _change(f, tie_word_embeddings=True), "ties the embeddings.*lm_head.weight"),
     (lambda f, t: _change(f, num_hidden_layers=1), "holds 'model.layers.1.input_layernorm.weight'.*6 more"),
     (lambda f, t: _change(f, hidden_size=20), "5 rotated numbers do not fit head_dim=5"),
+    (lambda f, t: _change(f, hidden_size=24), "does not fit"),
     (lambda f, t: _change(f, vocab_size=2**27), r"embed_tokens.weight' has shape \(40, 16\)"),
     (lambda f, t: _change(f, num_hidden_layers=1999), "1999 blocks, but there are 21 tensors"),
     (lambda f, t: _change(f, num_hidden_layers=3), "no tensor 'model.layers.2.* and 6 more"),
