@@ -123,7 +123,7 @@ def _devices_of_cpu(count: int):
 
 
 def _shortage(message: str) -> str:
-  """The compiler's line about what is missing."""
+  """The compiler's line about the memory shortage."""
   told = [line.strip() for line in message.splitlines() if "hbm" in line.lower() or "Ran out" in line]
   return (told or message.splitlines())[0][:300]
 

@@ -1,4 +1,4 @@
-"""Shows what a config trains on, token by token: `python -m experiments.inspect_data --config=configs/offline_dpo.py`.
+"""Shows a config's training data, token by token: `python -m experiments.inspect_data --config=configs/offline_dpo.py`.
 
 ... --config.data.source=jsonl:pairs.jsonl --config.offline.pairs=source --config.inspection.examples=1
 """

@@ -61,7 +61,7 @@ def imports(source: str, package: str) -> Iterator[str]:
 
 
 def imports_of(module: str) -> set[str]:
-  """Returns what one module of the package imports."""
+  """Returns the imports of one module of the package."""
   path = MODULES[module]
   package = module if path.name == "__init__.py" else module.rpartition(".")[0]
   return set(imports(path.read_text(encoding="utf-8"), package))

@@ -22,7 +22,7 @@ class Batches:
   order: Any
 
   def prepare(self, workdir: pathlib.Path, note: Callable[[str], None]) -> None:
-    """Makes what is needed once, before the first step."""
+    """One-time set-up before the first step."""
 
   def compile(self, shardings) -> None:
     """Sets up the jitted steps for a state with these shardings; they are compiled at their first batches."""
@@ -47,4 +47,4 @@ class Batches:
     return self
 
   def __exit__(self, *exception) -> None:
-    """Ends what `__enter__` began."""
+    """Tears down the set-up of `__enter__`."""

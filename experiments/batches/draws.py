@@ -23,7 +23,7 @@ _REWARD = "rewards/"  # before a reward's name in the saved arrays
 
 
 class Scored(NamedTuple):
-  """Samples and what they are worth.
+  """Samples and their rewards.
 
   Attributes:
     samples: of one update.

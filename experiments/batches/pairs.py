@@ -1,4 +1,4 @@
-"""Batches of offline training: pairs move the policy, and what is measured on fresh samples in between the multipliers."""
+"""Batches of offline training: pairs update the policy, measurements on fresh samples in between the multipliers."""
 
 from collections.abc import Callable
 from collections.abc import Iterator

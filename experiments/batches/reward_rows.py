@@ -47,7 +47,7 @@ class RewardData(NamedTuple):
 
 
 def fingerprint(parts: dict[str, RewardData]) -> str:
-  """A hash of all pairs, in order: tells whether a resumed run has the same ones."""
+  """A hash of all pairs, in order, by which a resumed run recognises them."""
   digest = hashlib.sha256()
   for part in PARTS:
     found = parts[part]

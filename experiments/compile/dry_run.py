@@ -55,7 +55,7 @@ def model_line(policy: Policy) -> str:
 
 
 def memory(plan: Plan, steps: Sequence[programs.Program]) -> dict[str, int]:
-  """Bytes on one device by part; what is alive only within a step is its gradients and a block's logits.
+  """Bytes on one device by part; only gradients and a block's logits are counted as temporaries of a step.
 
   A lower bound: activations, the compiler's scratch and what stays of the sampler are not in it, which
   `experiments.compile_check` finds for TPUs by compiling.
@@ -85,7 +85,7 @@ def _laid_out(steps) -> dict[str, int]:
 
 
 def memory_line(parts: dict[str, int], policy: Policy | None = None) -> str:
-  """The estimate, and what the policy's devices have where they say so."""
+  """The estimate, and the memory of the policy's devices if they report it."""
   each = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
   stats = policy.mesh.devices.flat[0].memory_stats() if policy else None
   limit = (stats or {}).get("bytes_limit")

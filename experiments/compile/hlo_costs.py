@@ -1,4 +1,4 @@
-"""Counts what a compiled program does on one device, from its HLO text: bodies of loops as often as they run.
+"""Costs of a compiled program on one device, from its HLO text: bodies of loops count as often as they run.
 
 XLA's own cost analysis counts a loop's body once, so that a scan over 32 blocks seems to cost one. Here each
 computation is weighed by the product of the trip counts of the loops around it. Loops without a known trip count (the

@@ -152,7 +152,7 @@ def read_pairs(config: ConfigDict, source: str, tokenizer: Any) -> list[Preferen
 
 
 def samples_as_pairs(config: ConfigDict, known: bool) -> Callable:
-  """(place of a prompt, its row, samples as token ids, rewards) -> what a loss reads of them.
+  """(index of a prompt, its row, samples as token ids, rewards) -> inputs of the loss.
 
   Args:
     config: a complete config.

@@ -1,4 +1,4 @@
-"""The `model`, `compute` and `lora` groups of a config -> the reference policy on its mesh, and what is trained of it."""
+"""The `model`, `compute` and `lora` groups of a config -> the reference policy on its mesh, and its trainable parameters."""
 
 from collections.abc import Callable
 import dataclasses

@@ -1,4 +1,4 @@
-"""The one table of what each config key may be: ranges of numbers, and choices."""
+"""The one table of allowed values of config keys: ranges of numbers, and choices."""
 
 from collections.abc import Iterator
 import math
@@ -164,7 +164,7 @@ ALLOWED: dict[str, Range | tuple[str, ...]] = {
 
 
 def check(config: ConfigDict) -> None:
-  """Raises InputError for the first value that its key may not have; names key, value and what is allowed."""
+  """Raises InputError for the first value out of range; names key, value and the allowed ones."""
   for key, value in _leaves(config):
     allowed = ALLOWED.get(key)
     if key.startswith("constraints."):

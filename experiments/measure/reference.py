@@ -1,4 +1,4 @@
-"""The reference on the training prompts: what it reaches before training, and whether the floor can be met at all."""
+"""The reference on the training prompts: its figures before training, and the feasibility of the floor."""
 
 from collections.abc import Callable
 from typing import Any

@@ -27,7 +27,7 @@ _MAY_BE_NULL = ("log_prob", "ref_log_prob", "entropy", "answer")
 
 
 def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dict], list[str]]:
-  """The rows of every *.jsonl in a folder, completed, and what the user should know about them.
+  """The rows of every *.jsonl in a folder, completed, and notes about them for the user.
 
   A row needs `prompt` and `completion`. What else it lacks is filled in: method (the file's name), seed 0, split
   "prompts", sample (its place), set_name "", reward (by the reward function, with the row's further fields as

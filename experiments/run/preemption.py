@@ -1,4 +1,4 @@
-"""Notice to stop: Ctrl-C, SIGTERM, the end of the terminal, or what the platform told any process of the run."""
+"""Notice to stop: Ctrl-C, SIGTERM, the end of the terminal, or the platform's notice to any process of the run."""
 
 from collections.abc import Callable
 import os

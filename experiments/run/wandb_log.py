@@ -29,7 +29,7 @@ def also(project: str, log, *, name: str, config: Mapping[str, Any]):
 
 
 class WandbLog:
-  """A metrics log that passes every row on; what is on this disk stays the record."""
+  """A metrics log that passes every row on; the file on this disk stays the record."""
 
   def __init__(self, log, run):
     """Passes rows on to a log and to a run of Weights & Biases."""

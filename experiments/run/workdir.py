@@ -30,7 +30,7 @@ _held: dict[pathlib.Path, int] = {}  # File descriptors of this process's locks;
 
 
 def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: bool = True) -> None:
-  """Raises what `open_workdir` would raise, and changes nothing: to be called before anything slow."""
+  """Raises the errors of `open_workdir` and changes nothing: to be called before anything slow."""
   folder = _folder(workdir)
   check_writable(folder, "the workdir", "choose another --workdir")
   if holds_run(folder):

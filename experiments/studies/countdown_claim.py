@@ -205,7 +205,7 @@ class Run:
   """One run that can be advanced, left and taken up again; its state lies beside the model, its figures in `path`."""
 
   def __init__(self, point: Point, seed: int, reference, steps: int, path: pathlib.Path, states: pathlib.Path):
-    """Takes up what `path` and the state file hold, or starts."""
+    """Resumes from `path` and the state file, or starts."""
     self.point, self.seed, self.steps, self.path = point, seed, steps, path
     self.saved = states / f"{path.stem}.npz"
     self.state, self.rows, self.seconds = start(point, seed, reference, steps), [], 0.0

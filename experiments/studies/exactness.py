@@ -218,7 +218,7 @@ def measure(log_probs, problem: Problem, keys, samples: int) -> dict[str, jax.Ar
 
 
 def rows(tier: str, kind: str, program: str, name: str, seeds: tuple[int, ...]) -> list[dict]:
-  """Trains one cell of the matrix; one row a problem: what was reached, what is exact, the errors, pass or not."""
+  """Trains one cell of the matrix; one row a problem: reached and exact values, errors, pass or not."""
   method, enforced = ALL[name], PROGRAMS[program]
   problems = random_problems(KINDS[kind](), program, seeds)
   keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))

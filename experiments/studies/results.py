@@ -87,7 +87,7 @@ def filled(page: str) -> str:
 
 
 def differing(page: str) -> Lines:
-  """Names of the marked tables that are not what their JSON gives, and of tables that the page lacks."""
+  """Names of marked tables that differ from their JSON, and of tables that the page lacks."""
   found = {match[2]: match[3] for match in _MARK.finditer(page)}
   return [name for name in TABLES if found.get(name) != "".join(f"{line}\n" for line in TABLES[name]())]
 

@@ -37,7 +37,7 @@ MARGIN = 1.15  # Of estimated memory.
 
 
 def paper_config(name: str) -> tuple[ModelConfig, Batch, bool, int]:
-  """(decoder, batch of an update, whether it is online, devices) of a paper config."""
+  """(decoder, batch of an update, True if online, devices) of a paper config."""
   config = cli.complete_config(ROOT / name, [])
   shape = build_policy.model_config_of(config.model.source)
   online = "/online" in name

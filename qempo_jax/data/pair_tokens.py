@@ -64,7 +64,7 @@ class PairTokens(NamedTuple):
     return [len(prompt) + sum(map(len, group)) for prompt, group in zip(self.prompts, self.responses)]
 
   def fingerprint(self) -> str:
-    """A hash of all token ids: tells whether a resumed run has the same pairs."""
+    """A hash of all token ids, by which a resumed run recognises its pairs."""
     digest = hashlib.sha256()
     for prompt, group in zip(self.prompts, self.responses):
       for ids in (prompt, *group):

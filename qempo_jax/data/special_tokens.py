@@ -80,7 +80,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, settings: Iterable[Mappin
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-  """The token that ends a training response: what the chat template puts after an assistant's text, else the EOS.
+  """The token that ends a training response: the chat template's after an assistant's text, else the EOS.
 
   Raises:
     InputError: the tokenizer has neither.

@@ -1,4 +1,4 @@
-"""Certificates: verdicts on whether a measured constraint holds, or that the samples cannot tell.
+"""Certificates: verdicts that a measured constraint holds, fails, or is undecided by the samples.
 
 `quality_floors` extends them to floors relative to the reference and to entropy gains.
 """

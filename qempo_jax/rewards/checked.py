@@ -142,7 +142,7 @@ def _called(function, prompts, completions, columns) -> list:
 
 
 def _check_names(columns: Collection[str]) -> None:
-  """Raises InputError if a column has the name of what every reward function is given."""
+  """Raises InputError if a column has the name of an argument that every reward function gets."""
   for name in ("prompts", "completions"):
     if name in columns:
       raise InputError(

@@ -1,4 +1,4 @@
-"""Measures what this machine's accelerator does with the library, within a time limit; no weights or data are needed.
+"""Measures the library on this machine's accelerator, within a time limit; no weights or data are needed.
 
   python -m experiments.benchmarks.device --seconds=600 --output=runs/device
   JAX_PLATFORMS=cpu python -m experiments.benchmarks.device --shapes=tiny --seconds=600
@@ -38,7 +38,7 @@ def free_memory(records: list[Mapping[str, Any]]) -> int | None:
 
 
 def environment() -> dict[str, str]:
-  """Variables of a measuring process: on a GPU, JAX may take most of what is free now, and not of the whole."""
+  """Environment of a measuring process: on a GPU, JAX may take most of the memory free now, not of the whole."""
   found = dict(os.environ)
   gpu = _gpu_memory()
   if gpu is not None and not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & found.keys():

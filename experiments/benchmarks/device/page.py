@@ -14,7 +14,7 @@ _TINY = "Small shapes stand in for the models: the page shows that the parts run
 
 
 def ceilings(records: Sequence[Record]) -> dict[str, Any]:
-  """The device's description, what it reached, and its maker's peaks where they are known, by name."""
+  """The device's description, measured ceilings, and the maker's peaks if known, by name."""
   done = {record["case"]: record["result"] for record in of_kind(records, "ceilings")}
   device = done.get("device", {})
   found = {
@@ -35,7 +35,7 @@ def of_kind(records: Sequence[Record], kind: str) -> list[Record]:
 
 
 def share(value: float | None, limits: Mapping[str, Any], name: str) -> float | None:
-  """Share of the maker's peak; of what the device itself reached where no peak is known."""
+  """Share of the maker's peak, or of the measured ceiling if no peak is known."""
   limit = limits[f"peak_{name}"] or limits[name]
   return value / limit if value and limit else None
 

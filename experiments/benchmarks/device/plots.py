@@ -15,7 +15,7 @@ PLOTS = {
 
 
 def save(records: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> list[str]:
-  """Draws what was measured; the names of the files."""
+  """Draws the measurements; the names of the files."""
   import matplotlib
 
   matplotlib.use("Agg")
