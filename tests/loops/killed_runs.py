@@ -144,12 +144,17 @@ def kill_once(child: int, folder: pathlib.Path, rng: random.Random, *, late: boo
 
 
 def _rows(folder):
-  return sum(path.read_bytes().count(b"\n") for path in folder.rglob("metrics.jsonl"))
+  return sum(path.read_bytes().count(b"\n") for path in _records(folder))
+
+
+def _records(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Every metrics.jsonl of a run or a frontier; a search of all folders would meet those that a save renames."""
+  return sorted(path for pattern in ("metrics.jsonl", "runs/*/metrics.jsonl") for path in folder.glob(pattern))
 
 
 def metrics(folder: pathlib.Path) -> list[dict]:
   """All rows, without what no two runs share."""
-  return [row for path in sorted(folder.rglob("metrics.jsonl")) for row in timeless(path)]
+  return [row for path in _records(folder) for row in timeless(path)]
 
 
 def turns(folder: pathlib.Path) -> list[list]:
