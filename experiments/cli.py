@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import importlib.util
 import inspect
+import logging
 import pathlib
 import re
 import sys
@@ -53,6 +54,7 @@ def run(
   workdir = None
   with contextlib.suppress(AttributeError):  # A replaced stream.
     sys.stdout.reconfigure(errors="backslashreplace")  # Texts may hold what the terminal's encoding lacks.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises.
   try:
     own = [name for name in _FLAGS if name in inspect.signature(main).parameters]
     arguments, extra = _parser(description, example, needs_workdir, own, of_run is not None).parse_known_args(argv)

@@ -116,7 +116,7 @@ def train(run: Run, workdir: pathlib.Path, display):
   if memory:
     batches.from_json(memory)
   first = int(state.step)
-  log = MetricsLog(workdir / "metrics.jsonl", keep=first)
+  log = MetricsLog(workdir / "metrics.jsonl", keep=first, note=display.note)
   if distributed.is_writer():
     paths.write_atomically(workdir / workdirs.DATA, json.dumps(batches.same) + "\n")
   log = wandb_log.also(run.wandb, log, name=f"{run.label}-seed{run.seed}", config=run.config)

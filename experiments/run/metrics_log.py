@@ -1,5 +1,6 @@
 """`metrics.jsonl` and TensorBoard events: the record of a run's steps."""
 
+from collections.abc import Callable
 import contextlib
 import os
 import pathlib
@@ -21,20 +22,21 @@ _FLUSH_SECONDS = 120.0
 class MetricsLog:
   """`metrics.jsonl`, one JSON object a step, and the same as TensorBoard events beside it.
 
-  Events are written by this thread: tensorboardX's SummaryWriter has its own, and waits for ever once that one met a full disk.
+  An event that cannot be written ends the events, and `note` is told: `metrics.jsonl` has every row. This thread writes them:
+  tensorboardX's SummaryWriter has its own, and waits for ever once that one met a full disk.
   """
 
-  def __init__(self, path: pathlib.Path, *, keep: int):
+  def __init__(self, path: pathlib.Path, *, keep: int, note: Callable[[str], None] = print):
     """Keeps the first `keep` steps of an earlier run, and drops later ones; to be called once their state is restored."""
-    self._path, self._events, self._flushed = path, None, time.monotonic()
+    self._path, self._note, self._events, self._flushed = path, note, None, time.monotonic()
     if not distributed.is_writer():
       return
     found = metrics_file.read(path, note=lambda line: None)  # `Saver.restore` says what is damaged
     kept = "".join(metrics_file.line(row) for row in found if row["step"] <= keep)
     if path.exists() and path.read_bytes() != kept.encode():
       write_atomically(path, kept)
-    with self._writing():
-      folder = path.parent / "tensorboard"
+    folder = path.parent / "tensorboard"
+    with self._sparing_events():
       folder.mkdir(parents=True, exist_ok=True)
       self._events = event_file_writer.EventsWriter(str(folder / "events"))
       if found:  # TensorBoard hides what an earlier life wrote from here on.
@@ -43,35 +45,47 @@ class MetricsLog:
 
   def write(self, metrics) -> None:
     """Appends one step, on the first process alone."""
-    if self._events is None:
+    if not distributed.is_writer():
       return
+    with self._writing(), open(self._path, "a", encoding="utf-8") as file:
+      file.write(metrics_file.line(metrics))
     values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items() if value is not None]
-    with self._writing():
-      with open(self._path, "a", encoding="utf-8") as file:
-        file.write(metrics_file.line(metrics))
-      self._events.write_event(Event(wall_time=time.time(), step=metrics["step"], summary=Summary(value=values)))
-      if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-        self._flushed = time.monotonic()
-        self._events.flush()
+    with self._sparing_events():
+      if self._events is not None:
+        self._events.write_event(Event(wall_time=time.time(), step=metrics["step"], summary=Summary(value=values)))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+          self._flushed = time.monotonic()
+          self._events.flush()
 
   @contextlib.contextmanager
   def _writing(self):
     try:
       yield
     except OSError as error:
-      raise InputError(
-        f"{self._path} or tensorboard/ beside it cannot be written ({error.strerror}); the last checkpoint stands: free"
-        " space there, then start the same command again"
-      ) from error
+      remedy = "the last checkpoint stands: free space there, then start the same command again"
+      if not self._path.parent.is_dir():
+        remedy = "its folder was removed under the run: the same command goes on from a checkpoint elsewhere, or starts at step 1"
+      raise InputError(f"{self._path} cannot be written ({error.strerror}); {remedy}") from error
+
+  @contextlib.contextmanager
+  def _sparing_events(self):
+    try:
+      yield
+    except OSError as error:
+      self._events = None
+      self._note(
+        f"{self._path.parent / 'tensorboard'} cannot be written ({error.strerror}): no more TensorBoard events in this"
+        f" run; {self._path.name} has every row"
+      )
 
   def sync(self) -> None:
     """Returns once all rows are on the disk itself."""
-    if self._events is not None and self._path.exists():
+    if distributed.is_writer() and self._path.exists():
       with self._writing(), open(self._path, "rb") as file:
         os.fsync(file.fileno())
 
   def close(self) -> None:
-    """Writes out the events; a disk that is full then costs TensorBoard's curves, of which metrics.jsonl has every row."""
-    with contextlib.suppress(OSError):
+    """Writes out the events."""
+    with self._sparing_events():
       if self._events is not None:
         self._events.close()

@@ -201,7 +201,7 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._manager.close()
+      self._written(self._manager.close)  # It raises the error of a failed save once more.
 
   def _best_of(self, steps) -> int | None:
     measured = [step for step in steps if self.quality(step)]

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from configs import base
+from experiments import cli
 from experiments.batches import reward_rows
+from experiments.run import metrics_log
 from experiments.run import workdir as workdirs
 from qempo_jax import paths
 from qempo_jax.errors import InputError
@@ -54,6 +57,12 @@ def _remount(disk: pathlib.Path, mode: str) -> None:
   subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True)
 
 
+def _wait_for(checkpoint: pathlib.Path) -> None:
+  """Waits until a checkpoint is on disk."""
+  while not checkpoint.exists():
+    time.sleep(0.01)
+
+
 def _then(act):
   """A change of the third batch: none, but something happens."""
   return lambda batch: act() or batch
@@ -69,7 +78,8 @@ def _ends_alike(folder, whole, **changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("kind", "fault"), [("metrics", "full"), ("metrics", "read-only"), ("checkpoints", "read-only")]
+  ("kind", "fault"),
+  [("metrics", "full"), ("metrics", "read-only"), ("checkpoints", "full"), ("checkpoints", "read-only")],
 )
 def test_a_disk_that_takes_nothing_more_is_one_line_and_loses_no_saved_step(
   tmp_path, monkeypatch, disk, whole, kind, fault
@@ -82,13 +92,81 @@ def test_a_disk_that_takes_nothing_more_is_one_line_and_loses_no_saved_step(
     changes["checkpoint__folder"] = str(disk / "checkpoints")
   fail = _fill if fault == "full" else lambda disk: _remount(disk, "ro")
   with monkeypatch.context() as patch:
-    _break(patch, (4,), _then(lambda: time.sleep(1) or fail(disk)))  # the save of step 2 is through
+    _break(patch, (4,), _then(lambda: _wait_for(pathlib.Path(changes["checkpoint__folder"]) / "2") or fail(disk)))
     with pytest.raises(InputError, match="(cannot|could not) be written .*start the same command again") as caught:
       _run(folder, **changes)
     assert "\n" not in str(caught.value)
   _remount(disk, "rw")
   (disk / "filler").unlink(missing_ok=True)
   _ends_alike(folder, whole, **changes)
+
+
+def _fills(folder: str, disk: str) -> None:
+  """A program whose disk of checkpoints is full from the fourth step on."""
+
+  def main(config, workdir, dry_run):
+    saved = pathlib.Path(disk) / "checkpoints"
+    _break(pytest.MonkeyPatch(), (4,), _then(lambda: _wait_for(saved / "2") or _fill(pathlib.Path(disk))))
+    _run(workdir, checkpoint__folder=str(saved))
+
+  flags = ["--config=configs/online_qempo_kl.py", f"--workdir={folder}"]
+  cli.run(main, description="", example="", argv=flags)
+
+
+@pytest.mark.slow
+def test_a_program_says_one_line_about_a_full_disk_under_checkpoints_and_exits_with_2(tmp_path, disk):
+  program = f"from tests.loops import faults_test; faults_test._fills({str(tmp_path / 'run')!r}, {str(disk)!r})"
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  said = done.stderr.splitlines()
+  assert done.returncode == 2 and [line for line in said if "error" in line.lower()] == said[-1:], done.stderr
+  assert "that of step 2 is intact" in said[-1] and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("fault", "flush_seconds"),
+  [("full", 0.0), ("full", 120.0), ("read-only", 120.0)],  # with 120, at the end of the run
+)
+def test_a_disk_that_takes_no_events_costs_the_events_alone(tmp_path, monkeypatch, disk, whole, fault, flush_seconds):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  (folder / "tensorboard").symlink_to(disk, target_is_directory=True)
+  monkeypatch.setattr(metrics_log, "_FLUSH_SECONDS", flush_seconds)
+  if fault == "full":  # before the first of them is on the disk
+    _break(monkeypatch, (1,), _then(lambda: _fill(disk)))
+  else:  # from the start: Linux refuses this for a disk with a file open for writing
+    _remount(disk, "ro")
+  state, recorder = _run(folder)
+  jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
+  assert killed_runs.metrics(folder) == whole[1]
+  note = "No space left" if fault == "full" else "Read-only"
+  (told,) = recorder.notes[1:]
+  assert note in told and "no more TensorBoard events" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["run/checkpoints", "checkpoints"])
+def test_a_workdir_that_is_removed_under_a_run_is_one_line(tmp_path, monkeypatch, whole, place):
+  folder, saved = tmp_path / "run", tmp_path / place
+  with monkeypatch.context() as patch:
+    _break(patch, (4,), _then(lambda: _wait_for(saved / "2") or shutil.rmtree(folder)))
+    with pytest.raises(InputError, match="No such file .*removed under the run: .* starts at step 1$"):
+      _run(folder, checkpoint__folder=str(saved))
+  state, recorder = _run(folder, checkpoint__folder=str(saved))
+  jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
+  elsewhere = "resuming at step 3: step 2 was restored; metrics.jsonl lacks 2 rows before it"
+  assert recorder.notes == ["starting at step 1" if place.startswith("run") else elsewhere]
+  assert killed_runs.metrics(folder) == whole[1][0 if place.startswith("run") else 2 :]
+
+
+@pytest.mark.slow
+def test_checkpoints_that_are_removed_under_a_run_are_followed_by_the_next(tmp_path, monkeypatch, whole):
+  folder = tmp_path / "run"
+  saved = folder / "checkpoints"
+  _break(monkeypatch, (4,), _then(lambda: _wait_for(saved / "2") or shutil.rmtree(saved)))
+  state, _ = _run(folder)
+  jax.tree.map(np.testing.assert_array_equal, _raw(state), whole[0])
+  assert sorted(path.name for path in saved.iterdir()) == ["4", "6"] and killed_runs.metrics(folder) == whole[1]
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
