@@ -53,6 +53,7 @@ def offline(config, folder: pathlib.Path, notes) -> None:
   pairs = offline_toy.config(folder.parent, count=32, scale=4.0)
   config.offline, config.data.source, config.replay.size = pairs.offline, pairs.data.source, 0
   config.offline.loss, config.offline.pairs_per_step, config.offline.measure_every = "qempo_kl", 4, 2
+  config.reward.function = pairs.reward.function  # pairs have no names
   _trained(config, folder, notes)
 
 
