@@ -30,7 +30,12 @@ EXAMPLES = [
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+SLOW_PAGES = {"composing": pytest.mark.slow}
+
+
+@pytest.mark.parametrize(
+  "page", [pytest.param(page, id=page.stem, marks=SLOW_PAGES.get(page.stem, ())) for page in WITH_CODE]
+)
 def test_code_runs_as_printed(page):
   names = {}
   for block in BLOCK.findall(page.read_text(encoding="utf-8")):

@@ -31,7 +31,7 @@ TEMPLATE = (
 )
 REWARDS = """
 def polite(prompts, completions, **columns):
-  return [len(set(text)) % 3 / 2 for text in completions]
+  return [index % 3 / 2 for index in range(len(completions))]
 
 
 def gated(prompts, completions, *, answer, **columns):
@@ -132,7 +132,7 @@ def play(folder: pathlib.Path, page: str) -> list[tuple[str, int, str]]:
 def stop_and_resume(folder: pathlib.Path) -> tuple[int, str, str]:
   """Ctrl-C at the first step of the page's first training run, and the same command again: (exit code, both outputs)."""
   written = next(a for verb, a in pages.commands(pages.ROOT / "docs" / "own_data.md") if verb == "train")
-  command = small("train", [*shlex.split(written), "--workdir=runs/stopped", "--config.steps=40"])
+  command = small("train", [*shlex.split(written), "--workdir=runs/stopped", "--config.steps=400"])
   first = subprocess.Popen(
     command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
   )

@@ -32,4 +32,4 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder):
   code, stopped, again = journeys.stop_and_resume(folder)
   assert code == 130 and "resuming at step" in again, stopped
   rows = [json.loads(line) for line in (folder / "runs" / "stopped" / "metrics.jsonl").open()]
-  assert [row["step"] for row in rows] == list(range(1, 41))
+  assert [row["step"] for row in rows] == list(range(1, 401))

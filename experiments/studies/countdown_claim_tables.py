@@ -27,12 +27,14 @@ SPLITS = {"train": "trained", "heldout": "held out"}
 FIGURES = {"right": "P(right)", "distinct": "distinct of 64", "effective": "effective"}
 # Points compared with the best point of each family, over rates, steps and sampling temperatures.
 OURS, FAMILIES = ("qempo_c", "qempo_c_fixed"), {"GRPO": "grpo_", "UCPO": "ucpo_"}
+ALL_FAMILIES = {"QEMPO-C": "qempo_c_", "GRPO": "grpo_", "UCPO": "ucpo_", "MARA": "mara_"}
+LEVELS = (0.75, 0.8, 0.85, 0.9)
 CURVES = {
   "grpo_beta0.04": ("GRPO, beta .04", "#999999"),
   "grpo_beta0.25": ("GRPO, beta .25", "#333333"),
-  "ucpo_tau0.5": ("UCPO, tau .5", "#1f77b4"),
+  "ucpo_tau1": ("UCPO, tau 1", "#1f77b4"),
+  "mara_4": ("MARA, lambda 4", "#2ca02c"),
   "qempo_c": ("QEMPO-C, floor .85", "#d62728"),
-  "qempo_c_fixed4_hot": ("QEMPO-C, multiplier 4, T = 1.2", "#ff7f0e"),
 }
 
 Runs = dict[str, list[dict]]
@@ -150,6 +152,31 @@ def matched(runs: Runs) -> list[str]:
         pair = lambda name, own=own, best=best: (own.figures[name], best.figures[name])
         shown = [interval(*pair("distinct"), ratio=True), interval(*pair("distinct")), interval(*pair("right"))]
         lines.append(f"| {label} | `{point}` | {family} | {best.label} | {' | '.join(map(cells.interval, shown))} |")
+  return lines
+
+
+def frontier(runs: Runs) -> list[str]:
+  """The most distinct right answers of each family at each level of reward, over rates, updates and temperatures."""
+  ours, *others = ALL_FAMILIES
+  lines = [
+    f"| split | P(right) at least | {' | '.join(ALL_FAMILIES)} | {' | '.join(f'{ours} / {o}' for o in others)} |"
+  ]
+  lines.append("|---" * (len(ALL_FAMILIES) + len(others) + 2) + "|")
+  for split, label in SPLITS.items():
+    every = [spot for point, own in runs.items() for spot in spots(point, own, split)]
+    for level in LEVELS:
+      reached = [s for s in every if s.figures["right"].mean() >= level]
+      best = {}
+      for family, prefix in ALL_FAMILIES.items():
+        own = [s for s in reached if s.point.startswith(prefix)]
+        best[family] = max(own, key=lambda s: s.figures["distinct"].mean(), default=None)
+      texts = [f"{s.figures['distinct'].mean():.2f} ({s.label})" if s else "not reached" for s in best.values()]
+      distinct = {family: s.figures["distinct"] for family, s in best.items() if s}
+      ratios = [
+        cells.interval(interval(distinct[ours], distinct[other], ratio=True)) if {ours, other} <= set(distinct) else ""
+        for other in others
+      ]
+      lines.append(f"| {label} | {level:g} | {' | '.join([*texts, *ratios])} |")
   return lines
 
 

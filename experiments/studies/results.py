@@ -48,6 +48,7 @@ def _with_budget() -> Lines:
 TABLES: dict[str, Callable[[], Lines]] = {
   "countdown": _countdown("countdown"),
   "countdown_budget": _with_budget,
+  "countdown_claim/frontier": lambda: countdown_claim_tables.frontier(countdown_claim_tables.load()),
   "countdown_claim/matched": lambda: countdown_claim_tables.matched(countdown_claim_tables.load()),
   "countdown_claim/points": lambda: countdown_claim_tables.points(countdown_claim_tables.load()),
   "countdown_claim/summary": lambda: countdown_claim_tables.summary(countdown_claim_tables.load()),

@@ -141,7 +141,7 @@ class RewardModel:
     self._model, self._bucket = model, bucket
     data = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
     self._batch_size = packing.round_up(batch_size, data)
-    rows = sharding.batch_sharding(model.mesh)
+    self._rows = rows = sharding.batch_sharding(model.mesh)
     param_shardings = jax.tree.map(lambda leaf: leaf.sharding, model.params)
     self._score = jax.jit(
       functools.partial(_score_rows, config=model.config, pad_token_id=model.pad_token_id),
@@ -188,7 +188,8 @@ class RewardModel:
       for row, index in enumerate(chosen):
         lengths[row] = len(texts[index])
         tokens[row, : lengths[row]] = texts[index]
-      scores[chosen] = np.asarray(self._score(self._model.params, tokens, lengths))[: len(chosen)]
+      placed = sharding.place((tokens, lengths), self._rows)  # of several processes, jit places no host arrays itself
+      scores[chosen] = np.asarray(self._score(self._model.params, *placed))[: len(chosen)]
     return scores.tolist()
 
 

@@ -118,8 +118,9 @@ def test_the_first_ctrl_c_saves_and_the_second_waits_only_for_the_checkpoint_bei
 
 
 HUNG_UP = """
-import sys, time
+import signal, sys, time
 from experiments.run import preemption
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup these tests inherit that it is ignored
 with preemption.Notice(0, lambda: "") as notice:
   print("ready", flush=True)
   while not notice.came(1):
@@ -141,7 +142,10 @@ def test_a_run_saves_when_its_terminal_closes(tmp_path):
     assert said.startswith(b"ready")
     os.close(ours)
     process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=60) == 129
+    try:
+      assert process.wait(timeout=60) == 129
+    finally:
+      process.kill()
   assert (tmp_path / "out").read_text() == "saved"
 
 

@@ -40,6 +40,7 @@ def _metrics(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow  # the online and reward-model runs of the same loop are resumed by default
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
   make, write, events = pairs.Pairs.make, metrics_log.MetricsLog.write, []
   with monkeypatch.context() as patch:
