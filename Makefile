@@ -29,7 +29,7 @@ help: ## Lists the targets.
 demo: $(VENV)/.installed-demo ## Aligns a small real model; the report is runs/demo/report/index.html.
 	$(VENV)/bin/python -m experiments.demo --config=configs/demo.py --workdir=runs/demo $(ARGS)
 
-test: $(VENV)/.installed-test ## Runs every test but those marked slow: ten minutes on two cores, four when run again.
+test: $(VENV)/.installed-test ## Runs every test but those marked slow; CONTRIBUTING.md has the time.
 	$(PYTEST) -m "not slow"
 
 PART ?= 0/1

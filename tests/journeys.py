@@ -134,13 +134,16 @@ def stop_and_resume(folder: pathlib.Path) -> tuple[int, str, str]:
   written = next(a for verb, a in pages.commands(pages.ROOT / "docs" / "own_data.md") if verb == "train")
   command = small("train", [*shlex.split(written), "--workdir=runs/stopped", "--config.steps=400"])
   first = subprocess.Popen(
-    command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
+    command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+  )  # fmt: skip
   said = ""
   for line in first.stdout:
-    said += line
-    if line.startswith("step 1/"):
+    if (
+      line.startswith("step 1/") and "step 1/" not in said
+    ):  # the line may be printed again; a second signal would end it
       first.send_signal(signal.SIGINT)
+    said += line
   code = first.wait()
   again = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=True)
   return code, said, again.stdout

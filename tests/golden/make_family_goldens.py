@@ -54,6 +54,10 @@ GEMMA3_ROPE = {
 YARN = {"rope_type": "yarn", "rope_theta": 50.0, "factor": 8.0, "original_max_position_embeddings": 16}
 SLIDING, FULL = "sliding_attention", "full_attention"
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2}
+GRANITE = {
+  "attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 0.7,
+  "tie_word_embeddings": True,
+}  # fmt: skip
 UNTIED = {"tie_word_embeddings": False}
 
 # Name -> (configuration class, its options beyond SIZES, stored type, largest shard).
@@ -173,13 +177,7 @@ CASES = {
   ),
   "granite": (
     "GraniteConfig",
-    {
-      "attention_multiplier": 0.3,
-      "embedding_multiplier": 6.0,
-      "residual_multiplier": 0.4,
-      "logits_scaling": 0.7,
-      "tie_word_embeddings": True,
-    },
+    GRANITE,
     torch.bfloat16,
     "1GB",
   ),
@@ -191,11 +189,7 @@ CASES = {
       "shared_intermediate_size": 20,
       "position_embedding_type": None,
       "mamba_n_heads": 4,
-      "attention_multiplier": 0.3,
-      "embedding_multiplier": 6.0,
-      "residual_multiplier": 0.4,
-      "logits_scaling": 0.7,
-      "tie_word_embeddings": True,
+      **GRANITE,
     },
     torch.bfloat16,
     "1GB",

@@ -250,9 +250,12 @@ def test_a_reward_that_hangs_does_not_outlive_a_notice(tmp_path):
   program = f"from tests.loops import faults_test; faults_test._live({str(tmp_path / 'run')!r})"
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
   with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes) as process:
-    assert process.stdout.readline() == "hanging\n"
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    try:
+      assert process.stdout.readline() == "hanging\n"
+      process.send_signal(signal.SIGTERM)
+      _, said = process.communicate(timeout=60)
+    finally:
+      process.kill()
   assert process.returncode == 0 and "within 3 s of SIGTERM; the checkpoint of step 2 stands" in said
 
 
