@@ -149,7 +149,7 @@ def test_the_enumerated_loss_of_qempo_c_has_the_gradient_of_its_lagrangian(x64, 
     ends = exactness.measure(log_probs, problem, None, 0)
     return ends["entropy"] + 1.7 * ends["reward"] - 0.6 * ends["coherence"]
 
-  found, expected = (jax.flatten_util.ravel_pytree(jax.grad(f)(problem.params))[0] for f in (loss, lagrangian))
+  found, expected = (jax.flatten_util.ravel_pytree(jax.jit(jax.grad(f))(problem.params))[0] for f in (loss, lagrangian))
   np.testing.assert_allclose(found * (1 + 1.7 + 0.6), -expected, atol=1e-6)
 
 

@@ -230,7 +230,7 @@ def test_the_expected_gradient_is_that_of_the_truncated_policys_lagrangian():
 
     return jnp.mean(jax.vmap(of_prompt)(stats, mask, chosen(rewards), chosen(ref_log_probs), weight))
 
-  gradient = jax.grad(expected_loss)(params)
+  gradient = jax.jit(jax.grad(expected_loss))(params)
   rng = np.random.default_rng(0)
   for _ in range(2):
     direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)

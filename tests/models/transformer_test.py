@@ -32,6 +32,7 @@ def _forward(config, params, tokens):
   return hidden @ transformer.unembedding(params).T
 
 
+@pytest.mark.slow  # reads 93 MB; `families_test` has the same of small decoders
 def test_logits_equal_pytorch_transformers(demo):
   golden = np.load(GOLDEN)
   forward = jax.jit(_forward, static_argnums=0)
@@ -46,7 +47,7 @@ def test_logits_equal_pytorch_transformers(demo):
     np.testing.assert_allclose(np.log(np.exp(ours).sum(-1)), logsumexp, atol=5e-3)
 
 
-@pytest.mark.slow  # `families_test` has the same of small decoders
+@pytest.mark.slow  # likewise
 def test_greedy_text_equals_pytorch_transformers(demo):
   golden = np.load(GOLDEN)
   prompts = _pieces(golden["prompt_ids"], golden["prompt_lengths"])
