@@ -6,8 +6,7 @@
 A seed's log holds 128 responses of the reference to each of ten puzzles, right or wrong. Every method sees the same responses in
 the same order: 5 puzzles x 32 responses an update, another quarter of each log at each pass. The updates are one `lax.scan`; a run
 takes about 20 CPU-seconds with one thread (XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"). Every
-run writes POINT-seedN.json as it ends; what is there is kept. Rates are chosen with seed 0, the chosen points have five seeds;
-`countdown_offline_tables` makes the tables.
+run writes POINT-seedN.json as it ends; what is there is kept. `countdown_offline_tables` chooses the rates and makes the tables.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from qempo_jax.offline_losses import ListWeights
 
 LOGGED, PART, PROMPTS, LENGTH = 128, 32, countdown_policy.PROMPTS, countdown_policy.LENGTH
 STEPS, EVERY, FLOOR = 200, 25, 0.85
-RATES = ((3e-5, "3e-5"), (1e-4, "1e-4"), (3e-4, "3e-4"))
+RATES = ((3e-5, "3e-5"), (1e-4, "1e-4"), (3e-4, "3e-4"), (1e-3, "1e-3"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ Figures are exact means over puzzles; intervals are 95 %, Student's over seeds, 
 compared seed by seed, on the same log.
 
 One rule chooses a method's learning rate and number of updates: on the validation puzzles, of those whose P(right) is within
-`MATCH` of the method's largest, the one with the most distinct right answers. Rates are chosen with seed 0 alone.
+`MATCH` of the method's largest, the one with the most distinct right answers.
 """
 
 import pathlib
@@ -51,7 +51,7 @@ def at(runs: list[dict], place: int) -> dict[str, dict[str, np.ndarray]]:
 def chosen(runs: Runs, method: str) -> Choice:
   """The rate and the step that the rule chooses."""
   own = {point: found for point, found in runs.items() if point.rsplit("_", 1)[0] == method}
-  rate = _best({(point, place): at(found[:1], place) for point, found in own.items() for place in _places(found)})[0]
+  rate = _best({(point, place): at(found, place) for point, found in own.items() for place in _places(found)})[0]
   place = _best({place: at(own[rate], place) for place in _places(own[rate])})
   return Choice(rate, own[rate][0]["rows"][place]["step"], at(own[rate], place))
 

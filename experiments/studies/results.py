@@ -15,6 +15,7 @@ import re
 import sys
 
 from experiments.studies import countdown_claim_tables
+from experiments.studies import countdown_offline_tables
 from experiments.studies import countdown_tables
 from experiments.studies import entropy_gradients
 from experiments.studies import frontier_figure
@@ -45,6 +46,10 @@ def _with_budget() -> Lines:
   return countdown_tables.tables(beside + raw("countdown_budget"))
 
 
+def _offline() -> countdown_claim_tables.Runs:
+  return countdown_claim_tables.load(countdown_offline_tables.FOLDER)
+
+
 TABLES: dict[str, Callable[[], Lines]] = {
   "countdown": _countdown("countdown"),
   "countdown_budget": _with_budget,
@@ -53,6 +58,8 @@ TABLES: dict[str, Callable[[], Lines]] = {
   "countdown_claim/points": lambda: countdown_claim_tables.points(countdown_claim_tables.load()),
   "countdown_claim/summary": lambda: countdown_claim_tables.summary(countdown_claim_tables.load()),
   "countdown_claim/temperatures": lambda: countdown_claim_tables.temperatures(countdown_claim_tables.load()),
+  "countdown_offline/differences": lambda: countdown_offline_tables.differences(_offline()),
+  "countdown_offline/points": lambda: countdown_offline_tables.points(_offline()),
   "countdown_small": _countdown("countdown_small"),
   "entropy_gradients": lambda: entropy_gradients.table(raw("entropy_gradients")["rows"]),
   "frontier_toy/hypervolume": lambda: frontier_figure.hypervolumes(raw("frontier_toy")),

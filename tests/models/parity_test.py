@@ -73,6 +73,7 @@ def _packed_logits(params, config, rows, prompt_lengths):
   arrays = lambda lists: [np.asarray(x, np.int32) for x in lists]
   packed = packing.pack_groups(arrays([prompt, other]), [arrays([first, second]), arrays([third, []])], bucket=8)
   mask = shared_prompt.mask_of_rows(packed.positions, packed.segments, packed.layout.responses)
+  config = dataclasses.replace(config, max_length=max(map(len, rows)))  # as a run's config is
   hidden = transformer.forward(params, config, packed.tokens, packed.positions, mask, remat=False)
   logits = np.asarray(transformer.logits(hidden, transformer.unembedding(params), config))
   places = [(0, 1), (0, 2), (1, 1)]
