@@ -12,7 +12,6 @@ import sys
 
 import pytest
 
-
 nbformat = pytest.importorskip("nbformat")
 from nbclient import NotebookClient  # noqa: E402
 

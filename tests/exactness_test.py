@@ -7,6 +7,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.studies import controllers_over_problems
@@ -19,8 +20,11 @@ from experiments.studies.exactness_methods import enumerated_loss
 from experiments.studies.exactness_methods import of_all_responses
 from experiments.studies.exactness_methods import sampled_loss
 from experiments.studies.exactness_problems import KINDS
+from experiments.studies.exactness_problems import THRESHOLD
 from experiments.studies.exactness_problems import random_problem
+from experiments.studies.exactness_problems import random_problems
 from experiments.studies.exactness_problems import table_policy
+from qempo_jax import exact
 
 FIGURES = pathlib.Path(__file__).parents[1] / "docs" / "figures"
 
@@ -174,3 +178,29 @@ def test_the_pi_controllers_lead_over_problems_is_what_the_figure_says():
     assert ratios["median_settling_ratio"] < 1 / 2 and ratios["median_overshoot_ratio"] < 1 / 3
     for key in ("under_half_the_steps", "under_a_third_of_the_overshoot", "both"):
       assert abs(ratios[key] - result["PI / plain ascent, tuned"][key]) <= 1  # rounding on other machines
+
+
+@pytest.mark.slow
+def test_the_optimum_of_qempo_c_is_within_the_transformers_reach():
+  """Fitted to it by maximum likelihood, on problems whose runs lost a response."""
+  policy, seeds = KINDS["transformer"](), (106, 107, 108)
+  problems = random_problems(policy, "qempo_c", seeds)
+  with jax.enable_x64(True):
+    wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), problems)
+    solve = lambda p: exact.solve_qempo_coherent(
+      p.rewards, jax.nn.log_softmax(p.ref_log_probs), min_reward=p.min_reward, threshold=THRESHOLD, nu=1.0
+    )
+    targets = jnp.asarray(jax.vmap(solve)(wide).log_probs, jnp.float32)
+
+  @jax.vmap
+  def fitted(params, target):
+    kl = lambda p: jnp.mean(jnp.sum(jnp.exp(target) * (target - jnp.sum(policy.token_log_probs(p), -1)), -1))
+    adam = optax.adam(optax.cosine_decay_schedule(0.005, 6000, alpha=0.01))
+
+    def step(carry, _):
+      updates, state = adam.update(jax.grad(kl)(carry[0]), carry[1])
+      return (optax.apply_updates(carry[0], updates), state), None
+
+    return kl(jax.lax.scan(step, (params, adam.init(params)), None, 6000)[0][0])
+
+  assert jax.jit(fitted)(problems.params, targets).max() < 1e-4

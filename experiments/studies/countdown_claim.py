@@ -86,6 +86,8 @@ def points() -> dict[str, Point]:
       found[f"entropy{target:g}_{text}"] = Point("grpo(beta=0.0)", rate, entropy=target)
     found[f"qempo_{text}"] = Point("qempo", rate, floor=0.85, start=25.0, parametrisation="log")
     found[f"qempo_c_{text}"] = Point("qempo_c", rate, floor=0.85, start=2.0)
+    found[f"qempo_loose_{text}"] = Point("qempo", rate, floor=0.4, start=2.0)
+    found[f"qempo_c_loose_{text}"] = Point("qempo_c", rate, floor=0.4, start=2.0)
     found[f"qempo_c_fixed4_hot_{text}"] = Point("qempo_c", rate, start=4.0, temperature=1.2)
     found[f"ucpo_tau0.5_hot_{text}"] = Point("ucpo(tau=0.5)", rate, temperature=1.2)
     found[f"grpo_beta0.25_hot_{text}"] = Point("grpo(beta=0.25)", rate, temperature=1.2)
