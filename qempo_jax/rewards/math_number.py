@@ -24,10 +24,24 @@ _DECIMAL = re.compile(rf"({_INTEGER}(?:\.\d+)?|\.\d+)(?:[eE]([-+]?\d+)|{_POWER})
 _BARE_POWER = re.compile(r"^10(?=\s*(?:\^|\*\*))")
 _CLOCK = re.compile(r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*(?:([ap])\.?\s?m\b\.?)?(?![\d:])", re.IGNORECASE)
 _COLONS = re.compile(r"\d+(?:\s*:\s*\d+)+$")
+_OF_A_NUMBER = re.compile(r"\s*of\s+\W*\d", re.IGNORECASE)
 _PERCENT = re.compile(rf"{_GAP}(?:%|(?:percent|per cent|pct)\b)", re.IGNORECASE)
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SCALE = re.compile(rf"{_GAP}({'|'.join(_SCALES)})\b", re.IGNORECASE)
-_SCALE_ANYWHERE = re.compile(rf"\b(?:{'|'.join(_SCALES)})s?\b", re.IGNORECASE)
+_SCALES = {
+  "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "lakh": 10**5,
+  "crore": 10**7, "mln": 10**6, "mn": 10**6, "bn": 10**9, "millionen": 10**6, "millones": 10**6, "mio": 10**6, "mrd": 10**9,
+  "\u0442\u044b\u0441": 10**3, "\u0442\u044b\u0441\u044f\u0447": 10**3, "\u043c\u043b\u043d": 10**6, "\u043c\u043b\u0440\u0434": 10**9,
+  "\u0932\u093e\u0916": 10**5,
+}  # fmt: skip
+# Directly behind a number: "15k", "15K", "15M", "15B", where "15m" are metres, and the Han and Hangul powers of ten.
+_SUFFIXES = {
+  "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "\u767e": 100, "\u5343": 10**3, "\ucc9c": 10**3, "\u4e07": 10**4,
+  "\u842c": 10**4, "\ub9cc": 10**4, "\u5104": 10**8, "\u4ebf": 10**8, "\uc5b5": 10**8, "\u5146": 10**12, "\uc870": 10**12,
+}  # fmt: skip
+_SCALE_WORD = f"(?i:{'|'.join(_SCALES)})"
+_SCALE = re.compile(
+  rf"{_GAP}({_SCALE_WORD})(?!\w)|([kKMBT])\b|\s?([^\x00-\u2fff])(?<=[{''.join(_SUFFIXES)}])(?![\u514b\u7c73\u74e6])"
+)  # \u5343 before the last three is kilo.
+_SCALE_ANYWHERE = re.compile(rf"\b{_SCALE_WORD}s?\b")
 _MATHEMATICS = re.compile(r"(?<!\\)\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
 _BARE_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:sqrt|pi|and|or|sin|cos|tan|log|ln|exp|choose)\b)[A-Za-z]{2,}")
 _PREFIX = re.compile(
@@ -37,7 +51,7 @@ _PREFIX = re.compile(
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|rm)\s*\{([^{}]*)\}")
 _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)(?![a-z])|\\degrees?(?![a-z])")
-_BLANKED = re.compile(r"(?<![\d)])\*\*|\*\*(?![\d(])|\\?\$|\\[()\[\]]|\\displaystyle|`|__|\ufffd")
+_BLANKED = re.compile(r"(?<![\d)])\*\*|\*\*(?![-\d(])|\\?\$|\\[()\[\]]|\\displaystyle|`|__|\ufffd")
 _UNIT = (
   r"(?:[kcm]?m|[kmu]?g|lbs?|oz|ft|in|yd|mi|mph|kph|hrs?|h|min|s|secs?|m?[lL]|st|nd|rd|th|USD|EUR|degrees?|inch(?:es)?|"
   r"units?|cents?|years?|days?)"
@@ -189,9 +203,12 @@ def _one(text: str) -> Quantity | None:
       continue
     quantity, rest = number
     if scale := _SCALE.match(rest):
-      quantity, rest = quantity._replace(value=quantity.value * _SCALES[scale[1].lower()]), rest[scale.end() :]
+      size = _SCALES[scale[1].lower()] if scale[1] else _SUFFIXES[scale[2] or scale[3]]
+      quantity, rest = quantity._replace(value=quantity.value * size), rest[scale.end() :]
     if percent := _PERCENT.match(rest):
       quantity, rest = quantity._replace(percent=True), rest[percent.end() :]
+      if _OF_A_NUMBER.match(rest):
+        return None
     if sign and sign[1] != "+":
       quantity = quantity._replace(value=-quantity.value)
     return quantity if _only_words(rest) else None
@@ -244,7 +261,7 @@ def _digits(text: str) -> str:
 def _only_words(rest: str) -> bool:
   """True if the text behind a number is words and units, and not part of it."""
   rest = _UNIT_POWER.sub("", re.sub(r"\(([^()\d\\+*/=^-]*)\)", r" \1 ", rest))
-  rest = re.sub(r"\\[,;:! ]|~", " ", rest)
+  rest = re.sub(r"^\s*[\u20ac\u00a2\u00a3\u00a5\u20b9\u20a9]", " ", re.sub(r"\\[,;:! ]|~", " ", rest))
   rest = _EXPLANATION.split(rest, maxsplit=1)[0]
   if not rest.strip(" .,?;:'\"*)"):
     return ")" not in rest

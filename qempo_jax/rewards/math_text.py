@@ -25,9 +25,26 @@ _CHECKED = re.compile(r"(?i)\b(?:check|verif|confirm|test|double-check|recheck)\
 _TAG = re.compile(r"<\s*(/?)\s*(answer|think)\s*>", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _SIGN_BEFORE = re.compile(r"(?:^|[=$(\s])-(?:\\?\$)?$")
-_BEHIND_BOX = re.compile(r"\s*\$?\s*(?:hundred|thousand|[mbtr]+illion|dozen|\\?%)|(?:[.,/]|\^\{?)?\d+|!", re.IGNORECASE)
-_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|;|and|or|,\s*and|,\s*or)[\s$]*")
-_MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
+_BEHIND_BOX = re.compile(
+  r"\s*\$?\s*(?:hundred|thousand|[mbtr]+illion|dozen|lakh|crore|\\?%)|(?:[.,/]|\^\{?)?\d+|!", re.IGNORECASE
+)
+# Signs beside a box that make it a part of a formula: 2\boxed{18}, \frac{\boxed{18}}{5}, \boxed{18} + 1, \boxed{18}x.
+_OPERAND = r"(?:\d|\\(?!text|mathrm|mbox|quad|circ)[a-z]|\(|[A-Za-z](?![A-Za-z]))"
+_OPENED = r"\\[dt]?frac\s*\{(?:[^{}]*\}\s*\{)?\s*|\\sqrt(?:\[\d+\])?\s*\{?\s*|\^\s*\{\s*"
+_PART_BEFORE = re.compile(rf"(?:\d|[\w)}}]\s*(?:[-+/*^]|\\(?:cdot|times|div|pm)(?![a-z]))\s*|{_OPENED})$")
+_PART_BEFORE_IN_PROSE = re.compile(rf"(?:\d|[\d)}}]\s*(?:[+/^]|\\(?:cdot|times|div|pm)(?![a-z]))\s*|{_OPENED})$")
+_PART_BEHIND = re.compile(
+  rf"\s*(?:[-+/^]|\*\*?|\\(?:cdot|times|div|pm)(?![a-z]))\s*(?!\{{?\\circ){_OPERAND}|\s*\\(?:sqrt|pi)(?![a-z])|\}}\s*\{{"
+  r"|(?![mgshlL](?![A-Za-z]))[A-Za-z](?![A-Za-z])"
+)
+_FORMULA_END = re.compile(
+  r"[=,;&$\n]|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\(?:approx|to|implies|quad|qquad|(?:Long)?[rR]ightarrow)(?![a-z])"
+  r"|\\[\\\[\]()]|[.:](?=\s|$)"
+)
+_BETWEEN_BOXES = re.compile(
+  r"(?:[\s$]|\\(?:quad|qquad|[,;! ]))*(?:\\text\s*\{\s*)?(?:,|;|and|or|,\s*and|,\s*or)(?:[\s$}]|\\(?:quad|qquad|[,;! ]))*"
+)
+_MARK = re.compile(r"(?<!#)####(?!#)(?:[ \t]*\n)*[ \t]*([^\n]*)")
 _ENUMERATED = re.compile(r"\d+[.):]\s+[A-Za-z*]")
 _PHRASE = re.compile(
   r"\banswers?\b[*_\"']*(?:\s+(?:to|of|for)\b[^\n.:=]{0,100}?|\s*\([^()\n]{0,60}\))?"
@@ -35,7 +52,7 @@ _PHRASE = re.compile(
   re.IGNORECASE,
 )
 _DISPLAY = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]", re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?](?=\s|$)|\n")
+_SENTENCE_END = re.compile(r"(?<=[^\s.\\])[.!?](?=\s|$)|\n")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?!\s*\{)|[^\x00-\x7f]")
 _HEDGES = (
   r"(?:(?:about|approximately|roughly|exactly|equal to|simply|just|only|therefore|thus|now|indeed|negative|minus)\s+)*"
@@ -47,7 +64,12 @@ _ENVIRONMENT = re.compile(
   r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(?!\d[^$\n]*\s[A-Za-z]{2,})([^$\n]+)(?<!\\)\$", re.DOTALL
 )
 _RUN = re.compile(r"(?:\\[A-Za-z]+|\\.|[-+*/^=<>().,:{}\[\]$%\u20ac\u00a3\u00a5~]|\d|[ \t])+")
-_NEGATED = re.compile(r"(?:\bnot|n't|\bnever)\s+(?:\w+\s+){0,2}[\W_]*$", re.IGNORECASE)
+# Words before a number that make it another one: negations, alternatives and strict bounds; "at least 5" may be the answer 5.
+_NEGATED = re.compile(
+  r"(?:(?:\bnot|n't|\bnever)\s+(?:\w+\s+){0,2}|(?<!no )\b(?:(?:less|fewer|smaller|lower|more|greater|larger|bigger|higher)"
+  r"\s+than|under|over|above|below|exceeds?|beyond)\s+|\d\S*\s+or\s+)[\W_]*$",
+  re.IGNORECASE,
+)
 
 
 class Statement(NamedTuple):
@@ -163,7 +185,8 @@ def _sentence(text: str, start: int) -> str:
 
 def _last_box(text: str) -> tuple[int, str] | None:
   """Start and content; the content is empty if the last box is not closed."""
-  boxes = [_closed(text, match) for match in list(_BOX.finditer(text))[-8:]]
+  formulas = [match.span() for match in _ENVIRONMENT.finditer(text)]
+  boxes = [_closed(text, match, formulas) for match in list(_BOX.finditer(text))[-8:]]
   if not boxes:
     return None
   start, end, content = boxes[-1]
@@ -174,16 +197,33 @@ def _last_box(text: str) -> tuple[int, str] | None:
   return start, content
 
 
-def _closed(text: str, box: re.Match) -> tuple[int, int, str]:
+def _closed(text: str, box: re.Match, formulas: list[tuple[int, int]]) -> tuple[int, int, str]:
   depth = 1
   for brace in re.finditer(r"\\.|[{}]", text[box.end() :]):
     depth += {"{": 1, "}": -1}.get(brace[0], 0)
     if depth == 0:
       end = box.end() + brace.start()
+      content = text[box.end() : end].strip()
+      if whole := _formula_around(text, box.start(), end + 1, content, formulas):
+        return box.start(), end + 1, whole
       sign, tail = _SIGN_BEFORE.search(text[: box.start()][-9:]), _BEHIND_BOX.match(text, end + 1)
-      content = f"{'-' if sign else ''}{text[box.end() : end].strip()}{tail[0].replace('$', ' ') if tail else ''}"
+      content = f"{'-' if sign else ''}{content}{tail[0].replace('$', ' ') if tail else ''}"
       return box.start(), end + 1, content
   return box.start(), len(text), ""
+
+
+def _formula_around(text: str, start: int, end: int, content: str, formulas: list[tuple[int, int]]) -> str | None:
+  """The side of an equation of which a box is a part; None if it is the whole side."""
+  limits = next(((first, last) for first, last in formulas if first < start and end <= last), None)
+  first, last = limits or (max(0, start - 100), end + 100)
+  left, right = _FORMULA_END.split(text[first:start])[-1], _FORMULA_END.split(text[end:last], maxsplit=1)[0]
+  before = (_PART_BEFORE if limits else _PART_BEFORE_IN_PROSE).search(left)
+  if not before and not _PART_BEHIND.match(right):
+    return None
+  left = left if limits else before[0] if before else ""
+  inside = f"({content})" if re.search(r"(?<!^)[-+]", content) else content
+  sign = r"\cdot" if re.search(r"\d$", left) and inside[:1].isdigit() else ""
+  return re.sub(r"\\(?:boxed|fbox)\s*", "", f"{left}{sign} {inside}{right}").strip()
 
 
 def _plain_character(match: re.Match) -> str:

@@ -23,9 +23,11 @@ else:
   from qempo_jax.rewards import math_text
 
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm|mbox|textit|mathbf)\s*\{([^{}]*)\}")
-_CHOICE = re.compile(r"\(?([A-Za-z])[).:](?=[\s\\]|$)")
+_CHOICE = re.compile(r"\(?([A-Za-z])[).:](?=[\s\\]|$)(?!\s*[+*/^=])(?!.*(?:\bor\b|\band\b|,|/)[\s(]*[A-Z]\b)")
 _BASED = re.compile(r"\W*(\d+)\s*(?:_\s*\{?\s*|\(?base\s+)(\d+)\W*", re.IGNORECASE)
 _DRESS = re.compile(r"\s+|\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|\$|\.$")
+_THOUSANDS = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_NUMBERS = re.compile(r"[^A-Za-z]*\d[^A-Za-z]*(?:\b(?:and|or)\b[^A-Za-z]*\d[^A-Za-z]*)+")
 _JOINED_DIGITS = re.compile(r"(?<=\d)(?:\{,\}|,\\!\s?)(?=\d{3}(?!\d))")
 _UNIT_OF_ELEMENT = re.compile(r"\\(?:text|mbox|mathrm)\{\s*(?!and|or)[A-Za-z. ]+\}(?:\^\{?\d\}?)?(?=\s*[,;])")
 _RESOURCES = (MemoryError, RecursionError)
@@ -52,11 +54,15 @@ def judge(reference: str, completion: str) -> dict:
   wanted = wanted if boxed is None else boxed
   said, kind = math_text.statement(math_text.region(math_text.plain(completion)))
   gold = math_number.read(wanted)
+  if kind in ("sentence", "prose") and _NUMBERS.fullmatch(said):
+    said, kind = re.sub(r",?\s*\b(?:and|or)\b", ",", said), "formula"
   if kind in ("sentence", "prose") and gold is not None and math_number.read(said) is None:
     said, kind = math_text.last_number(said) or "", "number"
   if not said.strip():
     return {"right": False, "found": False}
   right = _decided(wanted, said, gold, kind)
+  if gold is not None:  # math-verify would read 1,000,000 as a list.
+    wanted, said = map(_without_separators, (wanted, said))
   return {"right": right, "found": True} if right is not None else _verified(wanted, said, kind)
 
 
@@ -74,6 +80,8 @@ def _decided(wanted: str, said: str, gold: math_number.Quantity | None, kind: st
     return False
   if _same_writing(wanted) == _same_writing(said) != "":
     return True
+  if {_outer(wanted), _outer(said)} == {"(", "{"}:
+    return False
   if name := _words(wanted):
     choice = _CHOICE.match(_WORDS.sub(r"\1", said).strip(" *$"))
     if name in (_words(said), kind != "box" and _words(re.split("[,;(]", said)[0]), choice and choice[1].casefold()):
@@ -143,6 +151,21 @@ def _same_writing(text: str) -> str:
   return _DRESS.sub("", text)
 
 
+def _without_separators(text: str) -> str:
+  """Thousands separators removed outside brackets, where a comma would separate elements."""
+  if re.search(r"[(\[]|\\\{", text):
+    return text
+  return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+
+
+def _outer(text: str) -> str:
+  """The bracket around a list of elements: "(" also for intervals, "{" for sets; empty for anything else."""
+  text = _DRESS.sub("", text.strip(" *"))
+  if re.fullmatch(r"[(\[](?:[^(){}\[\]\\]|\\[a-zA-Z]+)*,[^(){}\[\]]*[)\]]", text):
+    return "("
+  return "{" if re.fullmatch(r"\\\{[^(){}\[\]|:<>]*,[^(){}\[\]|:<>]*\\\}", text) else ""
+
+
 def _words(text: str) -> str:
   r"""An answer in words, such as `\text{(C)}` or Evelyn, without markup; empty for anything with digits."""
   plain = _WORDS.sub(r"\1", text).strip().strip("$*_.`\"'").strip()
@@ -152,7 +175,7 @@ def _words(text: str) -> str:
 
 def _dressed(text: str) -> str:
   """A formula between dollar signs, if it has none; commas that separate elements get a blank."""
-  text = re.sub(r"(?<![\d)])\*\*|\*\*(?![\d(])|`", "", text).strip().removesuffix(".")
+  text = re.sub(r"(?<![\d)])\*\*|\*\*(?![-\d(])|`", "", text).strip().removesuffix(".")
   text = _UNIT_OF_ELEMENT.sub("", text)  # math-verify would drop everything behind the first unit.
   if not re.search(r"[(\[]|\\\{", text):
     text = _JOINED_DIGITS.sub("", text)

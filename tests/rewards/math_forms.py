@@ -115,6 +115,8 @@ def _wrong_numbers(value: fractions.Fraction) -> dict[str, str]:
     "or": f"The answer is {text} or {_decimal(value + 1)}",
     "compound unit": f"The answer is {text} hours 30 minutes",
     "not it": f"The answer is not {text}.",
+    "box in a sum": f"$\\boxed{{{text}}} + 3$",
+    "strict bound": f"So the answer is less than {text}.",
     "decimals more": f"\\boxed{{{text if '.' in text else text + '.'}5}}",
   }
   if value:
@@ -126,9 +128,11 @@ def _wrong_numbers(value: fractions.Fraction) -> dict[str, str]:
       "exponent": f"#### {text}e3",
       "power of ten": f"#### {text} \u00d7 10^3",
       "ten times": f"The answer is {_decimal(value * 10)}.",
+      "lakh": f"The answer is {text} lakh.",
+      "box in a fraction": f"$\\frac{{\\boxed{{{text}}}}}{{7}}$",
       "divided": f"\\boxed{{{text}/7}}",
     }
-  if value not in (0, 1):
+  if value not in (-1, 0, 1):  # -1^2 is -1
     ways["squared"] = f"<answer>{text}^2</answer>"
   return ways
 
