@@ -61,7 +61,8 @@ _FORMULA = re.compile(
   rf"{_HEDGES}[\s*_`]*(?:[^\W\d_]\s*(?:[-+=^_*/]|[).,]?$)|[-+.~\u20ac\u00a3\u00a5]*\s*\d|[\\$(\[{{|-])", re.IGNORECASE
 )
 _ENVIRONMENT = re.compile(
-  r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(?!\d[^$\n]*\s[A-Za-z]{2,})([^$\n]+)(?<!\\)\$", re.DOTALL
+  r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,2000}?)\\\)|(?<!\\)\$(?!\d[^$\n]*\s[A-Za-z]{2,})([^$\n]+)(?<!\\)\$",
+  re.DOTALL,
 )
 _RUN = re.compile(r"(?:\\[A-Za-z]+|\\.|[-+*/^=<>().,:{}\[\]$%\u20ac\u00a3\u00a5~]|\d|[ \t])+")
 # Words before a number that make it another one: negations, alternatives and strict bounds; "at least 5" may be the answer 5.
@@ -185,10 +186,11 @@ def _sentence(text: str, start: int) -> str:
 
 def _last_box(text: str) -> tuple[int, str] | None:
   """Start and content; the content is empty if the last box is not closed."""
-  formulas = [match.span() for match in _ENVIRONMENT.finditer(text)]
-  boxes = [_closed(text, match, formulas) for match in list(_BOX.finditer(text))[-8:]]
-  if not boxes:
+  found = list(_BOX.finditer(text))[-8:]
+  if not found:
     return None
+  formulas = [match.span() for match in _ENVIRONMENT.finditer(text)]
+  boxes = [_closed(text, match, formulas) for match in found]
   start, end, content = boxes[-1]
   for before_start, before_end, before in reversed(boxes[:-1]):
     if not _BETWEEN_BOXES.fullmatch(text[before_end:start]):
@@ -217,7 +219,7 @@ def _formula_around(text: str, start: int, end: int, content: str, formulas: lis
   limits = next(((first, last) for first, last in formulas if first < start and end <= last), None)
   first, last = limits or (max(0, start - 100), end + 100)
   left, right = _FORMULA_END.split(text[first:start])[-1], _FORMULA_END.split(text[end:last], maxsplit=1)[0]
-  before = (_PART_BEFORE if limits else _PART_BEFORE_IN_PROSE).search(left)
+  before = (_PART_BEFORE if limits else _PART_BEFORE_IN_PROSE).search(left[-100:])
   if not before and not _PART_BEHIND.match(right):
     return None
   left = left if limits else before[0] if before else ""

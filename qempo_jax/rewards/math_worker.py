@@ -54,7 +54,7 @@ def judge(reference: str, completion: str) -> dict:
   wanted = wanted if boxed is None else boxed
   said, kind = math_text.statement(math_text.region(math_text.plain(completion)))
   gold = math_number.read(wanted)
-  if kind in ("sentence", "prose") and _NUMBERS.fullmatch(said):
+  if kind in ("sentence", "prose") and len(said) <= 200 and _NUMBERS.fullmatch(said):
     said, kind = re.sub(r",?\s*\b(?:and|or)\b", ",", said), "formula"
   if kind in ("sentence", "prose") and gold is not None and math_number.read(said) is None:
     said, kind = math_text.last_number(said) or "", "number"
