@@ -33,7 +33,8 @@ def get_config() -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.source = "demo"  # "demo" (SmolLM2-135M-Instruct), a .gguf file, a model folder or a Hugging Face id.
-  # Default values of the chat template's variables, such as "enable_thinking=False"; a row's column of this name wins.
+  # Default values of the chat template's variables, such as "enable_thinking=False"; a row's column of this name wins. A
+  # separate reward model renders by its own template and its own defaults, with the row's column.
   config.model.chat_template_kwargs = ""  # "": the template's own defaults.
   config.model.template_date = "2025-01-01"  # Date that chat templates print as today's, YYYY-MM-DD.
   config.model.dtype = "float32"  # Dtype of stored parameters; "bfloat16" halves them, best if frozen under LoRA.

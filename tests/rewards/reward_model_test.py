@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from configs import base
+from experiments.configured import data as build_data
 from qempo_jax import sharding
+from qempo_jax.data import templates
 from qempo_jax.errors import InputError
 from qempo_jax.models import reward_checkpoint
 from qempo_jax.models import reward_head
@@ -73,6 +76,30 @@ def test_a_classifier_from_elsewhere_scores_the_templates_whole_rendering(loaded
   reward = reward_model.RewardModel(_placed(loaded, tokenizer=templated, foreign=True), batch_size=8, bucket=8)
   given = reward(["w3"], ["w4"], chat_template_kwargs=[{"brief": True}])
   assert given == pytest.approx(scored(*whole, "w8"), abs=1e-5)
+
+
+def test_a_reward_models_template_has_defaults_of_its_own_not_the_policys(tmp_path, loaded):
+  templated, config = tokenizer(), base.get_config()
+  templated.chat_template = TEMPLATE.replace("w1", "{{ style | default('w5') }}")
+  rewards = {}
+  for name, options in (("plain", {}), ("configured", {"style": "w7"})):  # the second as a run that trains it has it
+    templates.configure(templated, options=options)
+    reward_checkpoint.export(
+      tmp_path / name, loaded.params, loaded.config, pad_token_id=loaded.pad_token_id, tokenizer=templated
+    )
+    config.model.chat_template_kwargs = "style='w9'"  # the policy's
+    config.reward.function = f"reward_model:{tmp_path / name}"
+    rewards[name] = build_data.reward(config)
+  ids = templated.convert_tokens_to_ids
+  expected = {
+    style: rewards["plain"].score_ids([ids([style, "w3", "<eos>", "w2", "w4", "<eos>"])])[0]
+    for style in ("w5", "w7", "w8")
+  }
+  assert len({round(score, 4) for score in expected.values()}) == 3
+  rows = {"chat_template_kwargs": [None, {"style": "w8"}]}
+  for name, own in (("plain", "w5"), ("configured", "w7")):
+    found = rewards[name](["w3"] * 2, ["w4"] * 2, **rows)
+    assert found == pytest.approx([expected[own], expected["w8"]], abs=1e-5)
 
 
 def test_an_export_of_ours_is_known_and_another_classifier_is_foreign(tmp_path):
