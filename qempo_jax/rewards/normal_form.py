@@ -1,12 +1,15 @@
 """Normal form of answers, without differences of case, Unicode variants, quotes, stops, articles and emphasis.
 
 Differences that change an answer stay: letters' marks (Thai vowels), `C++`, `C#`, `-5`, `3.5`, `1/2`, `<=`, `5%`, `$5`,
-`x^2`. A text without any word of two letters is read as a formula, in which every sign but outer decoration counts.
+`x^2`, `A*`, `f'`, `6'2"`, `!x`, `a_b`. Blanks between characters of scripts without blanks between words do not. A text
+without any word of two letters is read as a formula, in which every sign but outer decoration counts.
 """
 
 import functools
 import re
 import unicodedata
+
+from qempo_jax.rewards import words
 
 # Description for reports.
 DEFINITION = (
@@ -18,6 +21,9 @@ _SUPERSCRIPT = re.compile("[\xb2\xb3\xb9\u2070-\u207f]+")
 _FRACTION_BEHIND_DIGIT = re.compile("(?<=[0-9])(?=[\xbc-\xbe\u2150-\u215e])")
 _BULLET = re.compile(r"^[ \t]*(?:[-+*\u2022>]|#+)[ \t]+", re.MULTILINE)
 _EMPHASIS = re.compile(r"\*\*|__|~~|`")
+_OPENING_QUOTE = re.compile("(?<![^\\W_])[\"'\u2018\u201c]")
+# A prime behind a single letter or a number: f', 6'2".
+_PRIME = re.compile("(?<![\\w.,'\"\u2018-\u201f])([^\\W\\d_]|\\d+(?:[.,]\\d+)?)([\"'\u2019\u201d]{1,3})(?![^\\W\\d_])")
 _BLANK_BEFORE_UNIT = re.compile(r"(?<=[0-9])\s+(?=[%\u2030\xb0])")
 _SAME_SIGN = str.maketrans(
   {
@@ -46,11 +52,18 @@ def normal_form(text: str) -> str:
 def _folded(text: str) -> str:
   """Compatibility forms, one case, no invisible characters, no bullets or emphasis, one sign for each meaning."""
   text = _SUPERSCRIPT.sub(lambda match: "^" + unicodedata.normalize("NFKC", match[0]), text)
-  text = _FRACTION_BEHIND_DIGIT.sub(" ", text)
+  text = _PRIME.sub(_primed, _FRACTION_BEHIND_DIGIT.sub(" ", text))
   plain = unicodedata.normalize("NFKC", text).casefold().translate(_SAME_SIGN)
   if not plain.isascii():
     plain = "".join(character for character in unicodedata.normalize("NFC", plain) if not _is_invisible(character))
   return _BLANK_BEFORE_UNIT.sub("", _EMPHASIS.sub("", _BULLET.sub("", plain))).strip()
+
+
+def _primed(match: re.Match) -> str:
+  """Writes quotes as primes, unless they may close a quotation that was opened before."""
+  if _OPENING_QUOTE.search(match.string[: match.start()]):
+    return match[0]
+  return match[1] + "".join("\u2032\u2032" if sign in '"\u201d' else "\u2032" for sign in match[2])
 
 
 @functools.lru_cache(4096)
@@ -64,9 +77,9 @@ def _is_formula(plain: str) -> bool:
 
 def _formula(plain: str) -> str:
   """Drops blanks at signs, a stop at the end, quotes, and dollars or brackets around the whole."""
-  found = (
-    re.sub(r"[\"'\u2018-\u201f]", "", plain).replace("\xd7", "*").replace("\xf7", "/").strip("*_ ").rstrip(".,;:? ")
-  )
+  found = re.sub(r"[\"'\u2018-\u201f]", "", plain).replace("\xd7", "*").replace("\xf7", "/").rstrip(".,;:? ")
+  if not _is_grade(found):
+    found = found.strip("*_ ").rstrip(".,;:? ")
   if len(found) > 2 and found[0] == found[-1] == "$":
     found = found[1:-1]
   if len(found) > 2 and found[0] + found[-1] in ("()", "[]") and not re.search(r"[()\[\],]", found[1:-1]):
@@ -77,8 +90,7 @@ def _formula(plain: str) -> str:
 def _phrase(plain: str) -> str:
   """Words without articles; signs only if they change a word or number."""
   kept = "".join(sign if _counts(plain, position) else " " for position, sign in enumerate(plain))
-  words = " ".join(kept.split())
-  return _ARTICLES.sub("", words)
+  return _ARTICLES.sub("", words.closed_up(" ".join(kept.split())))
 
 
 def _counts(text: str, position: int) -> bool:
@@ -126,6 +138,20 @@ def _point(text, position, before, after) -> bool:
   return (_is_digit(after) and _kind(before) not in "LM") or (before.isspace() and _kind(after) == "L")
 
 
+def _is_grade(text: str) -> bool:
+  """True for a text with one asterisk, behind a single letter, which is no emphasis: A*."""
+  return text.count("*") == 1 and re.search(r"(?<!\w)[^\W\d_]\*(?!\w)", text) is not None
+
+
+def _star(text, position, before, after) -> bool:
+  return _beside_digit(text, position, before, after) or _is_grade(text)
+
+
+def _between_words(text, position, before, after) -> bool:
+  del text, position
+  return _is_word(before) and _is_word(after)
+
+
 def _between_digits(text, position, before, after) -> bool:
   del text, position
   return _is_digit(before) and _is_digit(after)
@@ -146,7 +172,9 @@ _RULES = {
   ".": _point,
   ":": _between_digits,
   "/": _beside_digit,
-  "*": _beside_digit,
+  "*": _star,
+  "_": _between_words,
+  "\u2032": lambda text, position, before, after: not before.isspace(),
   "^": lambda text, position, before, after: not before.isspace() and not after.isspace(),
   "%": _behind_digit,
   "\u2030": _behind_digit,
@@ -154,7 +182,7 @@ _RULES = {
   "#": lambda text, position, before, after: _kind(before) == "L" and not _is_word(after),
   "\u266d": lambda text, position, before, after: _kind(before) == "L",
   "&": lambda text, position, before, after: True,
-  "@": lambda text, position, before, after: _is_word(before) and _is_word(after),
-  "!": lambda text, position, before, after: after == "=",
+  "@": _between_words,
+  "!": lambda text, position, before, after: after == "=" or (_is_word(after) and not _is_word(before)),
   "|": lambda text, position, before, after: "|" in (before, after),
 }

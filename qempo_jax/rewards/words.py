@@ -54,12 +54,18 @@ def end_of(text: str, count: int) -> int:
   return next((match.end() for number, match in enumerate(matches, start=1) if number == count), len(text))
 
 
+def closed_up(text: str) -> str:
+  """A text without the blanks between two characters of scripts that have none between words."""
+  return text if text.isascii() or _PLAIN.fullmatch(text) else _patterns()[2].sub("", text)
+
+
 @functools.cache
-def _patterns() -> tuple[Any, Any]:
+def _patterns() -> tuple[Any, ...]:
   try:
     import regex
   except ImportError as error:
     raise InputError("words of this script need Unicode's tables: pip install regex") from error
   tokens = rf"(?V1){_ALONE}{_MARKS}|{_LETTER}[{_LETTER}\p{{M}}[\p{{Cf}}--\u200b]]*|{_EMOJI}|(?:{_OTHER})+"
   between = rf"(?V1){_ALONE}(?:[\p{{M}}\p{{P}}\p{{Cf}}--\u200b])*|(?:(?!{_ALONE})[^{_BLANK}])+"
-  return regex.compile(tokens), regex.compile(between)
+  gap = rf"(?V1)(?<={_ALONE}{_MARKS})[{_BLANK}]+(?={_ALONE})"
+  return regex.compile(tokens), regex.compile(between), regex.compile(gap)

@@ -65,6 +65,13 @@ def test_impossible_counts_are_refused():
     ("今天好。", "今天好"),
     ("2 + 2 = 4", "2+2=4"),
     ("don’t", "don't"),
+    ("'a'", "a"),
+    ('He said "I am 5"', "he said I am 5"),
+    ("*5*", "5"),
+    ("*A* search", "A search"),
+    ("ไป โรงเรียน", "ไปโรงเรียน"),
+    ("東京　タワー", "東京タワー"),
+    ("今天，天气很好", "今天天气很好"),
   ],
 )
 def test_dress_does_not_make_another_answer(first, second):
@@ -98,6 +105,17 @@ def test_dress_does_not_make_another_answer(first, second):
     ("क", "कि"),
     ("1, -2", "1-2"),
     ("5°C", "5C"),
+    ("f'", "f"),
+    ("f′(x)", "f(x)"),
+    ("6'2\"", "62"),
+    ("He is 6'2\"", "He is 62"),
+    ("5’", "5"),
+    ("5″", "5′"),
+    ("A*", "A"),
+    ("A* search", "A search"),
+    ("!x", "x"),
+    ("a_b", "b"),
+    ("나는 가", "나는가"),
   ],
 )
 def test_signs_and_marks_make_another_answer(first, second):
