@@ -146,6 +146,11 @@ def _check(config) -> None:
       f"offline.loss={o.loss} has no weight that a multiplier could move; set offline.weights=fixed",
     ),
     (
+      o.loss == "kto" and not o.desirable_weight + o.undesirable_weight + o.nll_weight,
+      "offline.desirable_weight and offline.undesirable_weight are both 0, which leaves offline.loss=kto nothing to learn from;"
+      " set one of them above 0",
+    ),
+    (
       o.loss == "regression" and not 0 < (config.constraints.quality.bound or 0) < 1,
       "offline.loss=regression needs constraints.quality.bound in (0, 1), the target's share of acceptable responses",
     ),

@@ -107,7 +107,7 @@ ALLOWED: dict[str, Range | tuple[str, ...]] = {
   "duals.delay": _STEPS,
   "duals.cap": _POSITIVE,
   "duals.averaging": _DECAY,
-  "optimizer.learning_rate": _NOT_NEGATIVE,
+  "optimizer.learning_rate": _POSITIVE,
   "optimizer.warmup_steps": _STEPS,
   "optimizer.final_fraction": _NOT_NEGATIVE,
   "optimizer.b1": _DECAY,

@@ -56,6 +56,11 @@ def check_training(config: ConfigDict) -> None:
       " to evaluate greedily",
     ),
     (
+      o.loss is None and (s.top_k == 1 or s.min_p == 1),
+      f"sampling.{'top_k' if s.top_k == 1 else 'min_p'}=1 keeps the likeliest token alone, as greedy sampling does, which leaves"
+      " nothing to learn from: set top_k above 1 (0: no limit) and min_p below 1",
+    ),
+    (
       o.loss is not None and changed,
       f"{changed} with offline.loss={o.loss}: the pairs may hold responses that the policy never samples, {outside}; make the"
       " pairs by experiments.make_pairs with it, and train without",

@@ -59,7 +59,8 @@ def _fields(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
   gemma, granite = "query_pre_attn_scalar" in values, "attention_multiplier" in values
   hybrid = "shared_intermediate_size" in family.defaults
   kinds = values.get("layers_block_type") or values.get("layer_types") or ()
-  if hybrid and (unknown := set(kinds) - {"attention", "full_attention"}):
+  computed = {"full_attention", "attention" if hybrid else "sliding_attention"}
+  if unknown := set(kinds) - computed:
     raise InputError(f"layer_types names {sorted(unknown)}, which this decoder does not compute")
   rope_layers = _rope_layers(values)
   fields = dict(
@@ -71,7 +72,7 @@ def _fields(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     num_kv_heads=values.get("num_key_value_heads") or num_heads,
     head_dim=values.get("head_dim") or width // num_heads,
     norm_epsilon=float(values["rms_norm_eps"]),
-    tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+    tie_embeddings=_flag(values, "tie_word_embeddings"),
     windows=_windows(values, family, rope_layers),
     rope_layers=() if all(rope_layers) else rope_layers,
     biases=_biases(values),
@@ -98,7 +99,7 @@ def _experts(values) -> dict[str, Any]:
   fields = {
     "num_experts": _size(values, key),
     "experts_per_token": _size(values, "num_experts_per_tok"),
-    "normalise_experts": bool(values["norm_topk_prob"]),
+    "normalise_experts": _flag(values, "norm_topk_prob"),
   }
   if "moe_intermediate_size" in values:
     fields["intermediate_size"] = _size(values, "moe_intermediate_size")
@@ -125,9 +126,16 @@ def _size(values, key: str) -> int:
   return size
 
 
+def _flag(values, key: str) -> bool:
+  value = values.get(key)
+  if value not in (None, True, False):
+    raise InputError(f"config.json says {key}={value!r}; it must be true or false")
+  return bool(value)
+
+
 def _biases(values) -> tuple[str, ...]:
-  attention = ("query", "key", "value", "output") if values.get("attention_bias") else ()
-  return attention + (("gate", "up", "down") if values.get("mlp_bias") else ())
+  attention = ("query", "key", "value", "output") if _flag(values, "attention_bias") else ()
+  return attention + (("gate", "up", "down") if _flag(values, "mlp_bias") else ())
 
 
 def _activation(values) -> str:
@@ -141,13 +149,15 @@ def _activation(values) -> str:
 def _windows(values, family: Family, rope_layers) -> tuple[int | None, ...]:
   """Each block's window; empty if none has one."""
   count, window = values["num_hidden_layers"], values.get("sliding_window")
-  if family.windows == "none" or window is None or not values.get("use_sliding_window", True):
+  if (
+    family.windows == "none"
+    or window is None
+    or not _flag({"use_sliding_window": True, **values}, "use_sliding_window")
+  ):
     return ()
   if family.windows == "all":
     slides = [True] * count
   elif types := values.get("layer_types"):
-    if unknown := set(types) - {"full_attention", "sliding_attention"}:
-      raise InputError(f"layer_types names {sorted(unknown)}, which this decoder does not compute")
     slides = [kind == "sliding_attention" for kind in types]
   elif family.windows == "typed":
     slides = [True] * count
@@ -162,7 +172,10 @@ def _windows(values, family: Family, rope_layers) -> tuple[int | None, ...]:
 
 def _rope(values, family: Family, head_dim: int) -> dict[str, Any]:
   """Rotary fields, from a flat description or from one per kind of block; transformers prefers `rope_scaling`."""
-  rope, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
+  rope, old = (values.get(key) or {} for key in ("rope_parameters", "rope_scaling"))
+  for key, found in (("rope_parameters", rope), ("rope_scaling", old)):
+    if not isinstance(found, Mapping):
+      raise InputError(f"config.json says {key}={found!r}; it must be an object")
   local = {}
   if family.nested_rope:
     local, full = rope.get("sliding_attention") or {}, (rope.get("full_attention") or {}) | old

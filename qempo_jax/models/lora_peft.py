@@ -5,6 +5,7 @@ peft stores lora_A as [rank, in] and lora_B as [out, rank], block by block; ours
 
 from collections.abc import Iterator
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -156,9 +157,12 @@ def _description(path: pathlib.Path) -> dict[str, Any]:
         f"{path}: {key}={value!r} is not supported, since it may change the adapter's computation; it must be"
         f" {allowed[0]!r}"
       )
-  for key in ("r", "lora_alpha"):
-    if not isinstance(description.get(key), int | float) or description[key] <= 0:
-      raise InputError(f"{path}: {key}={description.get(key)!r} must be a positive number")
+  for key, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
+    value = description.get(key)
+    if type(value) not in kinds or not 0 < value < math.inf:
+      raise InputError(f"{path}: {key}={value!r} must be a positive {'whole ' * (key == 'r')}number")
+  if not isinstance(description.get("use_rslora", False), bool | None):
+    raise InputError(f"{path}: use_rslora={description['use_rslora']!r} must be true or false")
   return description
 
 

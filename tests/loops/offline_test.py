@@ -206,6 +206,10 @@ def equal_reward(prompts, completions, **columns):
     (dict(offline__loss="nll"), "nll has no weight"),
     (dict(offline__loss="qempo"), "has no reference, so constraints.kl.bound"),
     (dict(offline__loss="dpo", offline__weights="fixed", offline__beta=0.0), "dpo needs a positive offline.beta"),
+    (
+      dict(offline__loss="kto", offline__desirable_weight=0.0, offline__undesirable_weight=0.0),
+      "kto nothing to learn from",
+    ),
     (dict(offline__loss="ipo", offline__weights="fixed", offline__beta=0.0), "ipo needs a positive"),
     (dict(offline__loss="regression"), "regression has no weight"),
     (

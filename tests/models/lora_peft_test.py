@@ -103,7 +103,11 @@ def test_peft_reads_what_is_written_here(tmp_path, family):
     ({"use_qalora": True}, "use_qalora=True"),
     ({"trainable_token_indices": [3]}, "trainable_token_indices"),
     ({"an_option_of_next_year": 0.5}, "an_option_of_next_year=0.5 is not supported"),
-    ({"r": 0}, "r=0 must be a positive number"),
+    ({"r": 0}, "r=0 must be a positive whole number"),
+    ({"r": 2.0}, "r=2.0 must be a positive whole number"),
+    ({"lora_alpha": float("nan")}, "lora_alpha=nan must be a positive number"),
+    ({"lora_alpha": True}, "lora_alpha=True must be a positive number"),
+    ({"use_rslora": "false"}, "use_rslora='false' must be true or false"),
     ({"r": 3}, "does not fit"),
   ],
 )

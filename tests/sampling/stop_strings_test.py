@@ -74,6 +74,8 @@ def test_keys_become_one_transform(tmp_path):
   ("changes", "text"),
   [
     ({"sampling.temperature": 0.0}, "temperature=0 is greedy"),
+    ({"sampling.top_k": 1}, "top_k=1 keeps the likeliest token alone.*nothing to learn from"),
+    ({"sampling.min_p": 1.0}, "min_p=1 keeps the likeliest token alone"),
     ({"sampling.top_p": 0.9, "replay.size": 2}, "top_p=0.9 with replay.size=2"),
     ({"sampling.min_p": 0.1, "sampling.stale_steps": 1}, "min_p=0.1 with sampling.stale_steps=1"),
     ({"sampling.stop_strings": ("x",), "offline.loss": "dpo"}, "with offline.loss=dpo"),
