@@ -165,6 +165,27 @@ def test_two_tasks_with_one_prompt_are_two_tasks(config, run, tmp_path, monkeypa
   assert "Thai" in found["run"]["words"]
 
 
+def test_a_byte_order_mark_belongs_to_no_line(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b", "reward": 1.0}\n', encoding="utf-8-sig")
+  assert sample_files.read(tmp_path, lambda: None)[0][0]["prompt"] == "a"
+
+
+def test_a_doubled_prompt_among_others_loses_no_sample(config, run, tmp_path, monkeypatch):
+  monkeypatch.setattr(build_policy, "policy", None)
+  tasks = [{"prompt": "p", "answer": answer} for answer in "12"] + [{"prompt": "q", "answer": "1"}]
+  rows = [
+    task | {"completion": text, "reward": float(text == task["answer"])}
+    for task in tasks
+    for text in ("1", "1", "1", "2")
+  ]
+  _samples(tmp_path / "run" / "samples", rows)
+  found = run("--config.evaluation.sample=False", "--config.evaluation.floor=0.5")
+  figures = found["methods"]["mine"]["splits"]["prompts"]
+  assert (figures["num_prompts"], figures["num_samples"]) == (3, 12)
+  assert figures["reward"]["mean"] == pytest.approx((0.75 + 0.25 + 0.75) / 3)
+  assert figures["samples_left_out"] == 0
+
+
 def test_rows_of_two_programs_are_completed(tmp_path):
   rows = [{"prompt": "a", "completion": "b", "reward": 1.0, "split": None, "seed": None, "id": n} for n in (1, 2)]
   _samples(tmp_path, rows)
@@ -185,6 +206,7 @@ def test_rows_of_two_programs_are_completed(tmp_path):
     ('{"prompt": "p", "completion": "c", "split": 1}', "line 1 has split = '1': it must be a text"),
     ('{"prompt": "p", "completion": "c", "seed": [0]}', "seed = .*whole number"),
     ('{"prompt": "p", "completion": "c", "reward": NaN}', "reward = 'nan': it must be a finite number"),
+    ('{"prompt": "p", "completion": "c", "exact": {"entropy": "x"}}', "line 1 has exact figure entropy = 'x'"),
     ("[" * 100_000, "line 1 is not JSON"),
     ('{"prompt": "p", "completion": "c", "reward": ' + "9" * 5000 + "}", "line 1 is not JSON"),
   ],

@@ -65,7 +65,7 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
 def of_file(path: pathlib.Path) -> list[dict]:
   """The rows of one file as they are; raises InputError as `read`."""
   try:
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"{path} can't be read ({error}): give UTF-8 text, one JSON object a line.") from error
   return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
@@ -90,6 +90,9 @@ def _row(line: str, where: str) -> dict:
     value = row.get(field)
     if value is not None and (type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value))):
       raise InputError(f"{where} has {field} = {str(value)[:40]!r}: it must be {what}, or absent.")
+  for name, value in row.get("exact", {}).items():
+    if value is not None and type(value) not in _NUMBERS:
+      raise InputError(f"{where} has exact figure {name} = {str(value)[:40]!r}: it must be a number, or null.")
   return row
 
 
