@@ -21,6 +21,7 @@ from qempo_jax.models import lora
 from qempo_jax.models import presets
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.paths import expand_path
 from qempo_jax.rewards import reward_model
 from qempo_jax.train import state as train_state
 
@@ -58,7 +59,11 @@ def policy(config: ConfigDict) -> Policy:
 
 def load_tokenizer(config: ConfigDict) -> Any:
   """The model's tokenizer, its chat template with the config's variables and date."""
-  found = tokenization.load_tokenizer(source(config))
+  path = source(config)
+  found = tokenization.load_tokenizer(path)
+  rows = special_tokens.read_settings(expand_path(path), "config.json").get("vocab_size")
+  if isinstance(rows, int):  # Programs that load no model hold the ids against its embedding too.
+    special_tokens.num_tokens(found, rows)
   templates.configure(found, options=template_options(config), date=config.model.template_date)
   return found
 

@@ -207,6 +207,8 @@ class Encoder:
     """Ids of the assistant's turn behind the prompt's own ids, and the ending token; given ids are taken as they are."""
     if not isinstance(response, str):
       return response
+    if token := templates.rowless(self._tokenizer, response):
+      raise InputError(f"a response contains {token!r}, for which the model's embedding has no row; remove it")
     whole = self._turn(prompt, response, options)
     header = self._text(prompt, options)
     if whole is None:

@@ -121,6 +121,8 @@ def forbidden_token_ids(
 def num_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
   """Tokens of the tokenizer if the model's vocabulary is padded beyond them, else None.
 
+  Texts with placeholders that have no row are refused from then on, see `templates.rowless`.
+
   Args:
     tokenizer: of the model.
     vocab_size: rows of the model's embedding.
@@ -131,7 +133,9 @@ def num_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | Non
   if not hasattr(tokenizer, "get_vocab"):
     return None
   vocabulary = tokenizer.get_vocab()
-  beyond = {token: id_ for token, id_ in vocabulary.items() if id_ >= vocab_size and not _NOT_TEXT.search(token)}
+  rowless = [token for token, id_ in vocabulary.items() if id_ >= vocab_size]
+  setattr(tokenizer, templates.ROWLESS, tuple(rowless))
+  beyond = {token: vocabulary[token] for token in rowless if not _NOT_TEXT.search(token)}
   if beyond:
     first = min(beyond, key=beyond.get)
     raise InputError(

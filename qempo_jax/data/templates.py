@@ -22,6 +22,8 @@ OPTIONS = "chat_template_kwargs"
 DATE = "2025-01-01"
 # Attribute of a loaded tokenizer that holds its date.
 _DATE = "template_date"
+# Attribute of a loaded tokenizer: tokens, by text, for which the model's embedding has no row.
+ROWLESS = "tokens_without_row"
 _DIRECTIVE = re.compile(r"%[-_^#0]?[A-Za-z]")
 
 
@@ -45,10 +47,18 @@ def render(
   if isinstance(template, str) and "strftime_now" in template:
     given["chat_template"] = _dated(template, getattr(tokenizer, _DATE, DATE))
   try:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=header, **given)
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=header, **given)
+    if token := rowless(tokenizer, text):
+      raise ValueError(f"they contain {token!r}, for which the model's embedding has no row")
+    return text
   except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     raise InputError(f"the chat template refuses the messages ({reason}): check their roles and contents") from error
+
+
+def rowless(tokenizer: Any, text: str) -> str | None:
+  """The first token of a text for which the model's embedding has no row, such as an image's place; None if all have one."""
+  return next((token for token in getattr(tokenizer, ROWLESS, ()) if token in text), None)
 
 
 def turns(prompt: str | Sequence[Mapping[str, str]], response: str | None = None) -> list[Mapping[str, str]]:

@@ -154,6 +154,8 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop
 
 def _without_eos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
   """Encodes a plain prompt without the EOS that some tokenizers append, since the model is to continue the text."""
+  if token := templates.rowless(tokenizer, text):
+    raise InputError(f"a prompt contains {token!r}, for which the model's embedding has no row; remove it")
   ids = list(tokenizer.encode(text))
   if ids and ids[-1] == tokenizer.eos_token_id:
     bare = tokenizer.encode(text, add_special_tokens=False)

@@ -149,7 +149,7 @@ class RewardModel:
       out_shardings=sharding.replicated(model.mesh),
     )
 
-  def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+  def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
     """Scores completions, each as the answer to its prompt in the model's chat template.
 
     Args:
@@ -158,7 +158,7 @@ class RewardModel:
       **columns: `chat_template_kwargs`, variables of the template; others are not read.
 
     Returns:
-      One score a completion, reward units.
+      One score a completion, reward units; None for one with a token for which the embedding has no row.
 
     Raises:
       InputError: a prompt or completion has another form.
@@ -169,12 +169,16 @@ class RewardModel:
       return []
     encoder = pair_tokens.Encoder(self._model.tokenizer)
     given = columns.get(templates.OPTIONS) or [None] * len(prompts)
-    texts = []
-    for prompt, completion, options in zip(prompts, completions, given, strict=True):
+    texts, scores = {}, [None] * len(completions)
+    for place, (prompt, completion, options) in enumerate(zip(prompts, completions, given, strict=True)):
       turn = _prompt(prompt), _completion(completion), templates.options_of({templates.OPTIONS: options})
+      if templates.rowless(self._model.tokenizer, turn[1]):
+        continue
       whole = encoder.conversation(*turn) if self._model.foreign else None
-      texts.append(whole or [*encoder.prompt(turn[0], turn[2]), *encoder.response(*turn)])
-    return self.score_ids(texts)
+      texts[place] = whole or [*encoder.prompt(turn[0], turn[2]), *encoder.response(*turn)]
+    for place, score in zip(texts, self.score_ids(list(texts.values())), strict=True):
+      scores[place] = score
+    return scores
 
   def score_ids(self, texts: Sequence[Sequence[int]]) -> list[float]:
     """Scores token ids, prompt and response concatenated, none empty."""

@@ -6,6 +6,11 @@ import pytest
 import tokenizers
 import transformers
 
+from configs import base
+from experiments.configured import policy as build_policy
+from qempo_jax.data import formats
+from qempo_jax.data import pair_tokens
+from qempo_jax.data import sources
 from qempo_jax.data import special_tokens
 from qempo_jax.data import tokenization
 from qempo_jax.errors import InputError
@@ -123,7 +128,7 @@ def test_rewards_see_all_that_was_sampled_but_the_ending_token(names, text):
   assert tokenization.decode_response(tokenizer, ids, tokenization.stop_token_ids(tokenizer)) == text
 
 
-def test_ids_are_held_against_the_embedding():
+def test_ids_are_held_against_the_embedding(tmp_path):
   tokenizer = _tokenizer(plain=["<think>", "</think>"])
   assert special_tokens.num_tokens(tokenizer, 264) == 261 and special_tokens.num_tokens(tokenizer, 261) is None
   with pytest.raises(
@@ -131,5 +136,29 @@ def test_ids_are_held_against_the_embedding():
   ) as caught:
     special_tokens.num_tokens(tokenizer, 259)
   assert "resize" in str(caught.value) and "\n" not in str(caught.value)
+  config = base.get_config()  # of programs that read the tokenizer alone
+  config.model.source = str(_folder(tmp_path, tokenizer, config={"model_type": "llama", "vocab_size": 259}))
+  with pytest.raises(InputError, match=r"'<think>' \(id 259\)"):
+    build_policy.load_tokenizer(config)
   pictures = _tokenizer([*SPECIAL, "<image_soft_token>"])  # Gemma 3's text models have no row for it
   assert special_tokens.num_tokens(pictures, 259) is None
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_texts_with_a_token_that_has_no_row_are_refused_or_not_scored(tmp_path, template):
+  tokenizer = _tokenizer([*SPECIAL, "<image_soft_token>"], template=template)
+  encode = lambda prompt, response: pair_tokens.Encoder(tokenizer).response(prompt, response)
+  assert 259 in encode("q", "<image_soft_token>")  # a row that is not there
+  special_tokens.num_tokens(tokenizer, 259)
+  refused = "contain.* '<image_soft_token>', for which the model's embedding has no row"
+  for call in (
+    lambda: encode("q", "see <image_soft_token>"),
+    lambda: tokenization.encode_chat(tokenizer, "<image_soft_token>?"),
+  ):
+    with pytest.raises(InputError, match=refused):
+      call()
+  if template:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "q"}\n{"prompt": "<image_soft_token>"}\n')
+    with pytest.raises(InputError, match=f"line 2 .*{refused}"):
+      sources.load(f"jsonl:{path}", needs=formats.PROMPT, tokenizer=tokenizer)

@@ -131,6 +131,14 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(monkeypatch)
     reward_model.load_model(GOLDEN / "llama")
 
 
+def test_a_completion_with_a_token_that_has_no_row_is_not_scored(loaded):
+  other = tokenizer()
+  setattr(other, templates.ROWLESS, ("w9",))
+  reward = reward_model.RewardModel(_placed(loaded, tokenizer=other), batch_size=8, bucket=8)
+  found = reward(["w3"] * 3, ["w4", "w9", "w5"])
+  assert found[1] is None and [found[0], found[2]] == reward(["w3"] * 2, ["w4", "w5"])
+
+
 def test_the_padding_token_never_ends_a_response():
   assert reward_model.padding_id(tokenizer()) == tokenizer().unk_token_id  # its pad_token is its ending token
   other = tokenizer()
