@@ -46,7 +46,7 @@ _MATHEMATICS = re.compile(r"(?<!\\)\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL
 _BARE_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:sqrt|pi|and|or|sin|cos|tan|log|ln|exp|choose)\b)[A-Za-z]{2,}")
 _PREFIX = re.compile(
   r"(?:(?:about|approximately|roughly|exactly|equal to|simply|just|only|therefore|thus|now|indeed)\s+)+"
-  r"|[=\u2248]\s*|\([A-H]\)\s+(?=[-+.\d\\])|(?:USD|US|EUR|GBP|Rs\.?|INR)\s+|[\u20ac\u00a3\u00a5\u20b9\u20a9]\s*",
+  r"|[=\u2248]\s*|\([A-H]\)(?:\s|\\[,;:! ]|~)+(?=[-+.\d\\])|(?:USD|US|EUR|GBP|Rs\.?|INR)\s+|[\u20ac\u00a3\u00a5\u20b9\u20a9]\s*",
   re.IGNORECASE,
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|rm)\s*\{([^{}]*)\}")
