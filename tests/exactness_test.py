@@ -118,7 +118,7 @@ def test_the_enumerated_loss_is_the_mean_of_the_sampled_one(name):
   """In gradient: groups of two, or many pairs, averaged over many draws."""
   policy, method = KINDS["table"](), METHODS[name]
   problem = random_problem(policy, "qempo_kl", seed=1)
-  multipliers = {"quality": jnp.asarray(1.5), "kl": jnp.asarray(0.5)}
+  multipliers = {"quality": jnp.asarray(1.5), "kl": jnp.asarray(0.5), "coherence": jnp.asarray(0.0)}
 
   def gradient(loss, key, **size):
     def of(params):
