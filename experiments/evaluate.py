@@ -62,6 +62,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     "config": {name: group for name, group in whole.items() if e.sample or name in ("evaluation", "reward")},
   }
   results = results_lib.results(config, found, run)
+  workdirs.check_in_place(workdir)
   index = report.write_report(workdir / "report", results, training_metrics(config, workdir), found)
   Console().print(report.terminal_table(results))
   print(f"Report: {index.resolve()}")

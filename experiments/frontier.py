@@ -34,6 +34,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     "curves": found,
     "runs": frontier.read(config, workdir),
   }
+  workdirs.check_in_place(workdir)
   index = frontier_page.write(workdir / "report", results)
   print(f"Frontier: {index.resolve()}")
 

@@ -23,7 +23,6 @@ from experiments.run import workdir as workdirs
 from experiments.run.checkpoints import Saving
 from experiments.run.metrics_log import MetricsLog
 from experiments.run.saving import Saver
-from qempo_jax import paths
 from qempo_jax.constraints import Constraint
 from qempo_jax.errors import InputError
 
@@ -108,6 +107,7 @@ def train(run: Run, workdir: pathlib.Path, display):
     display.note(line)
 
   # 3. Where an earlier run stopped.
+  workdirs.check_in_place(workdir)
   saver = Saver(
     run.saving, workdir, display.note, config=run.config, steps=run.steps, same=batches.same,
     tokenizer=run.policy.tokenizer, order=batches.order, constraints=run.constraints,
@@ -118,7 +118,7 @@ def train(run: Run, workdir: pathlib.Path, display):
   first = int(state.step)
   log = MetricsLog(workdir / "metrics.jsonl", keep=first, note=display.note)
   if distributed.is_writer():
-    paths.write_atomically(workdir / workdirs.DATA, json.dumps(batches.same) + "\n")
+    workdirs.write(workdir / workdirs.DATA, json.dumps(batches.same) + "\n")
   log = wandb_log.also(run.wandb, log, name=f"{run.label}-seed{run.seed}", config=run.config)
 
   # 4. The loop.

@@ -26,7 +26,6 @@ from qempo_jax.data import columns
 from qempo_jax.data import pair_selection
 from qempo_jax.data import preferences
 from qempo_jax.errors import InputError
-from qempo_jax.paths import write_atomically
 from qempo_jax.rewards import registry
 
 FILE, SCORED_FILE = "pairs.jsonl", "scored.jsonl"
@@ -65,7 +64,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   if not found:
     raise InputError("no prompt's samples make a pair; raise sampling.group_size, or loosen make_pairs.good and bad")
   file = workdir / (SCORED_FILE if select is None else FILE)
-  write_atomically(file, "".join(json.dumps(row) + "\n" for row in found))
+  workdirs.write(file, "".join(json.dumps(row) + "\n" for row in found))
   print(f"{len(found)} {'prompts' if select is None else 'pairs'} in {file}; {without} prompts made none")
   if unscored:
     print(f"{unscored} samples could not be judged, and are left out")

@@ -6,6 +6,7 @@ import os
 import pathlib
 import tempfile
 from typing import Any
+import weakref
 
 from qempo_jax.errors import InputError
 from qempo_jax.errors import cause
@@ -28,6 +29,24 @@ def expand_path(text: str | os.PathLike[str]) -> pathlib.Path:
     reason = getattr(error, "strerror", None) or str(error)
     raise InputError(f"the path {shown!r} cannot be used ({reason.rstrip('.')}): correct it") from error
   return path
+
+
+class HeldFolder:
+  """A folder that nobody may replace. It is kept open, so that its inode number stays its own."""
+
+  def __init__(self, path: pathlib.Path):
+    """Opens the folder, which exists."""
+    self._path, self._descriptor = path, os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    weakref.finalize(self, os.close, self._descriptor)
+
+  def check(self) -> None:
+    """Raises InputError if the path leads to anything else; a path that leads nowhere is left to the next write."""
+    with contextlib.suppress(FileNotFoundError):
+      if not os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+        raise InputError(
+          f"{self._path} was replaced under the run, and is not written to any more: put the run's own folder back, then start"
+          " the same command again"
+        )
 
 
 def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from experiments.batches.pair_rows import PairRows
 from experiments.plan import Plan
 from experiments.plan import Sampling
 from experiments.plan import reading_reference
+from experiments.run import workdir as workdirs
 from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data import pair_tokens
@@ -25,7 +26,6 @@ from qempo_jax.data import reference_cache
 from qempo_jax.data import scored
 from qempo_jax.errors import InputError
 from qempo_jax.models import demo_model
-from qempo_jax.paths import write_atomically
 from qempo_jax.rewards import checked
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train import offline_step
@@ -215,7 +215,7 @@ class Sampled:
         "the samples of every prompt are all alike in reward, so they make no pairs; raise sampling.group_size, or"
         " use offline.pairs=source"
       )
-    write_atomically(path, "".join(json.dumps(scored.to_json(pair)) + "\n" for pair in found))
+    workdirs.write(path, "".join(json.dumps(scored.to_json(pair)) + "\n" for pair in found))
     return found
 
 

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from experiments.plan import Policy
+from experiments.run import workdir as workdirs
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import reward_head
 from qempo_jax.paths import read_json
-from qempo_jax.paths import write_atomically
 from qempo_jax.train import reward_step
 
 PARTS = ("train", "validation", "heldout")
@@ -130,7 +130,7 @@ class RewardRows:
       if start // size % 20 == 19 or start + size >= len(order):
         self._hidden.flush()
         mark["done"] = min(start + size, len(order))
-        write_atomically(state, json.dumps(mark) + "\n")
+        workdirs.write(state, json.dumps(mark) + "\n")
         note(f"frozen blocks: {mark['done']} of {len(order)} pairs")
 
 

@@ -21,6 +21,7 @@ from experiments.configured import policy as build_policy
 from experiments.measure import enumerable
 from experiments.measure import text_figures
 from experiments.run import checkpoints
+from experiments.run import workdir as workdirs
 from experiments.run.display import Display
 from qempo_jax import exact
 from qempo_jax.errors import InputError
@@ -28,7 +29,6 @@ from qempo_jax.evaluation import equivalence
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import solutions
 from qempo_jax.paths import read_json
-from qempo_jax.paths import write_atomically
 from qempo_jax.rewards import answers
 from qempo_jax.rewards import registry
 
@@ -225,7 +225,7 @@ def run_online(config, workdir: pathlib.Path, runs: list[Run], checkpoint: str |
     rows = build_data.evaluation_rows(of_run)
     evaluate = build.evaluator(of_run, policy, rows, build_data.reward(of_run), judge)
     rows = evaluate(params, method=run.method, seed=run.seed)
-    write_atomically(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    workdirs.write(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     names, figures = sampled_figures(rows)
     _write(workdir, run, names, figures, time.monotonic() - started, of_checkpoint)
     if of_run.steps:
@@ -297,7 +297,7 @@ def _write(workdir, run: Run, prompts, figures, seconds, more: dict[str, str] | 
   }
   path = _result(workdir, run)
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_atomically(path, json.dumps(result) + "\n")
+  workdirs.write(path, json.dumps(result) + "\n")
 
 
 def _result(workdir: pathlib.Path, run: Run) -> pathlib.Path:

@@ -7,9 +7,9 @@ from experiments import build
 from experiments.configured import constraints as build_constraints
 from experiments.configured import policy as build_policy
 from experiments.configured import sampling as build_sampling
+from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 from qempo_jax.paths import read_json
-from qempo_jax.paths import write_atomically
 
 
 def settings(config):
@@ -68,7 +68,7 @@ def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, 
       f"{path} holds samples made in another way (see {beside}): remove both, or choose another --workdir."
     )
   if not path.exists():
-    write_atomically(beside, json.dumps(made, indent=1) + "\n")
+    workdirs.write(beside, json.dumps(made, indent=1) + "\n")
   run_once(workdir, name, make)
 
 
@@ -79,7 +79,7 @@ def run_once(workdir: pathlib.Path, name: str, make) -> None:
     print(f"{name}: done before, kept {path}")
     return
   text = "".join(json.dumps(row) + "\n" for row in make())
-  write_atomically(path, text)
+  workdirs.write(path, text)
 
 
 def run_name(method: str, seed: int) -> str:

@@ -13,8 +13,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from experiments.run import distributed
 from experiments.run import metrics_file
+from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
-from qempo_jax.paths import write_atomically
 
 _FLUSH_SECONDS = 120.0
 
@@ -34,7 +34,7 @@ class MetricsLog:
     found = metrics_file.read(path, note=lambda line: None)  # `Saver.restore` says what is damaged
     kept = "".join(metrics_file.line(row) for row in found if row["step"] <= keep)
     if path.exists() and path.read_bytes() != kept.encode():
-      write_atomically(path, kept)
+      workdirs.write(path, kept)
     folder = path.parent / "tensorboard"
     with self._sparing_events():
       folder.mkdir(parents=True, exist_ok=True)
@@ -59,12 +59,16 @@ class MetricsLog:
 
   @contextlib.contextmanager
   def _writing(self):
+    workdirs.check_in_place(self._path)
     try:
       yield
     except OSError as error:
       remedy = "the last checkpoint stands: free space there, then start the same command again"
       if not self._path.parent.is_dir():
-        remedy = "its folder was removed under the run: the same command goes on from a checkpoint elsewhere, or starts at step 1"
+        remedy = (
+          "its folder was moved or removed under the run: put it back, or the same command goes on from a checkpoint"
+          " elsewhere, or starts at step 1"
+        )
       raise InputError(f"{self._path} cannot be written ({error.strerror}); {remedy}") from error
 
   @contextlib.contextmanager

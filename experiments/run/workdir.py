@@ -26,7 +26,10 @@ DATA = "data.json"  # Hashes of the run's data.
 
 _ABSENT = "absent"
 _MAX_LISTED = 3
-_held: dict[pathlib.Path, int] = {}  # File descriptors of this process's locks; closing one gives its lock back.
+_held: dict[
+  tuple[int, int], int
+] = {}  # Descriptors of this process's locks, by inode; closing one gives its lock back.
+_opened: dict[pathlib.Path, paths.HeldFolder] = {}  # This process's workdirs.
 
 
 def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: bool = True) -> None:
@@ -35,7 +38,7 @@ def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: 
   check_writable(folder, "the workdir", "choose another --workdir")
   if holds_run(folder):
     check_same(folder, json.loads(config.to_json_best_effort()))
-  if lock and (folder / LOCK).exists() and folder.resolve() not in _held:
+  if lock and (folder / LOCK).exists() and _inode(folder / LOCK) not in _held:
     with open(folder / LOCK, "rb") as file:
       _flock(file.fileno(), folder)
 
@@ -73,10 +76,24 @@ def open_workdir(workdir: str | os.PathLike[str], config: ConfigDict, *, lock: b
       check_same(folder, json.loads(text))
     else:
       paths.write_atomically(folder / "config.json", text)
+    _opened[folder.absolute()] = paths.HeldFolder(folder)
   except OSError as error:
     reason = error.strerror or str(error)
     raise InputError(f"Can't write the workdir {folder} ({reason}): choose another --workdir.") from error
   return folder
+
+
+def check_in_place(path: pathlib.Path) -> None:
+  """Raises InputError if the workdir that a path is in was replaced since this process opened it."""
+  for folder, held in _opened.items():
+    if path.absolute().is_relative_to(folder):
+      held.check()
+
+
+def write(path: pathlib.Path, data: str | bytes) -> None:
+  """Writes a whole file as `paths.write_atomically` does, never into another run's workdir."""
+  check_in_place(path)
+  paths.write_atomically(path, data)
 
 
 def holds_run(folder: pathlib.Path) -> bool:
@@ -109,7 +126,7 @@ def _folder(workdir) -> pathlib.Path:
 
 def _lock(folder: pathlib.Path) -> None:
   """Holds the folder's lock until this process ends, however it ends; the system gives it back."""
-  if folder.resolve() in _held:
+  if _inode(folder / LOCK) in _held:
     return
   if (folder / LOCK).is_symlink():
     raise InputError(f"{folder / LOCK} is a symbolic link, which no run makes: remove it, or choose another --workdir.")
@@ -122,7 +139,16 @@ def _lock(folder: pathlib.Path) -> None:
   except BaseException:
     os.close(descriptor)
     raise
-  _held[folder.resolve()] = descriptor
+  _held[_inode(folder / LOCK)] = descriptor
+
+
+def _inode(path: pathlib.Path) -> tuple[int, int] | None:
+  """(device, number); None without a file."""
+  try:
+    found = path.lstat()
+  except FileNotFoundError:
+    return None
+  return found.st_dev, found.st_ino
 
 
 def _flock(descriptor: int, folder: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ memory, is raised with its own message, and nothing is moved.
 
 from collections.abc import Callable
 import os
+import pathlib
 from typing import Any
 import warnings
 
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from qempo_jax import paths
 from qempo_jax.errors import InputError
 from qempo_jax.train import checkpoint_reading
 from qempo_jax.train import checksums
@@ -56,7 +58,7 @@ class Checkpoints:
     Raises:
       InputError: the folder cannot be created or read.
     """
-    self._note, self._read_only, self._keep = note, read_only, max(keep, 1)
+    self._note, self._read_only, self._keep, self._held = note, read_only, max(keep, 1), None
     self._qualities: dict[int, dict[str, float] | None] = {}
     options = ocp.CheckpointManagerOptions(
       preservation_policy=self,
@@ -66,11 +68,13 @@ class Checkpoints:
       read_only=read_only,
     )
     # No compression: weights hardly shrink, and it would take CPU time from the steps.
-    trees = {item: checksums.TreeHandler(use_compression=False) for item in ("params", "rest")}
+    trees = {item: checksums.TreeHandler(self._check, use_compression=False) for item in ("params", "rest")}
     handlers = trees | {"host": ocp.JsonCheckpointHandler()}
     self.folder = folder if "://" in str(folder) else os.path.abspath(folder)
     try:
       self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+      if not read_only:
+        self._hold()
     except (OSError, ValueError) as error:
       raise InputError(
         f"the checkpoints in {self.folder} cannot be opened ({checkpoint_reading.first_line(error)})"
@@ -104,6 +108,7 @@ class Checkpoints:
     )
     step = int(state.step)
     self._qualities[step] = quality
+    self._hold()
     self._written(lambda: self._manager.save(step, args=items), step)
 
   def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -191,6 +196,20 @@ class Checkpoints:
         kept.add(step)
     kept.add(self._best_of(readable))
     return [step in kept for step in steps]
+
+  def _hold(self) -> None:
+    """Holds the folder, anew where it was removed; raises InputError where another took its place."""
+    self._check()
+    if "://" in str(self.folder):
+      return
+    folder = pathlib.Path(self.folder)
+    if self._held is None or not folder.exists():
+      folder.mkdir(parents=True, exist_ok=True)
+      self._held = paths.HeldFolder(folder)
+
+  def _check(self) -> None:
+    if self._held is not None:
+      self._held.check()
 
   def wait(self) -> None:
     """Waits until everything is on disk; raises InputError if something could not be written."""

@@ -3,6 +3,7 @@
 They prove damage. An unreadable checkpoint with matching checksums is whole, and the fault lies elsewhere.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import json
 from typing import Any
@@ -27,8 +28,14 @@ class Damaged(Exception):
 class TreeHandler(ocp.PyTreeCheckpointHandler):
   """Orbax's pytree handler, extended by a checksum of every file before the checkpoint gets its name."""
 
+  def __init__(self, check: Callable[[], None] = lambda: None, **options):
+    """Takes Orbax's options, and `check`, whose exception ends a save before anything is named or deleted."""
+    super().__init__(**options)
+    self._check = check
+
   def finalize(self, directory: epath.Path) -> None:
     """Completes the files, then writes their checksums in the same folder, on the first process."""
+    self._check()
     super().finalize(directory)
     if jax.process_index() == 0:
       files = {str(path.relative_to(directory)): _file_sum(path) for path in _files(directory)}

@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import base
@@ -57,9 +58,9 @@ def _remount(disk: pathlib.Path, mode: str) -> None:
   subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True)
 
 
-def _wait_for(checkpoint: pathlib.Path) -> None:
-  """Waits until a checkpoint is on disk."""
-  while not checkpoint.exists():
+def _wait_for(path: pathlib.Path) -> None:
+  """Waits until a checkpoint, or another file, is on disk."""
+  while not path.exists():
     time.sleep(0.01)
 
 
@@ -157,6 +158,53 @@ def test_a_workdir_that_is_removed_under_a_run_is_one_line(tmp_path, monkeypatch
   elsewhere = "resuming at step 3: step 2 was restored; metrics.jsonl lacks 2 rows before it"
   assert recorder.notes == ["starting at step 1" if place.startswith("run") else elsewhere]
   assert killed_runs.metrics(folder) == whole[1][0 if place.startswith("run") else 2 :]
+
+
+def _files(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
+  return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("during", ["a step", "a save"])
+@pytest.mark.parametrize("place", ["run/checkpoints", "checkpoints"])
+@pytest.mark.parametrize("other", ["empty", "another run's"])
+def test_a_workdir_that_is_replaced_under_a_run_is_one_line_and_stays_as_it_is(
+  tmp_path, monkeypatch, whole, other, place, during
+):
+  folder, aside, theirs = tmp_path / "run", tmp_path / "aside", tmp_path / "theirs"
+  changes, before = {"checkpoint__folder": str(tmp_path / place)}, {}
+  _run(theirs) if other != "empty" else theirs.mkdir()
+
+  def replace():
+    if not before:
+      folder.rename(aside)
+      theirs.rename(folder)
+      before.update({folder: b""} | _files(folder))
+      (tmp_path / "done").touch()
+
+  finalize = ocp.PyTreeCheckpointHandler.finalize
+
+  def replace_in_save(self, directory):
+    if directory.parent.name.startswith("4."):
+      replace()
+    return finalize(self, directory)
+
+  with monkeypatch.context() as patch:
+    if during == "a save":
+      patch.setattr(ocp.PyTreeCheckpointHandler, "finalize", replace_in_save)
+      _break(patch, (5,), _then(lambda: _wait_for(tmp_path / "done")))
+    else:
+      _break(patch, (4,), _then(lambda: _wait_for(tmp_path / place / "2") or replace()))
+    config = killed_runs.config(tmp_path, 6)
+    config.checkpoint.folder = changes["checkpoint__folder"]
+    workdirs.open_workdir(folder, config)
+    with pytest.raises(InputError, match="was replaced under the run|directory does not exist") as caught:
+      _run(folder, **changes)
+    assert "\n" not in str(caught.value)
+  assert {folder: b""} | _files(folder) == before
+  shutil.rmtree(folder)
+  aside.rename(folder)
+  _ends_alike(folder, whole, **changes)
 
 
 @pytest.mark.slow
