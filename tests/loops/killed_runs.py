@@ -54,7 +54,7 @@ class Notes:
     self._folder, self._early = folder, early
 
   def step(self, step, metrics):
-    """Keeps the names of the step's prompts; samples drawn early were scored by the life before, perhaps."""
+    """Keeps the names of the step's prompts, where no others are scored: samples drawn early, or a frontier's."""
     if scored and not self._early:
       self._append("turns.jsonl", json.dumps([step, scored.pop(0)]))
 
@@ -73,7 +73,7 @@ def live(kind: str, folder: pathlib.Path, steps: int) -> None:
 
   folder.mkdir(exist_ok=True)
   # The prompts' file is the same for all, so that the configs are.
-  kinds_of_run.KINDS[kind](config(folder.parent, steps), folder, Notes(folder, kind == "stale"))
+  kinds_of_run.KINDS[kind](config(folder.parent, steps), folder, Notes(folder, kind in ("stale", "frontier")))
 
 
 def fork(function, *args) -> int:
