@@ -5,6 +5,7 @@ stored too, so that a data set has as many rows as its files.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import json
@@ -23,6 +24,7 @@ from qempo_jax.paths import expand_path
 VERSION = "1.0.0"
 _ROWS_A_SHARD = 1_000_000
 _ROWS_A_WRITE = 4096
+_ROWS_A_READ = 256
 
 
 class RowStore(Sequence):
@@ -39,6 +41,11 @@ class RowStore(Sequence):
     if isinstance(index, slice):
       return self.many(range(*index.indices(len(self))))
     return self.many([range(len(self))[index]])[0]
+
+  def __iter__(self) -> Iterator[RawRow]:
+    """Yields all rows, read many at once: a read of one row takes ten times as long."""
+    for start in range(0, len(self), _ROWS_A_READ):
+      yield from self.many(range(start, min(start + _ROWS_A_READ, len(self))))
 
   def many(self, indices: Sequence[int]) -> list[RawRow]:
     """Returns the rows at several indices, in one read."""

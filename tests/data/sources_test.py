@@ -68,6 +68,15 @@ def test_stored_rows_are_the_same_and_written_once(tmp_path, cache):
   assert len(sources.open_rows(f"jsonl:{path}", store_above=0)) == 2
 
 
+def test_stored_rows_are_read_many_at_once(tmp_path):
+  rows = [{"prompt": f"{i}"} for i in range(1000)]
+  opened = sources.open_rows(f"jsonl:{_jsonl(tmp_path / 'a.jsonl', rows)}", store_above=0)
+  reads, many = [], opened.many
+  opened.many = lambda indices: reads.append(len(indices)) or many(indices)
+  assert [row.entry for row in opened] == rows
+  assert sum(reads) == 1000 and len(reads) < 20
+
+
 def test_a_broken_write_leaves_nothing(tmp_path):
   def rows():
     yield files.RawRow("x, line 1", {}, "")
