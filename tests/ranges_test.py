@@ -83,6 +83,8 @@ def test_overrides_at_random_build_a_run_or_are_one_line(tmp_path, kind, count, 
     ("constraints.quality.parametrisation", "lgo", "is not one of linear, log, softplus"),
     ("compute.dtype", "float8", "config.compute.dtype='float8' is not one of float32, bfloat16"),
     ("evaluation.reward_range", "0,1e400", "must be finite"),
+    ("reward_model.heldout", "1,2", "config.reward_model.heldout=(1, 2) must hold texts"),
+    ("evaluation.splits", "((1,),)", "must hold texts"),
   ],
 )
 def test_a_value_out_of_range_is_named(tmp_path, key, text, words):

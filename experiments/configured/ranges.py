@@ -161,6 +161,11 @@ ALLOWED: dict[str, Range | tuple[str, ...]] = {
   "evaluation.planned_looks": _COUNT_OR_0,
   "evaluation.num_draws": _COUNT,
 }
+# Sequences of texts.
+_TEXTS = {
+  "data.sets", "evaluation.axes", "evaluation.cluster", "evaluation.splits", "reward_model.heldout", "reward_model.sources",
+  "sampling.allowed_tokens", "sampling.stop_strings",
+}  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
@@ -171,6 +176,8 @@ def check(config: ConfigDict) -> None:
       allowed = _CONSTRAINT.get(key.rpartition(".")[2])
     if isinstance(allowed, tuple) and not isinstance(allowed, Range) and value not in allowed:
       raise InputError(f"config.{key}={value!r} is not one of {', '.join(allowed)}")
+    if key in _TEXTS and not all(isinstance(part, str) for part in value):
+      raise InputError(f"config.{key}={value!r} must hold texts alone, such as ('a', 'b')")
     for number in _numbers(value):
       limits = allowed if isinstance(allowed, Range) else Range()
       if not limits.holds(number):
