@@ -14,6 +14,7 @@ import numpy as np
 from experiments.plan import Policy
 from experiments.run import workdir as workdirs
 from qempo_jax import sharding
+from qempo_jax.data import columns
 from qempo_jax.errors import InputError
 from qempo_jax.models import reward_head
 from qempo_jax.paths import read_json
@@ -51,8 +52,11 @@ def fingerprint(parts: dict[str, RewardData]) -> str:
   digest = hashlib.sha256()
   for part in PARTS:
     found = parts[part]
-    ids = [[p, *map(list, pair)] for p, pair in zip(found.prompts, found.responses)]
-    digest.update(json.dumps([part, ids, found.margins.tolist()], default=int).encode())
+    ids = ([p, *map(list, pair)] for p, pair in zip(found.prompts, found.responses))
+    digest.update(f"[{json.dumps(part)}, ".encode())
+    for text in columns.json_list(json.dumps(one, default=int) for one in ids):
+      digest.update(text.encode())
+    digest.update(f", {json.dumps(found.margins.tolist())}]".encode())
   return digest.hexdigest()
 
 

@@ -7,6 +7,8 @@ chat_template_kwargs                                    variables of the chat te
 tools, images, chat_template, ...                       refused: not supported
 """
 
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import hashlib
@@ -195,5 +197,16 @@ def _filled(entry, name) -> bool:
 
 
 def fingerprint(rows) -> str:
-  """SHA-256 over rows of JSON-able columns."""
-  return hashlib.sha256(json.dumps(list(rows), sort_keys=True, default=str).encode()).hexdigest()
+  """SHA-256 over rows of JSON-able columns, as over one JSON list of them, of which one row is in memory at a time."""
+  digest = hashlib.sha256()
+  for text in json_list(json.dumps(row, sort_keys=True, default=str) for row in rows):
+    digest.update(text.encode())
+  return digest.hexdigest()
+
+
+def json_list(items: Iterable[str]) -> Iterator[str]:
+  """Yields the parts of the JSON list of these JSON texts."""
+  yield "["
+  for place, text in enumerate(items):
+    yield f", {text}" if place else text
+  yield "]"
