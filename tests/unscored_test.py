@@ -3,17 +3,22 @@
 import json
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import make_pairs
 from experiments.batches import pairs
 from experiments.measure import sample_files
 from qempo_jax import constraints
+from qempo_jax import duals
+from qempo_jax import methods
 from qempo_jax.evaluation import alarms
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train import online_step
+from qempo_jax.train import state as train_state
 
 NAN = np.nan
 
@@ -45,6 +50,25 @@ def test_a_floor_is_not_held_on_what_could_be_judged():
 def test_a_further_reward_that_does_not_apply_to_a_prompt_has_no_value_there():
   values = _measured([[1.0, 1.0], [1.0, 1.0]], safe=[[1.0, NAN], [NAN, NAN]])[1]
   assert float(values["safe"]) == 0.5
+
+
+def test_a_further_floor_moves_the_policy_away_from_what_it_could_not_judge():
+  """One step on two samples that the main reward holds alike: the multiplier of a floor must be able to reach it."""
+  flags, safe = jnp.ones((1, 2), bool), jnp.array([[1.0, NAN]])
+  batch = online_step.GroupBatch(
+    None, flags[..., None], {"reward": jnp.ones((1, 2)), "safe": safe}, flags, ~flags, unscored=~flags
+  )
+  bounds = {"safe": constraints.reward_floor("safe", 0.9)}
+  optimizers = online_step.Optimizers(optax.sgd(1.0), optax.sgd(0.1))
+  dual_params = duals.init_dual_params({"safe": 2.0})
+  state = train_state.create(
+    jnp.zeros(2), dual_params, jax.random.key(0), optimizer=optimizers.policy, dual_optimizer=optimizers.dual
+  )
+  moved, metrics = online_step.policy_and_duals(
+    state, batch, jnp.zeros((1, 2)), objective=online_step.OnlineObjective(methods.qempo(), bounds, 0.0, 0.9), optimizers=optimizers,
+    score=lambda params, rows: TokenStats(params[None, :, None], jnp.zeros((1, 2, 1))),
+  )  # fmt: skip
+  assert float(moved.params[0]) > 0 > float(moved.params[1]) and float(metrics["dual/safe/value"]) == 0.5
 
 
 def test_pairs_are_made_of_judged_samples():

@@ -154,6 +154,9 @@ def policy_and_duals(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """`online_step` for any policy: `score` maps (state.params, groups) to TokenStats [P, G, T] of the responses."""
   prompts = batch.mask.shape[0]
+  measured_on = with_unscored(batch)
+  # A floor is enforced on what it is measured on; the main reward's unscored samples are not fresh, and move no policy.
+  batch = batch.replace(rewards=measured_on.rewards | {"reward": batch.rewards["reward"]})
   prices = Prices(objective.method.entropy_weight, duals.multipliers(state.dual_params))
 
   def loss(stats, rows):
@@ -172,7 +175,7 @@ def policy_and_duals(
     optimizer=optimizers.policy,
     micro_batches=micro_batches,
   )
-  groups = as_groups(with_unscored(batch), stats, ref_log_probs, objective.max_importance)
+  groups = as_groups(measured_on, stats, ref_log_probs, objective.max_importance)
   measured, values = measure(stats, groups, objective.constraints)
   if stats.router_loss is not None:
     measured["router_loss"] = jnp.mean(stats.router_loss)
