@@ -34,6 +34,9 @@ METHODS = {
 }
 
 
+LEVELS = (0.55, 0.59, 0.62, 0.65, 0.68)
+
+
 class Choice(NamedTuple):
   """A method's point and step, and the figures there: [seeds] by split and figure, means over puzzles."""
 
@@ -103,4 +106,16 @@ def differences(runs: Runs) -> list[str]:
       step = max(spots, key=lambda step, s=spots: s[step]["heldout"]["distinct"].mean())
       rest = [str(step), *(less(spots[step], "heldout", name) for name in FIGURES)]
     lines.append(f"| {label} | {' | '.join([*shown, *rest])} |")
+  return lines
+
+
+def frontier(runs: Runs) -> list[str]:
+  """The most distinct right answers of 64 held out by level of P(right) held out, over all rates and updates of each method."""
+  lines = [f"| P(right) at least | {' | '.join(METHODS.values())} |", "|---" * (len(METHODS) + 1) + "|"]
+  spots = {method: [] for method in METHODS}
+  for point, found in runs.items():
+    spots[point.rsplit("_", 1)[0]] += [at(found, place)["heldout"] for place in _places(found)]
+  for level in LEVELS:
+    near = [[f["distinct"].mean() for f in of_method if f["right"].mean() >= level] for of_method in spots.values()]
+    lines.append(f"| {level} | {' | '.join(f'{max(values):.2f}' if values else '-' for values in near)} |")
   return lines

@@ -59,6 +59,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
   "countdown_claim/summary": lambda: countdown_claim_tables.summary(countdown_claim_tables.load()),
   "countdown_claim/temperatures": lambda: countdown_claim_tables.temperatures(countdown_claim_tables.load()),
   "countdown_offline/differences": lambda: countdown_offline_tables.differences(_offline()),
+  "countdown_offline/frontier": lambda: countdown_offline_tables.frontier(_offline()),
   "countdown_offline/points": lambda: countdown_offline_tables.points(_offline()),
   "countdown_small": _countdown("countdown_small"),
   "entropy_gradients": lambda: entropy_gradients.table(raw("entropy_gradients")["rows"]),
