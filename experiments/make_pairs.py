@@ -71,7 +71,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
 
 
 def selection(config):
-  """From (texts, rewards) to the places of pairs, as the config says; None keeps all samples.
+  """The function from (texts, rewards) to the places of pairs that the config asks for; None keeps all samples.
 
   Raises:
     InputError: an unknown choice.

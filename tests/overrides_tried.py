@@ -1,13 +1,14 @@
 """Overrides tried through the verbs: each is refused in one line, or its dry run passes and so does a run of two steps.
 
 `python -m tests.overrides_tried FOLDER [RANDOM CHOSEN]` prints the counts and every case that is neither, as JSON. Some values are
-folders that a run makes where it was started.
+folders that a run makes where it was started, which is FOLDER/cwd.
 """
 
 import collections
 import contextlib
 import io
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -166,4 +167,8 @@ def main(folder: pathlib.Path, random_count: int, chosen_count: int) -> dict:
 if __name__ == "__main__":
   place = pathlib.Path(sys.argv[1])
   place.mkdir(parents=True, exist_ok=True)
-  print(json.dumps(main(place.resolve(), *map(int, sys.argv[2:] or (400, 150)))))
+  place = place.resolve()
+  shutil.rmtree(place / "cwd", ignore_errors=True)
+  (place / "cwd").mkdir()
+  os.chdir(place / "cwd")
+  print(json.dumps(main(place, *map(int, sys.argv[2:] or (400, 150)))))

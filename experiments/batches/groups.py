@@ -92,7 +92,7 @@ class Groups(Batches):
       self._said = True
       yield (
         f"step {metrics['step']}: {self._judged[1] / self._judged[0]:.1%} of responses could not be judged; they count as the"
-        " least reward in constraints: look at them, or raise the reward's time-out"
+        " least reward in constraints: look at them, raise the reward's time-out, or set reward.unscored so that a floor can be met"
       )
     steps, multiplier = self._plan.steps, metrics["dual/quality/multiplier"]
     known = self._max_reward is not None and self._plan.objective.method.entropy_weight

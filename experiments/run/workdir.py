@@ -26,9 +26,8 @@ DATA = "data.json"  # Hashes of the run's data.
 
 _ABSENT = "absent"
 _MAX_LISTED = 3
-_held: dict[
-  tuple[int, int], int
-] = {}  # Descriptors of this process's locks, by inode; closing one gives its lock back.
+# Descriptors of this process's locks, by inode; closing one gives its lock back.
+_held: dict[tuple[int, int], int] = {}
 _opened: dict[pathlib.Path, paths.HeldFolder] = {}  # This process's workdirs.
 
 

@@ -5,7 +5,7 @@
 
 A seed's log holds 128 responses of the reference to each of ten puzzles, right or wrong. Every method sees the same responses in
 the same order: 5 puzzles x 32 responses an update, another quarter of each log at each pass. The updates are one `lax.scan`; a run
-takes about 20 CPU-seconds with one thread (XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"). Every
+takes 7 to 20 CPU-seconds with one thread (XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"). Every
 run writes POINT-seedN.json as it ends; what is there is kept. `countdown_offline_tables` chooses the rates and makes the tables.
 """
 

@@ -21,6 +21,7 @@ from experiments.studies.countdown_claim_tables import Runs
 from qempo_jax.evaluation.intervals import over_seeds
 
 FOLDER = pathlib.Path(__file__).parents[2] / "docs" / "results" / "countdown_offline"
+LEVELS = (0.55, 0.59, 0.62, 0.65, 0.68)  # of P(right)
 FIGURES = {"right": "P(right)", "distinct": "distinct of 64"}
 METHODS = {
   "dpo_beta0.1": "DPO, beta .1",
@@ -32,9 +33,6 @@ METHODS = {
   "listwise": "listwise: evenly by answer + 2 x pair loss",
   "regression": "regression to QEMPO-C's target, R = .85",
 }
-
-
-LEVELS = (0.55, 0.59, 0.62, 0.65, 0.68)
 
 
 class Choice(NamedTuple):

@@ -91,8 +91,8 @@ GAINS = {
   ("expected", "pair"): (("quality", (0.3, 0.02)), ("kl", (0.5, 0.03))),
   ("sampled", "pair"): (("quality", (0.3, 0.01)), ("kl", (0.2, 0.01))),
 }
-# Share of the steps over which a given coherence multiplier is raised from 0. Started at its value, transformers lose acceptable
-# responses that the reference makes unlikely, and do not find them again.
+# Share of the steps over which a given coherence multiplier is raised from 0. Started at its value, transformers lose some acceptable
+# responses early, and do not find them again.
 COHERENCE_RISE = 0.6
 COHERENCE_GAINS = {"table": (0.5, 0.06), "transformer": (0.2, 0.02)}
 STEPS = {("expected", "table"): 3000, ("expected", "transformer"): 6000}

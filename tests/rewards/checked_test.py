@@ -76,7 +76,8 @@ def test_trls_own_trainer_hands_over_the_same():
   say = [[{"role": "assistant", "content": text}] for text in ("4", "5")]
   trainer = types.SimpleNamespace(
     accelerator=types.SimpleNamespace(device="cpu", gather=lambda x: x, is_main_process=True),
-    args=types.SimpleNamespace(report_to=[]), state=None, environments=None, _log_completion_extra=None, _log_metric=None,
+    args=types.SimpleNamespace(report_to=[]), state=types.SimpleNamespace(global_step=0), environments=None,
+    _log_completion_extra=None, _log_metric=None,
     reward_funcs=[function], reward_processing_classes=[None], reward_func_names=["f"],
   )  # fmt: skip
   call = getattr(grpo.GRPOTrainer._calculate_rewards, "__wrapped__", grpo.GRPOTrainer._calculate_rewards)
