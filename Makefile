@@ -5,8 +5,9 @@ VENV := .venv
 JOBS ?= 2
 ARGS ?=
 
-# Compiled programs are kept between runs.
+# Compiled programs are kept between runs, and so is Python's bytecode, without which each process compiles all it imports.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export PYTHONDONTWRITEBYTECODE =
 
 EXTRAS_demo := train,convert,eval
 EXTRAS_test := $(EXTRAS_demo),test
