@@ -7,10 +7,14 @@ import inspect
 import operator
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
+
+from tests import wheel
 
 nbformat = pytest.importorskip("nbformat")
 from nbclient import NotebookClient  # noqa: E402
@@ -25,7 +29,11 @@ def _read(name):
   return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-INSTALL = next(cell.source for cell in _read(NOTEBOOKS[0]).cells if cell.cell_type == "code")  # alike in all
+def _code(name):
+  return [cell for cell in _read(name).cells if cell.cell_type == "code"]
+
+
+INSTALL = _code(NOTEBOOKS[0])[0].source  # alike in all
 
 
 def test_there_are_notebooks():
@@ -36,7 +44,7 @@ def test_there_are_notebooks():
 def test_a_notebook_is_clean_and_installs_what_it_needs(name):
   notebook = _read(name)
   nbformat.validate(notebook)
-  code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+  code = _code(name)
   assert all(not cell.outputs and cell.execution_count is None for cell in code)
   assert code[0].source == INSTALL and f'"qempo-jax[colab] @ git+{ADDRESS}"' in INSTALL
   assert f"/blob/main/colabs/{name}.ipynb" in notebook.cells[0].source
@@ -69,7 +77,7 @@ def _modules(tree):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_name_of_ours_that_a_notebook_uses_is_there(name):
-  lines = "\n".join(cell.source for cell in _read(name).cells if cell.cell_type == "code").split("\n")
+  lines = "\n".join(cell.source for cell in _code(name)).split("\n")
   tree = ast.parse("\n".join(line for line in lines if line.strip()[:1] not in ("!", "%")))
   ours, used = _modules(tree), 0
   for node in ast.walk(tree):
@@ -81,15 +89,35 @@ def test_every_name_of_ours_that_a_notebook_uses_is_there(name):
   assert used
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+  """The wheel's package, and beside it the two folders that a notebook would take from a clone."""
+  built, _ = wheel.build(tmp_path_factory.mktemp("sources"))
+  folder = wheel.install(built, tmp_path_factory.mktemp("site"))
+  for name in ("experiments", "configs"):
+    shutil.copytree(FOLDER.parent / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+  return folder
+
+
+def test_every_notebook_checks_what_it_shows():
+  assert [
+    name for name in NOTEBOOKS if not any(re.search(r"^ *(assert |np.testing)", c.source, re.M) for c in _code(name))
+  ] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_every_cell_runs(name, tmp_path, monkeypatch):
+def test_every_cell_runs_from_the_wheel(name, installed, tmp_path, monkeypatch):
   monkeypatch.setenv("MPLBACKEND", "agg")
   monkeypatch.delenv("XLA_FLAGS", raising=False)  # the tests' eight devices would hold eight copies of a model
-  monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # this checkout's `experiments`, not a clone of them
-  client = NotebookClient(
-    _read(name), timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-  )
-  client.execute()
-  errors = [out for cell in client.nb.cells for out in cell.get("outputs", ()) if out.output_type == "error"]
+  monkeypatch.setenv("PYTHONPATH", str(installed))
+  notebook = _read(name)
+  where = f"assert qj.__file__.startswith({str(installed)!r}), qj.__file__"
+  notebook.cells.append(nbformat.v4.new_code_cell(where))
+  started = time.monotonic()
+  NotebookClient(
+    notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+  ).execute()
+  print(f"{name}: {time.monotonic() - started:.0f} s")
+  errors = [out for cell in notebook.cells for out in cell.get("outputs", ()) if out.output_type == "error"]
   assert not errors

@@ -130,3 +130,11 @@ def test_importing_the_package_takes_little_beyond_jax_and_loads_nothing_heavy()
     seconds.append(float(taken))
     assert {"qempo_jax", "jax"} <= set(loaded.split()) and not set(loaded.split()) & HEAVY
   assert min(seconds) < IMPORT_SECONDS, seconds
+
+
+def test_the_programs_start_without_the_heavy_packages():
+  """PyTorch took half of a program's start where it is installed: tensorboardX imports it."""
+  program = "import sys, experiments.train, experiments.evaluate, experiments.export; print(*sys.modules)"
+  result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+  loaded = {name.split(".")[0] for name in result.stdout.split()}
+  assert "tensorboardX" in loaded and not loaded & (HEAVY - {"ml_collections", "orbax"})

@@ -3,16 +3,16 @@
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
 
 import pytest
 
+from tests import wheel
+
 pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools >= 77")
 ROOT = pathlib.Path(__file__).parents[1]
-SOURCES = ("qempo_jax", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 # Files of tests that need the package and its dependencies alone, the last one its templates too: run against the
 # installed one from a folder without its sources.
 PLAIN = ("family_test.py", "losses/policy_gradient_test.py", "evaluation/frontier_test.py")
@@ -20,34 +20,15 @@ PLAIN = ("family_test.py", "losses/policy_gradient_test.py", "evaluation/frontie
 EXTRAS = ("ml_collections", "transformers", "tokenizers", "gguf", "matplotlib", "experiments", "configs")
 
 
-def _run(*command, **options):
-  done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-  return done.stdout
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-  """(the wheel, the sdist), built from a copy of the sources, so that nothing is left behind in them."""
-  copy = tmp_path_factory.mktemp("sources")
-  for name in SOURCES:
-    source = ROOT / name
-    if source.is_dir():
-      shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    else:
-      shutil.copy(source, copy / name)
-  build = "from setuptools import build_meta as b; print(b.build_wheel('dist')); print(b.build_sdist('dist'))"
-  names = _run(sys.executable, "-c", build, cwd=copy).splitlines()[-1:]
-  assert names[0].endswith(".tar.gz")
-  return next((copy / "dist").glob("*.whl")), copy / "dist" / names[0]
+  return wheel.build(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
   """A folder with the installed package alone."""
-  folder = tmp_path_factory.mktemp("site")
-  _run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(built[0]))
-  return folder
+  return wheel.install(built[0], tmp_path_factory.mktemp("site"))
 
 
 def test_the_wheel_holds_exactly_the_package(built):
@@ -58,9 +39,9 @@ def test_the_wheel_holds_exactly_the_package(built):
 
 
 def test_metadata_names_core_and_extras(built):
-  wheel = zipfile.ZipFile(built[0])
-  name = next(name for name in wheel.namelist() if name.endswith("METADATA"))
-  lines = wheel.read(name).decode().split("\n\n")[0].splitlines()
+  archive = zipfile.ZipFile(built[0])
+  name = next(name for name in archive.namelist() if name.endswith("METADATA"))
+  lines = archive.read(name).decode().split("\n\n")[0].splitlines()
   plain = {line for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line}
   assert {line.split()[1].split(">")[0] for line in plain} == {"chex", "flax", "jax", "numpy", "optax"}
   assert {"License-Expression: Apache-2.0", "License: Apache-2.0"} & set(lines) and "Requires-Python: >=3.11" in lines
@@ -70,7 +51,7 @@ def test_the_sdist_builds_the_same_wheel(built, tmp_path):
   with tarfile.open(built[1]) as sdist:
     sdist.extractall(tmp_path, filter="data")
   (folder,) = tmp_path.iterdir()
-  _run(sys.executable, "-c", "from setuptools import build_meta as b; b.build_wheel('dist')", cwd=folder)
+  wheel.run(sys.executable, "-c", "from setuptools import build_meta as b; b.build_wheel('dist')", cwd=folder)
   again = next((folder / "dist").glob("*.whl"))
   assert {name: _bytes(again, name) for name in _names(again)} == {
     name: _bytes(built[0], name) for name in _names(built[0])
@@ -100,7 +81,7 @@ assert qj.__file__.startswith({str(installed)!r}), qj.__file__
 print(float(qj.losses.qempo_kl_loss(*jnp.array([-9.0, -5.0, -9.5, -5.5]), quality_multiplier=5.0, kl_multiplier=1.0)))
 print(float(qj.exact.solve_rlhf(jnp.array([1.0, 0.0]), jnp.log(jnp.array([0.5, 0.5])), min_reward=0.9).expected_reward))
 """
-  loss, reward = map(float, _run(sys.executable, "-c", program, cwd=tmp_path, env=_environment(installed)).split())
+  loss, reward = map(float, wheel.run(sys.executable, "-c", program, cwd=tmp_path, env=_environment(installed)).split())
   assert loss > 0 and abs(reward - 0.9) < 1e-3
 
 
@@ -113,7 +94,7 @@ def test_tests_pass_against_the_installed_wheel(installed, tmp_path):
     f"import qempo_jax\ndef test_where():\n  assert qempo_jax.__file__.startswith({str(installed)!r})\n"
   )
   command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(tmp_path)]
-  out = _run(
+  out = wheel.run(
     *command, "-o", "python_files=*_test.py", "--rootdir", str(tmp_path), cwd=tmp_path, env=_environment(installed)
   )
   assert " passed" in out and "failed" not in out

@@ -4,17 +4,22 @@ from collections.abc import Callable
 import contextlib
 import os
 import pathlib
+import sys
 import time
-
-from tensorboardX import event_file_writer
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.event_pb2 import SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from experiments.run import distributed
 from experiments.run import metrics_file
 from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
+
+sys.modules.setdefault("torch", None)  # tensorboardX imports PyTorch where it is installed: half of a program's start
+from tensorboardX import event_file_writer  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event  # noqa: E402
+from tensorboardX.proto.event_pb2 import SessionLog  # noqa: E402
+from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
+
+if sys.modules["torch"] is None:
+  del sys.modules["torch"]
 
 _FLUSH_SECONDS = 120.0
 
