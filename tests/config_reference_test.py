@@ -24,4 +24,6 @@ def test_every_key_has_a_default_and_a_meaning():
   lacking = [key for key in keys if key not in rows and key.rpartition(".")[0] not in rows]
   assert len(keys) > 150 and lacking == []
   assert [key for key in keys & rows.keys() if len(rows[key][2]) < 5] == []
+  said = rows["reward.function"][2]  # one comment above the line and one behind it
+  assert "dotted path" in said and "refused where rewards are needed" in said
   assert rows["data.max_prompt_length"][1] == "`512`" and rows["reward.max"][1] == "none"

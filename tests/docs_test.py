@@ -27,7 +27,13 @@ EXAMPLES = [
   for path in sorted(PACKAGE.rglob("*.py"))
   if ">>> " in path.read_text(encoding="utf-8")
 ]
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+WRITTEN = [
+  path
+  for path in sorted(ROOT.rglob("*.md"))
+  if not {"runs", ".venv", "site", "node_modules"} & set(path.relative_to(ROOT).parts)
+]
+COLUMN = 96  # Characters of a line of code beside both menus at 1280 pixels
 
 
 SLOW_PAGES = {"composing": pytest.mark.slow}
@@ -65,10 +71,37 @@ def test_pages_with_code_are_found():
   assert {"README", "composing", "idea", "choosing", "getting_started"} <= {page.stem for page in WITH_CODE}
 
 
-def test_links_lead_somewhere():
-  links = [(page, target) for page in PAGES for target in LINK.findall(page.read_text(encoding="utf-8"))]
-  inside = [(page, target) for page, target in links if "://" not in target]
-  assert inside and not [(page.name, target) for page, target in inside if not (page.parent / target).exists()]
+def anchors(page):
+  """The names of a page's headings, as GitHub and MkDocs make them."""
+  text = FENCE.sub("", page.read_text(encoding="utf-8"))
+  titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+  return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_and_anchors_lead_somewhere():
+  bad, seen = [], 0
+  for page in WRITTEN:
+    for target, anchor in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+      if "://" in target or target.startswith("mailto:"):
+        continue
+      to = (page.parent / target) if target else page
+      seen += 1
+      if not to.exists() or (anchor and to.suffix == ".md" and anchor not in anchors(to)):
+        bad.append((page.name, target, anchor))
+  assert seen > 150 and not bad
+
+
+def test_code_fits_the_column():
+  """A longer line wraps wherever a hyphen is, so that "--config" may lose its dashes."""
+  wide = []
+  for page in PAGES[1:]:
+    fenced = False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+      if line.startswith("```"):
+        fenced = not fenced
+      elif (fenced or line.startswith("    ")) and len(line if fenced else line[4:]) > COLUMN:
+        wide.append((page.name, number))
+  assert not wide
 
 
 def test_every_alarm_is_explained():

@@ -24,7 +24,7 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 
 def meanings() -> dict[str, str]:
-  """Meaning of each key and group: the comment behind its line, or the comment lines above it."""
+  """Meaning of each key and group: the comment lines above its line, and the comment behind it."""
   source = pathlib.Path(base.__file__).read_text(encoding="utf-8")
   tokens = tokenize.generate_tokens(io.StringIO(source).readline)
   behind = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
@@ -36,7 +36,7 @@ def meanings() -> dict[str, str]:
       above.append(behind[number])
       continue
     if match := _ASSIGNMENT.match(line):
-      found[prefix + match[1]] = behind.get(number) or " ".join(above)
+      found[prefix + match[1]] = " ".join([*above, *([behind[number]] if number in behind else [])])
     above = []
   return found
 

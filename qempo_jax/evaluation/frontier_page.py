@@ -7,6 +7,7 @@ import pathlib
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import intervals
@@ -57,29 +58,29 @@ def write(directory: pathlib.Path, results: Mapping) -> pathlib.Path:
 
 
 def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> bytes:
-  """PNG of quality against each diversity figure: 95 % intervals, dominated points grey, each method labelled once."""
+  """PNG of quality against each diversity figure: 95 % intervals, dominated points grey, one legend beside the panels."""
   names = config["diversity"]
-  canvas = FigureCanvasAgg(Figure(figsize=(6.4, 4.6 * len(names)), dpi=150, layout="constrained"))
+  canvas = FigureCanvasAgg(Figure(figsize=(6.4, 4.2 * len(names)), dpi=150, layout="constrained"))
   axes = canvas.figure.subplots(len(names), 1, squeeze=False)[:, 0]
   for axis, name in zip(axes, names, strict=True):
     beaten = frontier.dominated([(p.mean(config["quality"]), p.mean(name)) for p in found])
     for dashes, (curve, rows) in zip(_DASHES, curves.items(), strict=False):
       axis.plot([r[name] for r in rows], [r[config["quality"]] for r in rows], dashes, color="#333333", linewidth=1,
                 label=curve)  # fmt: skip
-    best = {}
     for point, is_beaten in zip(found, beaten, strict=True):
       x, y = (point.interval(key, num_draws=config["num_draws"]) for key in (name, config["quality"]))
       colour, marker = _STYLES.get(point.method, ("#000000", "o"))
       axis.errorbar(x.mean, y.mean, xerr=_whiskers(x), yerr=_whiskers(y), linestyle="none", marker=marker,
                     markersize=5, linewidth=0.8, color=_GREY if is_beaten else colour,
                     markeredgecolor=colour, zorder=2 if is_beaten else 3)  # fmt: skip
-      best.setdefault(point.method, []).append((y.mean, x.mean))
-    _name_methods(axis, best)
     axis.set_xlabel(_named(name))
     axis.set_ylabel(_named(config["quality"]))
     axis.spines[["top", "right"]].set_visible(False)
-    if curves:
-      axis.legend(loc="lower left", frameon=False, fontsize=8)
+  lines, _ = axes[0].get_legend_handles_labels()
+  for method in dict.fromkeys(point.method for point in found):
+    colour, marker = _STYLES.get(method, ("#000000", "o"))
+    lines.append(Line2D([], [], linestyle="none", marker=marker, color=colour, label=LABELS.get(method, method)))
+  canvas.figure.legend(handles=lines, loc="outside right upper", frameon=False, fontsize=9)
   axes[0].set_title("Grey: another point is better in both; bars: 95 % over prompts and seeds", loc="left", fontsize=9)
   return plots.png(canvas)
 
@@ -181,22 +182,6 @@ def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str
 def _with_ends(interval: intervals.Interval, spec: str = ".3f") -> str:
   """The mean with both ends, each in the format `spec`."""
   return f"{interval.mean:{spec}} [{interval.low:{spec}}, {interval.high:{spec}}]"
-
-
-def _name_methods(axis, best) -> None:
-  """Labels each method at its point of highest quality, without overlaps."""
-  low, high = axis.get_ylim()
-  taken = []
-  for method, positions in sorted(best.items(), key=lambda item: -max(item[1])[0]):
-    y, x = max(positions)
-    height = y
-    while any(abs(height - other) < 0.045 * (high - low) for other in taken):
-      height -= 0.012 * (high - low)
-    taken.append(height)
-    axis.annotate(LABELS.get(method, method), (x, y), xytext=(1.01, height), textcoords=("axes fraction", "data"),
-                  va="center", fontsize=9, fontweight="bold", color=_STYLES.get(method, ("#000000",))[0],
-                  annotation_clip=False,
-                  arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#999999"})  # fmt: skip
 
 
 def _whiskers(interval):
