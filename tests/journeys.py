@@ -89,6 +89,8 @@ def clone(folder: pathlib.Path) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in of_file), encoding="utf-8")
   (folder / "my_rewards.py").write_text(REWARDS, encoding="utf-8")
+  # A user's environment has no PyTorch, which transformers would import at the start of every command.
+  (folder / "sitecustomize.py").write_text('import sys\nsys.modules["torch"] = None\n', encoding="utf-8")
   tiny_model(folder / "tiny")
   return folder
 
@@ -111,8 +113,13 @@ def small(verb: str, arguments: list[str]) -> list[str]:
 
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
-  """The clone's own packages, on one CPU device."""
-  return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(folder)}
+  """The clone's own packages, on one CPU device; a command compiles fast and keeps every program for the next ones."""
+  flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
+  fast = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(folder),
+  }  # fmt: skip
+  return {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"} | fast
 
 
 def play(folder: pathlib.Path, page: str) -> list[tuple[str, int, str]]:

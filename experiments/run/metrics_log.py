@@ -12,13 +12,16 @@ from experiments.run import metrics_file
 from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 
-sys.modules.setdefault("torch", None)  # tensorboardX imports PyTorch where it is installed: half of a program's start
+if (
+  _HIDES_TORCH := "torch" not in sys.modules
+):  # tensorboardX imports it where it is installed: half of a program's start
+  sys.modules["torch"] = None
 from tensorboardX import event_file_writer  # noqa: E402
 from tensorboardX.proto.event_pb2 import Event  # noqa: E402
 from tensorboardX.proto.event_pb2 import SessionLog  # noqa: E402
 from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
 
-if sys.modules["torch"] is None:
+if _HIDES_TORCH:
   del sys.modules["torch"]
 
 _FLUSH_SECONDS = 120.0
