@@ -60,7 +60,8 @@ types: $(VENV)/.installed-types ## Checks the public modules' annotations.
 docs: $(VENV)/.installed-docs ## Builds the documentation into site/; any warning fails.
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
-dist: $(VENV)/.installed-test ## Builds the wheel and the sdist into dist/.
+dist: $(VENV)/bin/python ## Builds the wheel and the sdist into dist/.
+	@$(PIP) "setuptools>=77"
 	$(VENV)/bin/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
 
 clean: ## Removes what make, pip and Python made, except runs/.

@@ -102,13 +102,18 @@ def _tuples(value: Any) -> Any:
 
 
 def require_complete(config: ConfigDict) -> None:
-  """Raises InputError if a key that has no default was not given a value."""
+  """Raises InputError if keys that have no default were not given values; names them all."""
+  lacking = []
   for key in leaf_keys(config):
     parent, name = _find(config, key)
     try:
       parent[name]
-    except RequiredValueError as error:
-      raise InputError(f"The config key {key} has no default: add --config.{key}=VALUE.") from error
+    except RequiredValueError:
+      lacking.append(key)
+  if lacking:
+    verb = "key {} has" if len(lacking) == 1 else "keys {} have"
+    values = " ".join(f"--config.{key}=VALUE" for key in lacking)
+    raise InputError(f"The config {verb.format(' and '.join(lacking))} no default: add {values}.")
 
 
 def leaf_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -164,6 +164,12 @@ def test_a_key_without_default_must_be_given(config_file, capsys):
   assert "floor has no default: add --config.floor=VALUE" in failure(call, capsys)
 
 
+def test_all_keys_without_default_are_named_at_once():
+  keys = "constraints.quality.bound and data.source and reward.function have no default"
+  with pytest.raises(InputError, match=f"{keys}: add --config.constraints.quality.bound=VALUE --config.data.source"):
+    cli.complete_config(ROOT / "configs" / "my_reward.py", [])
+
+
 def test_required_arguments_are_named(capsys):
   def call():
     cli.run(lambda *_: None, description="", example="", argv=["--workdir=w"])
