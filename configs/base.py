@@ -259,6 +259,7 @@ def get_config() -> ConfigDict:
   # open_list: "train", "validation_wordings", "heldout_wordings", "heldout_set"; countdown: "train", "validation", "heldout"; or data sources such as jsonl:PATH.
   config.evaluation.splits = ("train", "heldout_wordings", "heldout_set")
   config.evaluation.every = 0  # Updates between measurements of these prompts while training; 0: none.
+  config.evaluation.patience = 0  # Measurements in a row without a higher held-out reward that end the run; 0: never.
   config.evaluation.samples_per_prompt = 32  # Samples of each prompt and policy.
   config.evaluation.exact = True  # Score all listed right answers of tasks that list them; False: samples alone.
   config.evaluation.prompts_per_batch = 8  # Prompts sampled at once; samples do not depend on it.

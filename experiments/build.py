@@ -133,10 +133,12 @@ def run(config: ConfigDict, policy: Policy | None = None, *, check: bool = True)
 def _heldout(config: ConfigDict, policy: Policy) -> HeldOut | None:
   every = config.evaluation.every
   if not every:
+    if config.evaluation.patience:
+      raise InputError("evaluation.patience counts measurements, of which evaluation.every=0 makes none: set it too")
     return None
   evaluate = evaluator(config, policy, build_data.evaluation_prompts(config), build_data.evaluation_reward(config))
   as_policy = build_policy.as_policy(config)
-  return HeldOut(every, evaluate, lambda trainable: as_policy(trainable, policy.params))
+  return HeldOut(every, config.evaluation.patience, evaluate, lambda trainable: as_policy(trainable, policy.params))
 
 
 def reward_plan(config: ConfigDict, model: Policy) -> reward_pairs.RewardPlan:

@@ -17,6 +17,7 @@ from experiments.measure.heldout import HeldOut
 from experiments.plan import Policy
 from experiments.run import compilations
 from experiments.run import distributed
+from experiments.run import metrics_file
 from experiments.run import profiling
 from experiments.run import wandb_log
 from experiments.run import workdir as workdirs
@@ -116,7 +117,9 @@ def train(run: Run, workdir: pathlib.Path, display):
   if memory:
     batches.from_json(memory)
   first = int(state.step)
-  log = MetricsLog(workdir / "metrics.jsonl", keep=first, note=display.note)
+  rows = [row for row in metrics_file.read(workdir / metrics_file.NAME) if row["step"] <= first] if run.heldout else []
+  ending = run.heldout.ending(rows) if run.heldout else None
+  log = MetricsLog(workdir / metrics_file.NAME, keep=first, note=display.note)
   if distributed.is_writer():
     workdirs.write(workdir / workdirs.DATA, json.dumps(batches.same) + "\n")
   log = wandb_log.also(run.wandb, log, name=f"{run.label}-seed{run.seed}", config=run.config)
@@ -139,19 +142,25 @@ def train(run: Run, workdir: pathlib.Path, display):
         display.note(line)
 
     last = None
-    for index in profiling.traced(range(first, run.steps), run.profile, workdir, display.note):
+    for index in profiling.traced(range(first, first if ending else run.steps), run.profile, workdir, display.note):
       started = time.monotonic()
       state, *metrics = batches(state, index)
       if last:
         record(last, started)
       last = _Step(index + 1, *metrics, started)
       if run.heldout:
-        last.host.update(run.heldout(state.params, index + 1))
-      if saver.due(index + 1):
+        last.host.update(found := run.heldout(state.params, index + 1))
+        rows.append(found | {"step": index + 1})
+        ending = run.heldout.ending(rows)
+      if saver.due(index + 1) or ending:
         jax.block_until_ready(state.step)
         record(last, time.monotonic())
         last = None
         saver.save(state, index + 1, log, batches.to_json)
+      if ending:
+        break
+  if ending:
+    display.note(ending)
   return state
 
 

@@ -26,8 +26,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     return
   workdir = workdirs.open_workdir(workdir, config, lock=lock)
   with Display(run.steps, title=run.label, constraints=run.constraints) as display:
-    loop.train(run, workdir, display)
-  print(f"Trained {run.steps} steps; metrics and checkpoints are in {workdir}")
+    state = loop.train(run, workdir, display)
+  print(f"Trained {int(state.step)} steps; metrics and checkpoints are in {workdir}")
 
 
 if __name__ == "__main__":

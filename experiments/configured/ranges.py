@@ -145,6 +145,7 @@ ALLOWED: dict[str, Range | tuple[str, ...]] = {
   "export.tolerance": _NOT_NEGATIVE,
   "feasibility.samples_per_prompt": _COUNT,
   "evaluation.every": _STEPS,
+  "evaluation.patience": _COUNT_OR_0,
   "evaluation.samples_per_prompt": _COUNT,
   "evaluation.prompts_per_batch": _COUNT,
   "evaluation.seed": _SEED,

@@ -16,11 +16,13 @@ class HeldOut(NamedTuple):
 
   Attributes:
     every: updates between measurements.
+    patience: measurements in a row without a higher reward after which a run ends; 0 for never.
     evaluate: samples and scores the held-out prompts.
     as_policy: trainable parameters -> the policy's parameters.
   """
 
   every: int
+  patience: int
   evaluate: Evaluator
   as_policy: Callable[[Any], Any]
 
@@ -29,6 +31,23 @@ class HeldOut(NamedTuple):
     if step % self.every:
       return {}
     return figures(self.evaluate(self.as_policy(params), method="policy", seed=0))
+
+  def ending(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The reason to end the run after these rows of metrics, or None."""
+    found = {row["step"]: reward for row in rows if (reward := _reward(row)) is not None}
+    best = max(found, key=found.get, default=0)  # the first of equals
+    if not self.patience or sum(step > best for step in found) < self.patience:
+      return None
+    return (
+      f"step {max(found)} is the last: the held-out reward was never above the {found[best]:.3g} of step {best} in"
+      f" evaluation.patience={self.patience} measurements since; --checkpoint={best} reads that step if checkpoint.every kept it"
+    )
+
+
+def _reward(row: Mapping[str, Any]) -> float | None:
+  """The mean held-out reward over the splits, None where it was not measured."""
+  rewards = [value for key, value in row.items() if key.startswith("heldout/") and key.endswith("/reward")]
+  return None if not rewards or None in rewards else float(np.mean(rewards))
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

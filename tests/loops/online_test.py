@@ -13,6 +13,8 @@ from experiments import samples as sampling
 from experiments.batches import groups
 from experiments.configured import data as build_data
 from experiments.configured import objective as build_objective
+from experiments.measure.heldout import HeldOut
+from experiments.run import metrics_file
 from qempo_jax.errors import InputError
 from tests.loops import killed_runs
 from tests.loops import toy
@@ -80,6 +82,27 @@ def test_held_out_prompts_are_measured_while_training(tmp_path):
     {row["completion"] for row in rows_of if row["prompt"] == prompt} for prompt in {r["prompt"] for r in rows_of}
   ]
   assert rows[-1][names[2]] == np.mean(list(map(len, texts)))
+
+
+def test_a_run_ends_where_the_held_out_reward_no_longer_rises(tmp_path, capsys):
+  config = _config(tmp_path)
+  config.evaluation.every, config.evaluation.patience, config.optimizer.learning_rate = 1, 2, 1e-12
+  config.evaluation.splits, config.evaluation.max_prompts = (f"jsonl:{tmp_path / 'prompts.jsonl'}",), 2
+  config.evaluation.prompts_per_batch, config.evaluation.samples_per_prompt = 2, 4
+  assert int(toy.train(config, tmp_path).step) == 3 < config.steps  # the reward stays that of step 1
+  assert int(toy.train(config, tmp_path).step) == 3  # and is not forgotten
+  assert [row["step"] for row in metrics_file.read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+  config.evaluation.every = 0
+  with pytest.raises(InputError, match="evaluation.patience counts measurements"):
+    toy.train(config, tmp_path / "other")
+
+
+def test_the_reason_to_end_names_the_best_step():
+  rewards = [None, 0.1, 0.5, 0.5, 0.4]
+  rows = [{"step": s, "heldout/a/reward": r} if r else {"step": s} for s, r in enumerate(rewards)]
+  ends = lambda patience, rows: HeldOut(1, patience, None, None).ending(rows)
+  assert ends(0, rows) is None and ends(3, rows) is None and ends(2, rows[:4]) is None and ends(1, []) is None
+  assert "above the 0.5 of step 2" in ends(2, rows) and "step 4 is the last" in ends(2, rows)
 
 
 def test_finds_kept_by_a_column_that_is_not_there_are_refused(tmp_path):
