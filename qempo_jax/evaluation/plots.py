@@ -1,5 +1,6 @@
 """The report's plots, as PNG bytes: colour-blind-safe colours (Okabe & Ito), labels at lines and points."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import io
@@ -14,7 +15,7 @@ from qempo_jax.evaluation.rows import SPLIT_LABELS
 from qempo_jax.evaluation.rows import in_order
 
 COLOURS = {"base": "#595959", "grpo": "#D55E00", "qempo": "#0072B2", "qempo_kl": "#00795A", "qempo_c": "#6A51A3"}
-_OTHER_COLOURS = ("#A8457A", "#7A6A00", "#2B7FB8")
+_OTHER_COLOURS = ("#A8457A", "#2B7FB8", "#7A6A00", "#8C3B00", "#333333")
 _MARKERS = {"base": "s", "grpo": "^", "qempo": "D", "qempo_kl": "o", "qempo_c": "P"}
 _WIDTH = 5.2  # Inches: about the width of a phone's screen at the plots' font size.
 _BARS = 8
@@ -60,7 +61,7 @@ def quality_plot(results: Mapping, figure: str, label: str) -> bytes:
     points = {m: values for m, values in points.items() if values[figure]["mean"] is not None}
     for method, values in points.items():
       x, y = values[figure], values["reward"]
-      axis.errorbar(x["mean"], y["mean"], xerr=whiskers(x), yerr=whiskers(y), color=colour(method),
+      axis.errorbar(x["mean"], y["mean"], xerr=whiskers(x), yerr=whiskers(y), color=colour(method, points),
                     marker=_MARKERS.get(method, "o"), markersize=6, linewidth=1.3, linestyle="none")  # fmt: skip
     axis.margins(x=0.22, y=0.18)
     _label_points(axis, {method: (values[figure], values["reward"]) for method, values in points.items()})
@@ -86,12 +87,12 @@ def answers_plot(answers: Mapping) -> bytes:
   highest = max(share for of_method in bars.values() for _, share, _ in of_method)
   for axis, (method, entry) in zip(axes, methods.items(), strict=True):
     for position, (name, share, named) in enumerate(bars[method]):
-      axis.barh(position, share, color=colour(method) if named else "#BBBBBB", height=0.75)
+      axis.barh(position, share, color=colour(method, methods) if named else "#BBBBBB", height=0.75)
       axis.text(share + 0.01 * highest, position, f"{share:.0%}", va="center", fontsize=9)
       axis.text(-0.01 * highest, position, name, va="center", ha="right", fontsize=9, parse_math=False)
     different = len(entry["counts"])
     title = f"{METHOD_LABELS.get(method, method)}: {different} different answer{'' if different == 1 else 's'}"
-    axis.set_title(title, loc="left", color=colour(method), parse_math=False)
+    axis.set_title(title, loc="left", color=colour(method, methods), parse_math=False)
     axis.set_xlim(0, highest * 1.12)
     axis.set_ylim(len(bars[method]) - 0.4, -0.6)  # One bar, one unit.
     axis.set_yticks([])
@@ -122,8 +123,8 @@ def _over_steps(metrics, keys, floor):
         continue
       smooth = _moving_average(values, max(1, len(values) // 15))
       if len(values) >= 30:
-        axis.plot(steps, values, color=colour(method), linewidth=0.8, alpha=0.3)
-      axis.plot(steps, smooth, color=colour(method), linewidth=2)
+        axis.plot(steps, values, color=colour(method, metrics), linewidth=0.8, alpha=0.3)
+      axis.plot(steps, smooth, color=colour(method, metrics), linewidth=2)
       ends[method] = (steps[-1], smooth[-1])
     if key == "reward":
       _draw_floor(axis, metrics, floor)
@@ -131,7 +132,7 @@ def _over_steps(metrics, keys, floor):
       axis.axhline(0, color="#444444", linestyle="--", linewidth=1)
     axis.set_title(label, loc="left")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _label_ends(axis, ends)
+    _label_ends(axis, ends, metrics)
   axes[-1].set_xlabel("Step")
   return png(canvas)
 
@@ -168,7 +169,7 @@ def _moving_average(values, width):
   return (total[end] - total[start]) / (end - start)
 
 
-def _label_ends(axis, ends):
+def _label_ends(axis, ends, methods):
   """Labels the lines at their right ends, spread vertically within the panel's height."""
   low, high = axis.get_ylim()
   axis.set_ylim(low, high)
@@ -184,7 +185,7 @@ def _label_ends(axis, ends):
     ceiling = heights[index] - gap
   for method, height in zip(order, heights, strict=True):
     axis.annotate(METHOD_LABELS.get(method, method), (ends[method][0], height), xytext=(6, 0), va="center",
-                  textcoords="offset points", color=colour(method), fontweight="bold", fontsize=10,
+                  textcoords="offset points", color=colour(method, methods), fontweight="bold", fontsize=10,
                   annotation_clip=False)  # fmt: skip
 
 
@@ -212,7 +213,7 @@ def _label_points(axis, intervals):
     x0, y0, side = min(boxes, key=lambda corner: _crowding(boxes[corner], taken))
     taken.append(boxes[x0, y0, side])
     axis.text(x0 if side > 0 else x0 + width, y0 + 0.05, text, transform=axis.transAxes, va="center",
-              ha="left" if side > 0 else "right", color=colour(method), fontweight="bold", fontsize=10,
+              ha="left" if side > 0 else "right", color=colour(method, intervals), fontweight="bold", fontsize=10,
               parse_math=False)  # fmt: skip
 
 
@@ -250,9 +251,10 @@ def png(canvas) -> bytes:
   return buffer.getvalue()
 
 
-def colour(method: str) -> str:
-  """Colour of a method in every plot."""
-  return COLOURS.get(method) or _OTHER_COLOURS[sum(map(ord, method)) % len(_OTHER_COLOURS)]
+def colour(method: str, methods: Iterable[str]) -> str:
+  """Colour of one of a report's methods in every plot; names of the user's own get the further colours in turn."""
+  others = sorted(set(methods) - COLOURS.keys())
+  return COLOURS.get(method) or _OTHER_COLOURS[others.index(method) % len(_OTHER_COLOURS)]
 
 
 def _shorten(text, length=22):

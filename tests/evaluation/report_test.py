@@ -181,3 +181,9 @@ def test_labels_of_policies_keep_clear_of_intervals_and_of_each_other():
     for ends in (((x["low"], y["mean"]), (x["high"], y["mean"])), ((x["mean"], y["low"]), (x["mean"], y["high"]))):
       line = Bbox(axis.transData.transform(ends))
       assert not any(box.overlaps(line) for box in boxes)
+
+
+def test_methods_of_the_users_own_have_colours_of_their_own():
+  methods = ("one", "two", "grpo", "mine", "theirs", "last")
+  colours = [plots.colour(method, methods) for method in methods]
+  assert len(set(colours)) == 6 and colours[2] == plots.COLOURS["grpo"]
