@@ -81,7 +81,9 @@ def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> b
     colour, marker = _STYLES.get(method, ("#000000", "o"))
     lines.append(Line2D([], [], linestyle="none", marker=marker, color=colour, label=LABELS.get(method, method)))
   canvas.figure.legend(handles=lines, loc="outside right upper", frameon=False, fontsize=9)
-  axes[0].set_title("Grey: another point is better in both.\nBars: 95 % over prompts and seeds.", loc="left", fontsize=9)
+  axes[0].set_title(
+    "Grey: another point is better in both.\nBars: 95 % over prompts and seeds.", loc="left", fontsize=9
+  )
   return plots.png(canvas)
 
 

@@ -107,13 +107,14 @@ def _plots(results, metrics):
   split_figures = [figures for entry in results["methods"].values() for figures in entry["splits"].values()]
   if not any(figures["entropy"]["mean"] is not None for figures in split_figures):
     del images["quality_entropy"]  # Rows of texts without a model's entropies.
-  split = page.main_split(results)
-  caption = f"Diversity on {SPLIT_LABELS.get(split, split)}: filled above the floor, hollow over all outputs"
-  images["diversity"] = (diversity_plots.draw(results, split), caption)
   for name, png in plots.training_plots(metrics, results["floor"]).items():
     images[name] = (png, _TRAINING_CAPTIONS[name])
   for split, answers in results["answers"].items():
     if answers:
       caption = f"Answers to one prompt ({SPLIT_LABELS.get(split, split)}): “{answers['prompt']}”"
       images[f"answers_{split}"] = (plots.answers_plot(answers), caption)
+  # The tallest last, so that two columns fill evenly.
+  split = page.main_split(results)
+  caption = f"Diversity on {SPLIT_LABELS.get(split, split)}: filled above the floor, hollow over all outputs"
+  images["diversity"] = (diversity_plots.draw(results, split), caption)
   return images
