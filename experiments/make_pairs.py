@@ -47,13 +47,14 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     print(dry_runs.describe_sampling(settings, policy))
     return
   workdir = workdirs.open_workdir(workdir, config)
-  found, without, unscored, size = [], 0, 0, settings.prompts
+  found, without, unscored, ended, size = [], 0, 0, 0, settings.prompts
   for start in range(0, len(sample.rows), size):
     chosen = sample.rows[start : start + size]
     rng = jax.random.fold_in(jax.random.key(seed), start)
     samples = sample(policy.params, chosen + chosen[:1] * (size - len(chosen)), rng, settings.group_size)
     rewards = sampling.group_rewards(reward, samples)
     unscored += int(np.isnan(rewards[: len(chosen)]).sum())
+    ended += int((~np.asarray(samples.rollout.truncated))[: len(chosen)].sum())
     for row, texts, cut, scores in zip(chosen, samples.texts, samples.rollout.truncated, rewards):
       more = pool.get(_key(row), ())
       texts = [*texts, *(text for text, _ in more)]
@@ -61,11 +62,18 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
       pairs = rows_of(row, texts, scores, cut, select)
       found, without = found + pairs, without + (not pairs)
     print(f"{min(start + size, len(sample.rows))}/{len(sample.rows)} prompts, {len(found)} pairs", flush=True)
+  drawn = len(sample.rows) * settings.group_size
+  cut_off = f"{drawn - ended} of {drawn} samples were cut at sampling.max_response_length, and are left out"
   if not found:
-    raise InputError("no prompt's samples make a pair; raise sampling.group_size, or loosen make_pairs.good and bad")
+    remedy = (
+      f"{cut_off}: raise it" if ended < drawn / 2 else "raise sampling.group_size, or loosen make_pairs.good and bad"
+    )
+    raise InputError(f"no prompt's samples make a pair; {remedy}")
   file = workdir / (SCORED_FILE if select is None else FILE)
   workdirs.write(file, "".join(json.dumps(row) + "\n" for row in found))
   print(f"{len(found)} {'prompts' if select is None else 'pairs'} in {file}; {without} prompts made none")
+  if ended < drawn:
+    print(cut_off)
   if unscored:
     print(f"{unscored} samples could not be judged, and are left out")
 

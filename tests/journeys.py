@@ -22,9 +22,9 @@ from qempo_jax.models.config import ModelConfig
 from tests import pages
 
 GUIDES = ("which_method", "moving", "reward_cookbook", "recipes", "memory_and_speed", "using_the_model")
-PAGES = ("own_data", *(f"guides/{name}" for name in GUIDES), "evaluation")
-# Pages whose other commands need the demo model or benchmarks' files: only those that match are run.
-ONLY = {"evaluation": "my_completions"}
+PAGES = ("own_data", *(f"guides/{name}" for name in GUIDES), "evaluation", "pods")
+# Pages whose other commands need the demo model, benchmarks' files or many machines: only those that match are run.
+ONLY = {"evaluation": "my_completions", "pods": "--dry_run"}
 TEMPLATE = (
   "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -43,7 +43,10 @@ judged = polite
 SMALL = {
   "steps": 2, "data.max_prompt_length": 128, "data.prompts_per_step": 2, "sampling.group_size": 4,
   "sampling.max_response_length": 12, "feasibility.samples_per_prompt": 8, "checkpoint.asynchronous": False,
+  "data.too_long": "truncate",
 }  # fmt: skip
+# Most samples of a random model end late: enough of them for a pair.
+LONGER = {"sampling.group_size": 16, "sampling.max_response_length": 48}
 SMALL_EVALUATION = {
   "evaluation.samples_per_prompt": 4, "evaluation.prompts_per_batch": 4, "evaluation.axes": "('lexical',)",
   "evaluation.num_draws": 50,
@@ -96,11 +99,15 @@ def clone(folder: pathlib.Path) -> pathlib.Path:
 
 
 def small(verb: str, arguments: list[str]) -> list[str]:
-  """The command line of a printed command, made small."""
+  """The command line of a printed command, made small; a dry run of the compile check reads no weights and is left as it is."""
+  if verb == "compile_check":
+    return [sys.executable, "-m", "experiments.compile_check", *arguments]
   of_run = verb in ("evaluate", "export", "feasibility") and not any(a.startswith("--config=") for a in arguments)
   changes = (
     {"evaluate": SMALL_EVALUATION, "feasibility": {}, "export": {}}[verb] if of_run else SMALL | SMALL_EVALUATION
   )
+  if verb == "make_pairs":
+    changes = changes | LONGER
   sized = [f"--config.{key}={value}" for key, value in changes.items()]
   return [
     sys.executable,

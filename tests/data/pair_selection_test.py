@@ -11,6 +11,7 @@ from qempo_jax.data import formats
 from qempo_jax.data import pair_selection
 from qempo_jax.data import sources
 from qempo_jax.errors import InputError
+from tests.loops import toy
 
 
 def test_best_with_worst():
@@ -124,3 +125,16 @@ def test_all_samples_are_kept_with_their_scores_and_join_another_models(tmp_path
 def test_an_unknown_choice_is_named():
   with pytest.raises(InputError, match="make_pairs.select='all' is not one of best_worst"):
     make_pairs.selection(_config("all"))
+
+
+def test_samples_that_were_cut_make_no_pairs_and_are_counted(tmp_path, monkeypatch, capsys):
+  config = toy.small(toy.config(tmp_path))
+  config.sampling.max_response_length = 1  # a token alone, or an end alone, which is blank
+  monkeypatch.setattr(make_pairs.build_policy, "policy", lambda config: toy.policy())
+  with pytest.raises(InputError, match=r"no prompt's samples make a pair; \d+ of 64 samples were cut .* raise it"):
+    make_pairs.main(config, tmp_path / "cut", False)
+  config.sampling.max_response_length = 4
+  make_pairs.main(config, tmp_path / "pairs", False)
+  said = capsys.readouterr().out
+  assert "of 64 samples were cut at sampling.max_response_length, and are left out" in said
+  assert (tmp_path / "pairs" / make_pairs.FILE).read_text()

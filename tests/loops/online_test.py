@@ -105,6 +105,15 @@ def test_the_reason_to_end_names_the_best_step():
   assert "above the 0.5 of step 2" in ends(2, rows) and "step 4 is the last" in ends(2, rows)
 
 
+@pytest.mark.parametrize(("dropped", "loud"), [(1, False), (2, True)])
+def test_more_than_a_tenth_of_the_prompts_left_out_is_a_warning(dropped, loud):
+  sample = types.SimpleNamespace(rows=[{"prompt": str(i)} for i in range(10 - dropped)], dropped=dropped)
+  plan = types.SimpleNamespace(sampling=types.SimpleNamespace(max_prompt_length=9))
+  draws = types.SimpleNamespace(sample=sample, order=None)
+  (note,) = groups.Groups(plan, draws, None, max_reward=None).notes
+  assert note.endswith(f"{dropped} prompts longer than 9 tokens left out") and note.startswith("WARNING") == loud
+
+
 def test_finds_kept_by_a_column_that_is_not_there_are_refused(tmp_path):
   with pytest.raises(InputError, match="replay.key='set' is no column of .* set it to prompt"):
     _run(tmp_path / "a", replay__key="set")
