@@ -32,4 +32,5 @@ def draw(results: Mapping, split: str) -> bytes:
     axis.set_ylim(len(of_split) - 0.5, -0.5)
     axis.spines["left"].set_visible(False)
     axis.tick_params(axis="y", length=0)
+    axis.locator_params(axis="x", nbins=5)
   return plots.png(canvas)

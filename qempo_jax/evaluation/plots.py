@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import io
+import warnings
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -247,7 +248,9 @@ def panels(num_panels, panel_height, ratios=None):
 def png(canvas) -> bytes:
   """The canvas as PNG, without content that differs from run to run."""
   buffer = io.BytesIO()
-  canvas.print_png(buffer, metadata={"Software": None})
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box, for texts of other scripts
+    canvas.print_png(buffer, metadata={"Software": None})
   return buffer.getvalue()
 
 
@@ -258,4 +261,5 @@ def colour(method: str, methods: Iterable[str]) -> str:
 
 
 def _shorten(text, length=22):
+  text = "".join(character if character.isprintable() else " " for character in text)
   return text if len(text) <= length else text[: length - 1] + "…"

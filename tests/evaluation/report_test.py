@@ -3,6 +3,7 @@
 import html.parser
 import io
 import json
+import warnings
 
 import jinja2
 from matplotlib.transforms import Bbox
@@ -127,9 +128,11 @@ def test_a_run_with_only_the_base_model_and_no_metrics_has_a_report(tmp_path, ro
 
 
 def test_answers_that_look_like_mathtext_or_never_come_are_drawn():
-  entry = {"num_samples": 4, "num_not_acceptable": 1, "counts": [["$\\frac{$", 2], ["x" * 90, 1]]}
+  counts = [["$\\frac{$", 2], ["x" * 90, 1], ["\x1b\x00é水", 1]]  # and a glyph that the font lacks: no warning
+  entry = {"num_samples": 5, "num_not_acceptable": 1, "counts": counts}
   none = {"num_samples": 4, "num_not_acceptable": 4, "counts": []}
-  assert plots.answers_plot({"methods": {"grpo": entry, "my method": none}}).startswith(b"\x89PNG")
+  with warnings.catch_warnings(action="error"):
+    assert plots.answers_plot({"methods": {"grpo": entry, "my method": none}}).startswith(b"\x89PNG")
 
 
 def test_metrics_with_gaps_are_drawn_and_absent_ones_left_out():
