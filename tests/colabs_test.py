@@ -116,7 +116,7 @@ def test_every_cell_runs_from_the_wheel(name, installed, tmp_path, monkeypatch):
   notebook.cells.append(nbformat.v4.new_code_cell(where))
   started = time.monotonic()
   NotebookClient(
-    notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
   ).execute()
   print(f"{name}: {time.monotonic() - started:.0f} s")
   errors = [out for cell in notebook.cells for out in cell.get("outputs", ()) if out.output_type == "error"]

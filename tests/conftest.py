@@ -29,7 +29,7 @@ import pytest
 # Most tests compile much and compute little, so XLA optimises nothing for them, nor for the programs they start. Tests marked slow in
 # these files compute much, or measure memory, and get the compiler that users get.
 OPTIMISED = frozenset({
-  "exactness_test.py", "estimator_table_test.py", "sampled_duals_test.py", "loops/frontier_test.py", "loops/offline_exact_test.py",
+  "colabs_test.py", "exactness_test.py", "estimator_table_test.py", "sampled_duals_test.py", "loops/frontier_test.py", "loops/offline_exact_test.py",
   "loops/online_exact_test.py", "models/placing_test.py", "models/smollm2_generation_test.py", "models/transformer_test.py",
 })  # fmt: skip
 MAX_CPU_SECONDS = 20.0
