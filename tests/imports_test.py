@@ -137,4 +137,4 @@ def test_the_programs_start_without_the_heavy_packages():
   program = "import sys, experiments.train, experiments.evaluate, experiments.export; print(*sys.modules)"
   result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
   loaded = {name.split(".")[0] for name in result.stdout.split()}
-  assert "tensorboardX" in loaded and not loaded & (HEAVY - {"ml_collections", "orbax"})
+  assert "tensorboardX" in loaded and not loaded & (HEAVY - {"matplotlib", "ml_collections", "orbax"})
