@@ -25,10 +25,11 @@ PARAM_RULES = (
   (r"layers/output$", P(None, "tensor", None, "fsdp")),
   (r"layers/(gate|up)$", P(None, "fsdp", "tensor")),
   (r"layers/down$", P(None, "tensor", "fsdp")),
-  (r"layers/router$", P()),
+  (r"layers/router(_bias)?$", P()),
   (r"layers/expert_(gate|up)$", P(None, "tensor", "fsdp", None)),
   (r"layers/expert_down$", P(None, "tensor", None, "fsdp")),
   (r"layers/expert_(gate|up|down)/(a|b)$", P(None, "tensor", None, None)),
+  (r"layers/(sinks|expert_(gate|up|down)_bias)$", P(None, "tensor")),
   # Adapters: the side at the residual stream is sharded; the rank never is.
   (r"layers/(query|key|value|gate|up)/a$", P(None, "fsdp", None)),
   (r"layers/(query|key|value|gate|up)/b$", P(None, None, "tensor")),

@@ -145,11 +145,13 @@ def score(params, config, prompts, prompt_mask, owner, tokens, temperature=1.0):
   for index in range(config.num_layers):
     block = functools.partial(layers.block, jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"]))
     prompt, past, _ = block(
-      prompt, rotations[0], config, lambda q, k, v: (layers.attention(q, k, v, causal, config), (k, v))
+      prompt, rotations[0], config, lambda q, k, v, sinks: (layers.attention(q, k, v, causal, config, sinks), (k, v))
     )
     response, *_ = block(
       response, rotations[1], config,
-      lambda q, k, v, past=past: (layers.attention(q, behind(past[0], k), behind(past[1], v), sees, config), None),
+      lambda q, k, v, sinks, past=past: (
+        layers.attention(q, behind(past[0], k), behind(past[1], v), sees, config, sinks), None
+      ),
     )  # fmt: skip
   hidden = jnp.concatenate([prompt[:, -1][owner][:, None], response], axis=1)
   hidden = layers.rms_norm(hidden, params["final_norm"], config.norm_epsilon, config.norm_offset)

@@ -1,9 +1,9 @@
 """Attention over whole rows, by one of several implementations with equal results up to rounding.
 
   xla      an einsum over grouped heads, float32: every device, every option
-  cudnn    cuDNN's fused kernel on NVIDIA GPUs, in half precision: no soft-cap of scores
-  splash   the Pallas kernel for TPUs (sparse flash attention): rows of a multiple of 128 tokens. On a mesh each device
-           runs it on its own rows and heads
+  cudnn    cuDNN's fused kernel on NVIDIA GPUs, in half precision: no soft-cap of scores, no sinks
+  splash   the Pallas kernel for TPUs (sparse flash attention): rows of a multiple of 128 tokens, no sinks. On a mesh
+           each device runs it on its own rows and heads
 
 All take the same mask, so that packed rows, padding and windows have one meaning. `CAUSAL` has the two kernels without a
 mask, for plain sequences. Decoding with a cache has its own einsum (`kv_cache`). Shape letters as in `layers`.
@@ -22,9 +22,10 @@ from qempo_jax.models import layers
 SPLASH_BLOCK = 128
 _CAUSAL_BLOCK = 512  # Of long plain sequences.
 _CUDNN_WIDTH = 128  # Widest head that every GPU generation supports.
+_NO_SINKS = "has no attention sinks, and this model's heads have them"
 
 
-def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
+def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config, sinks_H=None):
   """softmax(cap(scale q k')) v over masked keys, by the implementation named in `config.attention`.
 
   Args:
@@ -33,6 +34,7 @@ def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
     v_BxLxJxK: values.
     mask_BxLxL: True if a query attends to a key.
     config: the decoder's config: scale and soft-cap of the scores, implementation, compute dtype.
+    sinks_H: the heads' sinks, or None.
 
   Returns:
     [B, L, H, K] in v's dtype; arbitrary but finite for a query without keys.
@@ -47,7 +49,7 @@ def attention(q_BxLxHxK, k_BxLxJxK, v_BxLxJxK, mask_BxLxL, config):
       return cudnn(*qkv, mask_BxLxL, config)
     case "splash":
       return splash(*qkv, lambda mask, _: mask, mask_BxLxL, (), config)
-  return layers.attention(*qkv, mask_BxLxL, config)
+  return layers.attention(*qkv, mask_BxLxL, config, sinks_H)
 
 
 def chosen(config, length: int, width: int, platform: str, obstacle: str | None = None) -> str:
@@ -65,7 +67,7 @@ def chosen(config, length: int, width: int, platform: str, obstacle: str | None 
   """
   obstacles = {
     "cudnn": _cudnn_obstacle(config, length, width, platform),
-    "splash": _splash_obstacle(length, platform, obstacle),
+    "splash": _splash_obstacle(config, length, platform, obstacle),
   }
   if config.attention == "auto":
     preferred = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
@@ -185,6 +187,8 @@ def _cudnn_obstacle(config, length, width, platform) -> str | None:
     return f"needs an NVIDIA GPU, and this is a {platform}"
   if (parts := sharding.sequence_shards()) > 1:
     return f"takes whole rows, and compute.mesh splits them into {parts} parts"
+  if config.attention_sinks:
+    return _NO_SINKS
   if config.attention_softcap is not None:
     return f"has no soft-cap of scores, and this model's attention_softcap is {config.attention_softcap}"
   if config.compute_dtype not in ("bfloat16", "float16"):
@@ -196,9 +200,11 @@ def _cudnn_obstacle(config, length, width, platform) -> str | None:
   return None
 
 
-def _splash_obstacle(length, platform, parts) -> str | None:
+def _splash_obstacle(config, length, platform, parts) -> str | None:
   if platform != "tpu":
     return f"needs a TPU, and this is a {platform}"
+  if config.attention_sinks:
+    return _NO_SINKS
   if parts:
     return parts
   if length % (block := SPLASH_BLOCK * sharding.sequence_shards()):

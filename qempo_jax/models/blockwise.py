@@ -2,6 +2,7 @@
 
     m' = max(m, max_j s_j)    z' = e^(m - m') z + sum_j e^(s_j - m')    o' = e^(m - m') o + sum_j e^(s_j - m') v_j
 
+The first m is the head's sink, a score without a value, or without sinks a number below all scores; the first z is 1.
 One block of scores exists at a time. The gradient computes each block again from its log-sum-exp, m + log z. Pairs of
 blocks without a visible key are skipped, by the positions and segments of each row. On a mesh with a sequence axis each
 device keeps its queries, and keys and values travel around the ring of devices, in the gradient together with their own
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax import sharding
+from qempo_jax.masking import at_least_float32
 from qempo_jax.models import head_products
 from qempo_jax.models.positions import Tokens
 from qempo_jax.models.positions import attends
@@ -39,7 +41,7 @@ class _Static(NamedTuple):
   devices: int
 
 
-def attention(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, tokens_PxR: Tokens, config, *, responses: int, block: int):
+def attention(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, tokens_PxR: Tokens, config, *, responses: int, block: int, sinks_H=None):
   """softmax(cap(scale q k')) v over the prompt and the own past of each query.
 
   Args:
@@ -50,6 +52,7 @@ def attention(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, tokens_PxR: Tokens, config, *, re
     config: the decoder's config: scale and soft-cap of the scores.
     responses: G, responses a prompt.
     block: most columns of a block.
+    sinks_H: the heads' sinks, or None.
 
   Returns:
     [P, R, H, K]; 0 for a query without keys.
@@ -60,7 +63,9 @@ def attention(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, tokens_PxR: Tokens, config, *, re
   missing = -columns % (size * devices)
   pad = lambda x, fill=0: jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
   q = pad(q_PxRxHxK * config.attention_scale).reshape(rows, -1, shared, heads // shared, width)
-  arrays = q, pad(k_PxRxJxK), pad(v_PxRxJxK)
+  sinks = jnp.full(heads, _NONE) if sinks_H is None else at_least_float32(sinks_H)
+  sinks_PxRxJxQ = jnp.broadcast_to(sinks.reshape(shared, -1), q.shape[:-1])
+  arrays = q, pad(k_PxRxJxK), pad(v_PxRxJxK), sinks_PxRxJxQ
   axis = sharding.SEQUENCE if devices > 1 else None
   static = _Static(responses, config.attention_softcap, axis, devices)
   run = functools.partial(_on_device, static=static, size=size)
@@ -68,34 +73,34 @@ def attention(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, tokens_PxR: Tokens, config, *, re
   return out.reshape(rows, -1, heads, width)[:, :columns].astype(v_PxRxJxK.dtype)
 
 
-def _on_device(q_PxRxJxQxK, k_PxRxJxK, v_PxRxJxK, tokens_PxR, *, static, size):
+def _on_device(q_PxRxJxQxK, k_PxRxJxK, v_PxRxJxK, sinks_PxRxJxQ, tokens_PxR, *, static, size):
   """The device's own columns, with heads first within blocks."""
   rows, columns, shared, group, width = q_PxRxJxQxK.shape
   blocks = lambda x: x.reshape(rows, -1, size, *x.shape[2:])
   q_PxNxJxMxK = jnp.moveaxis(blocks(q_PxRxJxQxK), 2, 4).reshape(rows, -1, shared, group * size, width)
+  sinks_PxNxJxM = jnp.moveaxis(blocks(sinks_PxRxJxQ), 2, 4).reshape(q_PxNxJxMxK.shape[:-1])
   keys, values = (jnp.swapaxes(blocks(x), 2, 3) for x in (k_PxRxJxK, v_PxRxJxK))
-  out_PxNxJxMxK = _attend(q_PxNxJxMxK, keys, values, jax.tree.map(blocks, tokens_PxR), static)
+  out_PxNxJxMxK = _attend(q_PxNxJxMxK, keys, values, sinks_PxNxJxM, jax.tree.map(blocks, tokens_PxR), static)
   out = out_PxNxJxMxK.reshape(rows, -1, shared, group, size, width)
   return jnp.moveaxis(out, 4, 2).reshape(rows, columns, shared, group, width)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q, k, v, tokens, static):
-  """[P, N, J, M, K] of queries [P, N, J, M, K], keys and values [P, N, J, C, K]."""
-  return _forward(q, k, v, tokens, static)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q, k, v, sinks, tokens, static):
+  """[P, N, J, M, K] of queries [P, N, J, M, K], keys and values [P, N, J, C, K], sinks [P, N, J, M]."""
+  return _forward(q, k, v, sinks, tokens, static)[0]
 
 
-def _forward(q, k, v, tokens, static):
+def _forward(q, k, v, sinks, tokens, static):
   wide = jnp.promote_types(v.dtype, jnp.float32)
-  sums = jnp.zeros(q.shape, wide), jnp.full(q.shape[:-1], _NONE, wide), jnp.zeros(q.shape[:-1], wide)
+  sums = jnp.zeros(q.shape, wide), sinks.astype(wide), jnp.ones(q.shape[:-1], wide)
 
   def visit(sums, keys_values, keys, _):
     return jax.lax.map(lambda row: _visit_row(*row, static), (sums, q, tokens, *keys_values, keys)), ()
 
   (out, top, total), _ = _around(visit, sums, jnp.stack([k, v]), (), tokens, static)
-  total = jnp.where(total > 0, total, 1.0)
   out = out / total[..., None]
-  return out, (q, k, v, tokens, out, top + jnp.log(total))
+  return out, (q, k, v, sinks, tokens, out, top + jnp.log(total))
 
 
 def _visit_row(sums, q, queries, k, v, keys, static):
@@ -121,7 +126,7 @@ def _visit_row(sums, q, queries, k, v, keys, static):
 
 
 def _backward(static, residuals, g):
-  q, k, v, tokens, out, log_total = residuals
+  q, k, v, sinks, tokens, out, log_total = residuals
   slope = jnp.sum(g * out, axis=-1)
 
   def visit(dq, keys_values, keys, gradients):
@@ -132,7 +137,8 @@ def _backward(static, residuals, g):
   zeros = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
   keys_values = jnp.stack([k, v])
   dq, (dk, dv) = _around(visit, zeros(q), keys_values, zeros(keys_values), tokens, static)
-  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+  d_sinks = -jnp.exp(sinks - log_total) * slope
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_sinks.astype(sinks.dtype), None
 
 
 _attend.defvjp(_forward, _backward)

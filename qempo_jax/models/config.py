@@ -9,7 +9,7 @@ PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 KV_CACHES = ("auto", "float32", "bfloat16", "int8")
 EXPERTS = ("expert_gate", "expert_up", "expert_down")
-LAYOUTS = ("llama", "phi3", "granitemoehybrid", "mixtral")
+LAYOUTS = ("llama", "phi3", "granitemoehybrid", "mixtral", "gpt_oss")
 ROPE_KINDS = ("linear", "llama3", "yarn", "longrope", "dynamic")
 REMATS = ("none", "full", "dots", "dots_no_batch")
 _CHOICES = {
@@ -85,8 +85,10 @@ class ModelConfig:
     local_rope_theta: base of blocks with a window, unscaled; None: that of all blocks.
     windows: for each block the tokens that a query attends to, itself included, or None for all earlier ones; empty if
       no block has a window.
-    biases: projections with a bias, of `PROJECTIONS`.
+    biases: matrices with a bias, of `PROJECTIONS`, `EXPERTS` and "router".
     activation: activation of the gate, "silu" or "gelu_tanh" (the tanh approximation of GELU, arXiv 1606.08415).
+    clamped_gate: (a, c) replaces act(gate) up by g sigmoid(a g) (1 + u), with g = min(gate, c) and u = up limited to
+      [-c, c] (Agarwal et al., arXiv 2508.10925); None: no such gate.
     norm_placement: norms "pre" (before attention and feed-forward), "post" (on their outputs, before the residual sum)
       or "both".
     norm_offset: term added to every norm's scale: 1 for checkpoints with scales around 0.
@@ -97,6 +99,8 @@ class ModelConfig:
     query_scale: factor of scores; None: 1 / sqrt(K).
     attention_softcap: c of scores <- c tanh(scores / c) (arXiv 2408.00118), or None.
     logit_softcap: the same for the final logits, before any temperature.
+    attention_sinks: True adds e^s to the sum that each head's softmax divides by, s a learned number of the head (Xiao et
+      al., arXiv 2309.17453).
     num_tokens: tokens of the tokenizer; later rows of the embedding are padding and get no probability. None: V.
     forbidden: ids of tokens without probability, ascending: special tokens that rewards do not see.
     attention: implementation of attention over whole rows, see `attention`.
@@ -131,6 +135,7 @@ class ModelConfig:
   windows: tuple[int | None, ...] = ()
   biases: tuple[str, ...] = ()
   activation: str = "silu"
+  clamped_gate: tuple[float, float] | None = None
   norm_placement: str = "pre"
   norm_offset: float = 0.0
   qk_norm: str = "none"
@@ -140,6 +145,7 @@ class ModelConfig:
   query_scale: float | None = None
   attention_softcap: float | None = None
   logit_softcap: float | None = None
+  attention_sinks: bool = False
   num_tokens: int | None = None
   forbidden: tuple[int, ...] = ()
   attention: str = "auto"
@@ -183,8 +189,9 @@ class ModelConfig:
       )
     if outside := [id_ for id_ in self.forbidden if not 0 <= id_ < self.vocab_size]:
       raise InputError(f"forbidden names token {outside[0]}, which is outside vocab_size={self.vocab_size}")
-    if unknown := set(self.biases) - set(PROJECTIONS):
-      raise InputError(f"biases names {sorted(unknown)}; projections are {', '.join(PROJECTIONS)}")
+    matrices = (*PROJECTIONS, "router", *EXPERTS)
+    if unknown := set(self.biases) - set(matrices):
+      raise InputError(f"biases names {sorted(unknown)}; matrices are {', '.join(matrices)}")
 
   @property
   def rotated(self) -> int:

@@ -49,8 +49,8 @@ def _download(name: str) -> pathlib.Path:
   import huggingface_hub
 
   included = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
-  # Mistral's repositories hold their weights twice, once in their own format.
-  excluded = ["consolidated*"]
+  # Repositories of Mistral and gpt-oss hold their weights twice, once in their makers' own format.
+  excluded = ["consolidated*", "original/*"]
   try:
     folder = huggingface_hub.snapshot_download(name, allow_patterns=included, ignore_patterns=excluded)
     return pathlib.Path(folder)

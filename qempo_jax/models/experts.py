@@ -2,9 +2,9 @@
 
     y = sum_{e in top S of p} w_e down_e (act(gate_e x) * (up_e x)),    p = softmax(router x)
 
-w is p, or p divided by its sum over the chosen experts. The tokens are sorted by expert and multiplied by
-`jax.lax.ragged_dot`; no token is dropped, so the result is exact for any routing (Shazeer et al., arXiv 1701.06538;
-Fedus et al., arXiv 2101.03961).
+Each product may have a bias. w is p, or p divided by its sum over the chosen experts. The tokens are sorted by expert
+and multiplied by `jax.lax.ragged_dot`; no token is dropped, so the result is exact for any routing (Shazeer et al.,
+arXiv 1701.06538; Fedus et al., arXiv 2101.03961).
 
 On a mesh, the experts are sharded over the tensor axis. Each device computes its own experts for all tokens of its rows,
 and the results are summed over the axis.
@@ -24,25 +24,28 @@ from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.lora import LowRank
 
 
-def feed_forward(layer, x_BxLxD, config, activation):
+def feed_forward(layer, x_BxLxD, config, gated):
   """The mixture's output and its router's logits.
 
   Args:
     layer: a block's parameters.
     x_BxLxD: the block's normed residual stream.
     config: the decoder's config.
-    activation: activation of the gate.
+    gated: (gate x, up x) -> their gated product.
 
   Returns:
     ([B, L, D], [B, L, E]).
   """
   logits_BxLxE = linear(x_BxLxD, layer["router"], config.compute_dtype)
+  if "router" in config.biases:
+    logits_BxLxE = logits_BxLxE + layer["router_bias"]
   probs_BxLxE = jax.nn.softmax(logits_BxLxE, axis=-1)
   weights_BxLxS, chosen_BxLxS = jax.lax.top_k(probs_BxLxE, config.experts_per_token)
   if config.normalise_experts:
     weights_BxLxS = weights_BxLxS / jnp.sum(weights_BxLxS, axis=-1, keepdims=True)
-  compute = functools.partial(_mixture, config=config, activation=activation)
-  arrays, weights = (x_BxLxD, weights_BxLxS, chosen_BxLxS), {name: layer[name] for name in EXPERTS}
+  compute = functools.partial(_mixture, config=config, gated=gated)
+  arrays, biases = (x_BxLxD, weights_BxLxS, chosen_BxLxS), [f"{name}_bias" for name in EXPERTS if name in config.biases]
+  weights = {name: layer[name] for name in (*EXPERTS, *biases)}
   free = sharding.split_axes()
   shards = sharding.row_shards() * sharding.head_shards() * sharding.sequence_shards()
   if shards == 1:
@@ -61,7 +64,7 @@ def feed_forward(layer, x_BxLxD, config, activation):
   )(*arrays, weights), logits_BxLxE
 
 
-def _mixture(x_BxLxD, weights_BxLxS, chosen_BxLxS, weights, *, config, activation, axis=None):
+def _mixture(x_BxLxD, weights_BxLxS, chosen_BxLxS, weights, *, config, gated, axis=None):
   """The experts' weighted sum, of the experts that this device holds; summed over the axis."""
   own, chosen = weights["expert_gate"].shape[0], chosen_BxLxS.reshape(-1)
   first = jax.lax.axis_index(axis) * own if axis else 0
@@ -71,8 +74,12 @@ def _mixture(x_BxLxD, weights_BxLxS, chosen_BxLxS, weights, *, config, activatio
   held = (jnp.arange(len(order)) < jnp.sum(sizes_E))[:, None]
   # Rows of other devices' experts come last and are zero: their products are undefined on some platforms.
   rows = jnp.where(held, x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[order // config.experts_per_token], 0)
-  product = lambda x, name: _product(x, weights[name], sizes_E, config.compute_dtype)
-  out = product(activation(product(rows, "expert_gate")) * product(rows, "expert_up"), "expert_down")
+
+  def product(x, name):
+    out = _product(x, weights[name], sizes_E, config.compute_dtype)
+    return out + weights[f"{name}_bias"][jnp.minimum(expert[order], own - 1)] if name in config.biases else out
+
+  out = product(gated(product(rows, "expert_gate"), product(rows, "expert_up")), "expert_down")
   out = jnp.where(held, out, 0) * weights_BxLxS.reshape(-1)[order][:, None]
   out = out[jnp.argsort(order)].reshape(*chosen_BxLxS.shape, -1).sum(axis=2)
   return jax.lax.psum(out, axis) if axis else out

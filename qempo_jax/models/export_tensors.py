@@ -37,8 +37,8 @@ def to_hugging_face_names(params, config: ModelConfig, *, dtype: str | None = No
   """
   part = lambda spec: host_part((params["layers"] if spec.index else params)[spec.key], spec.index)
   for name, fused in itertools.groupby(tensor_names.tensor_specs(config), lambda spec: spec.name):
-    parts = [spec.to_hugging_face(part(spec)) for spec in fused]
-    yield name, cast(name, parts[0] if len(parts) == 1 else np.concatenate(parts), dtype)
+    specs = list(fused)
+    yield name, cast(name, tensor_names.fuse(specs, [spec.to_hugging_face(part(spec)) for spec in specs]), dtype)
 
 
 def host_part(leaf, index: tuple[int, ...]) -> np.ndarray:

@@ -41,7 +41,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
   family = FAMILIES[architecture]
   values = {**family.defaults, **config}
   for key in (*_EMPTY, *family.unread, *(() if family.experts else ("num_experts", "num_local_experts"))):
-    if values.get(key):
+    if values.get(key) and not _is_mxfp4(values, key, family):
       raise InputError(f"{key}={values[key]!r} is not supported for {architecture!r}; this decoder needs it empty")
   try:
     return ModelConfig(**_fields(values, family))
@@ -75,7 +75,7 @@ def _fields(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     tie_embeddings=_flag(values, "tie_word_embeddings"),
     windows=_windows(values, family, rope_layers),
     rope_layers=() if all(rope_layers) else rope_layers,
-    biases=_biases(values),
+    biases=_biases(values) + family.biases,
     activation=_activation(values),
     attention_softcap=values.get("attn_logit_softcapping"),
     logit_softcap=values.get("final_logit_softcapping"),
@@ -91,6 +91,13 @@ def _fields(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
   return fields | _rope(values, family, fields["head_dim"]) | dict(family.options)
 
 
+def _is_mxfp4(values, key: str, family: Family) -> bool:
+  """True if a key describes the only quantisation that is read."""
+  if key != "quantization_config" or family.options.get("layout") != "gpt_oss":
+    return False
+  return isinstance(values[key], Mapping) and values[key].get("quant_method") == "mxfp4"
+
+
 def _experts(values) -> dict[str, Any]:
   """Fields of a mixture; `num_local_experts` is another name of `num_experts`, which transformers 5 writes."""
   if values.get("mlp_only_layers") or values.get("decoder_sparse_step", 1) != 1:
@@ -103,6 +110,8 @@ def _experts(values) -> dict[str, Any]:
   }
   if "moe_intermediate_size" in values:
     fields["intermediate_size"] = _size(values, "moe_intermediate_size")
+  if "swiglu_limit" in values:
+    fields["clamped_gate"] = float(values["swiglu_alpha"]), float(values["swiglu_limit"])
   return fields
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from qempo_jax.models.config import EXPERTS
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -18,6 +20,7 @@ class Family:
     nested_rope: rotary parameters are given for each kind of block.
     partial_rope: partial_rotary_factor is read; PyTorch transformers ignores it elsewhere.
     experts: its feed-forward layers are mixtures of experts.
+    biases: matrices that always have a bias, besides those that config.json names.
     unread: keys that must be empty, since PyTorch transformers ignores them.
   """
 
@@ -27,6 +30,7 @@ class Family:
   nested_rope: bool = False
   partial_rope: bool = False
   experts: bool = False
+  biases: tuple[str, ...] = ()
   unread: tuple[str, ...] = ()
 
 
@@ -47,6 +51,14 @@ _MINISTRAL3_ROPE = {
   "mscale": 1.0,
   "mscale_all_dim": 1.0,
   "llama_4_scaling_beta": 0.1,
+}
+_GPT_OSS_ROPE = {
+  "rope_type": "yarn",
+  "factor": 32.0,
+  "beta_fast": 32.0,
+  "beta_slow": 1.0,
+  "truncate": False,
+  "original_max_position_embeddings": 4096,
 }
 GRANITE = dict.fromkeys(("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0)
 FAMILIES = {
@@ -118,18 +130,39 @@ FAMILIES = {
     "all",
     experts=True,
   ),
+  "gpt_oss": Family(
+    {"layout": "gpt_oss", "attention_sinks": True},
+    {
+      "head_dim": 64,
+      "sliding_window": 128,
+      "sliding_window_pattern": 2,
+      "rope_theta": 150000.0,
+      "rope_parameters": _GPT_OSS_ROPE,
+      "attention_bias": True,
+      "num_local_experts": 128,
+      "num_experts_per_tok": 4,
+      "norm_topk_prob": True,
+      "swiglu_alpha": 1.702,
+      "swiglu_limit": 7.0,
+    },
+    "pattern",
+    experts=True,
+    biases=("router", *EXPERTS),
+  ),
 }
+_DELTA_NET = "most of its blocks are gated delta nets, with a recurrent state in place of keys and values"
+_HEADS = (
+  "its blocks with and without a window differ in size and number of heads, and stacked parameters have one shape"
+)
 # Architectures that people try, and the part that this decoder does not compute.
 REFUSED = {
-  "gpt_oss": "its attention has sinks, its experts biases and a clamped gate, and its weights are stored as MXFP4",
-  "qwen3_5_text": "most of its blocks have linear attention, a recurrent state in place of keys and values",
-  "qwen3_next": "most of its blocks have linear attention, a recurrent state in place of keys and values",
-  "gemma4_text": "its blocks differ in head size and read embeddings of their own for each layer",
+  **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), _DELTA_NET),
+  **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _HEADS),
   "gemma3n_text": "its blocks read embeddings of their own for each layer",
   "mistral3": "it holds a vision tower; save its language model alone ('mistral' or 'ministral3')",
   "gemma3": "it holds a vision tower; save its language model alone ('gemma3_text')",
-  "gemma4": "it holds a vision tower, and its language model's blocks differ in head size",
-  "qwen3_5": "it holds a vision tower, and most of its language model's blocks have linear attention",
+  **dict.fromkeys(("gemma4", "gemma4_unified"), f"it holds towers of other senses, and {_HEADS}"),
+  **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), f"it holds a vision tower, and {_DELTA_NET}"),
   "phi4_multimodal": "it holds vision and speech towers",
   "deepseek_v3": "its attention compresses keys and values (multi-head latent attention)",
 }

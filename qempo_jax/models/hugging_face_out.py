@@ -26,6 +26,7 @@ _CLASSES = {
   "qwen3_moe": "Qwen3Moe",
   "olmoe": "Olmoe",
   "mixtral": "Mixtral",
+  "gpt_oss": "GptOss",
 }
 _WITHOUT_BIASES = ("qwen2", "mistral", "ministral", "ministral3", "phi3", "mixtral")
 _WITHOUT_WINDOWS = ("llama", "olmo2", "granite", "granitemoehybrid", "olmoe")
@@ -65,6 +66,7 @@ def to_hugging_face(
     written["architectures"] = [f"{_CLASSES[family]}ForCausalLM"]
   for key, value in {"max_position_embeddings": max_length or _LENGTH, **(tokens or {})}.items():
     written.setdefault(key, value)
+  written.pop("quantization_config", None)  # Weights are written as they are.
   written.setdefault("use_cache", True)
   written.setdefault("pad_token_id", None)  # Some architectures have a default that only their own vocabulary holds.
   written.pop("torch_dtype", None)
@@ -153,11 +155,13 @@ def _values(config: ModelConfig, family: str) -> dict[str, Any]:
     }
   if config.num_experts:
     values |= {
-      "num_local_experts" if family == "mixtral" else "num_experts": config.num_experts,
+      "num_local_experts" if family in ("mixtral", "gpt_oss") else "num_experts": config.num_experts,
       "num_experts_per_tok": config.experts_per_token,
       "moe_intermediate_size": config.intermediate_size,
       "norm_topk_prob": config.normalise_experts,
     }
+  if config.clamped_gate:
+    values |= zip(("swiglu_alpha", "swiglu_limit"), config.clamped_gate)
   return values | _windows(config, family) | _rope(config, family)
 
 
@@ -178,7 +182,7 @@ def _windows(config: ModelConfig, family: str) -> dict[str, Any]:
     return {"use_sliding_window": window is not None, "sliding_window": window}
   slides = [size is not None for size in config.windows] or [False] * config.num_layers
   values = {"layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides]}
-  if family.startswith("gemma") or family in ("olmo3", "ministral"):
+  if family.startswith("gemma") or family in ("olmo3", "ministral", "gpt_oss"):
     return values | {"sliding_window": window or 4096}
   late = slides.index(True) if any(slides) else config.num_layers
   return values | {"use_sliding_window": any(slides), "sliding_window": window, "max_window_layers": late}

@@ -18,6 +18,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from qempo_jax.masking import at_least_float32
 from qempo_jax.models import layers
 from qempo_jax.models.positions import within_window
 from qempo_jax.token_stats import softcap
@@ -77,7 +78,7 @@ class LayerCache:
       prompt_keys, prompt_values, _rings(prompt_keys, -1, group_size, ring), _rings(prompt_values, 2, group_size, ring)
     )
 
-  def attend(self, q_RxGxHxK, k_RxGxJxK, v_RxGxJxK, entry, prompt_mask_RxGxL, ring_mask_RxGxT, config):
+  def attend(self, q_RxGxHxK, k_RxGxJxK, v_RxGxJxK, entry, prompt_mask_RxGxL, ring_mask_RxGxT, config, sinks_H=None):
     """Stores this token's keys and values, then attends to the prompt and to the slot's own past.
 
     Args:
@@ -88,6 +89,7 @@ class LayerCache:
       prompt_mask_RxGxL: True on prompt tokens that a query attends to.
       ring_mask_RxGxT: True on ring entries that a query attends to, this token's included.
       config: the decoder's config: scale and soft-cap of the scores.
+      sinks_H: the heads' sinks, or None.
 
     Returns:
       ([R, G, H, K], the block's cache with this token).
@@ -107,8 +109,12 @@ class LayerCache:
     to_own = masked(cache.keys.scores("xjgrk,xjgkt->xjgrt", q_RxJxGxrxK), ring_mask_RxGxT)
     highest = lambda scores: jnp.max(scores, axis=-1, keepdims=True)
     top = jnp.maximum(highest(to_prompt), highest(to_own))
+    if sinks_H is not None:
+      sinks = at_least_float32(sinks_H).reshape(k_RxGxJxK.shape[2], 1, -1, 1)
+      top = jnp.maximum(top, sinks)
     on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
     total = jnp.sum(on_prompt, axis=-1, keepdims=True) + jnp.sum(on_own, axis=-1, keepdims=True)
+    total = total if sinks_H is None else total + jnp.exp(sinks - top)
     mixed = cache.prompt_values.mix("xjgrl,xjlk->xjgrk", on_prompt) + cache.values.mix("xjgrt,xjgtk->xjgrk", on_own)
     return jnp.swapaxes(mixed / total, 1, 2).reshape(q_RxGxHxK.shape).astype(q_RxGxHxK.dtype), cache
 

@@ -44,7 +44,33 @@ def group_heads(q_BxLxHxK, num_kv_heads):
   return q_BxLxHxK.reshape(rows, length, num_kv_heads, heads // num_kv_heads, width)
 
 
-def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config):
+def softmax(scores, sinks):
+  """e^s / (e^sink + sum e^s) over the last axis, in which a sink takes weight and gives no value.
+
+  Args:
+    scores: [..., keys].
+    sinks: broadcastable to [..., 1], or None for a plain softmax.
+
+  Returns:
+    [..., keys].
+  """
+  if sinks is None:
+    return jax.nn.softmax(scores, axis=-1)
+  top = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks))
+  weights = jnp.exp(scores - top)
+  return weights / (jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sinks - top))
+
+
+def gated(gate, up, config):
+  """The gated product of a feed-forward layer, `ModelConfig.activation` or `clamped_gate`: [..., F]."""
+  if config.clamped_gate is None:
+    return _ACTIVATIONS[config.activation](gate) * up
+  slope, limit = config.clamped_gate
+  gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+  return gate * jax.nn.sigmoid(slope * gate) * (1 + up)
+
+
+def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config, sinks_H=None):
   """Grouped-query attention, softmax(cap(scale q k')) v, without repeating keys and values.
 
   Args:
@@ -53,6 +79,7 @@ def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config):
     v_BxMxJxK: values.
     mask_BxLxM: True if a query attends to a key. A query without keys gets a plain mean.
     config: the decoder's config: scale and soft-cap of the scores.
+    sinks_H: the heads' sinks, or None; see `softmax`.
 
   Returns:
     [B, L, H, K].
@@ -63,20 +90,21 @@ def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config):
   k_BxJxMxK, v_BxJxMxK = jnp.swapaxes(k_BxMxJxK, 1, 2), jnp.swapaxes(v_BxMxJxK, 1, 2)
   scores = softcap(head_products.scores(q_BxJxLxrxK, k_BxJxMxK), config.attention_softcap)
   scores = jnp.where(mask_BxLxM[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
-  attended = head_products.mix(jax.nn.softmax(scores, axis=-1), v_BxJxMxK)
+  sinks = None if sinks_H is None else at_least_float32(sinks_H).reshape(k_BxJxMxK.shape[1], 1, -1, 1)
+  attended = head_products.mix(softmax(scores, sinks), v_BxJxMxK)
   return jnp.swapaxes(attended, 1, 2).reshape(q_BxLxHxK.shape)
 
 
 def block(layer, x_BxLxD, rotation, config, attend):
-  """One decoder block; `attend(q, k, v)` computes attention.
+  """One decoder block; `attend(q, k, v, sinks)` computes attention.
 
   Args:
     layer: this block's parameters.
     x_BxLxD: the residual stream.
     rotation: `positions.Rotation` of the rows' positions.
     config: the decoder's config, options and compute dtype.
-    attend: maps rotated q [B, L, H, K], k and v [B, L, J, K] to ([B, L, H, K], carried), with any `carried`, such as
-      a cache.
+    attend: maps rotated q [B, L, H, K], k and v [B, L, J, K], and the heads' sinks [H] or None, to
+      ([B, L, H, K], carried), with any `carried`, such as a cache.
 
   Returns:
     The residual stream after the block, `carried`, and the router's logits [B, L, E], None without experts.
@@ -110,18 +138,18 @@ def block(layer, x_BxLxD, rotation, config, attend):
   k = apply_rope(heads("key", h_BxLxD, True), rotation)
   v = heads("value", h_BxLxD, False)
   with jax.named_scope("attention"):
-    attended, carried = attend(q, k, v)
+    attended, carried = attend(q, k, v, layer["sinks"] if config.attention_sinks else None)
   joined_BxLxE = attended.reshape(*attended.shape[:-2], -1)
   x_BxLxD = x_BxLxD + post_norm("attention_post_norm", project("output", joined_BxLxE))
   h_BxLxD = pre_norm("feed_forward_norm", x_BxLxD)
-  activation, router = _ACTIVATIONS[config.activation], None
+  router = None
   if config.num_experts:
     with jax.named_scope("experts"):
-      fed_BxLxD, router = experts.feed_forward(layer, h_BxLxD, config, activation)
+      fed_BxLxD, router = experts.feed_forward(layer, h_BxLxD, config, functools.partial(gated, config=config))
   else:
     gate_BxLxF, up_BxLxF = project("gate", h_BxLxD), project("up", h_BxLxD)
     with jax.named_scope("gate"):
-      gated_BxLxF = activation(gate_BxLxF) * up_BxLxF
+      gated_BxLxF = gated(gate_BxLxF, up_BxLxF, config)
     fed_BxLxD = project("down", gated_BxLxF)
   x_BxLxD = x_BxLxD + post_norm("feed_forward_post_norm", fed_BxLxD)
   return sharding.constrain_rows(x_BxLxD), carried, router

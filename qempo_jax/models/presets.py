@@ -103,6 +103,8 @@ _PRESETS = {
     (151936, 4096, 1536, 94, 64, 4, 128),
     _UNTIED | _QWEN | _mixture(128, 8) | {"moe_intermediate_size": 1536, "norm_topk_prob": True},
   ),
+  "gpt-oss-20b": ("gpt_oss", (201088, 2880, 2880, 24, 64, 8, 64), _UNTIED | {"num_local_experts": 32}),
+  "gpt-oss-120b": ("gpt_oss", (201088, 2880, 2880, 36, 64, 8, 64), _UNTIED | {"num_local_experts": 128}),
   "gemma-2-2b": ("gemma2", (256000, 2304, 9216, 26, 8, 4, 256), _GEMMA2),
   "gemma-2-9b": ("gemma2", (256000, 3584, 14336, 42, 16, 8, 256), _GEMMA2),
   "gemma-2-27b": ("gemma2", (256000, 4608, 36864, 46, 32, 16, 128), _GEMMA2 | {"query_pre_attn_scalar": 144}),

@@ -1,14 +1,17 @@
 """Reads a Hugging Face folder of `config.json` and safetensors, one file or shards with an index."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import pathlib
 import re
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from qempo_jax.errors import InputError
 from qempo_jax.models import hugging_face
+from qempo_jax.models import mxfp4
 from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.paths import read_json
@@ -18,7 +21,7 @@ WHY_NO_PICKLE = (
   "model as safetensors (transformers' save_pretrained does)"
 )
 INDEX = "model.safetensors.index.json"
-_DTYPES = ("F32", "F16", "BF16")
+_DTYPES = ("F32", "F16", "BF16", mxfp4.NAME)
 # Rotary tables of old checkpoints, which follow from config.json.
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 
@@ -30,11 +33,13 @@ class Stored(NamedTuple):
     file: path of its file.
     dtype: safetensors' name of its dtype.
     shape: its shape.
+    parts: the stored tensors, by name, of which it is made; empty if it is stored itself.
   """
 
   file: pathlib.Path
   dtype: str
   shape: tuple[int, ...]
+  parts: Mapping[str, "Stored"] = MappingProxyType({})
 
 
 def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
@@ -88,18 +93,18 @@ def check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path)
 
 
 def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
-  """Headers of all tensors of a checkpoint's folder, by name.
+  """Headers of all tensors of a checkpoint's folder, by name, with one header for blocks and scales of MXFP4.
 
   Raises:
     InputError: there are none, or a file or the index is damaged.
   """
   if (folder / "model.safetensors").is_file():
-    return _open(folder / "model.safetensors")
+    return _with_mxfp4(_open(folder / "model.safetensors"))
   if (folder / INDEX).is_file():
-    return _sharded(folder)
+    return _with_mxfp4(_sharded(folder))
   files = sorted(folder.glob("*.safetensors"))
   if len(files) == 1:
-    return _open(files[0])
+    return _with_mxfp4(_open(files[0]))
   if files:
     raise InputError(f"{folder} holds {len(files)} .safetensors files and no {INDEX}; fetch the index too")
   pickled = any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir())
@@ -122,6 +127,20 @@ def _sharded(folder: pathlib.Path) -> dict[str, Stored]:
   return {name: shards[file][name] for name, file in weight_map.items()}
 
 
+def _with_mxfp4(headers: dict[str, Stored]) -> dict[str, Stored]:
+  """The headers, with one in place of each pair of NAME_blocks and NAME_scales."""
+  for blocks in [name for name, stored in headers.items() if name.endswith("_blocks") and stored.dtype == "U8"]:
+    name = blocks.removesuffix("_blocks")
+    parts = {part: headers.pop(part) for part in (blocks, f"{name}_scales") if part in headers}
+    shapes = [part.shape for part in parts.values()]
+    if len(parts) < 2 or len(shapes[0]) != 4 or shapes[0] != (*shapes[1], mxfp4.BYTES):
+      raise InputError(f"tensors {tensor_names.listed(parts)} have shapes {shapes}; MXFP4 has a scale for 16 bytes")
+    experts, outputs, groups, size = shapes[0]
+    shape = (experts, 2 * groups * size, outputs)
+    headers[name] = Stored(parts[blocks].file, mxfp4.NAME, shape, parts)
+  return headers
+
+
 def _open(path: pathlib.Path) -> dict[str, Stored]:
   import safetensors
 
@@ -134,12 +153,14 @@ def _open(path: pathlib.Path) -> dict[str, Stored]:
 
 
 def get(stored: Stored, name: str) -> np.ndarray:
-  """Reads one tensor; bfloat16 needs ml_dtypes, which JAX brings.
+  """Reads one tensor; bfloat16 needs ml_dtypes, which JAX brings. MXFP4 is dequantised to bfloat16.
 
   The file is opened for each tensor: pages of a file that stays mapped would add up to its whole size.
   """
   import safetensors
 
+  if stored.parts:
+    return mxfp4.dequantise(*(get(part, part_name) for part_name, part in stored.parts.items()))
   with safetensors.safe_open(stored.file, framework="numpy") as opened:
     return opened.get_tensor(name)
 

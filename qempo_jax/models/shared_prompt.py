@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
+from qempo_jax.masking import at_least_float32
 from qempo_jax.models import attention as whole_rows
 from qempo_jax.models import blockwise
 from qempo_jax.models import head_products
@@ -51,7 +52,7 @@ def mask_of_rows(positions_PxR, segments_PxR, responses: int):
 
 
 def attender(packed: PackedGroups, config):
-  """The `attend` function of `layers.block` for packed rows: (q, k, v, the block's window) -> [P, R, H, K].
+  """Attention over packed rows for `transformer.run_blocks`: (q, k, v, the block's window, sinks) -> [P, R, H, K].
 
   The implementation is that of `attention`. The memory that it would take decides between the ways of this module.
 
@@ -67,7 +68,7 @@ def attender(packed: PackedGroups, config):
   alone = layout.reach >= layout.prompt and parts == 1
   length = layout.prompt + layout.reach if alone else columns if platform == "tpu" else layout.chunk
 
-  def attend(q, k, v, window):
+  def attend(q, k, v, window, sinks=None):
     tokens = places(packed, window)
     name = whole_rows.chosen(config, length, q.shape[3], platform, whole_rows.obstacle_to_splitting(q, k))
     if name != "xla" and alone:
@@ -78,11 +79,13 @@ def attender(packed: PackedGroups, config):
         raise InputError(
           f"compute.attention={name} needs a mask of {size / 2**20:.0f} MiB for rows of {columns} tokens; use auto"
         )
-      return blockwise.attention(q, k, v, tokens, config, responses=layout.responses, block=block_size(layout))
+      settings = {"responses": layout.responses, "block": block_size(layout)}
+      return blockwise.attention(q, k, v, tokens, config, sinks_H=sinks, **settings)
     if name == "splash":
       q, k, v = sharding.for_attention(q, k, v)
       return whole_rows.splash(q, k, v, functools.partial(attends, responses=layout.responses), tokens, tokens, config)
-    return by_parts(q, k, v, packed, config, window=window, joined=whole_rows.cudnn if name == "cudnn" else None)
+    joined = whole_rows.cudnn if name == "cudnn" else None
+    return by_parts(q, k, v, packed, config, window=window, joined=joined, sinks_H=sinks)
 
   return attend
 
@@ -158,7 +161,7 @@ def _sequences(positions_R, segments_R, layout):
   return sequence_R, jnp.minimum(jnp.repeat(prompts_kxT, layout.responses, axis=0), own_BxT)
 
 
-def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, window=None, joined=None):
+def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, window=None, joined=None, sinks_H=None):
   """Attention of the prompts to themselves, and of the responses to prompt and own past.
 
   Args:
@@ -169,7 +172,8 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
     config: the decoder's config: scale and soft-cap of the scores.
     window: tokens that a query attends to, itself included; None: all.
     joined: attention (q, k, v, mask, config) over both parts as one list of keys, the prompt's repeated for every
-      chunk, for kernels that never hold the scores. None computes the two parts' scores separately.
+      chunk, for kernels that never hold the scores and have no sinks. None computes the two parts' scores separately.
+    sinks_H: the heads' sinks, or None.
 
   Returns:
     [P, R, H, K]; arbitrary but finite on padding.
@@ -187,7 +191,7 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
   sees_own_PxNxCxW = attends(queries, jax.tree.map(lambda x: past(x, -1), tokens), responses)
   sees_prompt_PxNxCxL = attends(queries, jax.tree.map(lambda x: x[:, None], prompts), responses)
 
-  plain = layers.attention if joined is None else joined
+  plain = functools.partial(layers.attention, sinks_H=sinks_H) if joined is None else joined
   attended = plain(
     of_prompt(q_PxRxHxK),
     of_prompt(k_PxRxJxK),
@@ -205,7 +209,7 @@ def by_parts(q_PxRxHxK, k_PxRxJxK, v_PxRxJxK, packed: PackedGroups, config, *, w
     sees_own_PxNxCxW,
     config,
   )
-  of_chunks = _apart(*arrays) if joined is None else _together(*arrays, joined)
+  of_chunks = _apart(*arrays, sinks_H) if joined is None else _together(*arrays, joined)
   of_chunks = of_chunks.reshape(of_chunks.shape[0], columns + missing, *of_chunks.shape[3:])[:, :columns]
   return jnp.concatenate([attended, of_chunks], axis=1)
 
@@ -229,7 +233,7 @@ def _past(x_PxNxC, chunks_back: int, fill):
   return jnp.concatenate([padded[:, start : start + chunks] for start in range(chunks_back + 1)], axis=2)
 
 
-def _apart(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config):
+def _apart(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config, sinks_H):
   """Attention with separate scores of both parts and one softmax: [P, N, C, H, K]."""
   rows, chunks, chunk, heads, width = q.shape
   shared = own_k.shape[3]
@@ -246,8 +250,12 @@ def _apart(q, prompt_k, prompt_v, own_k, own_v, sees_prompt, sees_own, config):
   to_prompt, to_own = scores(prompt_k, sees_prompt), scores(own_k, sees_own)
   highest = lambda x: jnp.max(x, axis=-1, keepdims=True)
   top = jax.lax.stop_gradient(jnp.maximum(highest(to_prompt), highest(to_own)))
+  if sinks_H is not None:
+    sinks = at_least_float32(sinks_H).reshape(shared, 1, 1, -1, 1)
+    top = jax.lax.stop_gradient(jnp.maximum(top, sinks))
   on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
   total = jnp.sum(on_prompt, axis=-1, keepdims=True) + jnp.sum(on_own, axis=-1, keepdims=True)
+  total = total if sinks_H is None else total + jnp.exp(sinks - top)
   attended = head_products.mix(on_prompt, prompt_v) + head_products.mix(on_own, own_v)
   return jnp.moveaxis(attended / total, 1, 3).astype(own_v.dtype).reshape(rows, chunks, chunk, heads, width)
 

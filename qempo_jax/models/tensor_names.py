@@ -35,6 +35,7 @@ _MODULES = {
   "expert_down": "mlp.experts.{}.down_proj",
   "query_norm": "self_attn.q_norm",
   "key_norm": "self_attn.k_norm",
+  "sinks": "self_attn.sinks",
 }
 # Names that differ in other layouts. Projections with one name are one tensor, fused in the order of the parameter tree.
 _LAYOUTS = {
@@ -48,6 +49,8 @@ _LAYOUTS = {
     "expert_up": "block_sparse_moe.experts.{}.w3",
     "expert_down": "block_sparse_moe.experts.{}.w2",
   },
+  "gpt_oss": {"router": "mlp.router"}
+  | dict(zip(EXPERTS, (*("mlp.experts.gate_up_proj",) * 2, "mlp.experts.down_proj"))),
 }
 # "post_attention_layernorm" is the norm before the feed-forward layer in Llama, and the norm of the attention's output
 # elsewhere.
@@ -75,7 +78,9 @@ class TensorSpec(NamedTuple):
     index: the part's index in the leaf: (block,), (block, expert), or () outside the blocks.
     shape: the part's shape.
     stored: Hugging Face's shape of the tensor: matrices as [out, in], others unchanged.
-    start: first row of the part in a fused tensor.
+    start: first row of the part in a fused tensor; with `alternating`, first index on the last axis.
+    alternating: parts that take turns on the last axis of a tensor of all experts, [experts, in, out]; 0: a tensor of
+      another kind.
   """
 
   name: str
@@ -84,9 +89,12 @@ class TensorSpec(NamedTuple):
   shape: tuple[int, ...]
   stored: tuple[int, ...]
   start: int = 0
+  alternating: int = 0
 
   def from_hugging_face(self, tensor: np.ndarray) -> np.ndarray:
     """Converts Hugging Face's layout to the part's."""
+    if self.alternating:
+      return tensor[..., self.start :: self.alternating]
     return tensor[self.start : self.start + self._rows].T.reshape(self.shape) if self._is_matrix else tensor
 
   def to_hugging_face(self, part: np.ndarray) -> np.ndarray:
@@ -95,11 +103,18 @@ class TensorSpec(NamedTuple):
 
   @property
   def _is_matrix(self) -> bool:
-    return bool(self.index) and len(self.shape) > 1
+    return bool(self.index) and len(self.shape) > 1 and not self.alternating
 
   @property
   def _rows(self) -> int:
     return int(np.prod(self.shape)) // self.stored[1]
+
+
+def fuse(specs: list[TensorSpec], parts: list[np.ndarray]) -> np.ndarray:
+  """A tensor of its parts, each from `to_hugging_face`, in the order of `tensor_specs`."""
+  if len(parts) == 1:
+    return parts[0]
+  return np.stack(parts, axis=-1).reshape(specs[0].stored) if specs[0].alternating else np.concatenate(parts)
 
 
 def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
@@ -113,9 +128,14 @@ def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
     starts = collections.Counter()
     for key, (_, *shape) in shapes["layers"].items():
       name = named[key]
-      if key in EXPERTS:
+      if key in EXPERTS and "{}" in name:
         for expert in range(config.num_experts):
           yield TensorSpec(name.format(expert), key, (block, expert), tuple(shape[1:]), tuple(shape[:0:-1]))
+        continue
+      if key.startswith("expert_"):
+        turns = [other for other in named if named[other] == name]
+        stored = (*shape[:-1], shape[-1] * len(turns))
+        yield TensorSpec(name, key, (block,), tuple(shape), stored, turns.index(key), len(turns))
         continue
       fused = {
         other: _stored_shape(other, tuple(shapes["layers"][other][1:])) for other in named if named[other] == name
@@ -130,7 +150,10 @@ def block_name(key: str, block: int, config: ModelConfig) -> str:
   module = key.removesuffix("_bias")
   kind = "bias" if module != key else "weight"
   names = _MODULES | _NORMS[config.norm_placement] | _LAYOUTS[config.layout]
-  return f"model.layers.{block}.{names[module]}.{kind}"
+  name = f"model.layers.{block}.{names[module]}"
+  if key == "sinks" or config.layout == "gpt_oss" and module in EXPERTS:  # Parameters of no module of their own.
+    return f"{name}_bias" if kind == "bias" else name
+  return f"{name}.{kind}"
 
 
 def expected(config: ModelConfig) -> list[str]:

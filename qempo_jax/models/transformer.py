@@ -15,6 +15,7 @@ from qempo_jax.models import experts
 from qempo_jax.models import layers
 from qempo_jax.models import positions
 from qempo_jax.models import shared_prompt
+from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
 from qempo_jax.token_stats import mask_columns
@@ -37,7 +38,9 @@ def param_shapes(config: ModelConfig):
   else:
     blocks |= {"gate": (n, d, f), "up": (n, d, f), "down": (n, f, d)}
   outputs = {"query": h * k, "key": j * k, "value": j * k, "output": d, "gate": f, "up": f, "down": d}
-  blocks |= {f"{name}_bias": (n, outputs[name]) for name in config.biases}
+  outputs |= {"router": e, "expert_gate": f, "expert_up": f, "expert_down": d}
+  bias = lambda name: (n, e, outputs[name]) if name in EXPERTS else (n, outputs[name])
+  blocks |= {f"{name}_bias": bias(name) for name in config.biases}
   if config.norm_placement != "post":
     blocks |= {"attention_norm": (n, d), "feed_forward_norm": (n, d)}
   if config.norm_placement != "pre":
@@ -46,6 +49,8 @@ def param_shapes(config: ModelConfig):
     blocks |= {"query_norm": (n, k), "key_norm": (n, k)}
   if config.qk_norm == "width":
     blocks |= {"query_norm": (n, h * k), "key_norm": (n, j * k)}
+  if config.attention_sinks:
+    blocks |= {"sinks": (n, h)}
   shapes = {"embedding": (config.vocab_size, d), "layers": blocks, "final_norm": (d,)}
   if not config.tie_embeddings:
     shapes["unembedding"] = (config.vocab_size, d)
@@ -88,8 +93,11 @@ def rounded(params, config: ModelConfig):
   On a mesh they are gathered over fsdp too, since each use would do so. The embedding for look-up is not rounded, so
   that results equal those of the unrounded parameters.
   """
-  cast = lambda leaf: leaf.astype(config.compute_dtype) if leaf.ndim > 2 else leaf
-  matrices = {"layers": jax.tree.map(cast, params["layers"])}
+
+  def cast(path, leaf):
+    return leaf if leaf.ndim < 3 or path[0].key.endswith("_bias") else leaf.astype(config.compute_dtype)
+
+  matrices = {"layers": jax.tree.map_with_path(cast, params["layers"])}
   matrices["unembedding"] = unembedding(params).astype(config.compute_dtype)
   matrices = sharding.constrain_params(matrices, gathered=True)
   return params | {"layers": matrices["layers"]}, matrices["unembedding"]
@@ -213,7 +221,10 @@ def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
   entry, stored = cache.clock % cache.ring, []
   x_RxGxD = embed(params, config, tokens_RxG)
   for layer, block, layer_cache in zip(params["layers"], blocks, cache.layers):
-    attend = lambda q, k, v: layer_cache.attend(q, k, v, entry, *masks[block.window], config)  # noqa: B023 (called before the next turn)
+
+    def attend(q, k, v, sinks, layer_cache=layer_cache, masks=masks[block.window]):
+      return layer_cache.attend(q, k, v, entry, *masks, config, sinks)
+
     x_RxGxD, new, _ = layers.block(layer, x_RxGxD, positions.block_rotation(rotations, block), config, attend)
     stored.append(new)
   return _final_norm(params, config, x_RxGxD), cache.advance(stored)
@@ -233,7 +244,7 @@ def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, attend, *, f
     config: the whole decoder's config.
     x_BxLxD: the residual stream before them.
     positions_BxL: rotary positions.
-    attend: attention over whole rows, such as `masked`: (q, k, v, window) -> [B, L, H, K].
+    attend: attention over whole rows, such as `masked`: (q, k, v, window, sinks) -> [B, L, H, K].
     first: index of the first of them in the decoder.
     remat: apply `config.remat` in the backward pass.
 
@@ -264,10 +275,10 @@ def _forward(params, config, tokens_BxL, positions_BxL, attend, remat):
 
 
 def masked(config: ModelConfig, positions_BxL, mask_BxLxL):
-  """Attention over whole rows under a mask [B, L, L] and the block's window: (q, k, v, window) -> [B, L, H, K]."""
+  """Attention over whole rows under a mask [B, L, L] and the block's window: (q, k, v, window, sinks) -> [B, L, H, K]."""
   queries, keys = positions_BxL[:, :, None], positions_BxL[:, None, :]
   seen = lambda window: positions.within_window(mask_BxLxL, queries, keys, window)
-  return lambda q, k, v, window: attention.attention(q, k, v, seen(window), config)
+  return lambda q, k, v, window, sinks: attention.attention(q, k, v, seen(window), config, sinks)
 
 
 def _full_block(config, positions_BxL, attend):
@@ -275,8 +286,8 @@ def _full_block(config, positions_BxL, attend):
   rotations = positions.rope_rotations(config, positions_BxL)
 
   def run(x_BxLxD, layer, block):
-    def attend_and_keep(q, k, v):
-      return attend(q, k, v, block.window), (k, v)
+    def attend_and_keep(q, k, v, sinks):
+      return attend(q, k, v, block.window, sinks), (k, v)
 
     return layers.block(layer, x_BxLxD, positions.block_rotation(rotations, block), config, attend_and_keep)
 

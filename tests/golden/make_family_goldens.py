@@ -22,6 +22,7 @@ import shutil
 import sys
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 
@@ -59,6 +60,11 @@ GRANITE = {
   "tie_word_embeddings": True,
 }  # fmt: skip
 UNTIED = {"tie_word_embeddings": False}
+GPT_OSS = {
+  "head_dim": 8, "sliding_window": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_alpha": 1.3,
+  "swiglu_limit": 0.6, "rope_parameters": YARN | {"beta_fast": 3.0, "beta_slow": 0.5, "truncate": False},
+}  # fmt: skip
+MXFP4 = ("gpt_oss_mxfp4",)  # Cases with random MXFP4 experts.
 
 # Name -> (configuration class, its options beyond SIZES, stored type, largest shard).
 CASES = {
@@ -226,6 +232,13 @@ CASES = {
   ),
   "olmoe": ("OlmoeConfig", MIXTURE | UNTIED, torch.bfloat16, "1GB"),
   "mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": 4} | UNTIED, torch.bfloat16, "1GB"),
+  "gpt_oss": ("GptOssConfig", GPT_OSS | UNTIED, torch.float32, "10KB"),
+  "gpt_oss_mxfp4": (
+    "GptOssConfig",
+    GPT_OSS | {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2} | UNTIED,
+    torch.bfloat16,
+    "1GB",
+  ),
 }
 
 
@@ -240,6 +253,30 @@ def random_model(config: transformers.PreTrainedConfig, dtype: torch.dtype, seed
       scale = 0.4 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
       parameter.copy_((neutral if "norm" in name else 0.0) + scale * noise)
   return model.to(dtype)
+
+
+def write(name: str, folder: pathlib.Path, seed: int = 7) -> None:
+  """Writes a family's random checkpoint."""
+  kind, options, dtype, shard = CASES[name]
+  config = getattr(transformers, kind)(**SIZES | options)
+  random_model(config, dtype, seed).save_pretrained(folder, max_shard_size=shard)
+  (folder / "generation_config.json").unlink(missing_ok=True)
+  if name in MXFP4:
+    quantise(folder, np.random.default_rng(seed))
+
+
+def quantise(folder: pathlib.Path, rng: np.random.Generator) -> None:
+  """Replaces the experts of a checkpoint by random blocks and scales of MXFP4."""
+  tensors = safetensors.torch.load_file(folder / "model.safetensors")
+  for name in [name for name in tensors if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")]:
+    experts, inputs, outputs = tensors.pop(name).shape
+    shape = (experts, outputs, inputs // 32)
+    tensors[f"{name}_blocks"] = torch.tensor(rng.integers(0, 256, (*shape, 16)), dtype=torch.uint8)
+    tensors[f"{name}_scales"] = torch.tensor(rng.integers(122, 125, shape), dtype=torch.uint8)
+  safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+  config = json.loads((folder / "config.json").read_text())
+  config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+  (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -257,13 +294,9 @@ def logits_of(model: torch.nn.Module, rows: list[list[int]], side: str) -> np.nd
 
 def make(name: str) -> None:
   """Writes one family's folder."""
-  kind, options, dtype, shard = CASES[name]
   folder = FOLDER / name
   shutil.rmtree(folder, ignore_errors=True)
-  config = getattr(transformers, kind)(**SIZES | options)
-  random_model(config, dtype).save_pretrained(folder, max_shard_size=shard)
-  (folder / "generation_config.json").unlink(missing_ok=True)
-
+  write(name, folder)
   model = transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32, attn_implementation="eager"
   ).eval()

@@ -32,7 +32,7 @@ def _inputs(rows=2, length=LENGTH):
   return draw(4), draw(2), draw(2), jnp.asarray(np.broadcast_to(mask, (rows, length, length)))
 
 
-def _plain(q, k, v, mask, config):
+def _plain(q, k, v, mask, config, sinks=None):
   """Every head on its own, in float64."""
   q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
   k, v = (np.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
@@ -40,7 +40,8 @@ def _plain(q, k, v, mask, config):
   if config.attention_softcap:
     scores = config.attention_softcap * np.tanh(scores / config.attention_softcap)
   weights = np.where(np.asarray(mask)[:, None], np.exp(scores), 0)
-  weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+  sunk = 0 if sinks is None else np.exp(np.asarray(sinks, np.float64))[:, None, None]
+  weights /= np.maximum(weights.sum(-1, keepdims=True) + sunk, 1e-300)
   return np.einsum("bhlm,bmhk->blhk", weights, v)
 
 
@@ -59,6 +60,15 @@ def test_xla_and_splash_equal_the_formula(softcap):
   splash = jax.jit(lambda *qkv: _splash(*qkv, mask, config))(*qkv)
   np.testing.assert_allclose(np.where(real, splash, 0), np.where(real, expected, 0), atol=1e-5)
   assert np.isfinite(splash).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sinks_take_weight_and_give_no_value(dtype):
+  *qkv, mask = _inputs()
+  sinks = jnp.array([-1.0, 0.5, 3.0, 90.0], dtype)
+  ours = attention.attention(*qkv, mask, CONFIG, sinks)
+  real = np.asarray(mask.any(-1))[:, :, None, None]
+  np.testing.assert_allclose(np.where(real, ours - _plain(*qkv, mask, CONFIG, sinks), 0), 0, atol=1e-5)
 
 
 def test_splash_has_the_gradient_of_xla():
@@ -91,6 +101,7 @@ def test_cudnn_equals_xla_to_half_precision():
     ("gpu", {"compute_dtype": "bfloat16", "attention_softcap": 50.0}, "xla"),
     ("gpu", {"compute_dtype": "bfloat16", "attention": "xla"}, "xla"),
     ("tpu", {"attention_softcap": 50.0}, "splash"),
+    ("tpu", {"attention_sinks": True}, "xla"),
   ],
 )
 def test_auto_takes_what_is_possible(platform, changes, expected):
@@ -104,7 +115,9 @@ def test_auto_takes_what_is_possible(platform, changes, expected):
     ("cudnn", "gpu", 128, {}, "compute.dtype is float32"),
     ("cudnn", "gpu", 128, {"attention_softcap": 50.0}, "attention_softcap is 50.0"),
     ("cudnn", "gpu", 127, {"compute_dtype": "bfloat16"}, "these have 127"),
+    ("cudnn", "gpu", 128, {"attention_sinks": True}, "cudnn has no attention sinks, and this model's heads have them"),
     ("splash", "gpu", 128, {}, "needs a TPU"),
+    ("splash", "tpu", 128, {"attention_sinks": True}, "splash has no attention sinks"),
     ("splash", "tpu", 100, {}, "multiple of 128 tokens, and these have 100; set compute.bucket"),
   ],
 )

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import pathlib
 import pickle
+import shutil
 
 import jax
 import ml_dtypes
@@ -17,6 +19,7 @@ from qempo_jax.models import hugging_face
 from qempo_jax.models import safetensors_files
 from qempo_jax.models import transformer
 
+GPT_OSS = pathlib.Path(__file__).parent.parent / "golden" / "families" / "gpt_oss_mxfp4"
 HF_CONFIG = {
   "model_type": "llama",
   "vocab_size": 40,
@@ -120,6 +123,7 @@ def _change(folder, **changes):
 
 UP = "model.layers.1.mlp.up_proj.weight"
 NORM = "model.norm.weight"
+DOWN = "model.layers.1.mlp.experts.down_proj"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +174,24 @@ def test_damage_is_named(folder, damage, message):
   with pytest.raises(InputError, match=message) as caught:
     conversion.load(folder[0])
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda t: t.pop(f"{DOWN}_scales"), "_blocks' have shapes .* a scale for 16 bytes"),
+    (lambda t: t.update({f"{DOWN}_scales": t[f"{DOWN}_scales"][:, :5]}), "a scale for 16 bytes"),
+    (lambda t: t[f"{DOWN}_scales"].fill(255), "down_proj' holds NaN or infinity"),
+    (lambda t: t.update({f"{DOWN}_{part}": t[f"{DOWN}_{part}"][:2] for part in ("blocks", "scales")}), "does not fit"),
+  ],
+)
+def test_damaged_mxfp4_is_named(damage, message, tmp_path):
+  shutil.copytree(GPT_OSS, tmp_path, dirs_exist_ok=True)
+  tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+  damage(tensors)
+  _save(tmp_path, tensors)
+  with pytest.raises(InputError, match=message):
+    conversion.load(tmp_path)
 
 
 @pytest.mark.parametrize("mesh", [None, (2, 2, 2)])

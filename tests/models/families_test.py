@@ -16,6 +16,7 @@ from qempo_jax import sharding
 from qempo_jax.models import conversion
 from qempo_jax.models import lora
 from qempo_jax.models import transformer
+from qempo_jax.models.config import EXPERTS
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
 
@@ -76,6 +77,14 @@ MISTAKES = [
   ("olmoe", {"normalise_experts": True}),
   ("olmoe", {"experts_per_token": 1}),
   ("mixtral", {"normalise_experts": False}),
+  ("gpt_oss", {"attention_sinks": False}),
+  ("gpt_oss", {"clamped_gate": None}),
+  ("gpt_oss", {"clamped_gate": (1.702, 0.6)}),
+  ("gpt_oss", {"clamped_gate": (1.3, 7.0)}),
+  ("gpt_oss", {"biases": ("query", "key", "value", "output", *EXPERTS)}),
+  ("gpt_oss", {"biases": ("query", "key", "value", "output", "router")}),
+  ("gpt_oss", {"windows": ()}),
+  ("gpt_oss", {"rope_scaling": None}),
 ]
 
 
@@ -184,7 +193,7 @@ def _score_packed(name, *, temperature=0.7, differentiate=True):
   return np.stack([stats.log_prob, stats.entropy]), np.stack([own, entropies]), gradient
 
 
-@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "olmoe"))
+@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "gpt_oss"))
 def test_packed_rows_equal_pytorch_and_their_gradient_reaches_every_parameter(name):
   ours, theirs, gradient = _score_packed(name)
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=2 * TOLERANCE / 0.7)
@@ -221,7 +230,7 @@ def _decode(name):
     yield ours, np.stack([row[len(prompt) - 1 : len(prompt) + steps] for row in rows], axis=1)
 
 
-@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "olmo2", "smollm3", "phi4", "olmoe"))
+@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "olmo2", "smollm3", "phi4", "gpt_oss"))
 def test_cached_decode_equals_pytorch(name):
   """A prompt twice, padded on the left and on the right, and two responses to each."""
   for ours, theirs in _decode(name):
@@ -229,7 +238,7 @@ def test_cached_decode_equals_pytorch(name):
 
 
 @pytest.mark.slow  # `sampling/sampler_test` has the same of one decoder
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "ministral3", "olmo2", "olmoe", "qwen2_windows"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt_oss", "ministral3", "olmo2", "olmoe", "qwen2_windows"])
 def test_scoring_gives_the_samplers_log_probs(name):
   config, params, golden = _load(name)
   prompts = [row[:n] for row, n in zip(_rows(golden), golden["prompt_lengths"])]
@@ -246,7 +255,7 @@ def test_scoring_gives_the_samplers_log_probs(name):
   np.testing.assert_allclose(stats.entropy, rollout.entropies, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [slow("gemma3"), "llama_biases", "olmo2", "olmoe"])
+@pytest.mark.parametrize("name", [slow("gemma3"), "llama_biases", "olmo2", slow("olmoe"), "gpt_oss"])
 def test_sharded_equals_single_device(name):
   config, params, golden = _load(name)
   mesh = sharding.make_mesh((2, 2, 2))
@@ -256,9 +265,10 @@ def test_sharded_equals_single_device(name):
   np.testing.assert_allclose(_forward(config, placed, golden), _both(golden), rtol=0, atol=TOLERANCE)
 
 
-def test_experts_split_over_devices_give_the_same_loss_and_gradient():
+@pytest.mark.parametrize("name", [slow("olmoe"), "gpt_oss"])
+def test_experts_split_over_devices_give_the_same_loss_and_gradient(name):
   """Rows over (data, fsdp) and experts over tensor, with adapters of the experts."""
-  config, params, golden = _load("olmoe")
+  config, params, golden = _load(name)
   rows = _rows(golden)
   tokens, valid = _padded([*rows, rows[0]], "left", 18)
   adapters = lora.init(jax.random.key(0), params, lora.LoraConfig(2, 4.0, "layers/expert"))

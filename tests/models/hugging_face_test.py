@@ -1,5 +1,7 @@
 """Reading config.json: published checkpoints' own wording, and what is refused by name."""
 
+import math
+
 import pytest
 
 from qempo_jax.errors import InputError
@@ -104,13 +106,32 @@ def test_mixtures():
   assert _read("mixtral").normalise_experts and not _read("olmoe").normalise_experts
 
 
+def test_gpt_oss_as_its_makers_and_transformers_5_write_it():
+  yarn = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+  yarn |= {"original_max_position_embeddings": 4096}
+  old = _read(
+    "gpt_oss", rope_theta=150000, rope_scaling=yarn, quantization_config={"quant_method": "mxfp4"}, attention_bias=True,
+    num_local_experts=32, experts_per_token=4, num_experts_per_tok=4, swiglu_limit=7.0, sliding_window=128,
+  )  # fmt: skip
+  new = _read("gpt_oss", num_local_experts=32, rope_parameters=yarn | {"rope_theta": 150000.0})
+  assert old == new == _read("gpt_oss", num_local_experts=32)
+  assert old.rope_scaling == RopeScaling("yarn", 32.0, 1.0, 32.0, 4096, 0.1 * math.log(32) + 1, False)
+  assert old.windows == (128, None, 128, None, 128, None, 128)
+  assert old.attention_sinks and old.normalise_experts and old.clamped_gate == (1.702, 7.0)
+  assert (old.head_dim, old.experts_per_token, old.rope_theta) == (64, 4, 150000.0)
+  assert set(_read("gpt_oss", attention_bias=False).biases) == {"router", "expert_gate", "expert_up", "expert_down"}
+
+
 @pytest.mark.parametrize(
   ("model_type", "options", "message"),
   [
     ("qwen2_moe", {}, "model_type='qwen2_moe' is not supported; this decoder reads 'llama'"),
-    ("gpt_oss", {}, "'gpt_oss' is not supported: its attention has sinks"),
-    ("qwen3_5_text", {}, "'qwen3_5_text' is not supported: most of its blocks have linear attention"),
-    ("gemma4_text", {}, "'gemma4_text' is not supported: its blocks differ in head size"),
+    (
+      "qwen3_5_text",
+      {},
+      "'qwen3_5_text' is not supported: most of its blocks are gated delta nets, with a recurrent state",
+    ),
+    ("gemma4_text", {}, "'gemma4_text' is not supported: its blocks .* differ in size and number of heads"),
     ("gemma3", {}, "'gemma3' is not supported: it holds a vision tower; save its language model alone"),
     (None, {}, "model_type=None"),
     ("llama", {"rope_scaling": {"rope_type": "proportional", "factor": 4.0}}, "rope_type='proportional'"),
@@ -126,6 +147,9 @@ def test_mixtures():
     ("llama", {"hidden_act": "relu"}, "hidden_act='relu'"),
     ("llama", {"num_local_experts": 8}, "num_local_experts=8"),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ("llama", {"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config"),
+    ("gpt_oss", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ("gpt_oss", {"quantization_config": "mxfp4"}, "quantization_config"),
     ("llama", {"hidden_size": "32"}, "hidden_size='32'"),
     ("llama", {"num_hidden_layers": 0}, "num_hidden_layers=0"),
     ("llama", {"num_hidden_layers": True}, "num_hidden_layers=True"),

@@ -172,7 +172,7 @@ def test_adapters_are_refused_or_give_pefts_logits(tmp_path, options):
   assert options in ({}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": False}, {"use_rslora": True})
 
 
-@pytest.mark.parametrize("name", ["phi3", "olmoe"])
+@pytest.mark.parametrize("name", ["phi3", "olmoe", "gpt_oss"])
 def test_adapters_without_a_module_in_peft_are_refused(tmp_path, name):
   config, base = conversion.load(GOLDEN / "families" / name)
   adapters = lora.init(jax.random.key(0), base, lora.LoraConfig(2, 4.0, "layers/(up|expert_up)"))

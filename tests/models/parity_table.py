@@ -1,6 +1,6 @@
 """Makes the parity table of docs/models.md: worst differences from PyTorch transformers of each tiny golden checkpoint.
 
-  python -m tests.models.parity_table            # needs torch; about 4 minutes on 2 cores
+  python -m tests.models.parity_table [NAME ...]  # needs torch; all take about 4 minutes on 2 cores
 
 Columns: logits of rows padded on the right and on the left; log-probs and entropies of packed rows; logits decoded from
 a cache; PyTorch's logits of the checkpoint written back with a config.json made from the decoder's shape alone; PyTorch's
@@ -59,14 +59,14 @@ def _adapters(params):
 
 
 def main(names: list[str]) -> None:
-  """Writes the table into the page."""
-  lines = ["| checkpoint | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
+  """Writes rows of the named checkpoints, or of all, into the page's table."""
+  start, table, end = re.split(f"(?<={START})(.*?)(?={END})", PAGE.read_text(), flags=re.DOTALL)
+  rows = {} if not names else {line.split()[1]: line for line in table.splitlines()[2:]}
   for name in names or families_test.FAMILIES:
-    lines.append(f"| {name} | " + " | ".join(f"{value:.0e}" for value in differences(name)) + " |")
-    print(lines[-1], flush=True)
-  table = START + "\n".join(lines) + "\n" + END
-  text = PAGE.read_text()
-  PAGE.write_text(re.sub(re.escape(START) + ".*?" + re.escape(END), lambda _: table, text, flags=re.DOTALL))
+    rows[name] = f"| {name} | " + " | ".join(f"{value:.0e}" for value in differences(name)) + " |"
+    print(rows[name], flush=True)
+  heads = ["| checkpoint | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
+  PAGE.write_text(start + "\n".join([*heads, *map(rows.get, sorted(rows))]) + "\n" + end)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
 from qempo_jax.models import experts
 from qempo_jax.models import export
+from qempo_jax.models import mxfp4
 from qempo_jax.models import shared_prompt
 from qempo_jax.models import transformer
 from qempo_jax.models import verify_export
@@ -44,9 +45,7 @@ def _written(goldens, name, folder):
   import torch
   import transformers
 
-  kind, options, dtype, shard = goldens.CASES[name]
-  config = getattr(transformers, kind)(**goldens.SIZES | options)
-  goldens.random_model(config, dtype, seed=SEED).save_pretrained(folder, max_shard_size=shard)
+  goldens.write(name, folder, seed=SEED)
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
   return model.eval()
 
@@ -149,6 +148,19 @@ def test_what_transformers_does_not_load_whole_is_found(tmp_path):
   (out / "config.json").write_text(json.dumps(written | {"attention_bias": True}))
   with pytest.raises(InputError, match="loads .* with .*missing"):
     verify_export.verify_export(out, params, config, dtype="float32", tolerance=TOLERANCE)
+
+
+def test_mxfp4_is_dequantised_as_transformers_does():
+  import torch
+  from transformers.integrations import mxfp4 as theirs
+
+  rng = np.random.default_rng(0)
+  blocks = rng.integers(0, 256, (3, 8, 2, 16)).astype(np.uint8)
+  scales = rng.integers(0, 250, (3, 8, 2)).astype(np.uint8)  # to the ends of bfloat16's range
+  expected = theirs.convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales), dtype=torch.float32)
+  ours = mxfp4.dequantise(blocks, scales)
+  assert ours.shape == (3, 64, 8)
+  np.testing.assert_array_equal(ours.astype(np.float32), expected)
 
 
 def test_the_routers_loss_is_that_of_transformers():

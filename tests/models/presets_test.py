@@ -60,6 +60,8 @@ PUBLISHED = {
   "qwen3-235b-a22b": 235_093_634_560,
   "llama-3.3-70b": 70_553_706_496,
 }
+# Billions, as printed in Table 1 of arXiv 2508.10925.
+ROUNDED = {"gpt-oss-20b": 20.91, "gpt-oss-120b": 116.83}
 # Of each family, and the one whose number is not published.
 SMALLEST = (
   "smollm2-135m",
@@ -78,11 +80,13 @@ SMALLEST = (
   "granite-3.1-2b",
   "ministral-3-8b-text",
   "qwen3-30b-a3b",
+  "gpt-oss-20b",
 )
 
 
 def test_parameters_are_as_many_as_published():
   assert {name: presets.num_params(presets.get(name)) for name in PUBLISHED} == PUBLISHED
+  assert {name: round(presets.num_params(presets.get(name)) / 1e9, 2) for name in ROUNDED} == ROUNDED
 
 
 def test_the_written_configuration_reads_back():

@@ -26,7 +26,7 @@ from qempo_jax.models.config import ModelConfig
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "families"
 # Between them: windows, soft-caps, norms of queries and keys, biases, two rotary bases, one key head for several.
-FAMILIES = ("gemma2", "gemma3", "llama_biases", "olmo2")
+FAMILIES = ("gemma2", "gemma3", "gpt_oss", "llama_biases", "olmo2")
 CONFIG = ModelConfig(50, 16, 24, 2, 4, 2, 8, 100.0, 1e-5, True)
 
 
@@ -101,7 +101,7 @@ def _values_and_gradients(attend, packed, arrays):
     attended = attend(*arrays)
     return jnp.sum(weights * jnp.sin(jnp.where(real, attended, 0))), attended
 
-  gradient, attended = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
+  gradient, attended = jax.jit(jax.grad(loss, argnums=tuple(range(len(arrays))), has_aux=True))(*arrays)
   assert np.isfinite(attended).all()
   return jnp.where(real, attended, 0), gradient
 
@@ -140,16 +140,43 @@ def test_every_way_equals_dense_attention(window, softcap, prompts_per_row, buck
       jax.tree.map(near, ours, expected)
 
 
+def _with_sinks(packed, dtype):
+  """Queries, keys, values and sinks."""
+  return [*_draw(packed, dtype), jnp.array([-2.0, 0.3, 1.5, 4.0], dtype)]
+
+
+def test_sinks_are_the_same_in_every_way():
+  with jax.enable_x64(True):
+    config = dataclasses.replace(CONFIG, attention_softcap=2.0, attention_sinks=True)
+    packed = packing.pack_groups(*_groups(50, 6, 9), bucket=4, prompts_per_row=3)
+    arrays = _with_sinks(packed, "float64")
+    mask = shared_prompt.mask_of_rows(packed.positions, packed.segments, packed.layout.responses)
+    places = positions.places(jax.tree.map(jnp.asarray, packed), None)
+    ways = {
+      "dense": lambda q, k, v, sinks: attention.attention(q, k, v, mask, config, sinks),
+      "apart": lambda q, k, v, sinks: shared_prompt.by_parts(q, k, v, packed, config, sinks_H=sinks),
+      "blocks": lambda q, k, v, sinks: blockwise.attention(
+        q, k, v, places, config, responses=6, block=5, sinks_H=sinks
+      ),
+      "chosen": lambda q, k, v, sinks: shared_prompt.attender(packed, config)(q, k, v, None, sinks),
+    }
+    expected, *others = (_values_and_gradients(way, packed, arrays) for way in ways.values())
+    assert np.abs(expected[1][3]).min() > 1e-3
+    for name, ours in zip(list(ways)[1:], others):
+      near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=name)  # noqa: B023
+      jax.tree.map(near, ours, expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 4), slow((2, 1, 2, 2))])
 def test_a_ring_of_devices_equals_one(shape):
   packed = packing.pack_groups(*_groups(50, 4, 9), bucket=4)
   packed = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), packed)
   places = positions.places(jax.tree.map(jnp.asarray, packed), jnp.int32(6))
-  attend = lambda *arrays: blockwise.attention(*arrays, places, CONFIG, responses=4, block=4)
-  arrays = _draw(packed, "float32")
+  attend = lambda q, k, v, s: blockwise.attention(q, k, v, places, CONFIG, responses=4, block=4, sinks_H=s)
+  arrays = _with_sinks(packed, "float32")
   expected = _values_and_gradients(attend, packed, arrays)
   mesh = sharding.make_mesh(shape, devices=jax.devices()[: np.prod(shape)])
-  arrays = jax.device_put(arrays, sharding.batch_sharding(mesh))
+  arrays = [*jax.device_put(arrays[:3], sharding.batch_sharding(mesh)), arrays[3]]
   ours = _values_and_gradients(sharding.on_mesh(attend, mesh), packed, arrays)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
 
