@@ -143,6 +143,12 @@ def test_padded_logits_equal_pytorch(name):
   np.testing.assert_allclose(_forward(config, params, golden), _both(golden), rtol=0, atol=TOLERANCE)
 
 
+def test_the_parity_table_has_every_checkpoint():
+  page = (pathlib.Path(__file__).parents[2] / "docs" / "models.md").read_text()
+  table = page.split("<!-- parity table")[1].split("<!-- end")[0]
+  assert [line.split()[1] for line in table.splitlines()[3:]] == FAMILIES
+
+
 @pytest.mark.slow  # of the golden files: that they would show each option read wrongly
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES, ids=lambda x: x if isinstance(x, str) else str(*x))
 def test_every_option_matters(name, mistake):

@@ -60,11 +60,13 @@ def _adapters(params):
 
 def main(names: list[str]) -> None:
   """Writes rows of the named checkpoints, or of all, into the page's table."""
-  start, table, end = re.split(f"(?<={START})(.*?)(?={END})", PAGE.read_text(), flags=re.DOTALL)
-  rows = {} if not names else {line.split()[1]: line for line in table.splitlines()[2:]}
+  measured = {}
   for name in names or families_test.FAMILIES:
-    rows[name] = f"| {name} | " + " | ".join(f"{value:.0e}" for value in differences(name)) + " |"
-    print(rows[name], flush=True)
+    measured[name] = f"| {name} | " + " | ".join(f"{value:.0e}" for value in differences(name)) + " |"
+    print(measured[name], flush=True)
+  start, table, end = re.split(f"(?<={START})(.*?)(?={END})", PAGE.read_text(), flags=re.DOTALL)
+  kept = {line.split()[1]: line for line in table.splitlines()[2:]} if names else {}
+  rows = kept | measured
   heads = ["| checkpoint | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
   PAGE.write_text(start + "\n".join([*heads, *map(rows.get, sorted(rows))]) + "\n" + end)
 
