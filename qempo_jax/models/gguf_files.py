@@ -1,4 +1,4 @@
-"""Reads GGUF files of Llama models, dequantised."""
+"""Reads GGUF files, dequantised."""
 
 from collections.abc import Callable
 import pathlib
@@ -6,15 +6,29 @@ import pathlib
 import numpy as np
 
 from qempo_jax.errors import InputError
+from qempo_jax.models import hugging_face
 from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
-from qempo_jax.models.config import RopeScaling
 
 _OUTER = {
   "model.embed_tokens.weight": "token_embd.weight",
   "model.norm.weight": "output_norm.weight",
   "lm_head.weight": "output.weight",
 }
+# Architecture of a GGUF file -> Hugging Face's model_type.
+_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+_KEYS = {
+  "embedding_length": "hidden_size",
+  "feed_forward_length": "intermediate_size",
+  "block_count": "num_hidden_layers",
+  "attention.head_count": "num_attention_heads",
+  "attention.head_count_kv": "num_key_value_heads",
+  "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+  "attention.key_length": "head_dim",
+  "attention.sliding_window": "sliding_window",
+  "rope.freq_base": "rope_theta",
+}
+_OPTIONAL = {"attention.key_length", "attention.sliding_window", "rope.freq_base"}
 _LAYER = {
   "input_layernorm": "attn_norm",
   "self_attn.q_proj": "attn_q",
@@ -25,15 +39,28 @@ _LAYER = {
   "mlp.gate_proj": "ffn_gate",
   "mlp.up_proj": "ffn_up",
   "mlp.down_proj": "ffn_down",
+  "self_attn.q_norm": "attn_q_norm",
+  "self_attn.k_norm": "attn_k_norm",
+}
+_BOTH_NORMS = {
+  "post_attention_layernorm": "post_attention_norm",
+  "pre_feedforward_layernorm": "ffn_norm",
+  "post_feedforward_layernorm": "post_ffw_norm",
 }
 
 
 def load(path: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
-  """Reads a GGUF file of a Llama model, dequantised tensor by tensor; see `conversion.load`.
+  """Reads a GGUF file, dequantised tensor by tensor; see `conversion.load`.
 
   Args:
     path: the file.
     make_leaf: builds a leaf from its parts; see `tensor_names.assemble`.
+
+  Returns:
+    (the decoder's config, its parameters).
+
+  Raises:
+    InputError: the file is damaged, or its architecture or rotary scaling is not supported.
   """
   import gguf
 
@@ -41,63 +68,62 @@ def load(path: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
     raise InputError(f"{path} does not exist; give a .gguf file, a model folder or a Hugging Face id")
   try:
     reader = gguf.GGUFReader(path)
-    config = _config(reader)
+    architecture = reader.fields["general.architecture"].contents()
+    config = _config(reader, architecture)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if extra := set(tensors) - {_name(name) for name in tensor_names.expected(config)}:
+    if extra := set(tensors) - {_name(name, config) for name in tensor_names.expected(config)}:
       raise InputError(f"{path} holds {tensor_names.listed(extra)}, which this decoder does not compute")
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
+    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads} if architecture == "llama" else {}
 
     def read(name):
-      tensor = tensors[_name(name)]
+      tensor = tensors[_name(name, config)]
       values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
       for projection, count in heads.items():
         values = _rotate_half_order(values, count) if projection in name else values
-      return values
+      return values - config.norm_offset if "norm" in name else values
 
     return config, tensor_names.assemble(read, config, make_leaf)
   except InputError:
     raise
   except (KeyError, ValueError, IndexError, TypeError, NotImplementedError, OSError) as error:
-    raise InputError(f"{path} is not a complete Llama GGUF file ({error}); fetch it again") from error
+    raise InputError(f"{path} is not a complete GGUF file ({error}); fetch it again") from error
 
 
-def _config(reader) -> ModelConfig:
-  field = lambda key: reader.fields[key].contents()
-  architecture = field("general.architecture")
-  if architecture != "llama":
-    raise InputError(f"GGUF architecture {architecture!r} is not supported; this decoder reads 'llama'")
+def _config(reader, architecture: str) -> ModelConfig:
+  """The config, with the options of the Hugging Face architecture."""
+  field = lambda key, default=None: reader.fields[key].contents() if key in reader.fields else default
+  if architecture not in _ARCHITECTURES:
+    known = ", ".join(map(repr, _ARCHITECTURES))
+    raise InputError(f"GGUF architecture {architecture!r} is not supported; this decoder reads {known}")
   sizes = {tensor.name: tensor.shape for tensor in reader.tensors}
-  width, num_heads = field("llama.embedding_length"), field("llama.attention.head_count")
-  return ModelConfig(
-    vocab_size=int(sizes["token_embd.weight"][1]),
-    hidden_size=width,
-    intermediate_size=field("llama.feed_forward_length"),
-    num_layers=field("llama.block_count"),
-    num_heads=num_heads,
-    num_kv_heads=field("llama.attention.head_count_kv"),
-    head_dim=width // num_heads,
-    rope_theta=float(field("llama.rope.freq_base")),
-    rope_scaling=_rope_scaling(reader),
-    norm_epsilon=float(field("llama.attention.layer_norm_rms_epsilon")),
-    tie_embeddings="output.weight" not in sizes,
-  )
-
-
-def _rope_scaling(reader) -> RopeScaling | None:
-  field = lambda key, default: reader.fields[key].contents() if key in reader.fields else default
-  kind = field("llama.rope.scaling.type", "none")
-  if kind == "none":
-    return None
+  values = {
+    "model_type": _ARCHITECTURES[architecture],
+    "vocab_size": int(sizes["token_embd.weight"][1]),
+    "tie_word_embeddings": "output.weight" not in sizes,
+  }
+  for key, name in _KEYS.items():
+    if f"{architecture}.{key}" in reader.fields or key not in _OPTIONAL:
+      values[name] = reader.fields[f"{architecture}.{key}"].contents()
+  kind = field(f"{architecture}.rope.scaling.type", "none")
   if kind == "linear":
-    return RopeScaling("linear", float(field("llama.rope.scaling.factor", 1.0)))
-  raise InputError(f"llama.rope.scaling.type {kind!r} is not supported; this decoder computes 'none' and 'linear'")
+    values["rope_scaling"] = {"rope_type": kind, "factor": field(f"{architecture}.rope.scaling.factor", 1.0)}
+  elif kind != "none":
+    raise InputError(
+      f"{architecture}.rope.scaling.type {kind!r} is not supported; this decoder computes 'none' and 'linear'"
+    )
+  if architecture == "gemma3":  # The largest, of 62 blocks, alone scales by D / H; the others by the width of a head.
+    width = values["hidden_size"] // values["num_attention_heads"]
+    values["query_pre_attn_scalar"] = width if values["num_hidden_layers"] == 62 else values["head_dim"]
+    values["final_logit_softcapping"] = field("gemma3.final_logit_softcapping")
+  return hugging_face.from_hugging_face(values)
 
 
-def _name(name: str) -> str:
+def _name(name: str, config: ModelConfig) -> str:
   if name in _OUTER:
     return _OUTER[name]
   _, _, index, *rest = name.split(".")
-  return f"blk.{index}.{_LAYER['.'.join(rest[:-1])]}.weight"
+  modules = _LAYER | (_BOTH_NORMS if config.norm_placement == "both" else {})
+  return f"blk.{index}.{modules['.'.join(rest[:-1])]}.{rest[-1]}"
 
 
 def _rotate_half_order(matrix: np.ndarray, num_heads: int) -> np.ndarray:

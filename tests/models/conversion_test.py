@@ -251,7 +251,7 @@ def test_one_file_of_a_checkpoint_is_refused(folder):
 def test_a_truncated_gguf_is_named(tmp_path):
   path = tmp_path / "model.gguf"
   path.write_bytes(b"GGUF" + bytes(20))
-  with pytest.raises(InputError, match="not a complete Llama GGUF"):
+  with pytest.raises(InputError, match="not a complete GGUF"):
     conversion.load(path)
 
 

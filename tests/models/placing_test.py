@@ -16,6 +16,7 @@ import safetensors.numpy
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
+from qempo_jax.models import hugging_face
 from qempo_jax.models import placing
 from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
@@ -84,20 +85,19 @@ GGUF_CONFIG = ModelConfig(
 K_CONFIG = dataclasses.replace(GGUF_CONFIG, hidden_size=256, intermediate_size=256, head_dim=64)
 # Of formats that gguf only reads: places of a block's half-precision scales.
 SCALES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-GGUF_NAMES = {
-  "model.embed_tokens": "token_embd",
-  "model.norm": "output_norm",
-  "lm_head": "output",
-  "model.layers.": "blk.",
-  "input_layernorm": "attn_norm",
-  "post_attention_layernorm": "ffn_norm",
-  "self_attn.q_proj": "attn_q",
-  "self_attn.k_proj": "attn_k",
-  "self_attn.v_proj": "attn_v",
-  "self_attn.o_proj": "attn_output",
-  "mlp.gate_proj": "ffn_gate",
-  "mlp.up_proj": "ffn_up",
-  "mlp.down_proj": "ffn_down",
+SIZES = {
+  "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 7, "num_attention_heads": 4,
+  "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-5, "rope_theta": 500.0,
+}  # fmt: skip
+# Architecture -> (gguf's, values of config.json besides SIZES).
+ARCHITECTURES = {
+  "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+  "qwen3": ("qwen3", {"tie_word_embeddings": False}),
+  "gemma3": ("gemma3_text", {"sliding_window": 6, "query_pre_attn_scalar": 8}),
+  "gemma3, 62 blocks": (
+    "gemma3_text",
+    {"sliding_window": 6, "query_pre_attn_scalar": 10, "hidden_size": 40, "num_hidden_layers": 62},
+  ),
 }
 
 
@@ -112,9 +112,10 @@ def _quantise(rng, shape, kind):
   return data.reshape(shape[0], -1)
 
 
-def _write_gguf(path, kind, config=GGUF_CONFIG, **lies):
+def _write_gguf(path, kind, config=GGUF_CONFIG, architecture="llama", **lies):
   """A random GGUF file; returns what it holds, by Hugging Face's names and in its layout."""
-  writer = gguf.GGUFWriter(path, "llama")
+  writer = gguf.GGUFWriter(path, architecture)
+  names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, architecture.upper()), config.num_layers)
   writer.add_embedding_length(config.hidden_size)
   writer.add_feed_forward_length(lies.get("feed_forward", config.intermediate_size))
   writer.add_block_count(lies.get("blocks", config.num_layers))
@@ -122,16 +123,18 @@ def _write_gguf(path, kind, config=GGUF_CONFIG, **lies):
   writer.add_head_count_kv(config.num_kv_heads)
   writer.add_rope_freq_base(config.rope_theta)
   writer.add_layer_norm_rms_eps(config.norm_epsilon)
+  if architecture != "llama":
+    writer.add_key_length(config.head_dim)
+  if config.windows:
+    writer.add_sliding_window(config.windows[0])
   rng, held = np.random.default_rng(0), {}
   for spec in tensor_names.tensor_specs(config):
     quantised = gguf.GGMLQuantizationType.F32 if len(spec.stored) == 1 else kind
     stored = _quantise(rng, spec.stored, quantised)
-    held[spec.name] = gguf.quants.dequantize(stored, quantised)
-    name = spec.name
-    for theirs, own in GGUF_NAMES.items():
-      name = name.replace(theirs, own)
+    held[spec.name] = gguf.quants.dequantize(stored, quantised) - config.norm_offset * ("norm" in spec.name)
+    name = names.get_name(spec.name, try_suffixes=(".weight", ".bias"))
     for projection, heads in (("q_proj", config.num_heads), ("k_proj", config.num_kv_heads)):
-      if projection in spec.name:  # llama.cpp puts a head's two rotary halves side by side
+      if projection in spec.name and architecture == "llama":  # llama.cpp puts a head's two rotary halves side by side
         split = stored.reshape(heads, 2, -1, stored.shape[-1])
         stored = np.ascontiguousarray(split.swapaxes(1, 2)).reshape(stored.shape)
     writer.add_tensor(name, stored, raw_dtype=quantised)
@@ -142,13 +145,25 @@ def _write_gguf(path, kind, config=GGUF_CONFIG, **lies):
   return held
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", *SCALES])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", *SCALES])
 @pytest.mark.parametrize("mesh_shape", [None, (2, 2, 2)])
 def test_gguf_files_come_in_exactly(tmp_path, kind, mesh_shape):
   expected = K_CONFIG if kind in SCALES else GGUF_CONFIG
   held = _write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType[kind], expected)
-  mesh = mesh_shape and sharding.make_mesh(mesh_shape)
-  config, params = conversion.load(tmp_path / "model.gguf", mesh=mesh)
+  _assert_read(tmp_path / "model.gguf", expected, held, mesh_shape and sharding.make_mesh(mesh_shape))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_come_in_exactly(tmp_path, name):
+  model_type, options = ARCHITECTURES[name]
+  expected = hugging_face.from_hugging_face(SIZES | options | {"model_type": model_type})
+  kind = gguf.GGMLQuantizationType.F16
+  held = _write_gguf(tmp_path / "model.gguf", kind, expected, architecture=name.partition(",")[0])
+  _assert_read(tmp_path / "model.gguf", expected, held)
+
+
+def _assert_read(path, expected, held, mesh=None):
+  config, params = conversion.load(path, mesh=mesh)
   epsilon = float(np.float32(expected.norm_epsilon))  # what a GGUF file can say
   assert config == dataclasses.replace(expected, norm_epsilon=epsilon)
   params = jax.device_get(params)
@@ -168,6 +183,7 @@ PEAK = """
 import sys, numpy as np, jax
 from qempo_jax import sharding
 from qempo_jax.models import conversion
+from qempo_jax.models import hugging_face
 from qempo_jax.models import placing
 mesh = sharding.make_mesh((1, -1, 1))
 jax.block_until_ready(jax.device_put(np.zeros(8 * 1024), sharding.batch_sharding(mesh)))
