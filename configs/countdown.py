@@ -1,20 +1,20 @@
-"""Countdown puzzles with SmolLM2-135M, a reasoning task with many right answers: six online methods, pass@k up to 64.
+"""Countdown puzzles with SmolLM2-135M, a reasoning task with many right answers: seven online methods, pass@k up to 64.
 
   python -m experiments.frontier --config=configs/countdown.py --workdir=runs/countdown
   python -m experiments.studies.collect countdown runs/countdown      # finished runs so far, into docs/results
 
 Resumable: finished runs (those with a result.json) are not repeated. Each run has 40 steps of 4 puzzles x 32 samples,
 without replay, so that every method sees equally many rewards and responses. Each method has two learning rates; the
-better is chosen on the validation puzzles with seed 0. Not run yet: floor, budget and gains are guesses; see
-experiments/RESULTS.md.
+better is chosen on the validation puzzles with seed 0. What was run: experiments/RESULTS.md.
 """
 
 from ml_collections import ConfigDict
 
 from configs import frontier_open_list
+from configs import online_qempo_c
 from configs.frontier_open_list import sweep
 
-METHODS = ("base", "grpo", "qempo_kl", "qempo", "mara", "grpo_bonus", "ucpo")
+METHODS = ("base", "grpo", "qempo_c", "qempo_kl", "qempo", "mara", "grpo_bonus", "ucpo")
 
 
 def get_config() -> ConfigDict:
@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
   config.levels = (0.2, 0.4, 0.6)
   config.diversity = ("distinct@64", "entropy")
   config.methods = METHODS
+  config.qempo_c = online_qempo_c.get_config()
   for method in METHODS:
     of_method = config[method]
     of_method.data.source = "countdown"
@@ -38,11 +39,13 @@ def get_config() -> ConfigDict:
     of_method.evaluation.prompts_per_batch = 4
     of_method.optimizer.warmup_steps = 2
     of_method.compute.bucket = 128
+    of_method.checkpoint.every = -1
   config.grpo_bonus.method = "grpo(beta=0.04, token_entropy_weight=0.01)"
   config.ucpo.method = "ucpo(tau=0.5)"
-  for method in ("qempo_kl", "qempo"):
+  for method in ("qempo_c", "qempo_kl", "qempo"):
     config[method].constraints.quality.bound = 0.4
     config[method].constraints.quality.margin = 0.0
+  for method in ("qempo_kl", "qempo"):
     config[method].constraints.quality.start = 25.0
   config.points = ConfigDict()
   config.points.base = sweep("sampling.temperature", 1.0)
