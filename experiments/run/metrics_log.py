@@ -12,9 +12,8 @@ from experiments.run import metrics_file
 from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 
-if (
-  _HIDES_TORCH := "torch" not in sys.modules
-):  # tensorboardX imports it where it is installed: half of a program's start
+# tensorboardX imports PyTorch where it is installed, which is half of a program's start.
+if _HIDES_TORCH := "torch" not in sys.modules:
   sys.modules["torch"] = None
 from tensorboardX import event_file_writer  # noqa: E402
 from tensorboardX.proto.event_pb2 import Event  # noqa: E402
