@@ -30,7 +30,7 @@ class Chip(NamedTuple):
 CHIPS = {
   "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, "https://cloud.google.com/tpu/docs/v5e"),
   "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, "https://cloud.google.com/tpu/docs/v5p"),
-  "v6e": Chip(32 * 2**30, 918e12, 1600e9, 400e9, "https://cloud.google.com/tpu/docs/v6e"),
+  "v6e": Chip(32 * 2**30, 918e12, 1638e9, 400e9, "https://cloud.google.com/tpu/docs/v6e"),
 }
 _GB = 10**9
 _NVIDIA = "https://www.nvidia.com/en-us/"
