@@ -17,7 +17,7 @@ EXTRAS_types := types
 EXTRAS_interop := interop
 EXTRAS_compile := $(EXTRAS_demo),tpu
 
-PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -q $(ARGS)
+PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -q $(ARGS)
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 

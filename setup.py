@@ -66,7 +66,7 @@ TEST = [
   "ipykernel>=6",
   "nbclient>=0.10",
   "pytest>=8.3",
-  "pytest-xdist>=3.6",
+  "pytest-xdist>=3.8",
   "scipy>=1.13",
   "setuptools>=77",
 ]

@@ -118,7 +118,8 @@ def train(run: Run, workdir: pathlib.Path, display):
     batches.from_json(memory)
   first = int(state.step)
   rows = [row for row in metrics_file.read(workdir / metrics_file.NAME) if row["step"] <= first] if run.heldout else []
-  ending = run.heldout.ending(rows) if run.heldout else None
+  ends = lambda: distributed.from_first(lambda: run.heldout.ending(rows))  # who has no metrics file goes along
+  ending = ends() if run.heldout else None
   log = MetricsLog(workdir / metrics_file.NAME, keep=first, note=display.note)
   if distributed.is_writer():
     workdirs.write(workdir / workdirs.DATA, json.dumps(batches.same) + "\n")
@@ -148,10 +149,10 @@ def train(run: Run, workdir: pathlib.Path, display):
       if last:
         record(last, started)
       last = _Step(index + 1, *metrics, started)
-      if run.heldout:
-        last.host.update(found := run.heldout(state.params, index + 1))
+      if run.heldout and (found := run.heldout(state.params, index + 1)):
+        last.host.update(found)
         rows.append(found | {"step": index + 1})
-        ending = run.heldout.ending(rows)
+        ending = ends()
       if saver.due(index + 1) or ending:
         jax.block_until_ready(state.step)
         record(last, time.monotonic())

@@ -1,5 +1,6 @@
 """Shared fixtures: eight fake devices, a cheap compiler, double precision on request, and CPU seconds a test."""
 
+import collections
 import importlib.metadata
 import os
 import pathlib
@@ -33,6 +34,8 @@ OPTIMISED = frozenset({
   "loops/online_exact_test.py", "models/placing_test.py", "models/smollm2_generation_test.py", "models/transformer_test.py",
 })  # fmt: skip
 MAX_CPU_SECONDS = 20.0
+# Files in which one test takes minutes: they start first, or a worker would end with one alone.
+LONGEST = ("kill_test.py", "colabs_test.py", "overrides_tried_test.py", "journeys_test.py")
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +63,12 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-  """Keeps the tests of the part in `--part`."""
+  """Keeps the tests of the part in `--part`; the longest files come first, then those of most tests."""
   part, parts = map(int, config.getoption("part").split("/"))
   kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts == part]
   config.hook.pytest_deselected(items=[item for item in items if zlib.crc32(item.nodeid.encode()) % parts != part])
-  items[:] = kept
+  sizes = collections.Counter(item.path for item in kept)
+  items[:] = sorted(kept, key=lambda item: (item.path.name not in LONGEST, -sizes[item.path]))
 
 
 def _cpu_seconds() -> float:

@@ -183,7 +183,6 @@ PEAK = """
 import sys, numpy as np, jax
 from qempo_jax import sharding
 from qempo_jax.models import conversion
-from qempo_jax.models import hugging_face
 from qempo_jax.models import placing
 mesh = sharding.make_mesh((1, -1, 1))
 jax.block_until_ready(jax.device_put(np.zeros(8 * 1024), sharding.batch_sharding(mesh)))
