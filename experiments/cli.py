@@ -54,7 +54,9 @@ def run(
   workdir = None
   with contextlib.suppress(AttributeError):  # A replaced stream.
     sys.stdout.reconfigure(errors="backslashreplace")  # Texts may hold what the terminal's encoding lacks.
-  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises.
+  for library in ("absl", "asyncio"):  # By these, Orbax logs tracebacks of errors that it also raises.
+    logging.getLogger(library).setLevel(logging.CRITICAL)
+  sys.unraisablehook = _unraisable
   try:
     own = [name for name in _FLAGS if name in inspect.signature(main).parameters]
     arguments, extra = _parser(description, example, needs_workdir, own, of_run is not None).parse_known_args(argv)
@@ -80,6 +82,12 @@ def run(
     kept = f"; what it has written is in {workdir}" if workdir and workdir.exists() else ""
     print(f"\nInterrupted{kept}.", file=sys.stderr)
     sys.exit(130)
+
+
+def _unraisable(unraisable, otherwise=sys.unraisablehook) -> None:
+  """Leaves out what TensorStore's threads print where one write of a save failed: Orbax does not await the others."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    otherwise(unraisable)
 
 
 def _chosen(arguments, extra: Sequence[str], of_run: Sequence[str] | None) -> tuple[pathlib.Path, Sequence[str]]:

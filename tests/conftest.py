@@ -94,15 +94,18 @@ def pytest_runtest_makereport(item):
 
 
 def _durations(config) -> tuple[dict[str, float], list[str]]:
-  """CPU seconds a test, and the tests over the limit that are not marked slow."""
-  seconds, slow = {}, set()
+  """CPU seconds a test, and, in a run without slow tests, the tests over the limit.
+
+  Slow tests share fixtures with others, and the last test of a file is charged for all that its fixtures' programs did.
+  """
+  seconds, has_slow = {}, False
   for reports in config.pluginmanager.get_plugin("terminalreporter").stats.values():
     for report in reports:
       properties = dict(getattr(report, "user_properties", ()))
       if "cpu_seconds" in properties:
         seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + properties["cpu_seconds"]
-        slow |= {report.nodeid} if properties["slow"] else set()
-  return seconds, [name for name, value in seconds.items() if value > MAX_CPU_SECONDS and name not in slow]
+        has_slow |= properties["slow"]
+  return seconds, [name for name, value in seconds.items() if value > MAX_CPU_SECONDS and not has_slow]
 
 
 def pytest_terminal_summary(terminalreporter, config):
