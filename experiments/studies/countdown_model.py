@@ -94,7 +94,7 @@ def train(seed: int = 0):
   state = optimizer.init(params)
   for index in range(STEPS):
     groups = [[[*encode(draw(t, rng, by_value)), 0] for _ in range(PER_TARGET)] for t in TARGETS]
-    params, state, loss = step(params, state, packing.pack_groups(prompts, groups, bucket=32))
+    params, state, loss = step(params, state, packing.pack_groups(prompts, groups, bucket=8))
     if index % 250 == 249:
       print(f"step {index + 1}: {float(loss):.3f} nats a response", flush=True)
   return params
