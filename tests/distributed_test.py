@@ -39,7 +39,7 @@ def _start(workdir, processes, *, mode="plain"):
     env.pop(
       "JAX_COMPILATION_CACHE_DIR", None
     )  # one process alone would find its programs there, and wait for the others
-    own = mode if index == processes - 1 or mode in STALE else "slow" if mode == "notice" else "plain"
+    own = mode if index == processes - 1 or mode in (*STALE, "patience") else "slow" if mode == "notice" else "plain"
     command = [sys.executable, "-m", "tests.distributed_test", str(workdir), own]
     with open(_log(workdir, processes, index), "w", encoding="utf-8") as log:
       running.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
@@ -108,6 +108,16 @@ def test_a_notice_to_one_process_makes_all_save_the_same_step_and_exit_with_0(tm
   _finish(workdir, _start(workdir, 1))
   assert f"step {len(rows)} was restored" in _log(workdir, 1, 0).read_text(encoding="utf-8")
   _same(timeless(workdir / "metrics.jsonl"), expected)
+
+
+@pytest.mark.slow
+def test_two_processes_end_at_the_same_step_where_the_held_out_reward_no_longer_rises(tmp_path):
+  """The first process alone has a metrics file to tell it, also when the run is started again."""
+  workdir = tmp_path / "two"
+  for _ in range(2):
+    _finish(workdir, _start(workdir, 2, mode="patience"))
+    assert [row["step"] for row in timeless(workdir / "metrics.jsonl")] == [1, 2]
+    assert "step 2 is the last" in _log(workdir, 2, 0).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -206,6 +216,10 @@ def _worker(workdir: pathlib.Path, mode: str) -> None:
     folder = workdir.parent / "judge" if mode == "reward_model" else ""
     config.reward.function, config.reward.max = f"{STALE[mode]}{folder}", 10.0
     config.constraints.quality.bound = None if mode == "reward_model" else 0.6
+  if mode == "patience":
+    config.evaluation.every, config.evaluation.patience, config.optimizer.learning_rate = 1, 1, 1e-12
+    config.evaluation.splits, config.evaluation.max_prompts = (config.data.source,), 2
+    config.evaluation.prompts_per_batch, config.evaluation.samples_per_prompt = 2, 4
   train.main(config, workdir, False)
 
 
