@@ -104,7 +104,7 @@ def test_weights_are_those_of_published_models():
 
 
 def test_shards_and_kernels_count_as_often_as_they_run():
-  mesh = jax.make_mesh((4, 2), ("a", "b"))
+  mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   product = lambda x: x @ x.T
   spec = jax.sharding.PartitionSpec("a")
   split = jax.shard_map(product, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={"a"}, check_vma=False)

@@ -38,8 +38,7 @@ def test_loop_reaches_the_exact_optimum_of_short_responses(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kl_position", [None, 0.25])
-@pytest.mark.parametrize("entropy_gradient", ["score_function", "rao_blackwell"])
+@pytest.mark.parametrize(("entropy_gradient", "kl_position"), [("score_function", 0.25), ("rao_blackwell", None)])
 def test_loop_reaches_the_exact_optimum(tmp_path, kl_position, entropy_gradient, change=None):
   policy = toy.policy()
   ref_log_probs = toy.log_probs(policy.params)
