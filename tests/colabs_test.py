@@ -110,9 +110,7 @@ def test_every_notebook_checks_what_it_shows():
 def test_every_cell_runs_from_the_wheel(name, installed, tmp_path, monkeypatch):
   monkeypatch.setenv("MPLBACKEND", "agg")
   monkeypatch.delenv("XLA_FLAGS", raising=False)  # the tests' eight devices would hold eight copies of a model
-  monkeypatch.setenv(
-    "PJRT_NPROC", "1"
-  )  # a notebook uses one device, and threads that share two cores cost a third more
+  monkeypatch.setenv("PJRT_NPROC", "1")  # Workers share the cores: more threads of a notebook would cost CPU time.
   monkeypatch.setenv("PYTHONPATH", str(installed))
   notebook = _read(name)
   where = f"assert qj.__file__.startswith({str(installed)!r}), qj.__file__"

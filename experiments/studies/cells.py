@@ -1,14 +1,14 @@
-"""Cells of the studies' Markdown tables: a method's name, and a mean with its interval."""
+"""Cells of the studies' Markdown tables: a mean with its interval; and the order of their rows."""
 
 import numpy as np
 
-from qempo_jax.evaluation import frontier_page
 from qempo_jax.evaluation.intervals import Interval
+from qempo_jax.evaluation.rows import METHOD_LABELS
 
 
-def label(method: str) -> str:
-  """Returns the method's display name."""
-  return frontier_page.LABELS.get(method, method)
+def place(method: str) -> int:
+  """Returns the method's place in a table: by `METHOD_LABELS`, others last."""
+  return [*METHOD_LABELS, method].index(method)
 
 
 def interval(value: Interval, digits: int = 2) -> str:

@@ -12,6 +12,7 @@ from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import frontier_page
 from qempo_jax.evaluation import functional
 from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import pages
 from qempo_jax.evaluation import plots
 from qempo_jax.evaluation import solutions
 
@@ -21,19 +22,18 @@ COLUMNS = {
     "effective_answers": "effective answers", "entropy": "entropy (nats)", "kl": "KL (nats)", "num_tokens": "length",
     "truncated": "truncated",
 }  # fmt: skip
-METHODS = tuple(frontier_page.LABELS)
 BASELINES = ("grpo", "dpo")  # candidates for the baseline; a study has one of them
 
 
 def points(runs: list[dict], split: str) -> list[frontier.Point]:
-  """Returns the operating points on one split's puzzles, with seeds side by side, in METHODS' order."""
+  """Returns the operating points on one split's puzzles, with seeds side by side, in the order of `cells.place`."""
   rows = [
     {
       **{key: run[key] for key in ("method", "point", "seed")},
       "prompts": [puzzle["set_name"] for puzzle in run["puzzles"] if puzzle["split"] == split],
       "figures": _figures([puzzle for puzzle in run["puzzles"] if puzzle["split"] == split]),
     }
-    for run in sorted(runs, key=lambda run: (METHODS.index(run["method"]), run["point"], run["seed"]))
+    for run in sorted(runs, key=lambda run: (cells.place(run["method"]), run["method"], run["point"], run["seed"]))
   ]
   return frontier.points(rows)
 
@@ -71,14 +71,14 @@ def tables(runs: list[dict]) -> list[str]:
   for point in points(runs, "validation"):
     shown = [f"{point.mean(name):.3f}" for name in ("reward", "distinct@64")]
     mark = "chosen" if labels.get(point.method) == point.label else ""
-    lines.append(f"| {cells.label(point.method)} | {point.label} | {len(point.seeds)} | {' | '.join(shown)} | {mark} |")
+    lines.append(f"| {pages.label(point.method)} | {point.label} | {len(point.seeds)} | {' | '.join(shown)} | {mark} |")
   splits = {puzzle["split"] for run in runs for puzzle in run["puzzles"]}
   for split in (split for split in ("heldout", "train") if split in splits):
     lines += ["", f"| {split} | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
     chosen_points = [point for point in points(runs, split) if labels.get(point.method) == point.label]
     for point in chosen_points:
       shown = [cells.interval(intervals.mean_interval(point.figures[name])) for name in COLUMNS]
-      lines.append(f"| {cells.label(point.method)} | {len(point.seeds)} | {' | '.join(shown)} |")
+      lines.append(f"| {pages.label(point.method)} | {len(point.seeds)} | {' | '.join(shown)} |")
     if compared := _differences(chosen_points, split):
       lines += ["", *compared]
   return lines
@@ -90,7 +90,7 @@ def _differences(chosen_points: list[frontier.Point], split: str) -> list[str]:
   if baseline is None:
     return []
   lines = [
-    f"| {split}, less {cells.label(baseline.method)}'s | reward | pass@64 | different right answers of 64 | entropy (nats) |",
+    f"| {split}, less {pages.label(baseline.method)}'s | reward | pass@64 | different right answers of 64 | entropy (nats) |",
     "|---" * 5 + "|",
   ]
   for point in chosen_points:
@@ -100,7 +100,7 @@ def _differences(chosen_points: list[frontier.Point], split: str) -> list[str]:
     take = lambda p, name, both=both: p.figures[name][:, [p.seeds.index(seed) for seed in both]]
     names = ("reward", "pass@64", "distinct@64", "entropy")
     shown = [cells.interval(intervals.paired_difference(take(point, name), take(baseline, name))) for name in names]
-    lines.append(f"| {cells.label(point.method)} | {' | '.join(shown)} |")
+    lines.append(f"| {pages.label(point.method)} | {' | '.join(shown)} |")
   return lines
 
 
@@ -112,10 +112,10 @@ def picture(runs: list[dict]) -> bytes:
   for axis, (name, label) in zip(axes, (("pass", "pass@k"), ("distinct", "Different right answers of k")), strict=True):
     ends = []
     for point in chosen_points:
-      colour, marker = frontier_page._STYLES[point.method]
+      colour, marker = frontier_page.style(point.method)
       values = [point.mean(f"{name}@{k}") for k in DRAWS]
       axis.plot(DRAWS, values, marker=marker, color=colour, linewidth=1.2, markersize=4)
-      ends.append((values[-1], cells.label(point.method), colour))
+      ends.append((values[-1], pages.label(point.method), colour))
     _name_ends(axis, sorted(ends))
     axis.set_xscale("log", base=2)
     axis.set_xticks(DRAWS, [str(k) for k in DRAWS])

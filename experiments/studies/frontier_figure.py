@@ -14,6 +14,7 @@ import sys
 from experiments.studies import cells
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import frontier_page
+from qempo_jax.evaluation import pages
 
 _COLUMNS = ("reward", "entropy", "effective_answers", "pass@8", "distinct@64")
 # Method and label of the points that RESULTS.md shows, out of the toy's 65.
@@ -50,7 +51,7 @@ def hypervolumes(results: Mapping) -> list[str]:
   """One row per method."""
   volumes = frontier_page.volumes(frontier.points(results["runs"]), results["config"])
   rows = [
-    f"| {cells.label(method)} | {count} | {cells.interval(volume, 3)} |" for method, (count, volume) in volumes.items()
+    f"| {pages.label(method)} | {count} | {cells.interval(volume, 3)} |" for method, (count, volume) in volumes.items()
   ]
   return ["| method | points | hypervolume |", "|---|---|---|", *rows]
 
@@ -62,7 +63,7 @@ def matched(results: Mapping) -> list[str]:
     if m.diversity is not None:
       difference, left = (cells.interval(value, 3) for value in (m.diversity.difference, m.quality))
       figures = f"{difference} | {m.diversity.adjusted_p_value:.3f} | {left}"
-      rows.append(f"| {m.level:.1f} | {cells.label(m.method)} | {figures} |")
+      rows.append(f"| {m.level:.1f} | {pages.label(m.method)} | {figures} |")
   return ["| level | method | difference | p (Holm) | quality left |", "|---|---|---|---|---|", *rows]
 
 
@@ -74,7 +75,7 @@ def points(results: Mapping, shown: Sequence[tuple[str, str]] | None = None) -> 
   for point in all_points:
     if shown is None or (point.method, point.label) in shown:
       figures = [cells.interval(point.interval(name, num_draws=results["config"]["num_draws"]), 3) for name in names]
-      rows.append(f"| {cells.label(point.method)}: {point.label} | {' | '.join(figures)} |")
+      rows.append(f"| {pages.label(point.method)}: {point.label} | {' | '.join(figures)} |")
   return [f"| point | {' | '.join(names)} |", f"|---{'|---' * len(names)}|", *rows]
 
 

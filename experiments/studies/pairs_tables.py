@@ -11,8 +11,8 @@ from experiments.studies import cells
 from qempo_jax.evaluation import certificate
 from qempo_jax.evaluation import comparisons
 from qempo_jax.evaluation import frontier
-from qempo_jax.evaluation import frontier_page
 from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import pages
 
 COLUMNS = {
     "judge": "judge", "reward": "the floor's reward", "distinct_2": "distinct-2", "semantic_distance": "semantic",
@@ -21,14 +21,13 @@ COLUMNS = {
 }  # fmt: skip
 COMPARED = ("judge", "distinct_2", "semantic_distance", "syntactic_distance", "entropy")
 SPLITS = {"noveltybench_curated.jsonl": "NoveltyBench", "question.jsonl": "MT-Bench"}
-METHODS = tuple(frontier_page.LABELS)
 BASELINE = "dpo"
 
 
 def points(runs: list[dict], split: str) -> list[frontier.Point]:
-  """Returns the operating points on one split's prompts, with seeds side by side, in METHODS' order."""
+  """Returns the operating points on one split's prompts, with seeds side by side, in the order of `cells.place`."""
   rows = []
-  for run in sorted(runs, key=lambda run: (METHODS.index(run["method"]), run["point"], run["seed"])):
+  for run in sorted(runs, key=lambda run: (cells.place(run["method"]), run["method"], run["point"], run["seed"])):
     chosen = [prompt for prompt in run["prompts"] if prompt["split"] == split]
     figures = {name: [prompt[name] for prompt in chosen] for name in COLUMNS if name != "kl"}
     figures["kl"] = [prompt["log_prob"] - prompt["ref_log_prob"] for prompt in chosen]
@@ -51,14 +50,14 @@ def tables(runs: list[dict]) -> list[str]:
       shown = [cells.interval(intervals.mean_interval(point.figures[column])) for column in COLUMNS]
       verdict = certificate.certify(point.figures["reward"], constraint="reward", bound=floor, direction="at least")
       shown.append(f"{verdict.verdict} ({verdict.one_sided_bound:.2f})")
-      lines.append(f"| {cells.label(point.method)} | {len(point.seeds)} | {' | '.join(shown)} |")
+      lines.append(f"| {pages.label(point.method)} | {len(point.seeds)} | {' | '.join(shown)} |")
     lines += ["", *_differences(split_points, name)]
   return lines
 
 
 def _differences(split_points: list[frontier.Point], name: str) -> list[str]:
-  trained = {cells.label(point.method): point for point in split_points if point.method != "base"}
-  base = frontier_page.LABELS[BASELINE]
+  trained = {pages.label(point.method): point for point in split_points if point.method != "base"}
+  base = pages.label(BASELINE)
   lines = [
     f"| {name}, less {base}'s | {' | '.join(COLUMNS[column] for column in COMPARED)} |",
     "|---" * (1 + len(COMPARED)) + "|",

@@ -15,10 +15,6 @@ from qempo_jax.evaluation import pages
 from qempo_jax.evaluation import plots
 from qempo_jax.paths import write_atomically
 
-LABELS = {
-  "base": "Base", "grpo": "GRPO", "grpo_bonus": "GRPO + bonus", "spl": "SPL", "mara": "MARA", "ucpo": "UCPO",
-  "setpo": "SetPO", "dpo": "DPO", "qempo_fixed": "QEMPO, fixed weight", "qempo_kl": "QEMPO-KL", "qempo": "QEMPO",
-}  # fmt: skip
 FIGURES = {
   "reward": "Reward", "entropy": "Sequence entropy (nats)", "effective_answers": "Effective number of good answers",
   "kl": "KL to reference (nats)", "length": "Length (tokens)", "truncation": "Truncated", "good": "Good",
@@ -30,9 +26,15 @@ _STYLES = {
   "base": ("#595959", "s"), "grpo": ("#D55E00", "^"), "grpo_bonus": ("#8C3B00", "v"), "spl": ("#7A6A00", "P"),
   "mara": ("#A8457A", "X"), "ucpo": ("#2B7FB8", "<"), "setpo": ("#6A51A3", ">"), "dpo": ("#D55E00", "^"),
   "qempo_fixed": ("#2B7FB8", "<"), "qempo_kl": ("#00795A", "o"), "qempo": ("#0B3C8C", "D"),
+  "qempo_c": ("#3F007D", "*"),
 }  # fmt: skip
 _GREY = "#BBBBBB"
 _DASHES = ("--", "-.", ":")
+
+
+def style(method: str) -> tuple[str, str]:
+  """The method's (colour, marker)."""
+  return _STYLES.get(method, ("#000000", "o"))
 
 
 def write(directory: pathlib.Path, results: Mapping) -> pathlib.Path:
@@ -69,7 +71,7 @@ def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> b
                 label=curve)  # fmt: skip
     for point, is_beaten in zip(found, beaten, strict=True):
       x, y = (point.interval(key, num_draws=config["num_draws"]) for key in (name, config["quality"]))
-      colour, marker = _STYLES.get(point.method, ("#000000", "o"))
+      colour, marker = style(point.method)
       axis.errorbar(x.mean, y.mean, xerr=_whiskers(x), yerr=_whiskers(y), linestyle="none", marker=marker,
                     markersize=5, linewidth=0.8, color=_GREY if is_beaten else colour,
                     markeredgecolor=colour, zorder=2 if is_beaten else 3)  # fmt: skip
@@ -78,8 +80,8 @@ def draw(found: Sequence[frontier.Point], config: Mapping, curves: Mapping) -> b
     axis.spines[["top", "right"]].set_visible(False)
   lines, _ = axes[0].get_legend_handles_labels()
   for method in dict.fromkeys(point.method for point in found):
-    colour, marker = _STYLES.get(method, ("#000000", "o"))
-    lines.append(Line2D([], [], linestyle="none", marker=marker, color=colour, label=LABELS.get(method, method)))
+    colour, marker = style(method)
+    lines.append(Line2D([], [], linestyle="none", marker=marker, color=colour, label=pages.label(method)))
   canvas.figure.legend(handles=lines, loc="outside right upper", frameon=False, fontsize=9)
   axes[0].set_title(
     "Grey: another point is better in both.\nBars: 95 % over prompts and seeds.", loc="left", fontsize=9
@@ -93,7 +95,7 @@ def latex(found: Sequence[frontier.Point], config: Mapping) -> str:
   head = " & ".join(["Method", "Operating point", *map(_named, names)])
   lines = [r"\begin{tabular}{ll" + "r" * len(names) + "}", r"\toprule", head + r" \\", r"\midrule"]
   for point in found:
-    cells = [LABELS.get(point.method, point.method), point.label.replace("_", r"\_")]
+    cells = [pages.label(point.method), point.label.replace("_", r"\_")]
     for name in names:
       cells.append(_with_ends(point.interval(name, num_draws=config["num_draws"])))
     lines.append(" & ".join(cells) + r" \\")
@@ -123,7 +125,7 @@ def headline(found: Sequence[frontier.Point], config: Mapping) -> str:
   """First sentence: the number of quality levels at which the last method is more diverse than the baseline."""
   method, name = config["methods"][-1], _named(config["diversity"][0]).lower()
   of_method = [m for m in matches(found, config) if m.method == method and m.diversity is not None]
-  ours, theirs = LABELS.get(method, method), LABELS.get(config["baseline"], config["baseline"])
+  ours, theirs = pages.label(method), pages.label(config["baseline"])
   if not of_method:
     return f"{ours} and {theirs} have no points of equal quality, so nothing can be compared."
   higher = sum(m.diversity.different and m.diversity.difference.mean > 0 for m in of_method)
@@ -149,7 +151,7 @@ def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str
       difference = m.diversity.difference
       verdict = ("higher" if difference.mean > 0 else "lower") if m.diversity.different else "no difference shown"
       match_rows.append((
-        LABELS.get(m.method, m.method), f"{m.level:.2f}", _with_ends(difference, "+.3f"),
+        pages.label(m.method), f"{m.level:.2f}", _with_ends(difference, "+.3f"),
         f"{m.diversity.adjusted_p_value:.3f}", verdict, _with_ends(m.quality, "+.3f"), m.point.label,
         m.baseline_point.label,
       ))  # fmt: skip
@@ -158,18 +160,18 @@ def render(found: Sequence[frontier.Point], results: Mapping, png: bytes) -> str
     headline=headline(found, config),
     png=png,
     diversity=_named(config["diversity"][0]),
-    baseline=LABELS.get(config["baseline"], config["baseline"]),
+    baseline=pages.label(config["baseline"]),
     tolerance=f"{config['tolerance']:g}",
     matches=match_rows,
     reference=", ".join(f"{value:g}" for value in config["reference_point"]),
     volumes=[
-      (LABELS.get(method, method), str(count), f"{volume.mean:.3f}", f"[{volume.low:.3f}, {volume.high:.3f}]")
+      (pages.label(method), str(count), f"{volume.mean:.3f}", f"[{volume.low:.3f}, {volume.high:.3f}]")
       for method, (count, volume) in by_volume
     ],
     columns=["Point", *map(_named, shown)],
     points=[
       (
-        f"{LABELS.get(point.method, point.method)}: {point.label}",
+        f"{pages.label(point.method)}: {point.label}",
         *(_with_ends(point.interval(name, num_draws=config["num_draws"])) for name in shown),
       )
       for point in found

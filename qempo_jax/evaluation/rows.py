@@ -15,7 +15,12 @@ from qempo_jax.evaluation import equivalence
 
 METHODS = ("base", "grpo", "qempo", "qempo_kl", "qempo_c")
 SPLITS = ("train", "validation_wordings", "heldout_wordings", "heldout_set")
-METHOD_LABELS = {"base": "Base", "grpo": "GRPO", "qempo": "QEMPO", "qempo_kl": "QEMPO-KL", "qempo_c": "QEMPO-C"}
+# In the order of tables; a method without a name here keeps its own and comes last.
+METHOD_LABELS = {
+  "base": "Base", "grpo": "GRPO", "grpo_bonus": "GRPO + bonus", "spl": "SPL", "mara": "MARA", "ucpo": "UCPO",
+  "setpo": "SetPO", "repo": "REPO", "maxrl": "MaxRL", "darling": "DARLING", "dpo": "DPO",
+  "qempo_fixed": "QEMPO, fixed weight", "qempo_kl": "QEMPO-KL", "qempo": "QEMPO", "qempo_c": "QEMPO-C",
+}  # fmt: skip
 SPLIT_LABELS = {
   "train": "training prompts",
   "validation_wordings": "validation wordings",

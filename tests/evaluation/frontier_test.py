@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from experiments.studies import cells
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import frontier_page
 from qempo_jax.evaluation import intervals
+from qempo_jax.evaluation import pages
+from qempo_jax.methods.resolve import table
 
 CONFIG = {
   "quality": "reward", "diversity": ["entropy", "effective_answers"], "reference_point": [0.0, 0.0], "baseline": "grpo",
@@ -98,3 +101,9 @@ def test_a_figure_without_a_label_goes_by_its_own_name(tmp_path):
   config = CONFIG | {"diversity": ("distinct@8",)}
   page = frontier_page.write(tmp_path, {"runs": runs, "curves": {}, "config": config, "command": "", "made_now": {}})
   assert "in distinct@8: higher at 2" in page.read_text()
+
+
+def test_every_method_has_a_name_and_a_users_own_comes_last():
+  names = table()
+  assert [name for name in names if pages.label(name) == name] == [] and pages.label("mine") == "mine"
+  assert cells.place("mine") > max(map(cells.place, names))
