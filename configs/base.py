@@ -214,6 +214,7 @@ def get_config() -> ConfigDict:
   # rewards the more diverse one is chosen; "scored": no pairs, but all samples with their rewards.
   config.make_pairs.select = "best_worst"
   config.make_pairs.pool = ""  # Scored responses of another model that join the samples, such as jsonl:PATH; "": none.
+  config.make_pairs.sample = True  # False: pairs of the pool alone; no model is loaded.
   config.make_pairs.good = 1.0  # Least reward of a good response; best_worst reads neither this nor `bad`.
   config.make_pairs.bad = 0.0  # Thresholds: largest reward of a bad response.
   config.make_pairs.per_prompt = 1  # Most pairs a prompt.
@@ -262,6 +263,7 @@ def get_config() -> ConfigDict:
   config.evaluation.patience = 0  # Measurements in a row without a higher held-out reward that end the run; 0: never.
   config.evaluation.samples_per_prompt = 32  # Samples of each prompt and policy.
   config.evaluation.exact = True  # Score all listed right answers of tasks that list them; False: samples alone.
+  config.evaluation.exact_base = True  # The same for the reference in comparisons, where it is the dearest policy.
   config.evaluation.prompts_per_batch = 8  # Prompts sampled at once; samples do not depend on it.
   config.evaluation.seed = 10_000  # Sampling seed, the same for every policy.
   # Judge, in the form of reward.function; "": the run's own reward. A frontier reports it as the figure "judge".

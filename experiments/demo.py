@@ -51,7 +51,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   (workdir / "samples").mkdir(exist_ok=True)
   evaluate = build.evaluator(shared, policy, build_data.evaluation_rows(shared), build_data.reward(shared))
 
-  samples_once.run_once(workdir, "base", lambda: evaluate(policy.params, method="base", seed=config.seeds[0]))
+  of_base = functools.partial(evaluate, policy.params, method="base", exact=shared.evaluation.exact_base)
+  samples_once.run_once(workdir, "base", lambda: of_base(seed=config.seeds[0]))
   for seed in config.seeds:
     for method in config.methods:
       of_seed = config[method].copy_and_resolve_references()

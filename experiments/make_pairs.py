@@ -5,7 +5,8 @@
 
 The pairs are in WORKDIR/pairs.jsonl in TRL's shape, with the prompt apart; train on them with
 --config.data.source=jsonl:WORKDIR/pairs.jsonl --config.offline.pairs=source. With make_pairs.select=scored all samples are
-kept, in WORKDIR/scored.jsonl, which every offline loss reads. make_pairs.pool=jsonl:OTHER/scored.jsonl adds another model's.
+kept, in WORKDIR/scored.jsonl, which every offline loss reads. make_pairs.pool=jsonl:OTHER/scored.jsonl adds another model's,
+and with make_pairs.sample=False nothing is sampled: the pairs are those of the pool.
 """
 
 import json
@@ -23,8 +24,13 @@ from experiments.configured import policy as build_policy
 from experiments.configured import sampling as build_sampling
 from experiments.run import workdir as workdirs
 from qempo_jax.data import columns
+from qempo_jax.data import formats
 from qempo_jax.data import pair_selection
-from qempo_jax.data import preferences
+from qempo_jax.data import pair_tokens
+from qempo_jax.data import scored
+from qempo_jax.data import sources
+from qempo_jax.data import templates
+from qempo_jax.data.examples import Preference
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import registry
 
@@ -35,6 +41,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   """Samples every prompt of config.data once and writes the pairs."""
   build.check_one_method(config)
   select, pool = selection(config), _pool(config)
+  if not config.make_pairs.sample:
+    _of_pool(config, workdir, dry_run, pool, select)
+    return
   policy = build_policy.policy(config)
   settings = build_sampling.sampling(config, policy)
   rows = build_data.training_rows(config, policy.tokenizer)
@@ -56,9 +65,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     unscored += int(np.isnan(rewards[: len(chosen)]).sum())
     ended += int((~np.asarray(samples.rollout.truncated))[: len(chosen)].sum())
     for row, texts, cut, scores in zip(chosen, samples.texts, samples.rollout.truncated, rewards):
-      more = pool.get(_key(row), ())
-      texts = [*texts, *(text for text, _ in more)]
-      cut, scores = [*cut, *(False for _ in more)], [*scores, *(score for _, score in more)]
+      _, more, of_more = pool.get(_key(row), (row, [], []))
+      texts, scores, cut = [*texts, *more], [*scores, *of_more], [*cut, *[False] * len(more)]
       pairs = rows_of(row, texts, scores, cut, select)
       found, without = found + pairs, without + (not pairs)
     print(f"{min(start + size, len(sample.rows))}/{len(sample.rows)} prompts, {len(found)} pairs", flush=True)
@@ -69,9 +77,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
       f"{cut_off}: raise it" if ended < drawn / 2 else "raise sampling.group_size, or loosen make_pairs.good and bad"
     )
     raise InputError(f"no prompt's samples make a pair; {remedy}")
-  file = workdir / (SCORED_FILE if select is None else FILE)
-  workdirs.write(file, "".join(json.dumps(row) + "\n" for row in found))
-  print(f"{len(found)} {'prompts' if select is None else 'pairs'} in {file}; {without} prompts made none")
+  _write(workdir, found, without, select)
   if ended < drawn:
     print(cut_off)
   if unscored:
@@ -103,12 +109,54 @@ def selection(config):
   return choices[c.select]
 
 
-def _pool(config) -> dict[tuple, list[tuple[str, float]]]:
-  """Of each task and prompt the texts and scores of another model's samples."""
-  source = config.make_pairs.pool
-  read = preferences.load_scored(source, **build_data.bad_rows(config)) if source else []
-  pairs = lambda one: [pair for pair in zip(one.responses, one.scores, strict=True) if isinstance(pair[0], str)]
-  return {_key(one.row): pairs(one) for one in read}
+def _of_pool(config, workdir: pathlib.Path, dry_run: bool, pool, select) -> None:
+  """Makes the pairs of the pool alone, of responses that are short enough to be trained on."""
+  if not pool:
+    raise InputError("make_pairs.sample=False takes all responses from make_pairs.pool: name a file there")
+  encoder = pair_tokens.Encoder(build_policy.load_tokenizer(config))
+  most = config.sampling.max_response_length
+  tokens = lambda row, text: encoder.response(row["prompt"], text, templates.options_of(row))
+  found, long, total, made = [], 0, 0, 0
+  for row, texts, scores in pool.values():
+    cut = [len(tokens(row, text)) > most for text in texts]
+    pairs = rows_of(row, texts, scores, cut, select)
+    found, long, total, made = found + pairs, long + sum(cut), total + len(cut), made + bool(pairs)
+  said = f"{long} of {total} responses to {len(pool)} prompts are over sampling.max_response_length={most}"
+  if not found:
+    raise InputError(f"no prompt of make_pairs.pool makes a pair; {said}: raise it, or loosen make_pairs.good and bad")
+  print(f"{said} tokens, and are left out")
+  if dry_run:
+    print(f"{len(found)} pairs of {made} prompts")
+    return
+  _write(workdirs.open_workdir(workdir, config), found, len(pool) - made, select)
+
+
+def _write(workdir: pathlib.Path, found: list[dict], without: int, select) -> None:
+  file = workdir / (SCORED_FILE if select is None else FILE)
+  workdirs.write(file, "".join(json.dumps(row) + "\n" for row in found))
+  print(f"{len(found)} {'prompts' if select is None else 'pairs'} in {file}; {without} prompts made none")
+
+
+def _pool(config) -> dict[tuple, tuple[dict, list[str], list[float]]]:
+  """Of each task and prompt the row, and another model's texts with their scores.
+
+  In a file of pairs a text stands once for each comparison. It is taken once, with the mean of its scores.
+  """
+  source, found = config.make_pairs.pool, {}
+  if not source:
+    return found
+  bad_rows = {"on_bad_row": config.data.on_bad_row, "max_bad_share": config.data.max_bad_share}
+  read = sources.load(source, needs=formats.SCORED, **bad_rows)
+  if read.bad:
+    print(read.line())
+  once = any(isinstance(example, Preference) for example in read.examples)
+  for one in scored.gather(read.examples):
+    members = [(text, score) for text, score in zip(one.responses, one.scores, strict=True) if isinstance(text, str)]
+    if once:
+      mean = lambda text, members=members: float(np.mean([score for other, score in members if other == text]))
+      members = [(text, mean(text)) for text in dict.fromkeys(text for text, _ in members)]
+    found[_key(one.row)] = one.row, [text for text, _ in members], [score for _, score in members]
+  return found
 
 
 def _key(row) -> tuple:

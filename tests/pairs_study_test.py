@@ -13,6 +13,8 @@ ROW = {
     "truncated": True, "reward": 0.5, "judge": -0.5,
 }  # fmt: skip
 
+FLOOR = {"objective.min_reward": 0.5}
+
 
 def test_a_run_on_texts_is_collected_with_its_diversity(tmp_path, monkeypatch):
   monkeypatch.setattr(
@@ -41,33 +43,45 @@ def test_a_run_on_texts_is_collected_with_its_diversity(tmp_path, monkeypatch):
   assert run["changed"]["offline.loss"] == "dpo"
 
 
-def test_tables_by_hand():
-  def run(method, seed, judge):
-    prompts = [
-      {"split": split, "prompt": f"p{number}", "log_prob": -1.0, "ref_log_prob": -3.0}
-      | {name: 1.0 for name in pairs_tables.COLUMNS if name != "kl"}
-      | {"judge": judge + number}
-      for split in pairs_tables.SPLITS
-      for number in range(8)
-    ]
-    return {
-      "method": method,
-      "point": [["optimizer.learning_rate", 1e-5]],
-      "seed": seed,
-      "prompts": prompts,
-      "changed": {"objective.min_reward": 0.5},
-    }
+def _run(method, seed, judge, changed, rate=1e-5):
+  prompts = [
+    {"split": split, "prompt": f"p{number}", "log_prob": -1.0, "ref_log_prob": -3.0}
+    | {name: 1.0 for name in pairs_tables.COLUMNS if name != "kl"}
+    | {"judge": judge + number}
+    for split in pairs_tables.SPLITS
+    for number in range(8)
+  ]
+  point = [["optimizer.learning_rate", rate]]
+  return {"method": method, "point": point, "seed": seed, "prompts": prompts, "changed": changed}
 
-  runs = (
-    [run("dpo", seed, 0.0) for seed in (0, 1)] + [run("qempo", seed, 1.0) for seed in (0, 1)] + [run("base", 0, 0.0)]
-  )
-  lines = pairs_tables.tables(runs)
+
+def test_tables_by_hand():
+  runs = [_run(method, seed, float(method == "qempo"), FLOOR) for method in ("dpo", "qempo") for seed in (0, 1)]
+  lines = pairs_tables.tables([*runs, _run("base", 0, 0.0, FLOOR)])
   of_qempo = [line.split(" | ") for line in lines if line.startswith("| QEMPO |")]
   assert len(of_qempo) == 4  # two files, each with figures and with differences
   assert of_qempo[0][1] == "2" and of_qempo[0][2].startswith("4.50 [") and of_qempo[0][8].startswith("2.00 [")
   assert of_qempo[0][-1].startswith("MET (1.00)")
   assert of_qempo[1][1] == f"1.00 [1.00, 1.00], p {2 / 2**8:.3f}"  # all 8 differences of one sign
   assert sum(line.startswith("| Base |") for line in lines) == 2  # among the figures alone
+
+
+def test_a_point_is_compared_with_the_baselines_of_nearest_score():
+  runs = [
+    _run("dpo", 0, 0.0, {}),
+    _run("dpo", 0, 1.0, {}, rate=2e-5),
+    _run("nll", 0, 0.75, {}),
+    _run("base", 0, 9.0, {}),
+  ]
+  lines = pairs_tables.tables(runs)
+  assert [line.split(" |")[0] for line in lines[2:6]] == [
+    "| Base",
+    "| DPO, optimizer.learning_rate 1e-05",
+    "| DPO, optimizer.learning_rate 2e-05",
+    "| Likelihood",
+  ]
+  assert lines[9].startswith("| Likelihood against optimizer.learning_rate 2e-05 | -0.25 [-0.25, -0.25], p ")
+  assert "floor of" not in lines[0]
 
 
 @pytest.mark.parametrize("name", ["floor_reward", "judge_reward"])

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
   config.levels = (-0.25, 0.0, 0.25)
   config.tolerance = 0.1
   for method in METHODS:
-    config[method] = _shared()
+    config[method] = shared()
   config.base.steps = 0
 
   define_losses(config)
@@ -69,7 +69,7 @@ def define_losses(config: ConfigDict) -> None:
     of_method.constraints.quality.gain = 0.2
 
 
-def _shared() -> ConfigDict:
+def shared() -> ConfigDict:
   """Pairs, reward and evaluation of every method."""
   config = base.get_config()
   config.steps = 24

@@ -71,13 +71,14 @@ class Evaluator:
     self._encoder = pair_tokens.Encoder(policy.tokenizer)
     self._listed = exact_figures.ListedAnswers(policy, sampling, settings.prompts_per_batch, self._encoder)
 
-  def __call__(self, params, *, method: str, seed: int) -> list[dict]:
+  def __call__(self, params, *, method: str, seed: int, exact: bool = True) -> list[dict]:
     """One dict a sample: see `evaluation.summary` for the fields. The first of each prompt has its exact figures.
 
     Args:
       params: the policy.
       method: its label.
       seed: the training seed that made it.
+      exact: False leaves the exact figures out, whatever the settings say.
     """
     settings = self._settings
     every = self._sample.rows
@@ -94,7 +95,9 @@ class Evaluator:
         labels = {"method": method, "seed": seed} | ({"task": tasks[start + index]} if tasks[start + index] else {})
         labels |= {name: rows[index][name] for name in settings.cluster if name in rows[index]}
         groups.append(list(_rows_of(samples, index, scores, ref_log_probs, labels, self._encoder)))
-      if settings.exact and not self._sampling.stop_strings:  # which end right answers in ways that are not listed
+      if (
+        settings.exact and exact and not self._sampling.stop_strings
+      ):  # which end right answers in ways that are not listed
         of_prompts = exact_figures.of_prompts(self._listed, params, rows, groups)
         groups = [[group[0] | ({"exact": of} if of else {}), *group[1:]] for group, of in zip(groups, of_prompts)]
       found += itertools.chain.from_iterable(groups)

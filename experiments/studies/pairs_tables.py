@@ -1,8 +1,8 @@
-"""Tables of the study on preference pairs from its JSON in docs/results; `experiments.studies.results` writes them.
+"""Tables of the studies on preference pairs from their JSON in docs/results; `experiments.studies.results` writes them.
 
-Figures are means over prompts. Intervals are 95 %, from a bootstrap over prompts, then seeds. p-values are those of
-sign flips over prompts, with Holm's correction over the methods of a column. The floor is certified on these prompts,
-on which no method trained.
+Figures are means over prompts. Intervals are 95 %, from a bootstrap over prompts, then seeds. Each operating point is compared
+with the baseline's whose judge score is nearest. p-values are those of sign flips over prompts, with Holm's correction over the
+points of a column that share a baseline. Where runs have a floor it is certified on these prompts, on which no method trained.
 """
 
 import numpy as np
@@ -38,38 +38,46 @@ def points(runs: list[dict], split: str) -> list[frontier.Point]:
 
 
 def tables(runs: list[dict]) -> list[str]:
-  """Markdown lines: every method on each split, then its differences from the baseline."""
-  floor = next(run["changed"]["objective.min_reward"] for run in runs if "objective.min_reward" in run["changed"])
+  """Markdown lines: every operating point on each split, then its differences from the baseline's."""
+  floors = {run["changed"]["objective.min_reward"] for run in runs if "objective.min_reward" in run["changed"]}
   lines = []
   for split, name in SPLITS.items():
     split_points = points(runs, split)
     head = f"{name}, {len(split_points[0].prompts)} prompts"
-    heads = (head, "seeds", *COLUMNS.values(), f"floor of {floor:g}")
+    heads = (head, "seeds", *COLUMNS.values(), *(f"floor of {floor:g}" for floor in floors))
     lines += [""] * bool(lines) + [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for point in split_points:
       shown = [cells.interval(intervals.mean_interval(point.figures[column])) for column in COLUMNS]
-      verdict = certificate.certify(point.figures["reward"], constraint="reward", bound=floor, direction="at least")
-      shown.append(f"{verdict.verdict} ({verdict.one_sided_bound:.2f})")
-      lines.append(f"| {pages.label(point.method)} | {len(point.seeds)} | {' | '.join(shown)} |")
+      for floor in floors:
+        verdict = certificate.certify(point.figures["reward"], constraint="reward", bound=floor, direction="at least")
+        shown.append(f"{verdict.verdict} ({verdict.one_sided_bound:.2f})")
+      lines.append(f"| {_label(point, split_points)} | {len(point.seeds)} | {' | '.join(shown)} |")
     lines += ["", *_differences(split_points, name)]
   return lines
 
 
+def _label(point: frontier.Point, split_points: list[frontier.Point]) -> str:
+  """The method's name, with its setting where it has several."""
+  several = sum(other.method == point.method for other in split_points) > 1
+  return pages.label(point.method) + (f", {point.label}" if several else "")
+
+
 def _differences(split_points: list[frontier.Point], name: str) -> list[str]:
-  trained = {pages.label(point.method): point for point in split_points if point.method != "base"}
-  base = pages.label(BASELINE)
+  base = [point for point in split_points if point.method == BASELINE]
+  several = len(base) > 1
   lines = [
-    f"| {name}, less {base}'s | {' | '.join(COLUMNS[column] for column in COMPARED)} |",
+    f"| {name}, less {pages.label(BASELINE)}'s | {' | '.join(COLUMNS[column] for column in COMPARED)} |",
     "|---" * (1 + len(COMPARED)) + "|",
   ]
-  compared = {
-    column: comparisons.compare_with(base, {label: point.figures[column] for label, point in trained.items()})
-    for column in COMPARED
-  }
-  for label in trained:
-    if label != base:
-      shown = [compared[column][label] for column in COMPARED]
-      lines.append(
-        f"| {label} | {' | '.join(f'{cells.interval(c.difference)}, p {c.adjusted_p_value:.3f}' for c in shown)} |"
-      )
+  others = [point for point in split_points if point.method not in ("base", BASELINE)]
+  nearest = [min(base, key=lambda one: abs(one.mean("judge") - point.mean("judge"))) for point in others]
+  for point, beside in zip(others, nearest, strict=True):
+    family = {"": beside} | {other.label + other.method: other for other, its in zip(others, nearest) if its is beside}
+    shown = []
+    for column in COMPARED:
+      found = comparisons.compare_with("", {key: one.figures[column] for key, one in family.items()})
+      c = found[point.label + point.method]
+      shown.append(f"{cells.interval(c.difference)}, p {c.adjusted_p_value:.3f}")
+    against = f" against {beside.label}" if several else ""
+    lines.append(f"| {_label(point, split_points)}{against} | {' | '.join(shown)} |")
   return lines

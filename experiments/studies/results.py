@@ -62,6 +62,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
   "countdown_offline/frontier": lambda: countdown_offline_tables.frontier(_offline()),
   "countdown_offline/points": lambda: countdown_offline_tables.points(_offline()),
   "countdown_small": _countdown("countdown_small"),
+  "diverse_pairs": lambda: pairs_tables.tables(raw("diverse_pairs")),
   "entropy_gradients": lambda: entropy_gradients.table(raw("entropy_gradients")["rows"]),
   "frontier_toy/hypervolume": lambda: frontier_figure.hypervolumes(raw("frontier_toy")),
   "frontier_toy/matched": lambda: frontier_figure.matched(raw("frontier_toy")),

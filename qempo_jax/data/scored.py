@@ -20,6 +20,7 @@ from qempo_jax.offline_losses import ListWeights
 from qempo_jax.rewards import answers as answers_lib
 
 _OF_A_RESPONSE = {*columns.SINGLE_SCORES, *(name for names in columns.SCORES for name in names)}
+_OF_A_SIDE = "chosen_", "rejected_"  # prefixes of columns about one response of a pair
 
 
 def gather(examples: Sequence[Preference | Scored]) -> list[Scored]:
@@ -30,7 +31,11 @@ def gather(examples: Sequence[Preference | Scored]) -> list[Scored]:
   """
   found: dict[tuple, tuple[dict, list]] = {}
   for example in examples:
-    row = {name: value for name, value in example.row.items() if name not in _OF_A_RESPONSE}
+    row = {
+      name: value
+      for name, value in example.row.items()
+      if name not in _OF_A_RESPONSE and not name.startswith(_OF_A_SIDE)
+    }
     members = found.setdefault((row["prompt"], columns.task(row)), (row, []))[1]
     if isinstance(example, Scored):
       members += zip(example.responses, example.scores, example.answers, strict=True)

@@ -19,6 +19,7 @@ SPLITS = ("train", "validation_wordings", "heldout_wordings", "heldout_set")
 METHOD_LABELS = {
   "base": "Base", "grpo": "GRPO", "grpo_bonus": "GRPO + bonus", "spl": "SPL", "mara": "MARA", "ucpo": "UCPO",
   "setpo": "SetPO", "repo": "REPO", "maxrl": "MaxRL", "darling": "DARLING", "dpo": "DPO",
+  "nll": "Likelihood", "listwise": "Listwise", "equal_quality": "DPO, equal quality",
   "qempo_fixed": "QEMPO, fixed weight", "qempo_kl": "QEMPO-KL", "qempo": "QEMPO", "qempo_c": "QEMPO-C",
 }  # fmt: skip
 SPLIT_LABELS = {

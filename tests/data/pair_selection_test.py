@@ -11,6 +11,7 @@ from qempo_jax.data import formats
 from qempo_jax.data import pair_selection
 from qempo_jax.data import sources
 from qempo_jax.errors import InputError
+from tests.data import demo_tokenizer
 from tests.loops import toy
 
 
@@ -118,7 +119,7 @@ def test_all_samples_are_kept_with_their_scores_and_join_another_models(tmp_path
   config = _config("equal_quality")
   config.make_pairs.pool = f"jsonl:{path}"
   pool = make_pairs._pool(config)
-  assert pool[make_pairs._key(row)] == list(zip(TEXTS[:6], map(float, REWARDS[:6]), strict=True))
+  assert pool[make_pairs._key(row)] == (row | {"split": "train"}, TEXTS[:6], REWARDS[:6])
   assert make_pairs._key({"prompt": "Name a fruit.", "target": 4}) not in pool
 
 
@@ -138,3 +139,33 @@ def test_samples_that_were_cut_make_no_pairs_and_are_counted(tmp_path, monkeypat
   said = capsys.readouterr().out
   assert "of 64 samples were cut at sampling.max_response_length, and are left out" in said
   assert (tmp_path / "pairs" / make_pairs.FILE).read_text()
+
+
+def test_a_log_of_pairs_makes_other_pairs_without_a_model(tmp_path, monkeypatch, capsys):
+  """The first text won and lost, so its score is a half; the last is too long."""
+  say = lambda text: [{"role": "assistant", "content": text}]
+  first, second, third = "one two three four five", "one two three four six", "ten apples and some plums"
+  compared = [(first, "no"), (second, first), (third, first), (" ".join([third] * 9), first), (first, "no")]
+  path = tmp_path / "log.jsonl"
+  rows = [
+    {"prompt": "p", "chosen": say(good), "rejected": say(bad), "chosen_model": "m", "origin": "log"}
+    for good, bad in compared
+  ]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config = _config("equal_quality")
+  config.make_pairs.sample, config.make_pairs.tie_quantile, config.make_pairs.share = False, 1.0, 1.0
+  with pytest.raises(InputError, match="make_pairs.sample=False takes all responses from make_pairs.pool: name a file"):
+    make_pairs.main(config, tmp_path / "pairs", False)
+  config.make_pairs.pool = f"jsonl:{path}"
+  config.make_pairs.good = 0.4
+  config.sampling.max_response_length = 16
+  monkeypatch.setattr(make_pairs.build_policy, "load_tokenizer", lambda config: demo_tokenizer.load())
+  make_pairs.main(config, tmp_path / "pairs", False)
+  found = [json.loads(line) for line in (tmp_path / "pairs" / make_pairs.FILE).read_text().splitlines()]
+  said = {(row["chosen"][0]["content"], row["rejected"][0]["content"], row["score_rejected"]) for row in found}
+  assert said == {(third, first, 0.4), (third, second, 1.0)} and len(found) == 2
+  assert found[0]["origin"] == "log" and "chosen_model" not in found[0]
+  assert "1 of 5 responses to 1 prompts are over sampling.max_response_length=16" in capsys.readouterr().out
+  config.make_pairs.good = 2.0
+  with pytest.raises(InputError, match="no prompt of make_pairs.pool makes a pair; 1 of 5 .* loosen make_pairs.good"):
+    make_pairs.main(config, tmp_path / "none", False)

@@ -41,7 +41,11 @@ def found(tmp_path, monkeypatch):
   rows.append({"prompt": toy.PROMPTS[0], "split": "other", "set_name": ""})  # its answers are not listed
   reward = lambda prompts, completions, **columns: [float(_answer(text) is not None) for text in completions]
   policy = toy.policy()
-  return build.evaluator(config, policy, rows, reward)(policy.params, method="base", seed=0), policy
+  evaluate = build.evaluator(config, policy, rows, reward)
+  without = evaluate(policy.params, method="base", seed=0, exact=False)
+  of_rows = evaluate(policy.params, method="base", seed=0)
+  assert without == [{name: value for name, value in row.items() if name != "exact"} for row in of_rows]
+  return of_rows, policy
 
 
 def _entropy(probs) -> float:
