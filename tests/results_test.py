@@ -5,8 +5,10 @@ import re
 
 import pytest
 
+from experiments.studies import cells
 from experiments.studies import results
 from qempo_jax.errors import InputError
+from qempo_jax.methods.resolve import table
 
 PAGE = results.PAGE.read_text(encoding="utf-8")
 
@@ -31,3 +33,7 @@ def test_a_changed_number_is_noticed_and_made_right_again():
 def test_a_mark_without_a_maker_is_named():
   with pytest.raises(InputError, match="nothing/here"):
     results.filled("<!-- table: nothing/here -->\n\n| a |\n")
+
+
+def test_a_users_own_method_comes_last():
+  assert cells.place("mine") > max(map(cells.place, table()))

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tarfile
@@ -83,6 +84,14 @@ print(float(qj.exact.solve_rlhf(jnp.array([1.0, 0.0]), jnp.log(jnp.array([0.5, 0
 """
   loss, reward = map(float, wheel.run(sys.executable, "-c", program, cwd=tmp_path, env=_environment(installed)).split())
   assert loss > 0 and abs(reward - 0.9) < 1e-3
+
+
+def test_plain_tests_import_neither_experiments_nor_configs():
+  assert [
+    name
+    for name in PLAIN
+    if re.search(r"(?m)^(from|import) (experiments|configs)", (ROOT / "tests" / name).read_text())
+  ] == []
 
 
 @pytest.mark.slow
