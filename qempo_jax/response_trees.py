@@ -21,7 +21,7 @@ from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.token_stats import MAX_LOGITS
 
-MAX_NODES = 256  # of a prompt computed at once, besides their beginnings
+MAX_NODES = 256  # of a row, their beginnings among them
 
 
 class ResponseTree(NamedTuple):
@@ -124,13 +124,14 @@ def log_probs(
   """Log-probability of every response of each prompt, and the probability of branches that were left out.
 
   Level by level, the least likely beginnings are left out while their probabilities sum to at most `tolerance` a prompt.
+  The others make rows, several for a prompt with many of them, and every batch holds B rows of any prompts, the widest first.
 
   Args:
     score: `score_trees` with its other arguments given, to host arrays.
     prompts: [B] token ids.
     trees: [B] responses.
     tolerance: most probability left out, a prompt; 0 leaves out nothing that has a finite log-probability.
-    max_nodes: of a prompt computed at once, besides their beginnings; bounds the memory of attention.
+    max_nodes: of a row, their beginnings among them; bounds the memory of attention.
 
   Returns:
     For each prompt ([R] nats, -inf for responses left out; an upper bound of their summed probability).
@@ -140,15 +141,20 @@ def log_probs(
   waiting = [np.array([-1]) for _ in trees]  # nodes of a level whose children are to be scored
   for _ in range(levels):
     scored_nodes = [[] for _ in trees]
-    for start in range(0, max(map(len, waiting)), max_nodes):
-      sources = [nodes[start : start + max_nodes] for nodes in waiting]
-      edges = [np.flatnonzero(np.isin(tree.parents, nodes)) for tree, nodes in zip(trees, sources)]
-      values = score(_batch(prompts, trees, sources, edges))
-      for index, (tree, edge) in enumerate(zip(trees, edges)):
-        found[index][edge] = found[index][tree.parents[edge]] + np.asarray(values[index][: len(edge)], np.float64)
+    rows = [(index, part) for index, nodes in enumerate(waiting) for part in _parts(trees[index], nodes, max_nodes)]
+    rows.sort(key=lambda row: -len(row[1]))
+    for start in range(0, len(rows), len(trees)):
+      some = rows[start : start + len(trees)]
+      owners = [index for index, _ in some]
+      sources = [part for _, part in some] + [np.array([], np.int32)] * (len(trees) - len(some))
+      owners += owners[:1] * (len(trees) - len(some))
+      edges = [np.flatnonzero(np.isin(trees[index].parents, part)) for index, part in zip(owners, sources)]
+      values = score(_batch([prompts[i] for i in owners], [trees[i] for i in owners], sources, edges))
+      for index, edge, value in zip(owners, edges, values):
+        found[index][edge] = found[index][trees[index].parents[edge]] + np.asarray(value[: len(edge)], np.float64)
         scored_nodes[index].append(edge)
     for index, tree in enumerate(trees):
-      nodes = np.concatenate(scored_nodes[index])
+      nodes = np.concatenate([np.array([], np.intp), *scored_nodes[index]])
       nodes = nodes[tree.inner[nodes] & np.isfinite(found[index][nodes])]
       nodes = nodes[np.argsort(found[index][nodes])]
       mass = np.cumsum(np.exp(found[index][nodes]))
@@ -158,6 +164,18 @@ def log_probs(
     if not any(map(len, waiting)):
       break
   return [(of[tree.ends], float(left)) for of, tree, left in zip(found, trees, left_out)]
+
+
+def _parts(tree: ResponseTree, nodes: np.ndarray, most: int) -> list[np.ndarray]:
+  """Divides nodes, in order, so that each part has at most `most` with its beginnings, or a single node."""
+  parts, kept = [[]], set()
+  for node in map(int, nodes):
+    line = _with_beginnings(tree, np.array([node])).tolist()
+    if parts[-1] and len(kept.union(line)) > most:
+      parts, kept = [*parts, []], set()
+    parts[-1].append(node)
+    kept.update(line)
+  return [np.array(part, np.int32) for part in parts if part]
 
 
 def _batch(prompts, trees, sources, edges) -> TreeBatch:

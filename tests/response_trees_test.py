@@ -37,7 +37,7 @@ def test_every_response_has_its_log_probability_and_all_of_them_sum_to_one():
   widths = []
   score = lambda batch: (widths.append(batch.tokens.shape[1]), _score(batch))[1]
   found = response_trees.log_probs(score, PROMPTS, [tree, tree], max_nodes=32)
-  assert max(widths) <= 16 + 64  # 32 nodes with their beginnings
+  assert max(widths) <= 16 + 32  # 32 nodes, their beginnings among them
   for (log_probs, left_out), expected in zip(found, _expected()):
     np.testing.assert_allclose(log_probs, expected, rtol=1e-5, atol=1e-5)
     assert left_out == 0 and np.exp(log_probs).sum() == pytest.approx(1, abs=1e-5)
@@ -48,6 +48,16 @@ def test_rows_have_trees_of_their_own():
   found = response_trees.log_probs(_score, PROMPTS, list(map(response_trees.tree_of, few)))
   for (log_probs, _), expected, step in zip(found, _expected(), (slice(5, None, 97), slice(None, None, 31))):
     np.testing.assert_allclose(log_probs, expected[step], rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_with_many_nodes_fills_the_rows_of_one_with_few():
+  trees = [response_trees.tree_of(RESPONSES), response_trees.tree_of(RESPONSES[:1])]
+  used = []
+  score = lambda batch: (used.append((np.asarray(batch.nodes) > 0).any(axis=1)), _score(batch))[1]
+  found = response_trees.log_probs(score, PROMPTS, trees, max_nodes=16)
+  np.testing.assert_allclose(found[0][0], _expected()[0], rtol=1e-5, atol=1e-5)
+  levels = trees[0].depths.max()
+  assert len(used) <= np.sum(used) / 2 + levels  # at most one row a level stays empty
 
 
 @pytest.mark.parametrize("tolerance", [1e-9, 0.02, 0.3])
