@@ -15,7 +15,8 @@ PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md
 
 def _rows(path):
   results = json.loads(path.read_text(encoding="utf-8"))
-  return results_table.comparisons(results) + results_table.rows(results)
+  tables = (results_table.comparisons, results_table.rows, results_table.exact_rows, results_table.exact_comparisons)
+  return [row for table in tables for row in table(results)]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

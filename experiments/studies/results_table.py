@@ -21,6 +21,40 @@ def rows(results) -> list[str]:
   return lines
 
 
+def exact_rows(results) -> list[str]:
+  """One row per split and method with exact figures: P(acceptable), answers, and the parts of the entropy."""
+  names = ("acceptable", "effective_answers", "distinct@64", "entropy_accept", "entropy_right", "entropy_wrong")
+  lines = []
+  for split, split_label in SPLIT_LABELS.items():
+    for method, entry in results["methods"].items():
+      if exact := entry["splits"].get(split, {}).get("exact"):
+        cells = [
+          f"{split_label}, exact",
+          METHOD_LABELS.get(method, method),
+          *(_interval(exact[name]) for name in names),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+  return lines
+
+
+def exact_comparisons(results) -> list[str]:
+  """One row per split and method with exact figures: effective answers and P(acceptable) against the baseline's."""
+  lines = []
+  for split, by_method in results["comparisons"].items():
+    for method, pair in by_method.items():
+      if exact := pair.get("exact"):
+        ratio = exact["effective_answers_ratio"]
+        cells = [
+          f"{SPLIT_LABELS[split]}, exact",
+          f"{METHOD_LABELS.get(method, method)} / {METHOD_LABELS.get(pair['baseline'], pair['baseline'])}",
+          _interval(ratio),
+          ", ".join(f"{value:.2f}" for value in ratio["by_seed"]),
+          _interval(exact["acceptable_difference"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+  return lines
+
+
 def comparisons(results) -> list[str]:
   """One row per split and method: effective answers and reward against the baseline's."""
   lines = []
@@ -61,4 +95,4 @@ def _interval(figure) -> str:
 if __name__ == "__main__":
   for path in sys.argv[1:]:
     report = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    print(*rows(report), "", *comparisons(report), sep="\n")
+    print(*rows(report), "", *comparisons(report), "", *exact_rows(report), "", *exact_comparisons(report), sep="\n")

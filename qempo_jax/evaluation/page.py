@@ -98,6 +98,12 @@ def headline(results: Mapping) -> tuple[str, str, list[str]]:
     p_value = comparison.get("p_values_holm", {}).get("effective_answers")
     if p_value is not None:
       sentences[-1] = f"{sentences[-1][:-1]} (answers: p = {p_value:.3f} by Holm)."
+    if exact := comparison.get("exact"):
+      ratio, difference = exact["effective_answers_ratio"], exact["acceptable_difference"]
+      sentences.append(
+        f"By exact probabilities it is {pages.number(ratio)} times {baseline}'s {pages.ends(ratio)}, and P(acceptable) "
+        f"differs by {difference['mean']:+.3f} {pages.ends(difference, 3)}."
+      )
     if not comparison["matched"]:
       sentences.append("The rewards are not matched, so this is no comparison at equal quality.")
   for other, gain in figures["entropy_gains"].items():

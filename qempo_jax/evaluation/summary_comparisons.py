@@ -63,7 +63,10 @@ def diversity_lost(method: str, reference: str, here: Here, figures: Figures, se
 
 
 def against(baseline: str, here: Here, figures: Figures, settings: Settings) -> dict:
-  """Each method against the baseline: differences with intervals, and p-values by Holm over all methods compared."""
+  """Each method against the baseline: differences with intervals, and p-values by Holm over all methods compared.
+
+  Where both have exact figures, `exact` compares those, whatever the number of samples.
+  """
   if baseline not in here:
     return {}
   compared = {}
@@ -71,30 +74,37 @@ def against(baseline: str, here: Here, figures: Figures, settings: Settings) -> 
     if method == baseline or not set(samples.prompts) & set(here[baseline].prompts):
       continue
 
-    def pair(compare, name, method=method):
-      sides = shared_figures(here, figures, name, (method, baseline))
+    def pair(compare, name, of=figures, method=method):
+      sides = shared_figures(here, of, name, (method, baseline))
       if not all(np.all(np.isfinite(side)) for side in sides):
         return intervals.Interval(np.nan, np.nan, np.nan)._asdict()
       shared = shared_settings(here, (method, baseline), settings)
       return compare(*(for_bootstrap(name, side) for side in sides), **shared._asdict())._asdict()
 
+    def ratio(name, of=figures, method=method, seeds=samples.seeds):
+      found = pair(intervals.paired_ratio, name, of)
+      if seeds == here[baseline].seeds:
+        ours, theirs = (side.mean(axis=0) for side in shared_figures(here, of, name, (method, baseline)))
+        found["by_seed"] = [a / b if b else None for a, b in zip(ours, theirs, strict=True)]
+        if len(seeds) > 1 and None not in found["by_seed"]:
+          found["over_seeds"] = intervals.over_seeds(found["by_seed"], level=settings.level)._asdict()
+      return found
+
     reward = pair(intervals.paired_difference, "reward")
-    ratio = pair(intervals.paired_ratio, "effective_answers")
-    if samples.seeds == here[baseline].seeds:
-      ours, theirs = (
-        side.mean(axis=0) for side in shared_figures(here, figures, "effective_answers", (method, baseline))
-      )
-      ratio["by_seed"] = [a / b if b else None for a, b in zip(ours, theirs, strict=True)]
-      if len(samples.seeds) > 1 and None not in ratio["by_seed"]:
-        ratio["over_seeds"] = intervals.over_seeds(ratio["by_seed"], level=settings.level)._asdict()
     compared[method] = {
       "baseline": baseline,
       "num_prompts": len(set(samples.prompts) & set(here[baseline].prompts)),
       "matched": abs(reward["mean"]) <= MATCHED_REWARD,
       "reward_difference": reward,
-      "effective_answers_ratio": ratio,
+      "effective_answers_ratio": ratio("effective_answers"),
       "entropy_difference": pair(intervals.paired_difference, "entropy"),
     }
+    exact = {name: here[name].exact for name in (method, baseline)}
+    if all(of.keys() >= {"acceptable", "effective_answers"} for of in exact.values()):
+      compared[method]["exact"] = {
+        "acceptable_difference": pair(intervals.paired_difference, "acceptable", exact),
+        "effective_answers_ratio": ratio("effective_answers", exact),
+      }
   _add_p_values(compared, baseline, here, figures, settings)
   return compared
 

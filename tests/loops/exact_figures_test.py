@@ -48,6 +48,10 @@ def found(tmp_path, monkeypatch):
   return of_rows, policy
 
 
+def _halved(exact: dict[str, float]) -> dict[str, float]:
+  return exact | {name: exact[name] / 2 for name in ("acceptable", "effective_answers")}
+
+
 def _entropy(probs) -> float:
   return float(-np.sum(probs * np.log(probs)))
 
@@ -92,5 +96,13 @@ def test_the_summary_has_both_and_says_where_the_list_falls_short(found):
   assert abs(figures["standard_errors"]) < 4
   html = page.render(results, {}, rows)
   assert html.count("Exact figures") == 1 and f"sampled {sampled:.3f}" in html  # on one of the two splits
+  halved = [row | {"method": "qempo_c"} | ({"exact": _halved(row["exact"])} if "exact" in row else {}) for row in rows]
+  both = summary.summarise([*rows, *halved], floor=0.1, num_draws=200)
+  compared = both["comparisons"]["train"]["qempo_c"]
+  assert compared["effective_answers_ratio"]["mean"] == 1 and "exact" not in both["comparisons"]["other"]["qempo_c"]
+  assert compared["exact"]["effective_answers_ratio"]["mean"] == pytest.approx(1 / 2)
+  assert compared["exact"]["effective_answers_ratio"]["by_seed"] == pytest.approx([1 / 2])
+  assert compared["exact"]["acceptable_difference"]["mean"] == pytest.approx(-figures["acceptable"]["mean"] / 2)
+  assert "By exact probabilities" in page.render(both, {}, [*rows, *halved])
   wrong = [row | ({"exact": row["exact"] | {"acceptable": 0.9}} if "exact" in row else {}) for row in rows]
   assert "exact" in [warning["kind"] for warning in summary.summarise(wrong, floor=0.1, num_draws=200)["warnings"]]
