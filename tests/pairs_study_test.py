@@ -76,11 +76,11 @@ def test_a_point_is_compared_with_the_baselines_of_nearest_score():
   lines = pairs_tables.tables(runs)
   assert [line.split(" |")[0] for line in lines[2:6]] == [
     "| Base",
-    "| DPO, optimizer.learning_rate 1e-05",
-    "| DPO, optimizer.learning_rate 2e-05",
+    "| DPO, rate 1e-05",
+    "| DPO, rate 2e-05",
     "| Likelihood",
   ]
-  assert lines[9].startswith("| Likelihood against optimizer.learning_rate 2e-05 | -0.25 [-0.25, -0.25], p ")
+  assert lines[9].startswith("| Likelihood against rate 2e-05 | -0.25 [-0.25, -0.25], p ")
   assert "floor of" not in lines[0]
 
 

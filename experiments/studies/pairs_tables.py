@@ -59,7 +59,11 @@ def tables(runs: list[dict]) -> list[str]:
 def _label(point: frontier.Point, split_points: list[frontier.Point]) -> str:
   """The method's name, with its setting where it has several."""
   several = sum(other.method == point.method for other in split_points) > 1
-  return pages.label(point.method) + (f", {point.label}" if several else "")
+  return pages.label(point.method) + (f", {_setting(point)}" if several else "")
+
+
+def _setting(point: frontier.Point) -> str:
+  return point.label.replace("optimizer.learning_rate", "rate")
 
 
 def _differences(split_points: list[frontier.Point], name: str) -> list[str]:
@@ -78,6 +82,6 @@ def _differences(split_points: list[frontier.Point], name: str) -> list[str]:
       found = comparisons.compare_with("", {key: one.figures[column] for key, one in family.items()})
       c = found[point.label + point.method]
       shown.append(f"{cells.interval(c.difference)}, p {c.adjusted_p_value:.3f}")
-    against = f" against {beside.label}" if several else ""
+    against = f" against {_setting(beside)}" if several else ""
     lines.append(f"| {_label(point, split_points)}{against} | {' | '.join(shown)} |")
   return lines
