@@ -263,7 +263,7 @@ def get_config() -> ConfigDict:
   config.evaluation.patience = 0  # Measurements in a row without a higher held-out reward that end the run; 0: never.
   config.evaluation.samples_per_prompt = 32  # Samples of each prompt and policy.
   config.evaluation.exact = True  # Score all listed right answers of tasks that list them; False: samples alone.
-  config.evaluation.exact_base = True  # The same for the reference in comparisons, where it is the dearest policy.
+  config.evaluation.exact_base = True  # The same for the reference in comparisons; False: trained policies alone.
   config.evaluation.prompts_per_batch = 8  # Prompts sampled at once; samples do not depend on it.
   config.evaluation.seed = 10_000  # Sampling seed, the same for every policy.
   # Judge, in the form of reward.function; "": the run's own reward. A frontier reports it as the figure "judge".

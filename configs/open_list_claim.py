@@ -1,6 +1,9 @@
 """QEMPO-C against GRPO with its beta and learning rate swept, on the open-list tasks, without replay.
 
 python -m experiments.demo --config=configs/open_list_claim.py --workdir=runs/open_list_claim
+
+Trained policies are scored exactly, which can take longer than to train them: --config.qempo_c.evaluation.exact=False leaves
+it out for all, and --config.qempo_c.evaluation.splits=heldout_wordings, evaluates those prompts alone.
 """
 
 from ml_collections import ConfigDict
@@ -28,6 +31,6 @@ def get_config() -> ConfigDict:
   for method in config.methods:
     config[method].steps = 30
     config[method].evaluation.exact = True
-    config[method].evaluation.exact_base = False  # The reference takes half an hour.
+    config[method].evaluation.exact_base = False
     config[method].checkpoint.every = -1  # Samples and metrics are kept, not states of 1.6 GB.
   return config

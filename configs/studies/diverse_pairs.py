@@ -62,7 +62,7 @@ def get_config(part: str = "") -> ConfigDict:
 
 
 def equal_quality_pairs() -> ConfigDict:
-  """After ReDiPO, of the log: two answers that GPT-4 prefers to the common one, the more distinct one chosen."""
+  """Pairs after ReDiPO from the log: two answers that won all their comparisons, the more distinct one chosen."""
   config = offline_pairs.shared()
   config.make_pairs.select = "equal_quality"
   config.make_pairs.pool = LOG

@@ -78,7 +78,7 @@ class Evaluator:
       params: the policy.
       method: its label.
       seed: the training seed that made it.
-      exact: False leaves the exact figures out, whatever the settings say.
+      exact: whether to compute the exact figures that the settings ask for.
     """
     settings = self._settings
     every = self._sample.rows

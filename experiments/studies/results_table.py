@@ -39,38 +39,35 @@ def exact_rows(results) -> list[str]:
 
 def exact_comparisons(results) -> list[str]:
   """One row per split and method with exact figures: effective answers and P(acceptable) against the baseline's."""
-  lines = []
-  for split, by_method in results["comparisons"].items():
-    for method, pair in by_method.items():
-      if exact := pair.get("exact"):
-        ratio = exact["effective_answers_ratio"]
-        cells = [
-          f"{SPLIT_LABELS[split]}, exact",
-          f"{METHOD_LABELS.get(method, method)} / {METHOD_LABELS.get(pair['baseline'], pair['baseline'])}",
-          _interval(ratio),
-          ", ".join(f"{value:.2f}" for value in ratio["by_seed"]),
-          _interval(exact["acceptable_difference"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-  return lines
+  return [
+    _compared(f"{SPLIT_LABELS[split]}, exact", method, pair, pair["exact"], "acceptable_difference")
+    for split, by_method in results["comparisons"].items()
+    for method, pair in by_method.items()
+    if pair.get("exact")
+  ]
 
 
 def comparisons(results) -> list[str]:
   """One row per split and method: effective answers and reward against the baseline's."""
-  lines = []
-  for split, by_method in results["comparisons"].items():
-    for method, pair in by_method.items():
-      if method != "base":
-        seeds = ", ".join(f"{value:.2f}" for value in pair["effective_answers_ratio"].get("by_seed") or ())
-        cells = [
-          f"{SPLIT_LABELS[split]} ({pair['num_prompts']})",
-          f"{METHOD_LABELS.get(method, method)} / {METHOD_LABELS.get(pair['baseline'], pair['baseline'])}",
-          _interval(pair["effective_answers_ratio"]),
-          seeds,
-          _interval(pair["reward_difference"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-  return lines
+  return [
+    _compared(f"{SPLIT_LABELS[split]} ({pair['num_prompts']})", method, pair, pair, "reward_difference")
+    for split, by_method in results["comparisons"].items()
+    for method, pair in by_method.items()
+    if method != "base"
+  ]
+
+
+def _compared(split, method, pair, figures, difference) -> str:
+  """The row of a method's figures against its baseline's; seeds are left out where the two have different ones."""
+  ratio = figures["effective_answers_ratio"]
+  cells = [
+    split,
+    f"{METHOD_LABELS.get(method, method)} / {METHOD_LABELS.get(pair['baseline'], pair['baseline'])}",
+    _interval(ratio),
+    ", ".join(f"{value:.2f}" for value in ratio.get("by_seed") or ()),
+    _interval(figures[difference]),
+  ]
+  return f"| {' | '.join(cells)} |"
 
 
 def _row(split, method, figures) -> str:

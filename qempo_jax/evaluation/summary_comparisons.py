@@ -65,7 +65,7 @@ def diversity_lost(method: str, reference: str, here: Here, figures: Figures, se
 def against(baseline: str, here: Here, figures: Figures, settings: Settings) -> dict:
   """Each method against the baseline: differences with intervals, and p-values by Holm over all methods compared.
 
-  Where both have exact figures, `exact` compares those, whatever the number of samples.
+  If both methods have exact figures, `exact` compares them.
   """
   if baseline not in here:
     return {}
