@@ -73,9 +73,10 @@ def test_flops_of_the_jaxpr(rank, remat):
 
 def test_a_decode_step_has_the_flops_of_the_compiled_program():
   prompts, group, length, ring = 4, 4, 32, 32
-  zeros = lambda: jnp.zeros((1, prompts, length, MODEL.num_kv_heads, MODEL.head_dim))
+  zeros = lambda: jnp.zeros((prompts, length, MODEL.num_kv_heads, MODEL.head_dim))
+  made = lambda: [(zeros(), zeros()) for _ in range(MODEL.num_layers)]
   mask = jnp.ones((prompts, length), bool)
-  cache = jax.eval_shape(lambda: KVCache.create(zeros(), zeros(), mask, group_size=group, max_length=ring))
+  cache = jax.eval_shape(lambda: KVCache.create(made(), mask, MODEL, group_size=group, max_length=ring))
   params = jax.eval_shape(lambda p: transformer.for_decoding(p, MODEL, length + ring), _params())
 
   def step(params, tokens, cache):

@@ -8,6 +8,7 @@ import jax
 
 from experiments.batches.reward_pairs import RewardPlan
 from experiments.compile import programs
+from experiments.compile import roofline
 from experiments.plan import Plan
 from experiments.plan import Policy
 from experiments.plan import Sampling
@@ -142,5 +143,5 @@ def _cache_bytes(s: Sampling, policy: Policy) -> int:
     rows // ways * prompt + (slots * prompt if queues else 0) + (slots if queues else samples) * s.max_response_length
   )
   kind = "float32" if c.kv_cache == "auto" else c.kv_cache
-  each = {"float32": 4 * c.head_dim, "bfloat16": 2 * c.head_dim, "int8": c.head_dim + 4}[kind]
-  return tokens * 2 * c.num_layers * c.num_kv_heads * each
+  sequences = rows // ways + (slots if queues else samples)
+  return tokens * roofline.cache_bytes(c, kind) + sequences * roofline.state_bytes(c)

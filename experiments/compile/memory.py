@@ -38,7 +38,7 @@ def training(
     micro_batches: parts of the batch.
   """
   params = presets.num_params(config)
-  trained = config.num_layers * roofline.adapter_weights(config, rank) if rank else params
+  trained = roofline.adapter_weights(config, rank) if rank else params
   gradient = trained * (_FLOAT if rank else stored)
   found = {
     "parameters": params * stored + (trained * _FLOAT if rank else 0),
@@ -53,8 +53,7 @@ def training(
 
 def activations(config: ModelConfig, batch: Batch, *, scores: bool) -> int:
   """Bytes that the gradient of a batch keeps, and the working set of a block."""
-  d, f = config.hidden_size, config.intermediate_size * max(1, config.experts_per_token)
-  heads, keys = config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim
+  d, (heads, keys, f) = config.hidden_size, roofline.widths(config)
   products = heads + keys + d + 2 * f + d
   everything = products + 2 * (heads + keys) + 3 * d + 2 * f
   kept = {"full": d, "dots_no_batch": d + products, "dots": d + products, "none": d + everything}[config.remat]
@@ -72,9 +71,10 @@ def sampling(config: ModelConfig, batch: Batch, *, kind: str, stored: int = _FLO
   prompts = batch.rows * batch.prompt
   prefill = roofline.cache_bytes(config, "float32") * prompts
   rings = roofline.cache_bytes(config, kind) * (prompts + samples * batch.response)
+  rings += roofline.state_bytes(config) * (batch.rows + samples)
   scores = 2 * _FLOAT * batch.rows * config.num_heads * batch.prompt**2
   return {
-    "parameters": params * stored + config.num_layers * roofline.adapter_weights(config, rank) * _FLOAT,
+    "parameters": params * stored + roofline.adapter_weights(config, rank) * _FLOAT,
     "parameters while sampling": params * width * (1 if stored == width else 2),
     "keys and values": 2 * rings + max(prefill, scores),
     "logits": 4 * _FLOAT * samples * config.vocab_size,

@@ -16,7 +16,6 @@ from qempo_jax.models import lora
 from qempo_jax.models import presets
 from qempo_jax.models import transformer
 from qempo_jax.models.config import EXPERTS
-from qempo_jax.models.config import PROJECTIONS
 from qempo_jax.models.config import ModelConfig
 
 _FLOAT = 4  # Bytes of activations, sums and logits.
@@ -94,18 +93,51 @@ class Batch(NamedTuple):
 
 
 def block_weights(config: ModelConfig, tokens: float = math.inf) -> float:
-  """Weights of one block's matrices that so many tokens use: of a mixture's experts, at most those that they choose."""
+  """Weights of a block's matrices that so many tokens use, the mean of all blocks.
+
+  Of a mixture's experts, at most those that the tokens choose.
+  """
   shapes = transformer.param_shapes(config)["layers"]
   share = min(1.0, config.experts_per_token * tokens / config.num_experts) if config.num_experts else 1.0
-  parts = {"router": 1.0} | dict.fromkeys(PROJECTIONS, 1.0) | dict.fromkeys(EXPERTS, share)
-  return sum(math.prod(shapes[name][1:]) * of for name, of in parts.items() if name in shapes)
+  matrices = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 2 and "bias" not in name}
+  return sum(size * (share if name in EXPERTS else 1) for name, size in matrices.items()) / config.num_layers
 
 
 def adapter_weights(config: ModelConfig, rank: int) -> int:
-  """Weights of one block's adapters; a mixture's experts have none."""
+  """Weights of all blocks' adapters; a mixture's experts have none."""
   shapes = transformer.param_shapes(config)["layers"]
-  sizes = (lora.matrix_shape(name, shapes[name]) for name in PROJECTIONS if name in shapes)
-  return sum(rank * (inputs + outputs) for _, inputs, outputs in sizes)
+  names = [name for name in lora.TARGETS if name in shapes and name not in EXPERTS]
+  sizes = (lora.matrix_shape(name, shapes[name]) for name in names)
+  return sum(blocks * rank * (inputs + outputs) for blocks, inputs, outputs in sizes)
+
+
+def mixer_sizes(config: ModelConfig) -> list[tuple[int, int, int]]:
+  """Of every block: numbers of a token's queries, of its own keys and values, and of those that are cached."""
+  found = []
+  for kind in config.kinds:
+    if kind.mixer == "delta":
+      sizes = config.delta_net
+      found.append((sizes.value_heads * sizes.value_dim, 2 * sizes.key_heads * sizes.key_dim, 0))
+      continue
+    width, heads = config.head_dim, config.num_kv_heads
+    if kind.mixer == "global":
+      width, heads = config.global_head_dim or width, config.global_kv_heads or heads
+    own = 0 if kind.reuses else 2 * heads * width
+    found.append((config.num_heads * width, own, own))
+  return found
+
+
+def widths(config: ModelConfig) -> tuple[float, float, float]:
+  """Numbers of a token in a block, means of all blocks: (queries, keys and values, the feed-forward layer's)."""
+  queries, keys, _ = (sum(sizes) / config.num_layers for sizes in zip(*mixer_sizes(config)))
+  chosen = config.experts_per_token * (config.expert_width or config.intermediate_size)
+  dense = config.intermediate_size if not config.num_experts or config.experts_beside != "none" else 0
+  return queries, keys, chosen + dense
+
+
+def attended(config: ModelConfig) -> float:
+  """Numbers of queries of all blocks that attend to keys; the rest go through a state."""
+  return sum(size[0] for size, kind in zip(mixer_sizes(config), config.kinds) if kind.mixer != "delta")
 
 
 def blocks_forward(config: ModelConfig, tokens: float, pairs: float, *, rank: int = 0, stored: int = _FLOAT) -> Work:
@@ -118,17 +150,16 @@ def blocks_forward(config: ModelConfig, tokens: float, pairs: float, *, rank: in
     rank: of adapters; 0: none.
     stored: bytes of a stored weight, read once.
   """
-  weights, low = block_weights(config, tokens), adapter_weights(config, rank)
+  weights, low = block_weights(config, tokens), adapter_weights(config, rank) / config.num_layers
   active = block_weights(config, 1)
-  heads, keys = config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim
+  heads, keys, f = widths(config)
   d, c = config.hidden_size, WIDTHS[config.compute_dtype]
-  f = config.intermediate_size * max(1, config.experts_per_token)
   attention = c * d + 2 * _FLOAT * (heads + keys) + 2 * c * heads + _FLOAT * d
   feed_forward = c * d + 2 * 2 * _FLOAT * f + 2 * c * f + _FLOAT * d
   residual = 2 * 2 * _FLOAT * d
-  flops = 2 * (active + low) * tokens + 4 * heads * pairs
+  flops = config.num_layers * 2 * (active + low) * tokens + 4 * attended(config) * pairs
   moved = stored * weights + _FLOAT * low + tokens * (attention + feed_forward + residual)
-  return Work(config.num_layers * flops, config.num_layers * moved)
+  return Work(flops, config.num_layers * moved)
 
 
 def head_forward(config: ModelConfig, tokens: float, *, stored: int = _FLOAT) -> Work:
@@ -162,7 +193,7 @@ def backward(config: ModelConfig, batch: Batch, *, computed=False, rank=0, store
   if recompute:
     found += forward
     if config.norm_placement == "pre":  # No gradient reads the block's result, so its last product is left out.
-      used = config.intermediate_size * max(1, config.experts_per_token)
+      used = widths(config)[2]
       last = config.num_layers * config.hidden_size * (used + rank)
       found += Work(-2 * fed * last, 0)
   head = head_forward(config, scored, stored=stored)
@@ -215,8 +246,19 @@ def optimizer(params: float, *, stored: int = _FLOAT, moments: int = _FLOAT) -> 
 
 def cache_bytes(config: ModelConfig, kind: str) -> int:
   """Bytes of one token's keys and values in all blocks; int8 has a float32 scale for each key and value head."""
-  head = config.head_dim + 4 if kind == "int8" else config.head_dim * WIDTHS[kind]
-  return 2 * config.num_layers * config.num_kv_heads * head
+  numbers = sum(cached for *_, cached in mixer_sizes(config))
+  if kind != "int8":
+    return numbers * WIDTHS[kind]
+  heads = {"global": config.global_kv_heads or config.num_kv_heads, "attention": config.num_kv_heads, "delta": 0}
+  return numbers + 4 * sum(2 * heads[kind.mixer] for kind in config.kinds if not kind.reuses)
+
+
+def state_bytes(config: ModelConfig) -> int:
+  """Bytes of one sequence's states and last inputs of the convolution in all gated delta nets."""
+  if not config.delta_net:
+    return 0
+  j, h, k, v, taps = config.delta_net
+  return _FLOAT * sum(config.delta_blocks) * (h * k * v + (taps - 1) * (2 * j * k + h * v))
 
 
 def decode_step(config: ModelConfig, *, prompts: float, group: int, prompt: int, past: float, kind: str) -> Work:
@@ -234,11 +276,11 @@ def decode_step(config: ModelConfig, *, prompts: float, group: int, prompt: int,
   c = WIDTHS[config.compute_dtype]
   weights, active = (config.num_layers * block_weights(config, tokens) for tokens in (samples, 1))
   head = config.vocab_size * config.hidden_size
-  pairs = samples * (prompt + past) * config.num_layers
-  flops = 2 * (active + head) * samples + 4 * config.num_heads * config.head_dim * pairs
+  flops = 2 * (active + head) * samples + 4 * attended(config) * samples * (prompt + past)
   moved = c * (weights + head) + cache_bytes(config, kind) * (prompts * prompt + samples * past)
   logits = 2 * _FLOAT * samples * config.vocab_size  # written, and read by the draw
-  return Work(flops, moved + logits)
+  states = 2 * samples * state_bytes(config)  # read and written
+  return Work(flops, moved + logits + states)
 
 
 def sampling(config: ModelConfig, batch: Batch, *, kind: str) -> Work:

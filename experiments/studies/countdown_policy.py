@@ -101,9 +101,9 @@ def draw(params, config, prompts, prompt_mask, temperature, noise):
     temperature: of the draws.
     noise: [T, P, G, V] Gumbel noise.
   """
-  hidden, keys, values = transformer.prefill(params, config, prompts, prompt_mask)
+  hidden, stored = transformer.prefill(params, config, prompts, prompt_mask)
   count, rows, group, _ = noise.shape
-  cache = kv_cache.KVCache.create(keys, values, prompt_mask, group_size=group, max_length=count)
+  cache = kv_cache.KVCache.create(stored, prompt_mask, config, group_size=group, max_length=count)
   decoder = transformer.for_decoding(params, config, prompts.shape[1] + count)
   chosen = lambda hidden, noise: jnp.argmax(
     transformer.logits(hidden, decoder["unembedding"], config) / temperature + noise, axis=-1

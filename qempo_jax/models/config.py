@@ -1,16 +1,18 @@
 """The config of a decoder: one description for every supported family of checkpoints."""
 
 import dataclasses
+from typing import NamedTuple
 
 from qempo_jax.errors import InputError
 from qempo_jax.kernels.choice import TOKEN_STATS
 
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
+DELTA = ("delta_query", "delta_key", "delta_value", "delta_gate", "delta_output")
 ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 KV_CACHES = ("auto", "float32", "bfloat16", "int8")
 EXPERTS = ("expert_gate", "expert_up", "expert_down")
-LAYOUTS = ("llama", "phi3", "granitemoehybrid", "mixtral", "gpt_oss")
-ROPE_KINDS = ("linear", "llama3", "yarn", "longrope", "dynamic")
+LAYOUTS = ("llama", "phi3", "granitemoehybrid", "mixtral", "gpt_oss", "gemma4", "qwen3_5_moe")
+ROPE_KINDS = ("linear", "llama3", "yarn", "longrope", "dynamic", "proportional")
 REMATS = ("none", "full", "dots", "dots_no_batch")
 _CHOICES = {
   "activation": ("silu", "gelu_tanh"),
@@ -20,6 +22,7 @@ _CHOICES = {
   "kv_cache": KV_CACHES,
   "remat": REMATS,
   "token_stats": TOKEN_STATS,
+  "experts_beside": ("none", "gated", "normed"),
   "layout": LAYOUTS,
 }
 
@@ -36,6 +39,8 @@ class RopeScaling:
       "longrope" divides each pair's frequency by its own factor, short or long by the length of the run's sequences
       (Ding et al., arXiv 2402.13753).
       "dynamic" grows the base with the length of the run's sequences beyond `original_length`.
+      "proportional" gives the first part of a head's pairs the frequencies of a whole head, divided by the factor, and
+      leaves the others unrotated.
     factor: divisor of frequencies; not read by "longrope".
     low_frequency_factor: see above, periods.
     high_frequency_factor: see above, periods.
@@ -44,6 +49,7 @@ class RopeScaling:
     truncate: "yarn" rounds the interpolation's ends to whole pairs.
     short_factors: "longrope", divisors of each pair's frequency up to `original_length`.
     long_factors: the same beyond it.
+    part: "proportional", rotated part of a head.
   """
 
   kind: str
@@ -55,6 +61,39 @@ class RopeScaling:
   truncate: bool = True
   short_factors: tuple[float, ...] = ()
   long_factors: tuple[float, ...] = ()
+  part: float = 1.0
+
+
+class DeltaNet(NamedTuple):
+  """Sizes of gated delta nets, see `delta_net`.
+
+  Attributes:
+    key_heads: heads of queries and keys.
+    value_heads: heads of values, each key head's one after another.
+    key_dim: width of a query or a key.
+    value_dim: width of a value.
+    kernel: tokens that the convolution reads.
+  """
+
+  key_heads: int
+  value_heads: int
+  key_dim: int
+  value_dim: int
+  kernel: int
+
+
+class Kind(NamedTuple):
+  """Form of a block: which parameters it has; see `stacks`.
+
+  Attributes:
+    mixer: "attention", "global" (attention with heads of their own size, where no window is) or "delta".
+    reuses: True if keys and values are those of an earlier block.
+    wide: True if the feed-forward layer is `shared_width` wide.
+  """
+
+  mixer: str = "attention"
+  reuses: bool = False
+  wide: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +150,22 @@ class ModelConfig:
     num_experts: E, experts of every block, which take the place of its feed-forward layer, see `experts`; 0: none.
     experts_per_token: S, experts that a token chooses.
     normalise_experts: True divides the weights of the chosen experts by their sum.
+    expert_width: F of an expert, if not `intermediate_size`.
+    experts_beside: a feed-forward layer beside the experts, whose outputs are added: "none"; "gated", times the sigmoid of
+      a projection (Qwen's shared expert); "normed", with a norm of each output and of each input, the router's too.
+    global_head_dim: K of blocks without a window, if theirs are of another size; None: `head_dim`.
+    global_kv_heads: their key and value heads; None: `num_kv_heads`.
+    keys_as_values: True if their values are the projected keys, before norm and rotation.
+    value_norm: RMSNorm of values without a scale, a head at a time.
+    shared_blocks: last blocks that have no keys and values of their own, and use those of the last other block with, or
+      without, a window.
+    shared_width: F of these blocks; None: `intermediate_size`.
+    block_scale: True multiplies the stream after each block by the block's factor, which is not trained.
+    block_embedding: (V', P): every block has an embedding of its own of P numbers for V' tokens, which a further layer
+      gates (Gemma 3n's per-layer embeddings); None: no such.
+    gated_attention: True multiplies the output of attention by the sigmoid of a further part of the query's projection.
+    delta_net: sizes of gated delta nets in place of attention, or None.
+    delta_blocks: for each block whether it has one; empty if none has.
     layout: names and fusion of a checkpoint's tensors, see `tensor_names`; no effect on the computation.
     token_stats: implementation of sums over the vocabulary, see `token_stats.token_stats`.
   """
@@ -154,6 +209,19 @@ class ModelConfig:
   num_experts: int = 0
   experts_per_token: int = 0
   normalise_experts: bool = False
+  expert_width: int | None = None
+  experts_beside: str = "none"
+  global_head_dim: int | None = None
+  global_kv_heads: int | None = None
+  keys_as_values: bool = False
+  value_norm: bool = False
+  shared_blocks: int = 0
+  shared_width: int | None = None
+  block_scale: bool = False
+  block_embedding: tuple[int, int] | None = None
+  gated_attention: bool = False
+  delta_net: DeltaNet | None = None
+  delta_blocks: tuple[bool, ...] = ()
   layout: str = "llama"
   token_stats: str = "auto"
 
@@ -163,7 +231,8 @@ class ModelConfig:
         f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
         "check the checkpoint's config.json"
       )
-    for name, key in (("windows", "layer_types"), ("rope_layers", "no_rope_layers")):
+    per_block = (("windows", "layer_types"), ("rope_layers", "no_rope_layers"), ("delta_blocks", "layer_types"))
+    for name, key in per_block:
       if (blocks := getattr(self, name)) and len(blocks) != self.num_layers:
         raise InputError(
           f"{name} names {len(blocks)} blocks, but there are num_layers={self.num_layers}; "
@@ -192,6 +261,17 @@ class ModelConfig:
     matrices = (*PROJECTIONS, "router", *EXPERTS)
     if unknown := set(self.biases) - set(matrices):
       raise InputError(f"biases names {sorted(unknown)}; matrices are {', '.join(matrices)}")
+
+  @property
+  def kinds(self) -> tuple[Kind, ...]:
+    """Every block's form."""
+    windows = self.windows or (None,) * self.num_layers
+    delta = self.delta_blocks or (False,) * self.num_layers
+    apart = self.global_head_dim is not None or self.global_kv_heads is not None or self.keys_as_values
+    mixer = lambda i: "delta" if delta[i] else "global" if apart and windows[i] is None else "attention"
+    reuses = lambda i: i >= self.num_layers - self.shared_blocks
+    wide = lambda i: reuses(i) and self.shared_width is not None
+    return tuple(Kind(mixer(i), reuses(i), wide(i)) for i in range(self.num_layers))
 
   @property
   def rotated(self) -> int:

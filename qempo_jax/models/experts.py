@@ -2,7 +2,8 @@
 
     y = sum_{e in top S of p} w_e down_e (act(gate_e x) * (up_e x)),    p = softmax(router x)
 
-Each product may have a bias. w is p, or p divided by its sum over the chosen experts. The tokens are sorted by expert
+Each product may have a bias. w is p, or p divided by its sum over the chosen experts, and may have a learned factor of
+each expert. The tokens are sorted by expert
 and multiplied by `jax.lax.ragged_dot`; no token is dropped, so the result is exact for any routing (Shazeer et al.,
 arXiv 1701.06538; Fedus et al., arXiv 2101.03961).
 
@@ -24,25 +25,28 @@ from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.lora import LowRank
 
 
-def feed_forward(layer, x_BxLxD, config, gated):
+def feed_forward(layer, x_BxLxD, router_BxLxD, *, config, gated):
   """The mixture's output and its router's logits.
 
   Args:
     layer: a block's parameters.
     x_BxLxD: the block's normed residual stream.
+    router_BxLxD: what the router reads, the same in most models.
     config: the decoder's config.
     gated: (gate x, up x) -> their gated product.
 
   Returns:
     ([B, L, D], [B, L, E]).
   """
-  logits_BxLxE = linear(x_BxLxD, layer["router"], config.compute_dtype)
+  logits_BxLxE = linear(router_BxLxD, layer["router"], config.compute_dtype)
   if "router" in config.biases:
     logits_BxLxE = logits_BxLxE + layer["router_bias"]
   probs_BxLxE = jax.nn.softmax(logits_BxLxE, axis=-1)
   weights_BxLxS, chosen_BxLxS = jax.lax.top_k(probs_BxLxE, config.experts_per_token)
   if config.normalise_experts:
     weights_BxLxS = weights_BxLxS / jnp.sum(weights_BxLxS, axis=-1, keepdims=True)
+  if "expert_scale" in layer:
+    weights_BxLxS = weights_BxLxS * layer["expert_scale"][chosen_BxLxS]
   compute = functools.partial(_mixture, config=config, gated=gated)
   arrays, biases = (x_BxLxD, weights_BxLxS, chosen_BxLxS), [f"{name}_bias" for name in EXPERTS if name in config.biases]
   weights = {name: layer[name] for name in (*EXPERTS, *biases)}

@@ -6,6 +6,7 @@ from typing import Any
 
 from qempo_jax.errors import InputError
 from qempo_jax.models.config import ROPE_KINDS
+from qempo_jax.models.config import DeltaNet
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.config import RopeScaling
 from qempo_jax.models.hugging_face_families import FAMILIES
@@ -40,8 +41,13 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     raise InputError(f"model_type={architecture!r} is not supported; this decoder reads {known} checkpoints")
   family = FAMILIES[architecture]
   values = {**family.defaults, **config}
-  for key in (*_EMPTY, *family.unread, *(() if family.experts else ("num_experts", "num_local_experts"))):
-    if values.get(key) and not _is_mxfp4(values, key, family):
+  for key in (
+    *_EMPTY,
+    *family.unread,
+    *(() if family.experts or values.get("enable_moe_block") else ("num_experts", "num_local_experts")),
+  ):
+    vision = key == "use_bidirectional_attention" and values.get(key) == "vision"  # of no effect on text
+    if values.get(key) and not vision and not _is_mxfp4(values, key, family):
       raise InputError(f"{key}={values[key]!r} is not supported for {architecture!r}; this decoder needs it empty")
   try:
     return ModelConfig(**_fields(values, family))
@@ -59,14 +65,14 @@ def _fields(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
   gemma, granite = "query_pre_attn_scalar" in values, "attention_multiplier" in values
   hybrid = "shared_intermediate_size" in family.defaults
   kinds = values.get("layers_block_type") or values.get("layer_types") or ()
-  computed = {"full_attention", "attention" if hybrid else "sliding_attention"}
+  computed = {"full_attention", "attention" if hybrid else "linear_attention" if family.linear else "sliding_attention"}
   if unknown := set(kinds) - computed:
     raise InputError(f"layer_types names {sorted(unknown)}, which this decoder does not compute")
   rope_layers = _rope_layers(values)
   fields = dict(
     vocab_size=_size(values, "vocab_size"),
     hidden_size=width,
-    intermediate_size=_size(values, "shared_intermediate_size" if hybrid else "intermediate_size"),
+    intermediate_size=_size(values, _width_key(values, hybrid)),
     num_layers=_size(values, "num_hidden_layers"),
     num_heads=num_heads,
     num_kv_heads=values.get("num_key_value_heads") or num_heads,
@@ -86,9 +92,69 @@ def _fields(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     attention, embedding, residual, logits = (float(values[key]) for key in GRANITE)
     fields |= {"query_scale": attention, "embedding_scale": embedding}
     fields |= {"residual_scale": residual, "logit_divisor": logits}
+  if family.linear:
+    fields |= _delta_nets(values)
+  if "global_head_dim" in family.defaults:
+    fields |= _gemma4(values, fields)
   if family.experts:
     fields |= _experts(values)
   return fields | _rope(values, family, fields["head_dim"]) | dict(family.options)
+
+
+def _width_key(values, hybrid: bool) -> str:
+  if "shared_expert_intermediate_size" in values:
+    return "shared_expert_intermediate_size"
+  return "shared_intermediate_size" if hybrid else "intermediate_size"
+
+
+def _delta_nets(values) -> dict[str, Any]:
+  """Fields of a model whose other blocks are gated delta nets."""
+  count, every = values["num_hidden_layers"], values["full_attention_interval"]
+  kinds = values.get("layer_types") or [
+    "full_attention" if (index + 1) % every == 0 else "linear_attention" for index in range(count)
+  ]
+  keys = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim")
+  sizes = DeltaNet(*(_size(values, f"linear_{key}") for key in keys))
+  return {"delta_net": sizes, "delta_blocks": tuple(kind == "linear_attention" for kind in kinds)}
+
+
+def _gemma4(values, fields) -> dict[str, Any]:
+  """Gemma 4's fields: heads of blocks without a window, shared keys and values, further inputs, and experts."""
+  windows = fields["windows"] or (None,) * fields["num_layers"]
+  full = [index for index, window in enumerate(windows) if window is None]
+  heads, key_heads = values["global_head_dim"], values.get("num_global_key_value_heads")
+  if "per_layer_config" in values:  # as transformers writes it; the published files have the two keys above
+    own = values["per_layer_config"] or {}
+    sizes = [own.get(str(index), own.get(index)) or {} for index in range(fields["num_layers"])]
+    apart = [i for i, size in enumerate(sizes) if size != (sizes[full[0]] if full and i in full else {})]
+    if apart:
+      raise InputError(f"per_layer_config gives block {apart[0]} sizes that other blocks of its kind do not have")
+    found = sizes[full[0]] if full else {}
+    heads, key_heads = found.get("head_dim", fields["head_dim"]), found.get("num_key_value_heads")
+  alike = _flag(values, "attention_k_eq_v")
+  found = {
+    "embedding_scale": fields["hidden_size"] ** 0.5,
+    "global_head_dim": heads,
+    "global_kv_heads": key_heads if alike and key_heads else fields["num_kv_heads"],
+    "keys_as_values": alike,
+  }
+  if shared := values.get("num_kv_shared_layers") or 0:
+    found["shared_blocks"] = _size(values, "num_kv_shared_layers")
+    if not set(windows) <= set(windows[: fields["num_layers"] - shared]):
+      raise InputError(
+        f"num_kv_shared_layers={shared} leaves no block of its kind whose keys and values they could use"
+      )
+    if _flag(values, "use_double_wide_mlp"):
+      found["shared_width"] = 2 * fields["intermediate_size"]
+  if values.get("hidden_size_per_layer_input"):
+    found["block_embedding"] = tuple(
+      _size(values, key) for key in ("vocab_size_per_layer_input", "hidden_size_per_layer_input")
+    )
+  if _flag(values, "enable_moe_block"):
+    found |= {"num_experts": _size(values, "num_experts"), "experts_per_token": _size(values, "top_k_experts")}
+    found |= {"expert_width": _size(values, "moe_intermediate_size"), "normalise_experts": True}
+    found["experts_beside"] = "normed"
+  return found
 
 
 def _is_mxfp4(values, key: str, family: Family) -> bool:
@@ -109,7 +175,8 @@ def _experts(values) -> dict[str, Any]:
     "normalise_experts": _flag(values, "norm_topk_prob"),
   }
   if "moe_intermediate_size" in values:
-    fields["intermediate_size"] = _size(values, "moe_intermediate_size")
+    beside = "shared_expert_intermediate_size" in values
+    fields["expert_width" if beside else "intermediate_size"] = _size(values, "moe_intermediate_size")
   if "swiglu_limit" in values:
     fields["clamped_gate"] = float(values["swiglu_alpha"]), float(values["swiglu_limit"])
   return fields
@@ -176,6 +243,8 @@ def _windows(values, family: Family, rope_layers) -> tuple[int | None, ...]:
     slides = [not rotates for rotates in rope_layers]
   else:
     slides = [(index + 1) % values["sliding_window_pattern"] > 0 for index in range(count)]
+  if "global_head_dim" in family.defaults:
+    slides[-1] = False  # as PyTorch transformers has it
   return tuple(window if slide else None for slide in slides) if any(slides) else ()
 
 
@@ -200,7 +269,7 @@ def _rope(values, family: Family, head_dim: int) -> dict[str, Any]:
   fields = {
     "rope_theta": theta,
     "local_rope_theta": None if local_theta is None else float(local_theta),
-    "rotary_dim": None if part == 1.0 else int(head_dim * part),
+    "rotary_dim": None if part == 1.0 or _rope_type(full) == "proportional" else int(head_dim * part),
     "rope_scaling": _scaling(full, values, family),
   }
   growth = full.get("llama_4_scaling_beta")
@@ -218,11 +287,13 @@ def _scaling(rope, values, family: Family) -> RopeScaling | None:
   kind = "longrope" if family.partial_rope and kind in ("su", "yarn") else kind  # as old Phi 3 checkpoints say
   if kind == "default":
     return None
-  if kind not in ROPE_KINDS:
-    known = ", ".join(map(repr, ROPE_KINDS))
+  if kind not in ROPE_KINDS or kind == "proportional" and "global_head_dim" not in family.defaults:
+    known = ", ".join(repr(name) for name in ROPE_KINDS if name != "proportional")
     raise InputError(f"rope_type={kind!r} is not supported; this decoder computes 'default', {known}")
   if kind == "linear":
     return RopeScaling(kind, float(rope["factor"]))
+  if kind == "proportional":
+    return RopeScaling(kind, float(rope.get("factor") or 1.0), part=float(rope.get("partial_rotary_factor") or 1.0))
   if kind == "dynamic":
     return RopeScaling(kind, float(rope["factor"]), original_length=values["max_position_embeddings"])
   own = values["original_max_position_embeddings"] if "original_max_position_embeddings" in family.defaults else None

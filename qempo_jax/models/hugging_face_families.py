@@ -21,6 +21,7 @@ class Family:
     partial_rope: partial_rotary_factor is read; PyTorch transformers ignores it elsewhere.
     experts: its feed-forward layers are mixtures of experts.
     biases: matrices that always have a bias, besides those that config.json names.
+    linear: its other blocks are gated delta nets.
     unread: keys that must be empty, since PyTorch transformers ignores them.
   """
 
@@ -31,6 +32,7 @@ class Family:
   partial_rope: bool = False
   experts: bool = False
   biases: tuple[str, ...] = ()
+  linear: bool = False
   unread: tuple[str, ...] = ()
 
 
@@ -59,6 +61,17 @@ _GPT_OSS_ROPE = {
   "beta_slow": 1.0,
   "truncate": False,
   "original_max_position_embeddings": 4096,
+}
+_QWEN35_OPTIONS = {"qk_norm": "head", "norm_offset": 1.0, "gated_attention": True}
+_QWEN35 = {
+  "head_dim": 256,
+  "partial_rotary_factor": 0.25,
+  "full_attention_interval": 4,
+  "linear_conv_kernel_dim": 4,
+  "linear_key_head_dim": 128,
+  "linear_value_head_dim": 128,
+  "linear_num_key_heads": 16,
+  "linear_num_value_heads": 32,
 }
 GRANITE = dict.fromkeys(("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0)
 FAMILIES = {
@@ -150,19 +163,59 @@ FAMILIES = {
     biases=("router", *EXPERTS),
   ),
 }
-_DELTA_NET = "most of its blocks are gated delta nets, with a recurrent state in place of keys and values"
-_HEADS = (
-  "its blocks with and without a window differ in size and number of heads, and stacked parameters have one shape"
-)
+FAMILIES |= {
+  "gemma4_text": Family(
+    {"norm_placement": "both", "qk_norm": "head", "value_norm": True, "block_scale": True, "query_scale": 1.0}
+    | {"layout": "gemma4"},
+    {
+      "head_dim": 256,
+      "global_head_dim": 512,
+      "hidden_activation": "gelu_pytorch_tanh",
+      "sliding_window": 512,
+      "sliding_window_pattern": 6,
+      "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+      },
+      "vocab_size_per_layer_input": 262144,
+      "hidden_size_per_layer_input": 256,
+      "num_kv_shared_layers": 0,
+      "tie_word_embeddings": True,
+    },
+    "pattern",
+    nested_rope=True,
+    partial_rope=True,
+  ),
+  "qwen3_5_text": Family(_QWEN35_OPTIONS, _QWEN35, partial_rope=True, linear=True),
+  "qwen3_5_moe_text": Family(
+    _QWEN35_OPTIONS | {"layout": "qwen3_5_moe", "experts_beside": "gated"},
+    _QWEN35
+    | {
+      "num_key_value_heads": 2,
+      "linear_num_value_heads": 32,
+      "num_experts": 256,
+      "num_experts_per_tok": 8,
+      "moe_intermediate_size": 512,
+      "shared_expert_intermediate_size": 512,
+      "norm_topk_prob": True,
+    },
+    partial_rope=True,
+    experts=True,
+    linear=True,
+  ),
+}
 # Architectures that people try, and the part that this decoder does not compute.
 REFUSED = {
-  **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), _DELTA_NET),
-  **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _HEADS),
-  "gemma3n_text": "its blocks read embeddings of their own for each layer",
+  "qwen3_next": "its delta nets hold their projections in another order (Qwen3.5 is supported)",
+  "gemma4_unified_text": "it is one part of a model of several senses ('gemma4_text' is supported)",
+  "gemma3n_text": "its residual stream has several copies (AltUp)",
   "mistral3": "it holds a vision tower; save its language model alone ('mistral' or 'ministral3')",
   "gemma3": "it holds a vision tower; save its language model alone ('gemma3_text')",
-  **dict.fromkeys(("gemma4", "gemma4_unified"), f"it holds towers of other senses, and {_HEADS}"),
-  **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), f"it holds a vision tower, and {_DELTA_NET}"),
+  **dict.fromkeys(
+    ("gemma4", "gemma4_unified"), "it holds towers of other senses; save its language model alone ('gemma4_text')"
+  ),
+  "qwen3_5": "it holds a vision tower; save its language model alone ('qwen3_5_text')",
+  "qwen3_5_moe": "it holds a vision tower; save its language model alone ('qwen3_5_moe_text')",
   "phi4_multimodal": "it holds vision and speech towers",
   "deepseek_v3": "its attention compresses keys and values (multi-head latent attention)",
 }

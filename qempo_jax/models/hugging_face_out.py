@@ -27,9 +27,12 @@ _CLASSES = {
   "olmoe": "Olmoe",
   "mixtral": "Mixtral",
   "gpt_oss": "GptOss",
+  "gemma4_text": "Gemma4",
+  "qwen3_5_text": "Qwen3_5",
+  "qwen3_5_moe_text": "Qwen3_5Moe",
 }
 _WITHOUT_BIASES = ("qwen2", "mistral", "ministral", "ministral3", "phi3", "mixtral")
-_WITHOUT_WINDOWS = ("llama", "olmo2", "granite", "granitemoehybrid", "olmoe")
+_WITHOUT_WINDOWS = ("llama", "olmo2", "granite", "granitemoehybrid", "olmoe", "qwen3_5_text", "qwen3_5_moe_text")
 _ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 # Sequence length if none is known; rotary positions continue beyond it.
 _LENGTH = 8192
@@ -131,11 +134,18 @@ def _values(config: ModelConfig, family: str) -> dict[str, Any]:
   if family in ("llama", "granite", "smollm3"):
     values["mlp_bias"] = "up" in config.biases
   if gemma:
+    values["final_logit_softcapping"] = config.logit_softcap
+  if family in ("gemma2", "gemma3_text"):
     values |= {
       "query_pre_attn_scalar": _scalar(config.attention_scale),
       "attn_logit_softcapping": config.attention_softcap,
-      "final_logit_softcapping": config.logit_softcap,
     }
+  if family == "gemma4_text":
+    values |= _gemma4(config)
+  if config.delta_net and family.startswith("qwen3_5"):
+    keys = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim")
+    values |= {f"linear_{key}": size for key, size in zip(keys, config.delta_net)}
+    values["layer_types"] = ["linear_attention" if delta else "full_attention" for delta in config.delta_blocks]
   if family == "smollm3":
     values["no_rope_layers"] = list(map(int, config.rope_layers or [True] * config.num_layers))
   if family.startswith("granite"):
@@ -153,16 +163,40 @@ def _values(config: ModelConfig, family: str) -> dict[str, Any]:
       "layer_types": ["attention"] * config.num_layers,
       "mamba_n_heads": 1,  # transformers checks it against the width, with or without such blocks
     }
-  if config.num_experts:
+  if family == "qwen3_5_moe_text":
+    values["shared_expert_intermediate_size"] = values.pop("intermediate_size")
+  if config.num_experts and family != "gemma4_text":
     values |= {
       "num_local_experts" if family in ("mixtral", "gpt_oss") else "num_experts": config.num_experts,
       "num_experts_per_tok": config.experts_per_token,
-      "moe_intermediate_size": config.intermediate_size,
+      "moe_intermediate_size": config.expert_width or config.intermediate_size,
       "norm_topk_prob": config.normalise_experts,
     }
   if config.clamped_gate:
     values |= zip(("swiglu_alpha", "swiglu_limit"), config.clamped_gate)
   return values | _windows(config, family) | _rope(config, family)
+
+
+def _gemma4(config: ModelConfig) -> dict[str, Any]:
+  """Gemma 4's keys, as in its published files and as transformers 5 writes them."""
+  rows, width = config.block_embedding or (config.vocab_size, 0)
+  own = {"head_dim": config.global_head_dim, "num_key_value_heads": config.global_kv_heads}
+  full = [index for index, window in enumerate(config.windows or (None,) * config.num_layers) if window is None]
+  values = {
+    "global_head_dim": config.global_head_dim,
+    "num_global_key_value_heads": config.global_kv_heads,
+    "attention_k_eq_v": config.keys_as_values,
+    "num_kv_shared_layers": config.shared_blocks,
+    "use_double_wide_mlp": config.shared_width is not None,
+    "vocab_size_per_layer_input": rows,
+    "hidden_size_per_layer_input": width,
+    "enable_moe_block": bool(config.num_experts),
+    "per_layer_config": {str(index): own for index in full},
+  }
+  if config.num_experts:
+    values |= {"num_experts": config.num_experts, "top_k_experts": config.experts_per_token}
+    values["moe_intermediate_size"] = config.expert_width
+  return values
 
 
 def _scalar(scale: float) -> int | float:
@@ -202,11 +236,15 @@ def _rope(config: ModelConfig, family: str) -> dict[str, Any]:
     length = config.rope_scaling.original_length if config.rope_scaling else _LENGTH
     flat |= {"partial_rotary_factor": part, "original_max_position_embeddings": length}
     full["partial_rotary_factor"] = part
-  if family not in ("gemma3_text", "olmo3"):
+  if family.startswith("qwen3_5"):
+    full["partial_rotary_factor"] = config.rotated / config.head_dim
+  if family not in ("gemma3_text", "gemma4_text", "olmo3"):
     return flat | {"rope_parameters": full}
   local = config.rope_theta if config.local_rope_theta is None else config.local_rope_theta
   sliding = {"rope_type": "default", "rope_theta": local}
   nested = {"full_attention": full, "sliding_attention": sliding}
+  if family == "gemma4_text":
+    return {"rope_parameters": nested}
   return flat | {"rope_local_base_freq": local, "rope_parameters": nested}
 
 
@@ -215,13 +253,15 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
   if scaling is None:
     return {}
   values = {"rope_type": scaling.kind}
-  if scaling.kind != "longrope":
+  if scaling.kind != "longrope" and (scaling.kind, scaling.factor) != ("proportional", 1.0):
     values["factor"] = scaling.factor
   if scaling.kind in ("llama3", "yarn", "longrope"):
     values["original_max_position_embeddings"] = scaling.original_length
   ends = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}
   if scaling.kind in ends:
     values |= zip(ends[scaling.kind], (scaling.low_frequency_factor, scaling.high_frequency_factor))
+  if scaling.kind == "proportional":
+    values["partial_rotary_factor"] = scaling.part
   if scaling.kind == "yarn":
     values["truncate"] = scaling.truncate
   if scaling.kind == "longrope":

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax.masking import at_least_float32
+from qempo_jax.models import delta_net
 from qempo_jax.models import layers
 from qempo_jax.models.positions import within_window
 from qempo_jax.token_stats import softcap
@@ -78,45 +79,120 @@ class LayerCache:
       prompt_keys, prompt_values, _rings(prompt_keys, -1, group_size, ring), _rings(prompt_values, 2, group_size, ring)
     )
 
-  def attend(self, q_RxGxHxK, k_RxGxJxK, v_RxGxJxK, entry, prompt_mask_RxGxL, ring_mask_RxGxT, config, sinks_H=None):
-    """Stores this token's keys and values, then attends to the prompt and to the slot's own past.
-
-    Args:
-      q_RxGxHxK: rotated queries.
-      k_RxGxJxK: rotated keys.
-      v_RxGxJxK: values.
-      entry: ring entry of this token.
-      prompt_mask_RxGxL: True on prompt tokens that a query attends to.
-      ring_mask_RxGxT: True on ring entries that a query attends to, this token's included.
-      config: the decoder's config: scale and soft-cap of the scores.
-      sinks_H: the heads' sinks, or None.
-
-    Returns:
-      ([R, G, H, K], the block's cache with this token).
-    """
+  def stored(self, k_RxGxJxK, v_RxGxJxK, entry):
+    """The cache with a token's rotated keys and its values in a ring entry."""
     put = lambda stored, new, axis: jax.tree.map(
       lambda old, new: jax.lax.dynamic_update_index_in_dim(old, jnp.swapaxes(new, 1, 2), entry, axis % old.ndim),
       stored,
       Stored.pack(new, stored.numbers.dtype),
     )
     keys, values = put(self.keys, k_RxGxJxK, _KEY_ENTRIES), put(self.values, v_RxGxJxK, _VALUE_ENTRIES)
-    cache = dataclasses.replace(self, keys=keys, values=values)
-    q = layers.group_heads(q_RxGxHxK, k_RxGxJxK.shape[2]) * config.attention_scale
-    q_RxJxGxrxK = jnp.swapaxes(q, 1, 2)
+    return dataclasses.replace(self, keys=keys, values=values)
+
+  def attend(self, q_RxGxHxK, prompt_mask_RxGxL, ring_mask_RxGxT, config, sinks_H=None):
+    """Attention to the prompt and to the slot's own past.
+
+    Args:
+      q_RxGxHxK: rotated queries.
+      prompt_mask_RxGxL: True on prompt tokens that a query attends to.
+      ring_mask_RxGxT: True on ring entries that a query attends to, this token's included.
+      config: the decoder's config: scale and soft-cap of the scores.
+      sinks_H: the heads' sinks, or None.
+
+    Returns:
+      [R, G, H, K].
+    """
+    key_heads = self.keys.numbers.shape[1]
+    q_RxJxGxrxK = jnp.swapaxes(layers.group_heads(q_RxGxHxK, key_heads) * config.attention_scale, 1, 2)
     lowest = jnp.finfo(jnp.float32).min
     masked = lambda scores, mask: jnp.where(mask[:, None, :, None], softcap(scores, config.attention_softcap), lowest)
-    to_prompt = masked(cache.prompt_keys.scores("xjgrk,xjkl->xjgrl", q_RxJxGxrxK), prompt_mask_RxGxL)
-    to_own = masked(cache.keys.scores("xjgrk,xjgkt->xjgrt", q_RxJxGxrxK), ring_mask_RxGxT)
+    to_prompt = masked(self.prompt_keys.scores("xjgrk,xjkl->xjgrl", q_RxJxGxrxK), prompt_mask_RxGxL)
+    to_own = masked(self.keys.scores("xjgrk,xjgkt->xjgrt", q_RxJxGxrxK), ring_mask_RxGxT)
     highest = lambda scores: jnp.max(scores, axis=-1, keepdims=True)
     top = jnp.maximum(highest(to_prompt), highest(to_own))
     if sinks_H is not None:
-      sinks = at_least_float32(sinks_H).reshape(k_RxGxJxK.shape[2], 1, -1, 1)
+      sinks = at_least_float32(sinks_H).reshape(key_heads, 1, -1, 1)
       top = jnp.maximum(top, sinks)
     on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
     total = jnp.sum(on_prompt, axis=-1, keepdims=True) + jnp.sum(on_own, axis=-1, keepdims=True)
     total = total if sinks_H is None else total + jnp.exp(sinks - top)
-    mixed = cache.prompt_values.mix("xjgrl,xjlk->xjgrk", on_prompt) + cache.values.mix("xjgrt,xjgtk->xjgrk", on_own)
-    return jnp.swapaxes(mixed / total, 1, 2).reshape(q_RxGxHxK.shape).astype(q_RxGxHxK.dtype), cache
+    mixed = self.prompt_values.mix("xjgrl,xjlk->xjgrk", on_prompt) + self.values.mix("xjgrt,xjgtk->xjgrk", on_own)
+    return jnp.swapaxes(mixed / total, 1, 2).reshape(q_RxGxHxK.shape).astype(q_RxGxHxK.dtype)
+
+  @property
+  def prompt(self):
+    """What `create` takes first."""
+    return self.prompt_keys, self.prompt_values
+
+  def with_prompt(self, prompt):
+    """The cache with another `prompt`."""
+    return dataclasses.replace(self, prompt_keys=prompt[0], prompt_values=prompt[1])
+
+  def grown(self, ring: int):
+    """The cache with longer rings."""
+    pad = lambda x, axis: jnp.pad(
+      x, [(0, ring - x.shape[axis]) if i == axis % x.ndim else (0, 0) for i in range(x.ndim)]
+    )
+    extend = lambda stored, axis: jax.tree.map(lambda x: pad(x, axis), stored)
+    return dataclasses.replace(self, keys=extend(self.keys, _KEY_ENTRIES), values=extend(self.values, _VALUE_ENTRIES))
+
+  def pick(self, slots, rows):
+    """The given slots, of all [R * G], each in a row of its own with the prompt of its row."""
+    of_rows = lambda x: x[rows]
+    of_slots = lambda x: jnp.swapaxes(x, 1, 2).reshape(-1, 1, *x.shape[1:2], *x.shape[3:])[slots].swapaxes(1, 2)
+    return LayerCache(*jax.tree.map(of_rows, self.prompt), *jax.tree.map(of_slots, (self.keys, self.values)))
+
+
+@struct.dataclass
+class DeltaCache:
+  """Cache of one block with a gated delta net, see `delta_net`.
+
+  Attributes:
+    prompt_inputs: [R, U, C] the last inputs of the convolution in each prompt.
+    prompt_state: [R, H, K, V] state after each prompt.
+    inputs: [R, G, U, C] the last inputs of each slot.
+    state: [R, G, H, K, V] state of each slot.
+  """
+
+  prompt_inputs: jax.Array
+  prompt_state: jax.Array
+  inputs: jax.Array
+  state: jax.Array
+
+  @classmethod
+  def create(cls, prompt_inputs, prompt_state, *, group_size: int, ring: int):
+    """Slots that start after these prompts; a state needs no ring."""
+    del ring
+    every = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], group_size, *x.shape[1:]))
+    return cls(prompt_inputs, prompt_state, every(prompt_inputs), every(prompt_state))
+
+  def step(self, inputs: delta_net.Inputs, starts_RxG):
+    """One token of every slot, those that start after their prompt: ([R, G, H, V], the cache with the token)."""
+    start = lambda own, prompt: jnp.where(
+      starts_RxG.reshape(*starts_RxG.shape, *(1,) * (own.ndim - 2)), prompt[:, None], own
+    )
+    before, state = start(self.inputs, self.prompt_inputs), start(self.state, self.prompt_state)
+    out, before, state = delta_net.next_token(inputs, before, state)
+    return out, dataclasses.replace(self, inputs=before, state=state)
+
+  @property
+  def prompt(self):
+    """What `create` takes first."""
+    return self.prompt_inputs, self.prompt_state
+
+  def with_prompt(self, prompt):
+    """The cache with another `prompt`."""
+    return dataclasses.replace(self, prompt_inputs=prompt[0], prompt_state=prompt[1])
+
+  def grown(self, ring: int):
+    """The same cache."""
+    del ring
+    return self
+
+  def pick(self, slots, rows):
+    """The given slots, of all [R * G], each in a row of its own with the prompt of its row."""
+    of_slots = lambda x: x.reshape(-1, 1, *x.shape[2:])[slots]
+    return DeltaCache(self.prompt_inputs[rows], self.prompt_state[rows], of_slots(self.inputs), of_slots(self.state))
 
 
 @struct.dataclass
@@ -124,30 +200,38 @@ class KVCache:
   """Cache of all slots and blocks.
 
   Attributes:
-    layers: cache of every block.
+    layers: cache of every block with its own keys and values, or its own state.
     prompt_mask_RxL: True on prompt tokens.
     lengths_RxG: stored response tokens of each slot.
     clock: tokens stored since the start, a scalar.
   """
 
-  layers: tuple[LayerCache, ...]
+  layers: tuple[LayerCache | DeltaCache, ...]
   prompt_mask_RxL: jax.Array
   lengths_RxG: jax.Array
   clock: jax.Array
 
   @classmethod
-  def create(cls, prompt_keys, prompt_values, prompt_mask_RxL, *, group_size, max_length, dtype=None):
-    """Empty rings of `max_length` entries for prefilled prompts, [N, R, L, J, K] each; dtype None keeps theirs."""
+  def create(cls, prompts, prompt_mask_RxL, config, *, group_size, max_length, dtype=None):
+    """Empty rings of `max_length` entries for prompts of `transformer.prefill`; dtype None keeps that of their keys."""
     pack = lambda x_RxLxJxK: Stored.pack(jnp.swapaxes(x_RxLxJxK, 1, 2), jnp.dtype(dtype or x_RxLxJxK.dtype))
     entries_last = lambda stored: dataclasses.replace(stored, numbers=jnp.swapaxes(stored.numbers, 2, 3))
-    layer = lambda k, v: LayerCache.create(entries_last(pack(k)), pack(v), group_size=group_size, ring=max_length)
+    settings = {"group_size": group_size, "ring": max_length}
+
+    def layer(kind, first, second):
+      if kind.mixer == "delta":
+        return DeltaCache.create(first, second, **settings)
+      return LayerCache.create(entries_last(pack(first)), pack(second), **settings)
+
+    own = [kind for kind in config.kinds if not kind.reuses]
+    caches = tuple(layer(kind, *prompt) for kind, prompt in zip(own, prompts, strict=True))
     lengths = jnp.zeros((len(prompt_mask_RxL), group_size), jnp.int32)
-    return cls(tuple(map(layer, prompt_keys, prompt_values)), prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32))
+    return cls(caches, prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32))
 
   @property
   def ring(self) -> int:
     """Entries of every slot's ring, T."""
-    return self.layers[0].keys.numbers.shape[_KEY_ENTRIES]
+    return next(layer.keys.numbers.shape[_KEY_ENTRIES] for layer in self.layers if isinstance(layer, LayerCache))
 
   @property
   def next_positions_RxG(self):
@@ -176,30 +260,14 @@ class KVCache:
 
   def grown(self, ring: int):
     """The cache with longer rings, before the clock has wrapped around."""
-    pad = lambda x, axis: jnp.pad(x, [(0, ring - self.ring) if i == axis % x.ndim else (0, 0) for i in range(x.ndim)])
-    extend = lambda stored, axis: jax.tree.map(lambda x: pad(x, axis), stored)
-    grow = lambda layer: dataclasses.replace(
-      layer, keys=extend(layer.keys, _KEY_ENTRIES), values=extend(layer.values, _VALUE_ENTRIES)
-    )
-    return dataclasses.replace(self, layers=tuple(map(grow, self.layers)))
+    return dataclasses.replace(self, layers=tuple(layer.grown(ring) for layer in self.layers))
 
   def pick(self, slots):
     """The given slots, of all [R * G], each in a row of its own with its prompt."""
-    size = self.lengths_RxG.shape[1]
-    rows = slots // size
-    of_rows = lambda x: x[rows]
-    of_slots = lambda x: jnp.swapaxes(x, 1, 2).reshape(-1, 1, *x.shape[1:2], *x.shape[3:])[slots].swapaxes(1, 2)
-    picked = [
-      LayerCache(
-        *jax.tree.map(of_rows, (layer.prompt_keys, layer.prompt_values)),
-        *jax.tree.map(of_slots, (layer.keys, layer.values)),
-      )
-      for layer in self.layers
-    ]
+    rows = slots // self.lengths_RxG.shape[1]
     lengths = self.lengths_RxG.reshape(-1, 1)[slots]
-    return dataclasses.replace(
-      self, layers=tuple(picked), prompt_mask_RxL=self.prompt_mask_RxL[rows], lengths_RxG=lengths
-    )
+    picked = tuple(layer.pick(slots, rows) for layer in self.layers)
+    return dataclasses.replace(self, layers=picked, prompt_mask_RxL=self.prompt_mask_RxL[rows], lengths_RxG=lengths)
 
 
 # Axis of a ring's entries, in numbers and in scales.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from qempo_jax import sharding
 from qempo_jax.linear import linear
 from qempo_jax.masking import at_least_float32
+from qempo_jax.models import delta_net
 from qempo_jax.models import experts
 from qempo_jax.models import head_products
 from qempo_jax.models.lora import LowRank
@@ -95,7 +96,7 @@ def attention(q_BxLxHxK, k_BxMxJxK, v_BxMxJxK, mask_BxLxM, config, sinks_H=None)
   return jnp.swapaxes(attended, 1, 2).reshape(q_BxLxHxK.shape)
 
 
-def block(layer, x_BxLxD, rotation, config, attend):
+def block(layer, x_BxLxD, rotation, config, attend, recur=None, own=None):
   """One decoder block; `attend(q, k, v, sinks)` computes attention.
 
   Args:
@@ -103,8 +104,10 @@ def block(layer, x_BxLxD, rotation, config, attend):
     x_BxLxD: the residual stream.
     rotation: `positions.Rotation` of the rows' positions.
     config: the decoder's config, options and compute dtype.
-    attend: maps rotated q [B, L, H, K], k and v [B, L, J, K], and the heads' sinks [H] or None, to
-      ([B, L, H, K], carried), with any `carried`, such as a cache.
+    attend: maps rotated q [B, L, H, K], k and v [B, L, J, K], both None in a block without its own, and the heads' sinks
+      [H] or None, to ([B, L, H, K], carried), with any `carried`, such as a cache.
+    recur: of gated delta nets, `delta_net.Inputs` -> ([B, L, H, V], carried).
+    own: [B, L, P] the block's own input, from `transformer.block_inputs`, or None.
 
   Returns:
     The residual stream after the block, `carried`, and the router's logits [B, L, E], None without experts.
@@ -125,31 +128,65 @@ def block(layer, x_BxLxD, rotation, config, attend):
       product = linear(x, weight.reshape(x.shape[-1], -1), config.compute_dtype)
     return product + layer[f"{name}_bias"] if name in config.biases else product
 
-  def heads(name, x, normed):
-    flat, shape = project(name, x), (*x.shape[:-1], *layer[name].shape[1:])
-    if normed and config.qk_norm == "width":
-      flat = norm(f"{name}_norm", flat)
-    split = flat.reshape(shape)
-    return norm(f"{name}_norm", split) if normed and config.qk_norm == "head" else split
-
   h_BxLxD = pre_norm("attention_norm", x_BxLxD)
-  q = apply_rope(heads("query", h_BxLxD, True), rotation)
-  q = q if rotation.query_scale is None else q * rotation.query_scale[:, :, None, None]
-  k = apply_rope(heads("key", h_BxLxD, True), rotation)
-  v = heads("value", h_BxLxD, False)
-  with jax.named_scope("attention"):
-    attended, carried = attend(q, k, v, layer["sinks"] if config.attention_sinks else None)
-  joined_BxLxE = attended.reshape(*attended.shape[:-2], -1)
-  x_BxLxD = x_BxLxD + post_norm("attention_post_norm", project("output", joined_BxLxE))
-  h_BxLxD = pre_norm("feed_forward_norm", x_BxLxD)
-  router = None
-  if config.num_experts:
-    with jax.named_scope("experts"):
-      fed_BxLxD, router = experts.feed_forward(layer, h_BxLxD, config, functools.partial(gated, config=config))
+  if "query" in layer:
+    mixed_BxLxD, carried = _attention(layer, h_BxLxD, rotation, config, attend, project, norm)
   else:
+    mixed_BxLxD, carried = delta_net.block(layer, h_BxLxD, config, recur, project)
+  x_BxLxD = x_BxLxD + post_norm("attention_post_norm", mixed_BxLxD)
+  h_BxLxD = pre_norm("feed_forward_norm", x_BxLxD)
+  fed_BxLxD, router = 0.0, None
+  if "gate" in layer:
     gate_BxLxF, up_BxLxF = project("gate", h_BxLxD), project("up", h_BxLxD)
     with jax.named_scope("gate"):
       gated_BxLxF = gated(gate_BxLxF, up_BxLxF, config)
     fed_BxLxD = project("down", gated_BxLxF)
+  if config.num_experts:
+    with jax.named_scope("experts"):
+      compute = functools.partial(
+        experts.feed_forward, layer, config=config, gated=functools.partial(gated, config=config)
+      )
+      if config.experts_beside == "normed":
+        to_router = rms_norm(x_BxLxD, layer["router_norm"], config.norm_epsilon) * config.hidden_size**-0.5
+        mixture_BxLxD, router = compute(norm("expert_norm", x_BxLxD), to_router)
+        fed_BxLxD = norm("dense_post_norm", fed_BxLxD) + norm("expert_post_norm", mixture_BxLxD)
+      else:
+        if "dense_factor" in layer:
+          fed_BxLxD = fed_BxLxD * jax.nn.sigmoid(project("dense_factor", h_BxLxD))
+        mixture_BxLxD, router = compute(h_BxLxD, h_BxLxD)
+        fed_BxLxD = fed_BxLxD + mixture_BxLxD if "gate" in layer else mixture_BxLxD
   x_BxLxD = x_BxLxD + post_norm("feed_forward_post_norm", fed_BxLxD)
+  if own is not None:
+    gate_BxLxP = _ACTIVATIONS[config.activation](project("block_gate", x_BxLxD))
+    x_BxLxD = x_BxLxD + norm("block_norm", project("block_output", gate_BxLxP * own))
+  if config.block_scale:
+    x_BxLxD = x_BxLxD * jax.lax.stop_gradient(layer["block_scale"])
   return sharding.constrain_rows(x_BxLxD), carried, router
+
+
+def _attention(layer, h_BxLxD, rotation, config, attend, project, norm):
+  """A block's attention and its output projection: ([B, L, D], carried)."""
+  width = layer["output"].shape[-2]
+
+  def heads(name, normed):
+    flat = project(name, h_BxLxD)
+    if normed and config.qk_norm == "width":
+      flat = norm(f"{name}_norm", flat)
+    return flat.reshape(*flat.shape[:-1], *layer[name].shape[1:])
+
+  head_norm = lambda name, x: norm(f"{name}_norm", x) if config.qk_norm == "head" else x
+  q, gate = heads("query", True), None
+  if config.gated_attention:
+    q, gate = q[..., :width], q[..., width:]
+  q = apply_rope(head_norm("query", q), rotation)
+  q = q if rotation.query_scale is None else q * rotation.query_scale[:, :, None, None]
+  k = v = None
+  if "key" in layer:
+    k = heads("key", True)
+    v = heads("value", False) if "value" in layer else k
+    k = apply_rope(head_norm("key", k), rotation)
+    v = rms_norm(v, 1.0, config.norm_epsilon) if config.value_norm else v
+  with jax.named_scope("attention"):
+    attended, carried = attend(q, k, v, layer["sinks"] if config.attention_sinks else None)
+  attended = attended if gate is None else attended * jax.nn.sigmoid(gate)
+  return project("output", attended.reshape(*attended.shape[:-2], -1)), carried

@@ -20,10 +20,18 @@ import jax.numpy as jnp
 
 from qempo_jax.errors import InputError
 from qempo_jax.linear import linear
+from qempo_jax.models.config import DELTA
 from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import PROJECTIONS
 
-ALL_MATRICES = r"^layers/(query|key|value|output|gate|up|down)$"
+TARGETS = (
+  *PROJECTIONS,
+  *EXPERTS,
+  *(f"global_{name}" for name in PROJECTIONS[:4]),
+  *(f"shared_{name}" for name in PROJECTIONS[4:]),
+  *DELTA,
+)
+ALL_MATRICES = r"^layers/(global_|shared_|delta_)?(query|key|value|output|gate|up|down)$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +113,7 @@ def init(rng, params, config: LoraConfig):
   Raises:
     InputError: the pattern matches no projection.
   """
-  present = [name for name in (*PROJECTIONS, *EXPERTS) if name in params["layers"]]
+  present = [name for name in TARGETS if name in params["layers"]]
   names = [name for name in present if re.search(config.targets, f"layers/{name}")]
   if not names:
     known = ", ".join(f"layers/{name}" for name in present)
@@ -113,7 +121,7 @@ def init(rng, params, config: LoraConfig):
 
   def adapter(name):
     *stack, inputs, outputs = matrix_shape(name, params["layers"][name].shape)
-    key = jax.random.fold_in(rng, (*PROJECTIONS, *EXPERTS).index(name))
+    key = jax.random.fold_in(rng, TARGETS.index(name))
     bound = 1 / math.sqrt(inputs)
     a = jax.random.uniform(key, (*stack, inputs, config.rank), jnp.float32, -bound, bound)
     return Adapter(a, jnp.zeros((*stack, config.rank, outputs)), config.alpha / config.rank)
@@ -165,5 +173,5 @@ def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   """
   if name in EXPERTS:
     return shape
-  inputs = math.prod(shape[1:-1]) if name == "output" else shape[1]
+  inputs = math.prod(shape[1:-1]) if name.endswith("output") else shape[1]
   return shape[0], inputs, math.prod(shape[1:]) // inputs

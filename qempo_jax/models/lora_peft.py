@@ -15,10 +15,10 @@ import numpy as np
 from qempo_jax.errors import InputError
 from qempo_jax.models import export_tensors
 from qempo_jax.models import lora
+from qempo_jax.models import stacks
 from qempo_jax.models import tensor_names
 from qempo_jax.models import transformer
 from qempo_jax.models.config import EXPERTS
-from qempo_jax.models.config import PROJECTIONS
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.paths import read_json
 
@@ -61,7 +61,7 @@ def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: st
     "r": rank,
     "lora_alpha": first.scale * rank,
     "lora_dropout": 0.0,
-    "target_modules": sorted(_module(name, 0, config).rpartition(".")[2] for name in layers),
+    "target_modules": sorted({_module(name, 0, config).rpartition(".")[2] for name in layers}),
     "bias": "none",
     "fan_in_fan_out": False,
     "inference_mode": True,
@@ -94,18 +94,19 @@ def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
   scale = description["lora_alpha"] / (rank**0.5 if description.get("use_rslora") else rank)
   layers = {}
   shapes_of_blocks = transformer.param_shapes(config)["layers"]
-  for name in PROJECTIONS:
-    if name not in shapes_of_blocks or _tensor_name(name, 0, "A", config) not in tensors:
+  for name in lora.TARGETS:
+    blocks = _blocks(name, config)
+    if name not in shapes_of_blocks or name in EXPERTS or _tensor_name(name, blocks[0], "A", config) not in tensors:
       continue
     if _shared(name, config):
       raise InputError(f"{folder} adapts a fused projection, {_module(name, 0, config)!r}, which is not supported")
-    blocks, inputs, outputs = lora.matrix_shape(name, shapes_of_blocks[name])
+    _, inputs, outputs = lora.matrix_shape(name, shapes_of_blocks[name])
     shapes = {"A": (rank, inputs), "B": (outputs, rank)}
-    stacks = {
-      kind: np.stack([_take(tensors, _tensor_name(name, block, kind, config), shape).T for block in range(blocks)])
+    stacked = {
+      kind: np.stack([_take(tensors, _tensor_name(name, block, kind, config), shape).T for block in blocks])
       for kind, shape in shapes.items()
     }
-    layers[name] = lora.Adapter(jnp.asarray(stacks["A"]), jnp.asarray(stacks["B"]), scale)
+    layers[name] = lora.Adapter(jnp.asarray(stacked["A"]), jnp.asarray(stacked["B"]), scale)
   if tensors or not layers:
     what = tensor_names.listed(tensors) if tensors else "no adapter of a projection"
     raise InputError(f"{folder / WEIGHTS_FILE} holds {what}, which this decoder has no matrix for; is it its adapter?")
@@ -115,15 +116,22 @@ def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
 def _tensors(layers, config) -> Iterator[tuple[str, np.ndarray]]:
   for block in range(config.num_layers):
     for name, adapter in layers.items():
+      if block not in _blocks(name, config):
+        continue
       for kind, leaf in (("A", adapter.a), ("B", adapter.b)):
-        part = export_tensors.host_part(leaf, (block,))
+        part = export_tensors.host_part(leaf, (_blocks(name, config).index(block),))
         yield _tensor_name(name, block, kind, config), np.ascontiguousarray(part.T.astype(np.float32))
 
 
 def _shared(name: str, config: ModelConfig) -> bool:
   """True if a projection has no module of its own in PyTorch transformers."""
-  modules = [_module(other, 0, config) for other in transformer.param_shapes(config)["layers"]]
-  return name in EXPERTS or modules.count(_module(name, 0, config)) > 1
+  kind = config.kinds[_blocks(name, config)[0]]
+  own = [other for other in transformer.param_shapes(config)["layers"] if stacks.has(other, kind)]
+  return name in EXPERTS or [_module(other, 0, config) for other in own].count(_module(name, 0, config)) > 1
+
+
+def _blocks(name: str, config: ModelConfig) -> list[int]:
+  return stacks.members(name, config.kinds)
 
 
 def _module(name: str, block: int, config: ModelConfig) -> str:

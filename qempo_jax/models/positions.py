@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qempo_jax.models.config import Kind
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.config import RopeScaling
 
@@ -65,6 +66,8 @@ def rope_frequencies(dim: int, theta: float, scaling: RopeScaling | None = None,
     return plain_C
   if kind == "linear":
     return plain_C / scaling.factor
+  if kind == "proportional":
+    return jnp.where(jnp.arange(dim // 2) < int(scaling.part * dim // 2), plain_C / scaling.factor, 0.0)
   if kind == "longrope":
     factors = scaling.long_factors if length > scaling.original_length else scaling.short_factors
     return plain_C / jnp.array(factors, jnp.float32)
@@ -97,17 +100,20 @@ def rope_rotations(config: ModelConfig, positions_BxL):
     return Rotation(jnp.cos(angles_BxLxC) * factor, jnp.sin(angles_BxLxC) * factor, query_scale)
 
   scaling = config.rope_scaling
-  frequencies_C = rope_frequencies(config.rotated, config.rope_theta, scaling, config.max_length)
+  width = config.global_head_dim or config.rotated
+  frequencies_C = rope_frequencies(width, config.rope_theta, scaling, config.max_length)
   shared = rotation(frequencies_C, scaling.attention_factor if scaling else 1.0)
   if config.local_rope_theta is None:
     return shared, None
   return shared, rotation(rope_frequencies(config.rotated, config.local_rope_theta))
 
 
-def block_rotation(rotations, block: Block):
-  """The rotation of one block, from `rope_rotations`."""
+def block_rotation(rotations, block: Block, kind: Kind):
+  """The rotation of one block of a kind, from `rope_rotations`."""
   rotation, local = rotations
-  if local is not None and block.window is not None:
+  if local is not None and local.cos.shape != rotation.cos.shape:
+    rotation = rotation if kind.mixer == "global" else local
+  elif local is not None and block.window is not None:
     rotation = jax.tree.map(lambda local, shared: jnp.where(block.window < UNLIMITED, local, shared), local, rotation)
   if block.rotates is None:
     return rotation

@@ -1,7 +1,7 @@
 """Configs of published models, for planning memory, sharding and compilation without their weights.
 
 Values are those of the models' own config.json on the Hugging Face hub (of the instruction-tuned model, if the two
-differ). `get` reads them by the same rules as a checkpoint's.
+differ), but those of Qwen3.5 and Gemma 4, which are as other training code states them. `get` reads them by the same rules as a checkpoint's.
 """
 
 import difflib
@@ -49,6 +49,9 @@ _OLMO3 = _OLMO | {
     "beta_slow": 1,
   },
 }
+_GEMMA4 = {"rms_norm_eps": 1e-6, "sliding_window": 1024, "final_logit_softcapping": 30.0, "attention_k_eq_v": True}
+_GEMMA4 |= {"hidden_size_per_layer_input": 0}
+_QWEN35 = {"rms_norm_eps": 1e-6, "rope_theta": 1e7}
 _GRANITE = _TIED | {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}
 
 
@@ -103,6 +106,18 @@ _PRESETS = {
     (151936, 4096, 1536, 94, 64, 4, 128),
     _UNTIED | _QWEN | _mixture(128, 8) | {"moe_intermediate_size": 1536, "norm_topk_prob": True},
   ),
+  "qwen3.5-0.8b": (
+    "qwen3_5_text",
+    (248320, 1024, 3584, 24, 8, 2, 256),
+    _TIED | _QWEN35 | {"linear_num_value_heads": 16},
+  ),
+  "qwen3.5-9b": ("qwen3_5_text", (248320, 4096, 12288, 32, 16, 4, 256), _UNTIED | _QWEN35),
+  "qwen3.5-27b": (
+    "qwen3_5_text",
+    (248320, 5120, 17408, 64, 24, 4, 256),
+    _UNTIED | _QWEN35 | {"linear_num_value_heads": 48},
+  ),
+  "qwen3.5-35b-a3b": ("qwen3_5_moe_text", (248320, 2048, 512, 40, 16, 2, 256), _UNTIED | _QWEN35),
   "gpt-oss-20b": ("gpt_oss", (201088, 2880, 2880, 24, 64, 8, 64), _UNTIED | {"num_local_experts": 32}),
   "gpt-oss-120b": ("gpt_oss", (201088, 2880, 2880, 36, 64, 8, 64), _UNTIED | {"num_local_experts": 128}),
   "gemma-2-2b": ("gemma2", (256000, 2304, 9216, 26, 8, 4, 256), _GEMMA2),
@@ -113,6 +128,18 @@ _PRESETS = {
     "gemma3_text",
     (262208, 2560, 10240, 34, 8, 4, 256),
     _GEMMA3 | _LINEAR8 | {"sliding_window": 1024},
+  ),
+  "gemma-4-26b-a4b-text": (
+    "gemma4_text",
+    (262144, 2816, 2112, 30, 16, 8, 256),
+    _GEMMA4
+    | {"num_global_key_value_heads": 2, "enable_moe_block": True}
+    | {"num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704},
+  ),
+  "gemma-4-31b-text": (
+    "gemma4_text",
+    (262144, 5376, 21504, 60, 32, 16, 256),
+    _GEMMA4 | {"num_global_key_value_heads": 4},
   ),
   "olmo-2-1b": ("olmo2", (100352, 2048, 8192, 16, 16, 16, 128), _OLMO),
   "olmo-2-7b": ("olmo2", (100352, 4096, 11008, 32, 32, 32, 128), _OLMO),

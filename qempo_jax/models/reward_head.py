@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax.errors import InputError
+from qempo_jax.models import delta_net
 from qempo_jax.models import layers
+from qempo_jax.models import stacks
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.sharding import STATE_RULES
@@ -57,9 +59,10 @@ def split(params: dict[str, Any], config: ModelConfig, trainable: str) -> tuple[
       f" {config.num_layers} blocks"
     )
   first = config.num_layers - int(digits)
-  part = lambda blocks: jax.tree.map(lambda leaf: leaf[blocks], params["layers"])
-  trainable_params = {"layers": part(slice(first, None)), "final_norm": params["final_norm"], "score": params["score"]}
-  return trainable_params, {"embedding": params["embedding"], "layers": part(slice(first))}
+  part = lambda *blocks: stacks.part(params["layers"], config.kinds, *blocks)
+  last = part(first, config.num_layers)
+  trainable_params = {"layers": last, "final_norm": params["final_norm"], "score": params["score"]}
+  return trainable_params, {"embedding": params["embedding"], "layers": part(0, first)}
 
 
 def join(trainable_params: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def join(trainable_params: dict[str, Any], frozen: dict[str, Any]) -> dict[str, 
 
 def frozen_blocks(frozen: dict[str, Any]) -> int:
   """Number of frozen blocks, which come first."""
-  return len(jax.tree.leaves(frozen["layers"])[0]) if "layers" in frozen else 0
+  return stacks.count(frozen["layers"]) if "layers" in frozen else 0
 
 
 def read_scores(params, config: ModelConfig, x_BxLxD, last_BxG):
@@ -88,27 +91,6 @@ def read_scores(params, config: ModelConfig, x_BxLxD, last_BxG):
   return product[:, :, 0]
 
 
-def score_positions(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, last_BxG, *, remat=False):
-  """Scores at columns of each row.
-
-  Args:
-    params: the whole tree.
-    config: the decoder's config.
-    tokens_BxL: token ids.
-    positions_BxL: rotary positions, arbitrary on padding.
-    mask_BxLxL: True if a query attends to a key.
-    last_BxG: columns of the last tokens of the row's texts.
-    remat: recompute blocks in the backward pass.
-
-  Returns:
-    [B, G] float32.
-  """
-  x = transformer.embed(params, config, tokens_BxL)
-  attend = transformer.masked(config, positions_BxL, mask_BxLxL)
-  x = transformer.run_blocks(params["layers"], config, x, positions_BxL, attend, remat=remat)
-  return read_scores(params, config, x, last_BxG)
-
-
 def score_rows(params, config: ModelConfig, tokens_BxL, valid_BxL, last_B):
   """The score of every row of padded texts, [B, 1] float32.
 
@@ -120,8 +102,11 @@ def score_rows(params, config: ModelConfig, tokens_BxL, valid_BxL, last_B):
     last_B: column of the score, from `last_valid` or `last_unlike_padding`.
   """
   positions_BxL = jnp.cumsum(valid_BxL, axis=1) - 1
-  mask = transformer.causal_mask(positions_BxL, valid_BxL)
-  return score_positions(params, config, tokens_BxL, positions_BxL, mask, last_B[:, None])
+  mask_BxLxL = transformer.causal_mask(positions_BxL, valid_BxL)
+  x = transformer.embed(params, config, tokens_BxL)
+  mixers = transformer.Mixers(transformer.masked(config, positions_BxL, mask_BxLxL), delta_net.over_rows(valid_BxL))
+  x = transformer.run_blocks(params["layers"], config, x, positions_BxL, mixers, remat=False)
+  return read_scores(params, config, x, last_B[:, None])
 
 
 def last_valid(valid_BxL):

@@ -1,20 +1,27 @@
 """A decoder as pure functions over stacked parameters.
 
-Parameters are a nested dict. Every leaf under "layers" has the layers as its first axis, so that one `lax.scan` runs
-them all and compile time does not grow with depth.
+Parameters are a nested dict. Every leaf under "layers" has the blocks as its first axis, or those that have it, so that
+one `lax.scan` runs them all and compile time does not grow with depth; see `stacks`.
 """
+
+import math
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from qempo_jax import sharding
+from qempo_jax.errors import InputError
 from qempo_jax.linear import linear
 from qempo_jax.masking import at_least_float32
 from qempo_jax.models import attention
+from qempo_jax.models import delta_net
 from qempo_jax.models import experts
 from qempo_jax.models import layers
 from qempo_jax.models import positions
 from qempo_jax.models import shared_prompt
+from qempo_jax.models import stacks
 from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
@@ -23,38 +30,82 @@ from qempo_jax.token_stats import softcap
 from qempo_jax.types import PackedGroups
 
 
+class Mixers(NamedTuple):
+  """What mixes the tokens of rows.
+
+  Attributes:
+    attend: attention, (q, k, v, the block's window, sinks) -> [B, L, H, K], such as `masked`.
+    recur: gated delta nets, `delta_net.over_rows` or `delta_net.over_groups`.
+  """
+
+  attend: Any
+  recur: Any
+
+
 def param_shapes(config: ModelConfig):
   """The parameter tree with each leaf's shape, which init and loading follow."""
-  n, d, f = config.num_layers, config.hidden_size, config.intermediate_size
-  h, j, k = config.num_heads, config.num_kv_heads, config.head_dim
-  blocks = {
-    "query": (n, d, h, k),
-    "key": (n, d, j, k),
-    "value": (n, d, j, k),
-    "output": (n, h, k, d),
-  }
-  if e := config.num_experts:
-    blocks |= {"router": (n, d, e), "expert_gate": (n, e, d, f), "expert_up": (n, e, d, f), "expert_down": (n, e, f, d)}
-  else:
-    blocks |= {"gate": (n, d, f), "up": (n, d, f), "down": (n, f, d)}
-  outputs = {"query": h * k, "key": j * k, "value": j * k, "output": d, "gate": f, "up": f, "down": d}
-  outputs |= {"router": e, "expert_gate": f, "expert_up": f, "expert_down": d}
-  bias = lambda name: (n, e, outputs[name]) if name in EXPERTS else (n, outputs[name])
-  blocks |= {f"{name}_bias": bias(name) for name in config.biases}
+  d, f = config.hidden_size, config.intermediate_size
+  blocks = _mixer_shapes(config, config.head_dim, config.num_kv_heads)
+  if any(kind.mixer == "global" for kind in config.kinds):
+    sizes = config.global_head_dim or config.head_dim, config.global_kv_heads or config.num_kv_heads
+    own = _mixer_shapes(config, *sizes)
+    blocks |= {f"global_{key}": own[key] for key in own if key != "value" or not config.keys_as_values}
+  if config.delta_net:
+    blocks |= delta_net.param_shapes(config.delta_net, d)
+  e, g = config.num_experts, config.expert_width or f
+  if e:
+    blocks |= {"router": (d, e), "expert_gate": (e, d, g), "expert_up": (e, d, g), "expert_down": (e, g, d)}
+  if not e or config.experts_beside != "none":
+    blocks |= {"gate": (d, f), "up": (d, f), "down": (f, d)}
+  if config.experts_beside == "gated":
+    blocks |= {"dense_factor": (d, 1)}
+  if config.experts_beside == "normed":
+    blocks |= {"router_norm": (d,), "expert_scale": (e,)}
+    blocks |= dict.fromkeys(("expert_norm", "expert_post_norm", "dense_post_norm"), (d,))
+  if w := config.shared_width:
+    blocks |= {"shared_gate": (d, w), "shared_up": (d, w), "shared_down": (w, d)}
+  outputs = {"gate": f, "up": f, "down": d, "router": e, "expert_gate": g, "expert_up": g, "expert_down": d}
+  bias = lambda name: (e, outputs[name]) if name in EXPERTS else (outputs[name],)
+  blocks |= {f"{name}_bias": bias(name) for name in config.biases if name in outputs}
   if config.norm_placement != "post":
-    blocks |= {"attention_norm": (n, d), "feed_forward_norm": (n, d)}
+    blocks |= {"attention_norm": (d,), "feed_forward_norm": (d,)}
   if config.norm_placement != "pre":
-    blocks |= {"attention_post_norm": (n, d), "feed_forward_post_norm": (n, d)}
-  if config.qk_norm == "head":
-    blocks |= {"query_norm": (n, k), "key_norm": (n, k)}
-  if config.qk_norm == "width":
-    blocks |= {"query_norm": (n, h * k), "key_norm": (n, j * k)}
-  if config.attention_sinks:
-    blocks |= {"sinks": (n, h)}
-  shapes = {"embedding": (config.vocab_size, d), "layers": blocks, "final_norm": (d,)}
+    blocks |= {"attention_post_norm": (d,), "feed_forward_post_norm": (d,)}
+  if config.block_embedding:
+    p = config.block_embedding[1]
+    blocks |= {"block_gate": (d, p), "block_output": (p, d), "block_norm": (d,)}
+  if config.block_scale:
+    blocks |= {"block_scale": (1,)}
+  stacked = {key: (len(stacks.members(key, config.kinds)), *shape) for key, shape in blocks.items()}
+  shapes = {"embedding": (config.vocab_size, d), "final_norm": (d,)}
+  if config.block_embedding:
+    shapes |= {
+      "block_embedding": (config.block_embedding[0], config.num_layers * p),
+      "block_projection": (config.num_layers * p, d),
+    }
+    shapes |= {"block_projection_norm": (p,)}
   if not config.tie_embeddings:
     shapes["unembedding"] = (config.vocab_size, d)
+  return shapes | {"layers": {key: shape for key, shape in stacked.items() if shape[0]}}
+
+
+def _mixer_shapes(config: ModelConfig, k: int, j: int) -> dict[str, tuple[int, ...]]:
+  """Shapes of a block's attention with heads of K numbers, J of them with keys and values."""
+  d, h = config.hidden_size, config.num_heads
+  shapes = {"query": (d, h, 2 * k if config.gated_attention else k), "key": (d, j, k), "value": (d, j, k)}
+  shapes |= {"output": (h, k, d)}
+  outputs = {"query": math.prod(shapes["query"][1:]), "key": j * k, "value": j * k, "output": d}
+  shapes |= {f"{name}_bias": (outputs[name],) for name in config.biases if name in outputs}
+  if config.qk_norm == "head":
+    shapes |= {"query_norm": (k,), "key_norm": (k,)}
+  if config.qk_norm == "width":
+    shapes |= {"query_norm": (h * k,), "key_norm": (j * k,)}
+  if config.attention_sinks:
+    shapes |= {"sinks": (h,)}
   return shapes
+
+
+_ONES = ("block_scale", "expert_scale", "delta_step", "delta_norm")  # Factors without the norms' offset.
 
 
 def init(rng, config: ModelConfig, *, stddev=0.02, dtype=jnp.float32):
@@ -64,10 +115,15 @@ def init(rng, config: ModelConfig, *, stddev=0.02, dtype=jnp.float32):
   keys = jax.random.split(rng, len(leaves))
 
   def leaf(path, shape, key):
-    if "norm" in path[-1].key:
+    name = path[-1].key
+    if name in _ONES:
+      return jnp.ones(shape, dtype)
+    if "norm" in name:
       return jnp.full(shape, 1 - config.norm_offset, dtype)
-    if "bias" in path[-1].key:
+    if "bias" in name:
       return jnp.zeros(shape, dtype)
+    if name == "delta_log_rate":
+      return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
     return stddev * jax.random.normal(key, shape, dtype)
 
   return treedef.unflatten([leaf(path, shape, key) for (path, shape), key in zip(leaves, keys)])
@@ -85,6 +141,28 @@ def logits(hidden, unembedding_VxD, config: ModelConfig):
   """
   product = linear(hidden, unembedding_VxD, config.compute_dtype, transpose=True)
   return mask_columns(softcap(product, config.logit_softcap), config.num_tokens, config.forbidden)
+
+
+def block_inputs(params, config: ModelConfig, tokens, embedded):
+  """What each block reads besides the stream (Gemma 3n's per-layer embeddings): [N, ..., P], or None.
+
+      (rms_norm(x W / sqrt(D)) + sqrt(P) e) / sqrt(2),   x the embedding, e the block's own embedding of the token
+
+  Args:
+    params: the parameter tree.
+    config: the decoder's config.
+    tokens: [...] token ids.
+    embedded: [..., D] their embeddings, from `embed`.
+  """
+  if not config.block_embedding:
+    return None
+  split = lambda x: x.reshape(*tokens.shape, config.num_layers, -1)
+  width = config.block_embedding[1]
+  projected = linear(embedded, params["block_projection"], config.compute_dtype, transpose=True)
+  projected = split(projected * config.hidden_size**-0.5)
+  projected = layers.rms_norm(projected, params["block_projection_norm"], config.norm_epsilon, config.norm_offset)
+  own = split(at_least_float32(params["block_embedding"][tokens])) * width**0.5
+  return jnp.moveaxis((projected + own) * 2**-0.5, -2, 0)
 
 
 def rounded(params, config: ModelConfig):
@@ -110,7 +188,7 @@ def for_decoding(params, config: ModelConfig, length: int):
   and sines, which XLA would recompute in each operation that rotates.
   """
   params, unembedding_VxD = rounded(params, config)
-  blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers)]
+  blocks = [stacks.one(params["layers"], config.kinds, i) for i in range(config.num_layers)]
   rotations = positions.rope_rotations(config, jnp.arange(length))
   return params | {"layers": blocks, "unembedding": unembedding_VxD, "rotations": rotations}
 
@@ -129,7 +207,9 @@ def forward(params, config: ModelConfig, tokens_BxL, positions_BxL, mask_BxLxL, 
   Returns:
     [B, L, D].
   """
-  return _forward(params, config, tokens_BxL, positions_BxL, masked(config, positions_BxL, mask_BxLxL), remat)
+  recur = delta_net.over_mask(mask_BxLxL, positions_BxL, config)
+  mixers = Mixers(masked(config, positions_BxL, mask_BxLxL), recur)
+  return _forward(params, config, tokens_BxL, positions_BxL, mixers, remat)
 
 
 def forward_groups(params, config: ModelConfig, packed: PackedGroups, *, remat=True):
@@ -145,9 +225,11 @@ def forward_groups(params, config: ModelConfig, packed: PackedGroups, *, remat=T
     (hidden state of every column, after the final norm and `logit_divisor`, [P, R, D]; the routers' load-balancing
     loss, see `experts`, or None without experts).
   """
-  attend = shared_prompt.attender(packed, config)
+  recur = delta_net.over_groups(packed.positions, packed.segments, packed.layout, config)
+  mixers = Mixers(shared_prompt.attender(packed, config), recur)
   x_PxRxD = embed(params, config, packed.tokens)
-  x_PxRxD, router = _run(params["layers"], config, x_PxRxD, packed.positions, attend, remat=remat)
+  inputs = block_inputs(params, config, packed.tokens, x_PxRxD)
+  x_PxRxD, router = _run(params["layers"], config, x_PxRxD, packed.positions, mixers, inputs, remat=remat)
   if router is not None:
     router = experts.balancing_loss(router, packed.segments >= 0, config.experts_per_token)
   return _final_norm(params, config, x_PxRxD), router
@@ -179,20 +261,29 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
     mask_PxL: True on prompt tokens; positions are counted from it.
 
   Returns:
-    (hidden [P, D] of each prompt's last token, keys [N, P, L, J, K], values [N, P, L, J, K]).
+    (hidden [P, D] of each prompt's last token, every block's keys and values [P, L, J, K], or inputs of the convolution
+    and state of `delta_net`).
   """
   positions_PxL = jnp.cumsum(mask_PxL, axis=1) - 1
-  mask_PxLxL = causal_mask(positions_PxL, mask_PxL)
-  run = _full_block(config, positions_PxL, masked(config, positions_PxL, mask_PxLxL))
-  x_PxLxD, (keys, values) = jax.lax.scan(
-    lambda x_PxLxD, layer_and_block: run(x_PxLxD, *layer_and_block)[:2],
-    embed(params, config, tokens_PxL),
-    (params["layers"], positions.stacked_blocks(config)),
-  )
+  mixers = Mixers(masked(config, positions_PxL, causal_mask(positions_PxL, mask_PxL)), delta_net.over_rows(mask_PxL))
+  embedded = embed(params, config, tokens_PxL)
+  inputs = block_inputs(params, config, tokens_PxL, embedded)
+  run = _full_block(config, positions_PxL, mixers)
+
+  def step(*args, **kind):
+    x_PxLxD, carried, _ = run(*args, **kind)
+    return x_PxLxD, carried, carried
+
+  options = (positions.stacked_blocks(config), inputs)
+  x_PxLxD, outs = stacks.run(step, embedded, params["layers"], config, options)
+  found = {}
+  for blocks, carried in outs:
+    found |= {block: jax.tree.map(lambda leaf, i=i: leaf[i], carried) for i, block in enumerate(blocks)}
   length = tokens_PxL.shape[1]
   last_P = length - 1 - jnp.argmax(mask_PxL[:, ::-1], axis=1)
   hidden_PxD = jnp.take_along_axis(x_PxLxD, last_P[:, None, None], axis=1)[:, 0]
-  return _final_norm(params, config, hidden_PxD), keys, values
+  own = [found[block] for block in sorted(found) if not config.kinds[block].reuses]
+  return _final_norm(params, config, hidden_PxD), own
 
 
 def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
@@ -218,15 +309,25 @@ def decode(params, config: ModelConfig, tokens_RxG, cache: KVCache):
   rotations = jax.tree.map(lambda table: table[cache.next_positions_RxG], params["rotations"])
   blocks = positions.list_blocks(config)
   masks = {block.window: cache.masks(block.window) for block in blocks}
-  entry, stored = cache.clock % cache.ring, []
+  entry, stored, last = cache.clock % cache.ring, [], {}
   x_RxGxD = embed(params, config, tokens_RxG)
-  for layer, block, layer_cache in zip(params["layers"], blocks, cache.layers):
+  inputs = block_inputs(params, config, tokens_RxG, x_RxGxD)
+  caches = iter(cache.layers)
+  for index, (layer, block, kind) in enumerate(zip(params["layers"], blocks, config.kinds)):
+    layer_cache = last[kind.mixer] if kind.reuses else next(caches)
 
     def attend(q, k, v, sinks, layer_cache=layer_cache, masks=masks[block.window]):
-      return layer_cache.attend(q, k, v, entry, *masks, config, sinks)
+      kept = layer_cache if k is None else layer_cache.stored(k, v, entry)
+      return kept.attend(q, *masks, config, sinks), kept
 
-    x_RxGxD, new, _ = layers.block(layer, x_RxGxD, positions.block_rotation(rotations, block), config, attend)
-    stored.append(new)
+    def recur(inputs, layer_cache=layer_cache):
+      return layer_cache.step(inputs, cache.lengths_RxG == 0)
+
+    rotation = positions.block_rotation(rotations, block, kind)
+    own = None if inputs is None else inputs[index]
+    x_RxGxD, new, _ = layers.block(layer, x_RxGxD, rotation, config, attend, recur, own)
+    last[kind.mixer] = new
+    stored += [] if kind.reuses else [new]
   return _final_norm(params, config, x_RxGxD), cache.advance(stored)
 
 
@@ -236,42 +337,50 @@ def causal_mask(positions_BxL, valid_BxL):
   return earlier & valid_BxL[:, None, :] & valid_BxL[:, :, None]
 
 
-def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, attend, *, first: int = 0, remat: bool):
-  """Runs consecutive blocks of the decoder.
+def run_blocks(blocks, config: ModelConfig, x_BxLxD, positions_BxL, mixers, *, first: int = 0, remat: bool):
+  """Runs consecutive blocks of a decoder without inputs of each block's own.
 
   Args:
     blocks: their parameters, stacked.
     config: the whole decoder's config.
     x_BxLxD: the residual stream before them.
     positions_BxL: rotary positions.
-    attend: attention over whole rows, such as `masked`: (q, k, v, window, sinks) -> [B, L, H, K].
+    mixers: `Mixers` over whole rows.
     first: index of the first of them in the decoder.
     remat: apply `config.remat` in the backward pass.
 
   Returns:
     The residual stream after them, [B, L, D].
+
+  Raises:
+    InputError: the decoder's blocks need more than the stream.
   """
-  return _run(blocks, config, x_BxLxD, positions_BxL, attend, first=first, remat=remat)[0]
+  if config.block_embedding or config.shared_blocks:
+    raise InputError("this model's blocks read tokens or other blocks' keys too; give a reward model of another family")
+  return _run(blocks, config, x_BxLxD, positions_BxL, mixers, None, first=first, remat=remat)[0]
 
 
-def _run(blocks, config, x_BxLxD, positions_BxL, attend, *, first=0, remat):
+def _run(blocks, config, x_BxLxD, positions_BxL, mixers, inputs, *, first=0, remat):
   """`run_blocks`, with the routers' logits [N, B, L, E], None without experts."""
-  run = _full_block(config, positions_BxL, attend)
+  run = _full_block(config, positions_BxL, mixers)
 
-  def body(x_BxLxD, layer_and_block):
-    layer, block = layer_and_block
-    x_BxLxD, _, router = run(x_BxLxD, sharding.constrain_params(layer, layer=True), block)
-    return x_BxLxD, router
+  def step(x_BxLxD, layer, *args, **kind):
+    x_BxLxD, carried, router = run(x_BxLxD, sharding.constrain_params(layer, layer=True), *args, **kind)
+    return x_BxLxD, router, carried
 
-  count = len(jax.tree.leaves(blocks)[0])
-  options = jax.tree.map(lambda leaf: leaf[first : first + count], positions.stacked_blocks(config))
-  body = rematerialised(body, config.remat) if remat else body
-  return jax.lax.scan(body, x_BxLxD, (blocks, options))
+  size = stacks.count(blocks)
+  options = jax.tree.map(lambda leaf: leaf[first : first + size], (positions.stacked_blocks(config), inputs))
+  wrap = (lambda f: rematerialised(f, config.remat)) if remat else lambda f: f
+  x_BxLxD, outs = stacks.run(step, x_BxLxD, blocks, config, options, first=first, wrap=wrap)
+  routers = [router for _, router in outs if router is not None]
+  return x_BxLxD, routers[0] if len(routers) == 1 else jnp.concatenate(routers) if routers else None
 
 
-def _forward(params, config, tokens_BxL, positions_BxL, attend, remat):
+def _forward(params, config, tokens_BxL, positions_BxL, mixers, remat):
   x_BxLxD = embed(params, config, tokens_BxL)
-  return _final_norm(params, config, run_blocks(params["layers"], config, x_BxLxD, positions_BxL, attend, remat=remat))
+  inputs = block_inputs(params, config, tokens_BxL, x_BxLxD)
+  x_BxLxD, _ = _run(params["layers"], config, x_BxLxD, positions_BxL, mixers, inputs, remat=remat)
+  return _final_norm(params, config, x_BxLxD)
 
 
 def masked(config: ModelConfig, positions_BxL, mask_BxLxL):
@@ -281,15 +390,19 @@ def masked(config: ModelConfig, positions_BxL, mask_BxLxL):
   return lambda q, k, v, window, sinks: attention.attention(q, k, v, seen(window), config, sinks)
 
 
-def _full_block(config, positions_BxL, attend):
-  """A block over whole rows: (x, its parameters, its `positions.Block`) -> (x, (keys, values), router)."""
+def _full_block(config, positions_BxL, mixers):
+  """A block over whole rows: (x, its parameters, (`positions.Block`, its own input), kept, kind) -> (x, carried, router)."""
   rotations = positions.rope_rotations(config, positions_BxL)
 
-  def run(x_BxLxD, layer, block):
-    def attend_and_keep(q, k, v, sinks):
-      return attend(q, k, v, block.window, sinks), (k, v)
+  def run(x_BxLxD, layer, options, kept, *, kind):
+    block, own = options
 
-    return layers.block(layer, x_BxLxD, positions.block_rotation(rotations, block), config, attend_and_keep)
+    def attend(q, k, v, sinks):
+      k, v = kept[kind.mixer] if kind.reuses else (k, v)
+      return mixers.attend(q, k, v, block.window, sinks), (k, v)
+
+    rotation = positions.block_rotation(rotations, block, kind)
+    return layers.block(layer, x_BxLxD, rotation, config, attend, mixers.recur, own)
 
   return run
 

@@ -72,10 +72,10 @@ def sample_groups(
     Rollout with log-probs and entropies of the transformed distribution at this temperature, in nats.
   """
   rows = prompts.tokens.shape[0]
-  hidden_PxD, keys, values = transformer.prefill(params, config, prompts.tokens, prompts.mask)
+  hidden_PxD, stored = transformer.prefill(params, config, prompts.tokens, prompts.mask)
   prompt_ids = jnp.arange(rows) if prompt_ids is None else prompt_ids
   kv_dtype = None if config.kv_cache == "auto" else config.kv_cache
-  store = KVCache.create(keys, values, prompts.mask, group_size=1, max_length=0, dtype=kv_dtype)
+  store = KVCache.create(stored, prompts.mask, config, group_size=1, max_length=0, dtype=kv_dtype)
   sample_keys = _sample_keys(rng, prompt_ids, group_size)
   per_device = -(-slots // sharding.row_shards()) if rows % sharding.row_shards() == 0 else slots
   run = functools.partial(

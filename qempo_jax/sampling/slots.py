@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax import sharding
+from qempo_jax.models.kv_cache import DeltaCache
 from qempo_jax.models.kv_cache import KVCache
 from qempo_jax.models.kv_cache import LayerCache
 
@@ -74,8 +75,8 @@ class Slots:
 class Work:
   """Prefilled prompts and the number of samples of each."""
 
-  def __init__(self, hidden_PxD, prompt_layers: tuple[LayerCache, ...], mask_PxL, *, group_size: int):
-    """Takes each prompt's last hidden state, its keys and values (with empty rings), and its mask."""
+  def __init__(self, hidden_PxD, prompt_layers: tuple[LayerCache | DeltaCache, ...], mask_PxL, *, group_size: int):
+    """Takes each prompt's last hidden state, its caches (with empty rings), and its mask."""
     self._hidden_PxD, self._layers, self._mask_PxL, self._group_size = hidden_PxD, prompt_layers, mask_PxL, group_size
     self._items = hidden_PxD.shape[0] * group_size
     self._refills = False
@@ -87,8 +88,8 @@ class Work:
     prompt_R = item[:, 0] // self._group_size
 
     def layer_of(layer):
-      prompt = jax.tree.map(lambda x: x[prompt_R] if self._refills else x, (layer.prompt_keys, layer.prompt_values))
-      return LayerCache.create(*prompt, group_size=item.shape[1], ring=ring)
+      prompt = jax.tree.map(lambda x: x[prompt_R] if self._refills else x, layer.prompt)
+      return layer.create(*prompt, group_size=item.shape[1], ring=ring)
 
     cache = KVCache(
       tuple(map(layer_of, self._layers)),
@@ -132,11 +133,7 @@ class Work:
         rows, jax.lax.dynamic_index_in_dim(prompts, prompt_R[row], keepdims=False), row, 0
       )
       return tuple(
-        dataclasses.replace(
-          layer,
-          prompt_keys=jax.tree.map(put, layer.prompt_keys, prompts.prompt_keys),
-          prompt_values=jax.tree.map(put, layer.prompt_values, prompts.prompt_values),
-        )
+        layer.with_prompt(jax.tree.map(put, layer.prompt, prompts.prompt))
         for layer, prompts in zip(layers, self._layers)
       )
 

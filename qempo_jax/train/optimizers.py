@@ -30,7 +30,7 @@ def adamw(
     final_fraction: learning rate at the last update as a fraction of `learning_rate`; 1: constant.
     b1: decay of the first moment.
     b2: decay of the second moment.
-    weight_decay: decay of matrices; norms' scales and biases are not decayed.
+    weight_decay: decay of matrices; factors, such as norms' scales, biases and sinks are not decayed.
     max_grad_norm: gradients of larger global norm are scaled down to it.
     moments_dtype: dtype of both stored moments; the arithmetic is float32.
 
@@ -40,7 +40,8 @@ def adamw(
   settings = {"warmup_steps": warmup_steps, "total_steps": total_steps, "final_fraction": final_fraction}
   schedule = linear_schedule(learning_rate, **settings)
   decayed = lambda params: jax.tree_util.tree_map_with_path(
-    lambda path, _: not re.search("norm|bias", jax.tree_util.keystr(path[-1:])), params
+    lambda path, _: not re.search("norm|bias|scale|sinks|delta_(log_rate|step)", jax.tree_util.keystr(path[-1:])),
+    params,
   )
   inner = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed)
   return optax.chain(clip_by_global_norm(max_grad_norm), with_state_dtype(inner, moments_dtype))

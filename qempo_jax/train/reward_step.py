@@ -10,12 +10,14 @@ import numpy as np
 import optax
 
 from qempo_jax.losses import reward_model
+from qempo_jax.models import delta_net
 from qempo_jax.models import reward_head
 from qempo_jax.models import shared_prompt
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train.state import TrainState
 from qempo_jax.train.step import policy_step
+from qempo_jax.types import RowLayout
 
 _RESPONSES = 2  # Responses a prompt.
 
@@ -48,7 +50,7 @@ def frozen_hidden(frozen: dict[str, Any], batch: RewardBatch, *, config: ModelCo
   x = transformer.embed(frozen, config, batch.tokens)
   if not reward_head.frozen_blocks(frozen):
     return x
-  return transformer.run_blocks(frozen["layers"], config, x, batch.positions, _attend(batch, config), remat=False)
+  return transformer.run_blocks(frozen["layers"], config, x, batch.positions, _mixers(batch, config), remat=False)
 
 
 def pair_scores(trainable: dict[str, Any], frozen: dict[str, Any], batch: RewardBatch, *, config: ModelConfig):
@@ -67,15 +69,18 @@ def pair_scores(trainable: dict[str, Any], frozen: dict[str, Any], batch: Reward
     x = transformer.embed(trainable, config, batch.tokens)
   if "layers" in trainable:
     settings = {"first": reward_head.frozen_blocks(frozen), "remat": True}
-    attend = _attend(batch, config)
-    x = transformer.run_blocks(trainable["layers"], config, x, batch.positions, attend, **settings)
+    mixers = _mixers(batch, config)
+    x = transformer.run_blocks(trainable["layers"], config, x, batch.positions, mixers, **settings)
   norm_and_head = {name: leaf for name, leaf in (frozen | trainable).items() if name in ("final_norm", "score")}
   return reward_head.read_scores(norm_and_head, config, x, batch.last)
 
 
-def _attend(batch: RewardBatch, config: ModelConfig):
+def _mixers(batch: RewardBatch, config: ModelConfig):
   mask = shared_prompt.mask_of_rows(batch.positions, batch.segments, _RESPONSES)
-  return transformer.masked(config, batch.positions, mask)
+  columns = batch.tokens.shape[1]
+  layout = RowLayout(columns, columns, columns, 1, _RESPONSES)
+  recur = delta_net.over_groups(batch.positions, batch.segments, layout, config)
+  return transformer.Mixers(transformer.masked(config, batch.positions, mask), recur)
 
 
 def reward_step(

@@ -64,6 +64,20 @@ GPT_OSS = {
   "head_dim": 8, "sliding_window": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_alpha": 1.3,
   "swiglu_limit": 0.6, "rope_parameters": YARN | {"beta_fast": 3.0, "beta_slow": 0.5, "truncate": False},
 }  # fmt: skip
+GEMMA4 = {
+  "head_dim": 8, "global_head_dim": 16, "sliding_window": 4, "num_hidden_layers": 4,
+  "layer_types": [SLIDING, FULL, SLIDING, FULL], "tie_word_embeddings": True, "hidden_size_per_layer_input": 0,
+  "rope_parameters": {
+    FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 50.0},
+    SLIDING: {"rope_type": "default", "rope_theta": 10.0},
+  },
+}  # fmt: skip
+QWEN35 = {
+  "head_dim": 8, "num_hidden_layers": 4, "layer_types": ["linear_attention", FULL] * 2, "linear_key_head_dim": 4,
+  "linear_value_head_dim": 6, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_conv_kernel_dim": 3,
+  "rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5},
+}  # fmt: skip
+FACTORS = ("layer_scalar", "router.scale", "per_expert_scale", "linear_attn.norm.weight")
 MXFP4 = ("gpt_oss_mxfp4",)  # Cases with random MXFP4 experts.
 
 # Name -> (configuration class, its options beyond SIZES, stored type, largest shard).
@@ -233,6 +247,33 @@ CASES = {
   "olmoe": ("OlmoeConfig", MIXTURE | UNTIED, torch.bfloat16, "1GB"),
   "mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": 4} | UNTIED, torch.bfloat16, "1GB"),
   "gpt_oss": ("GptOssConfig", GPT_OSS | UNTIED, torch.float32, "10KB"),
+  "gemma4": (
+    "Gemma4TextConfig",
+    GEMMA4 | {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 2.5},
+    torch.bfloat16,
+    "1GB",
+  ),
+  "gemma4_shared": (
+    "Gemma4TextConfig",
+    GEMMA4
+    | {"num_hidden_layers": 6, "layer_types": [SLIDING, FULL] * 3, "num_kv_shared_layers": 3}
+    | {"use_double_wide_mlp": True, "hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 64},
+    torch.bfloat16,
+    "1GB",
+  ),
+  "gemma4_moe": (
+    "Gemma4TextConfig",
+    GEMMA4 | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 12},
+    torch.bfloat16,
+    "1GB",
+  ),
+  "qwen3_5": ("Qwen3_5TextConfig", QWEN35 | UNTIED, torch.bfloat16, "9KB"),
+  "qwen3_5_moe": (
+    "Qwen3_5MoeTextConfig",
+    QWEN35 | MIXTURE | {"moe_intermediate_size": 12, "shared_expert_intermediate_size": 20} | UNTIED,
+    torch.bfloat16,
+    "1GB",
+  ),
   "gpt_oss_mxfp4": (
     "GptOssConfig",
     GPT_OSS | {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2} | UNTIED,
@@ -246,12 +287,16 @@ def random_model(config: transformers.PreTrainedConfig, dtype: torch.dtype, seed
   """A decoder with random parameters of one type: norms around their neutral value, biases around 0."""
   model = transformers.AutoModelForCausalLM.from_config(config)
   generator = torch.Generator().manual_seed(seed)
-  neutral = 0.0 if config.model_type.startswith("gemma") else 1.0
+  neutral = 0.0 if config.model_type.startswith(("gemma2", "gemma3", "qwen3_5")) else 1.0
+  factors = [pair for pair in model.named_buffers() if pair[0].endswith("layer_scalar")]
   with torch.no_grad():
-    for name, parameter in model.named_parameters():
+    for name, parameter in [*model.named_parameters(), *factors]:
       noise = torch.randn(parameter.shape, generator=generator)
       scale = 0.4 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
-      parameter.copy_((neutral if "norm" in name else 0.0) + scale * noise)
+      if config.model_type == "gemma4_text" and name.endswith(("q_norm.weight", "k_norm.weight")):
+        parameter.copy_(0.3 + 0.1 * noise)  # Its scores are not divided: float32 would be too coarse for sharper ones.
+        continue
+      parameter.copy_((1.0 if name.endswith(FACTORS) else neutral if "norm" in name else 0.0) + scale * noise)
   return model.to(dtype)
 
 

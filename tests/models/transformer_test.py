@@ -60,8 +60,8 @@ def test_greedy_text_equals_pytorch_transformers(demo):
   )
   mask = jnp.asarray([[place >= longest - len(prompt) for place in range(longest)] for prompt in prompts])
   tokens = jnp.asarray([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-  hidden, keys, values = jax.jit(transformer.prefill, static_argnums=1)(params, config, tokens, mask)
-  cache = transformer.KVCache.create(keys, values, mask, group_size=1, max_length=steps)
+  hidden, prompts = jax.jit(transformer.prefill, static_argnums=1)(params, config, tokens, mask)
+  cache = transformer.KVCache.create(prompts, mask, config, group_size=1, max_length=steps)
   hidden, ours = hidden[:, None], []
   best = jax.jit(lambda hidden, embedding: jnp.argmax(hidden @ embedding.T, axis=-1))
   for _ in range(steps):
@@ -76,8 +76,8 @@ def test_a_decoder_made_for_shorter_sequences_is_refused():
 
   def decode(length):
     params, tokens = transformer.init(jax.random.key(0), config), jnp.zeros((1, 3), int)
-    _, keys, values = transformer.prefill(params, config, tokens, tokens == 0)
-    cache = transformer.KVCache.create(keys, values, tokens == 0, group_size=1, max_length=2)
+    _, prompts = transformer.prefill(params, config, tokens, tokens == 0)
+    cache = transformer.KVCache.create(prompts, tokens == 0, config, group_size=1, max_length=2)
     return transformer.decode(transformer.for_decoding(params, config, length), config, tokens[:, :1], cache)
 
   jax.eval_shape(lambda: decode(5))
