@@ -108,7 +108,7 @@ def rope_rotations(config: ModelConfig, positions_BxL):
   return shared, rotation(rope_frequencies(config.rotated, config.local_rope_theta))
 
 
-def block_rotation(rotations, block: Block, kind: Kind):
+def block_rotation(rotations, block: Block, kind: Kind = Kind()):
   """The rotation of one block of a kind, from `rope_rotations`."""
   rotation, local = rotations
   if local is not None and local.cos.shape != rotation.cos.shape:

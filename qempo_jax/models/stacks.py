@@ -127,7 +127,8 @@ def _stretches(kinds) -> list[tuple[int, int, bool]]:
     return [(0, len(kinds), False)]
   stop = borrowers[0]
   last = lambda mixer: max(index for index in range(stop) if kinds[index].mixer == mixer)
-  start = min(last(kinds[index].mixer) for index in borrowers)
+  size = _period(kinds[:stop])
+  start = min(last(kinds[index].mixer) for index in borrowers) // size * size  # What comes before are whole periods.
   ranges = [(0, start, False), (start, stop, True), (stop, len(kinds), False)]
   return [(first, end, keeps) for first, end, keeps in ranges if first < end]
 

@@ -143,7 +143,7 @@ class TensorSpec(NamedTuple):
 
   @property
   def _is_matrix(self) -> bool:
-    return bool(self.index) and len(self.shape) > 1 and len(self.stored) == 2
+    return bool(self.index) and len(self.shape) > 1 and len(self.stored) == 2 and not self.alternating
 
   @property
   def _holds_experts(self) -> bool:

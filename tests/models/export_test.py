@@ -67,7 +67,8 @@ def test_a_configuration_is_described_from_the_shape_alone():
     assert written["model_type"] == _described(GOLDEN / name)["model_type"], name
     assert written["architectures"] == _described(GOLDEN / name)["architectures"], name
     flat = {key: value for key, value in written.items() if key != "rope_parameters"}  # as transformers 4 reads it
-    for read in map(hugging_face.from_hugging_face, (written, flat)):
+    new = name.startswith(("gemma4", "qwen3_5"))  # which transformers 4 does not know
+    for read in map(hugging_face.from_hugging_face, (written, written if new else flat)):
       assert dataclasses.replace(read, query_scale=config.query_scale) == config, name
 
 
