@@ -168,9 +168,11 @@ class DeltaCache:
 
   def step(self, inputs: delta_net.Inputs, starts_RxG):
     """One token of every slot, those that start after their prompt: ([R, G, H, V], the cache with the token)."""
-    start = lambda own, prompt: jnp.where(
-      starts_RxG.reshape(*starts_RxG.shape, *(1,) * (own.ndim - 2)), prompt[:, None], own
-    )
+
+    def start(own, prompt):
+      starts = starts_RxG.reshape(*starts_RxG.shape, *(1,) * (own.ndim - 2))
+      return jnp.where(starts, prompt[:, None], own)
+
     before, state = start(self.inputs, self.prompt_inputs), start(self.state, self.prompt_state)
     out, before, state = delta_net.next_token(inputs, before, state)
     return out, dataclasses.replace(self, inputs=before, state=state)

@@ -108,11 +108,11 @@ def rope_rotations(config: ModelConfig, positions_BxL):
   return shared, rotation(rope_frequencies(config.rotated, config.local_rope_theta))
 
 
-def block_rotation(rotations, block: Block, kind: Kind = Kind()):
-  """The rotation of one block of a kind, from `rope_rotations`."""
+def block_rotation(rotations, block: Block, kind: Kind | None = None):
+  """The rotation of one block, from `rope_rotations`; None is a block with attention."""
   rotation, local = rotations
   if local is not None and local.cos.shape != rotation.cos.shape:
-    rotation = rotation if kind.mixer == "global" else local
+    rotation = rotation if kind and kind.mixer == "global" else local
   elif local is not None and block.window is not None:
     rotation = jax.tree.map(lambda local, shared: jnp.where(block.window < UNLIMITED, local, shared), local, rotation)
   if block.rotates is None:

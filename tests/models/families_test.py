@@ -27,6 +27,18 @@ NEW = ("gemma4", "gemma4_moe", "gemma4_shared", "qwen3_5", "qwen3_5_moe")
 
 # Each option that a family uses, and its value where it is switched off or read wrongly.
 MISTAKES = [
+  ("gemma4", {"value_norm": False}),
+  ("gemma4", {"logit_softcap": None}),
+  ("gemma4", {"query_scale": None}),
+  ("gemma4", {"rope_scaling": None}),
+  ("gemma4", {"local_rope_theta": 500.0}),
+  ("gemma4", {"windows": (4, None, 7, None)}),
+  ("gemma4", {"block_scale": False}),
+  ("gemma4_moe", {"experts_per_token": 1}),
+  ("gemma4_shared", {"activation": "silu"}),
+  ("qwen3_5", {"norm_offset": 0.0}),
+  ("qwen3_5", {"rotary_dim": 8}),
+  ("qwen3_5_moe", {"normalise_experts": False}),
   ("llama2", {"rope_theta": 500.0}),
   ("llama2", {"activation": "gelu_tanh"}),
   ("llama2", {"norm_epsilon": 1e-2}),
@@ -247,24 +259,19 @@ def test_cached_decode_equals_pytorch(name):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.slow  # `sampling/sampler_test` has the same of one decoder
+# `sampling/sampler_test` has the same of one decoder; here slots also start anew after their prompts' states.
 @pytest.mark.parametrize(
-  "name",
+  ("name", "slots"),
   [
-    "gemma2",
-    "gemma3",
-    "gemma4",
-    "gemma4_shared",
-    "gpt_oss",
-    "ministral3",
-    "olmo2",
-    "olmoe",
-    "qwen2_windows",
-    "qwen3_5",
-    "qwen3_5_moe",
+    ("qwen3_5", 3),
+    *(
+      pytest.param(name, slots, marks=pytest.mark.slow)
+      for name in ("gemma2", "gemma3", "gpt_oss", "ministral3", "olmo2", "olmoe", "qwen2_windows", *NEW)
+      for slots in (0, 3)
+      if (name, slots) != ("qwen3_5", 3)
+    ),
   ],
 )
-@pytest.mark.parametrize("slots", [0, 3])
 def test_scoring_gives_the_samplers_log_probs(name, slots):
   config, params, golden = _load(name)
   prompts = [row[:n] for row, n in zip(_rows(golden), golden["prompt_lengths"])]

@@ -139,7 +139,9 @@ def test_gradients_of_packed_rows_equal_pytorchs(goldens, name, tmp_path):
   ours = dict(export_tensors.to_hugging_face_names(jax.device_get(gradient), config))
   compared = {tensor: p.grad for tensor, p in model.named_parameters() if tensor in ours}
   # PyTorch holds some families' experts in one tensor, and names it otherwise than in a file.
-  assert not [tensor for tensor in ours if tensor not in compared and not re.search("experts|moe|lm_head|layer_scalar", tensor)]
+  assert not [
+    tensor for tensor in ours if tensor not in compared and not re.search("experts|moe|lm_head|layer_scalar", tensor)
+  ]
   for tensor, grad in compared.items():
     np.testing.assert_allclose(ours[tensor], grad, rtol=0, atol=2e-4 * float(grad.abs().max()), err_msg=tensor)
 

@@ -577,8 +577,8 @@ MUTANTS = (
   _M(
     "export_transposed",
     "qempo_jax/models/tensor_names.py",
-    "part.reshape(self.stored[1], self._rows).T if",
-    "part.reshape(self._rows, self.stored[1]) if",
+    "return part.reshape(self.stored[1], self._rows).T",
+    "return part.reshape(self._rows, self.stored[1])",
     "matrices written untransposed",
   ),
   _M(
@@ -591,8 +591,8 @@ MUTANTS = (
   _M(
     "sharding_heads",
     "qempo_jax/sharding.py",
-    'r"layers/output$", P(None, "tensor", None, "fsdp")',
-    'r"layers/output$", P(None, None, "tensor", "fsdp")',
+    'delta_)?output$", P(None, "tensor", None, "fsdp")',
+    'delta_)?output$", P(None, None, "tensor", "fsdp")',
     "width of heads split",
   ),
   _M(
@@ -932,5 +932,62 @@ MUTANTS = (
     "else (o.alpha, o.beta)",
     "else (o.beta, o.alpha)",
     "alpha and beta swapped",
+  ),
+  # Blocks of several kinds.
+  _M(
+    "delta_rule_decays_late",
+    "qempo_jax/models/delta_rule.py",
+    "rate * (v_BxJxrxCxV - recall(k_BxJxCxK))",
+    "rate * (v_BxJxrxCxV + recall(k_BxJxCxK))",
+    "sign of what the state returns",
+  ),
+  _M(
+    "delta_net_wrong_prompt",
+    "qempo_jax/models/delta_net.py",
+    "(jnp.repeat(x, layout.responses, axis=0) for x in after)",
+    "(jnp.tile(x, (layout.responses, *(1,) * (x.ndim - 1))) for x in after)",
+    "responses go on from other prompts",
+  ),
+  _M(
+    "delta_net_convolution_at_the_start",
+    "qempo_jax/models/delta_net.py",
+    "place_BxU = first_B[:, None] + jnp.arange(earlier)",
+    "place_BxU = 0 * first_B[:, None] + jnp.arange(earlier)",
+    "inputs before a sequence at the wrong place",
+  ),
+  _M(
+    "delta_cache_never_restarts",
+    "qempo_jax/models/kv_cache.py",
+    "jnp.where(starts, prompt[:, None], own)",
+    "jnp.where(starts & False, prompt[:, None], own)",
+    "a slot's next response goes on from its last",
+  ),
+  _M(
+    "proportional_rope_of_the_part",
+    "qempo_jax/models/positions.py",
+    "int(scaling.part * dim // 2)",
+    "int(scaling.part * dim // 2) + 1",
+    "one rotary pair too many",
+  ),
+  _M(
+    "stacks_kept_of_first",
+    "qempo_jax/models/stacks.py",
+    "kept = {kind.mixer: keys_values for kind, (_, keys_values) in zip(some, found)}",
+    "kept = {kind.mixer: keys_values for kind, (_, keys_values) in list(zip(some, found))[::-1]}",
+    "keys of an earlier block reused",
+  ),
+  _M(
+    "expert_factor_of_another",
+    "qempo_jax/models/experts.py",
+    'layer["expert_scale"][chosen_BxLxS]',
+    'layer["expert_scale"][: weights_BxLxS.shape[-1]]',
+    "factors of the first experts",
+  ),
+  _M(
+    "block_inputs_unscaled",
+    "qempo_jax/models/transformer.py",
+    "(projected + own) * 2**-0.5",
+    "(projected + own)",
+    "further inputs not scaled",
   ),
 )
