@@ -54,13 +54,15 @@ def listed_stop_ids(settings: Mapping[str, Any]) -> set[int]:
 
 
 def read_settings(folder: pathlib.Path, name: str) -> dict[str, Any]:
-  """One of `SETTINGS_FILES`, parsed; empty if there is no such file.
+  """One of `SETTINGS_FILES`, parsed, with those of a language model within it; empty if there is no such file.
 
   Raises:
     InputError: it is no JSON object.
   """
   path = folder / name
-  return read_json(path, "copy the model's files again") if path.is_file() else {}
+  settings = read_json(path, "copy the model's files again") if path.is_file() else {}
+  inner = settings.get("text_config")
+  return {**inner, **settings} if isinstance(inner, Mapping) else settings
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, settings: Iterable[Mapping[str, Any]] = ()) -> tuple[int, ...]:

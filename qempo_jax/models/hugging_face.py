@@ -12,6 +12,7 @@ from qempo_jax.models.config import RopeScaling
 from qempo_jax.models.hugging_face_families import FAMILIES
 from qempo_jax.models.hugging_face_families import GRANITE
 from qempo_jax.models.hugging_face_families import REFUSED
+from qempo_jax.models.hugging_face_families import WRAPPED
 from qempo_jax.models.hugging_face_families import Family
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -19,6 +20,15 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh
 _LARGEST, _DEEPEST = 2**28, 2000
 # Unsupported options that change a decoder's computation.
 _EMPTY = ("quantization_config", "use_bidirectional_attention", "clip_qkv")
+
+
+def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config.json of a language model, also of one within a model of several senses."""
+  architecture, inner = config.get("model_type"), config.get("text_config")
+  if architecture not in WRAPPED or not isinstance(inner, Mapping):
+    return dict(config)
+  outer = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+  return {"model_type": WRAPPED[architecture], **inner, **outer}
 
 
 def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
@@ -33,9 +43,12 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
   Raises:
     InputError: the architecture, or one of its options, is not supported.
   """
+  config = language_model(config)
   architecture = config.get("model_type")
   if architecture in REFUSED:
     raise InputError(f"model_type={architecture!r} is not supported: {REFUSED[architecture]}")
+  if architecture in WRAPPED:
+    raise InputError(f"config.json of {architecture!r} has no text_config, which describes its language model")
   if architecture not in FAMILIES:
     known = ", ".join(repr(name) for name in FAMILIES)
     raise InputError(f"model_type={architecture!r} is not supported; this decoder reads {known} checkpoints")

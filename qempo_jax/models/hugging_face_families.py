@@ -204,18 +204,19 @@ FAMILIES |= {
     linear=True,
   ),
 }
+# Models of several senses, and the `model_type` of their language model where their config.json does not state it.
+WRAPPED = {
+  "gemma3": "gemma3_text",
+  "gemma4": "gemma4_text",
+  "mistral3": "mistral",
+  "qwen3_5": "qwen3_5_text",
+  "qwen3_5_moe": "qwen3_5_moe_text",
+}
 # Architectures that people try, and the part that this decoder does not compute.
 REFUSED = {
   "qwen3_next": "its delta nets hold their projections in another order (Qwen3.5 is supported)",
-  "gemma4_unified_text": "it is one part of a model of several senses ('gemma4_text' is supported)",
+  **dict.fromkeys(("gemma4_unified", "gemma4_unified_text"), "its senses share one decoder ('gemma4' is supported)"),
   "gemma3n_text": "its residual stream has several copies (AltUp)",
-  "mistral3": "it holds a vision tower; save its language model alone ('mistral' or 'ministral3')",
-  "gemma3": "it holds a vision tower; save its language model alone ('gemma3_text')",
-  **dict.fromkeys(
-    ("gemma4", "gemma4_unified"), "it holds towers of other senses; save its language model alone ('gemma4_text')"
-  ),
-  "qwen3_5": "it holds a vision tower; save its language model alone ('qwen3_5_text')",
-  "qwen3_5_moe": "it holds a vision tower; save its language model alone ('qwen3_5_moe_text')",
   "phi4_multimodal": "it holds vision and speech towers",
   "deepseek_v3": "its attention compresses keys and values (multi-head latent attention)",
 }

@@ -61,12 +61,14 @@ def to_hugging_face(
   Raises:
     InputError: no known architecture of Hugging Face computes this decoder.
   """
-  written = dict(source or {})
+  written = hugging_face.language_model(source or {})
   if not source or _normal(hugging_face.from_hugging_face(source)) != _normal(config):
     family, values = _describe(config, written.get("model_type"))
     stale = {"rope_scaling", "rope_parameters", "rope_local_base_freq", "layer_types", "sliding_window_pattern"}
     written = {key: value for key, value in written.items() if key not in stale} | values
     written["architectures"] = [f"{_CLASSES[family]}ForCausalLM"]
+  if "architectures" not in written:  # of a language model within another model
+    written["architectures"] = [f"{_CLASSES[written['model_type']]}ForCausalLM"]
   for key, value in {"max_position_embeddings": max_length or _LENGTH, **(tokens or {})}.items():
     written.setdefault(key, value)
   written.pop("quantization_config", None)  # Weights are written as they are.

@@ -22,8 +22,10 @@ WHY_NO_PICKLE = (
 )
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16", mxfp4.NAME)
-# Rotary tables of old checkpoints, which follow from config.json.
-_DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
+# Not parts of the decoder: rotary tables of old checkpoints, and heads that predict later tokens.
+_DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|^mtp\.")
+# Starts of a language model's names within a model of several senses, and its own.
+_INNER = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
 
 
 class Stored(NamedTuple):
@@ -34,12 +36,14 @@ class Stored(NamedTuple):
     dtype: safetensors' name of its dtype.
     shape: its shape.
     parts: the stored tensors, by name, of which it is made; empty if it is stored itself.
+    name: its name in the file, if it is read by another.
   """
 
   file: pathlib.Path
   dtype: str
   shape: tuple[int, ...]
   parts: Mapping[str, "Stored"] = MappingProxyType({})
+  name: str = ""
 
 
 def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
@@ -56,8 +60,10 @@ def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
   Raises:
     InputError: a tensor or file is missing, unexpected, damaged or of another shape; the message names it.
   """
-  config = hugging_face.from_hugging_face(read_json(folder / "config.json", "give a model folder"))
-  headers = stored_tensors(folder)
+  content = read_json(folder / "config.json", "give a model folder")
+  config, headers = hugging_face.from_hugging_face(content), stored_tensors(folder)
+  if "text_config" in content:
+    headers = _language_model(headers)
   check(headers, config, folder)
   return config, tensor_names.assemble(lambda name: get(headers[name], name), config, make_leaf)
 
@@ -76,7 +82,8 @@ def check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path)
   specs = {spec.name: spec for spec in tensor_names.tensor_specs(config)}
   if missing := set(specs) - set(headers):
     raise InputError(f"{folder} has no tensor {tensor_names.listed(missing)}; is the checkpoint complete?")
-  extra = {name for name in set(headers) - set(specs) - {"lm_head.weight"} if not _DERIVED.search(name)}
+  ignored = _unused_keys(config)
+  extra = {name for name in set(headers) - set(specs) - {"lm_head.weight"} - ignored if not _DERIVED.search(name)}
   if extra:
     raise InputError(
       f"{folder} holds {tensor_names.listed(extra)}, which the decoder of its config.json does not have;"
@@ -90,6 +97,12 @@ def check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path)
       )
   if config.tie_embeddings:
     _check_tied(headers, folder)
+
+
+def _unused_keys(config: ModelConfig) -> set[str]:
+  """Names of the keys and values that published files hold for blocks that reuse those of others."""
+  shared = [block for block, kind in enumerate(config.kinds) if kind.reuses]
+  return {tensor_names.block_name(key, block, config) for block in shared for key in ("key", "value", "key_norm")}
 
 
 def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
@@ -109,6 +122,17 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
     raise InputError(f"{folder} holds {len(files)} .safetensors files and no {INDEX}; fetch the index too")
   pickled = any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir())
   raise InputError(f"{folder} holds no .safetensors file" + (f": {WHY_NO_PICKLE}" if pickled else ""))
+
+
+def _language_model(headers: dict[str, Stored]) -> dict[str, Stored]:
+  """The headers of the language model within a model of several senses, by its own names."""
+  found = {}
+  for name, stored in headers.items():
+    start = next((start for start in _INNER if name.startswith(start)), None)
+    if start or name == "lm_head.weight":
+      own = _INNER[start] + name.removeprefix(start) if start else name
+      found[own] = stored._replace(name=name)
+  return found
 
 
 def _sharded(folder: pathlib.Path) -> dict[str, Stored]:
@@ -162,7 +186,7 @@ def get(stored: Stored, name: str) -> np.ndarray:
   if stored.parts:
     return mxfp4.dequantise(*(get(part, part_name) for part_name, part in stored.parts.items()))
   with safetensors.safe_open(stored.file, framework="numpy") as opened:
-    return opened.get_tensor(name)
+    return opened.get_tensor(stored.name or name)
 
 
 def _check_tied(headers: dict[str, Stored], folder: pathlib.Path) -> None:

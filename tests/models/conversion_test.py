@@ -261,3 +261,22 @@ def test_an_absent_model_is_named(tmp_path, monkeypatch):
     conversion.load(tmp_path / "none.gguf")
   with pytest.raises(InputError, match="neither a local model folder"):
     conversion.load("nobody/no-such-model")
+
+
+def test_keys_that_no_block_uses_are_left_out(tmp_path):
+  """Published files hold them for blocks that use those of an earlier one, and heads that predict later tokens."""
+  source = GPT_OSS.parent / "gemma4_shared"
+  tensors = safetensors.numpy.load_file(source / "model.safetensors")
+  copied = {
+    f"model.layers.5.self_attn.{name}.weight": np.ones(3, np.float32) for name in ("k_proj", "v_proj", "k_norm")
+  }
+  safetensors.numpy.save_file(
+    tensors | copied | {"mtp.fc.weight": np.ones(2, np.float32)}, tmp_path / "model.safetensors"
+  )
+  shutil.copy(source / "config.json", tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, conversion.load(tmp_path)[1], conversion.load(source)[1])
+  safetensors.numpy.save_file(
+    tensors | {"model.layers.2.self_attn.k_proj_2.weight": np.ones(2, np.float32)}, tmp_path / "model.safetensors"
+  )
+  with pytest.raises(InputError, match="holds 'model.layers.2.self_attn.k_proj_2.weight'"):
+    conversion.load(tmp_path)
