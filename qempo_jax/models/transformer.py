@@ -49,7 +49,8 @@ def param_shapes(config: ModelConfig):
   if any(kind.mixer == "global" for kind in config.kinds):
     sizes = config.global_head_dim or config.head_dim, config.global_kv_heads or config.num_kv_heads
     own = _mixer_shapes(config, *sizes)
-    blocks |= {f"global_{key}": own[key] for key in own if key != "value" or not config.keys_as_values}
+    missing = ("value", "value_bias") if config.keys_as_values else ()
+    blocks |= {f"global_{key}": own[key] for key in own if key not in missing}
   if config.delta_net:
     blocks |= delta_net.param_shapes(config.delta_net, d)
   e, g = config.num_experts, config.expert_width or f

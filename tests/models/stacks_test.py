@@ -37,6 +37,11 @@ def test_leaves_are_stacked_over_the_blocks_that_have_them():
   assert (count["query"], count["key"], count["global_query"], count["global_key"]) == (8, 6, 4, 3)
   assert (count["gate"], count["shared_gate"], count["attention_norm"], count["block_gate"]) == (9, 3, 12, 12)
   assert "global_value" not in count and shapes["shared_gate"] == (3, 16, 48)
+  biased = transformer.param_shapes(dataclasses.replace(GEMMA4, biases=("query", "key", "value", "output")))["layers"]
+  assert {key: biased[key] for key in biased if "bias" in key} == {
+    "query_bias": (8, 32), "key_bias": (6, 16), "value_bias": (6, 16), "output_bias": (8, 16),
+    "global_query_bias": (4, 64), "global_key_bias": (3, 16), "global_output_bias": (4, 16),
+  }  # fmt: skip
   shapes = transformer.param_shapes(QWEN35)["layers"]
   assert (shapes["query"][0], shapes["delta_query"], shapes["gate"][0]) == (2, (6, 16, 2, 4), 8)
   assert transformer.param_shapes(PLAIN)["layers"]["query"][0] == 4
