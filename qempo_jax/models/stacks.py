@@ -68,8 +68,8 @@ def run(step: Callable, x, blocks: dict[str, Any], config: ModelConfig, options,
   """Runs consecutive blocks.
 
   Args:
-    step: (x, the block's parameters, its part of `options`, kept, its kind) -> (x, out, (keys, values)); `kept` is
-      {mixer: (keys, values)} for blocks that reuse those of others, else empty.
+    step: (x, the block's parameters, its part of `options`, kept, kind=, keeps=) -> (x, out, (keys, values)), the last
+      None unless `keeps`; `kept` is {mixer: (keys, values)} for blocks that reuse those of others, else empty.
     x: the residual stream before them.
     blocks: their parameters, stacked.
     config: the whole decoder's config.
@@ -89,7 +89,7 @@ def run(step: Callable, x, blocks: dict[str, Any], config: ModelConfig, options,
     few = {key: leaf for key, leaf in few.items() if members(key, some)}
     own = options if whole else jax.tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], options)
     size = len(some) if keeps else _period(some)
-    functions = [wrap(functools.partial(step, kind=kind)) for kind in some[:size]]
+    functions = [wrap(functools.partial(step, kind=kind, keeps=keeps)) for kind in some[:size]]
 
     def period(x, layers, own, functions=functions, some=some[:size], kept=kept, stacked=keeps or size > 1):
       found = []

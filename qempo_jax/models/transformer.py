@@ -271,9 +271,9 @@ def prefill(params, config: ModelConfig, tokens_PxL, mask_PxL):
   inputs = block_inputs(params, config, tokens_PxL, embedded)
   run = _full_block(config, positions_PxL, mixers)
 
-  def step(*args, **kind):
-    x_PxLxD, carried, _ = run(*args, **kind)
-    return x_PxLxD, carried, carried
+  def step(*args, kind, keeps):
+    x_PxLxD, carried, _ = run(*args, kind=kind)
+    return x_PxLxD, carried, carried if keeps else None
 
   options = (positions.stacked_blocks(config), inputs)
   x_PxLxD, outs = stacks.run(step, embedded, params["layers"], config, options)
@@ -365,9 +365,9 @@ def _run(blocks, config, x_BxLxD, positions_BxL, mixers, inputs, *, first=0, rem
   """`run_blocks`, with the routers' logits [N, B, L, E], None without experts."""
   run = _full_block(config, positions_BxL, mixers)
 
-  def step(x_BxLxD, layer, *args, **kind):
-    x_BxLxD, carried, router = run(x_BxLxD, sharding.constrain_params(layer, layer=True), *args, **kind)
-    return x_BxLxD, router, carried
+  def step(x_BxLxD, layer, *args, kind, keeps):
+    x_BxLxD, carried, router = run(x_BxLxD, sharding.constrain_params(layer, layer=True), *args, kind=kind)
+    return x_BxLxD, router, carried if keeps else None
 
   size = stacks.count(blocks)
   options = jax.tree.map(lambda leaf: leaf[first : first + size], (positions.stacked_blocks(config), inputs))

@@ -67,12 +67,12 @@ def test_running_them_visits_each_block_once_in_order(config):
   }
   mixers = ("attention", "global", "delta")
 
-  def step(x, layer, option, kept, *, kind):
+  def step(x, layer, option, kept, *, kind, keeps):
     index, place = layer["attention_norm"][0], x["next"]
     x = {"next": place + 1, "seen": x["seen"].at[place].set(index + 0.1 * mixers.index(kind.mixer))}
     if kind.reuses:  # the marks of the last block of its mixer with keys of its own
       x["seen"] = x["seen"].at[place].add(100 * kept[kind.mixer])
-    return x, option, index
+    return x, option, index if keeps else None
 
   start = {"next": 0, "seen": jnp.zeros(config.num_layers)}
   end, outs = stacks.run(step, start, blocks, config, jnp.arange(config.num_layers))
