@@ -61,7 +61,7 @@ def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: st
     "r": rank,
     "lora_alpha": first.scale * rank,
     "lora_dropout": 0.0,
-    "target_modules": sorted({_module(name, 0, config).rpartition(".")[2] for name in layers}),
+    "target_modules": _targets(layers, config),
     "bias": "none",
     "fan_in_fan_out": False,
     "inference_mode": True,
@@ -111,6 +111,15 @@ def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
     what = tensor_names.listed(tensors) if tensors else "no adapter of a projection"
     raise InputError(f"{folder / WEIGHTS_FILE} holds {what}, which this decoder has no matrix for; is it its adapter?")
   return {"layers": layers}
+
+
+def _targets(names, config: ModelConfig) -> list[str]:
+  """Last parts of the adapted modules' names, or whole names if modules of other blocks have the same last parts."""
+  modules_of = lambda names: {_module(name, block, config) for name in names for block in _blocks(name, config)}
+  last = lambda modules: {module.rpartition(".")[2] for module in modules}
+  adapted = modules_of(names)
+  others = modules_of(set(transformer.param_shapes(config)["layers"]) & set(lora.TARGETS)) - adapted
+  return sorted(adapted if last(others) & last(adapted) else last(adapted))
 
 
 def _tensors(layers, config) -> Iterator[tuple[str, np.ndarray]]:

@@ -87,6 +87,31 @@ def test_peft_reads_what_is_written_here(tmp_path, family):
   np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.slow  # live
+@pytest.mark.skipif(_HERE is None, reason="needs torch and peft")
+@pytest.mark.parametrize("targets", [lora.ALL_MATRICES, "layers/query$", "layers/shared_up"])
+def test_peft_reads_adapters_of_some_kinds_of_blocks(tmp_path, targets):
+  import peft
+  import torch
+  import transformers
+
+  folder = GOLDEN / "families" / "gemma4_shared"
+  config, base = conversion.load(folder)
+  base = jax.tree.map(jnp.asarray, base)
+  adapters = _moved(lora.init(jax.random.key(0), base, lora.LoraConfig(2, 4.0, targets)))
+  lora_peft.write(tmp_path, adapters, config, base_model=None)
+  jax.tree.map(np.testing.assert_array_equal, lora_peft.read(tmp_path, config), adapters)
+  tokens = np.random.default_rng(0).integers(3, 64, (2, 9))
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+  adapted = peft.PeftModel.from_pretrained(model, tmp_path).eval()
+  assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == sum(
+    len(adapter.a) for adapter in adapters["layers"].values()
+  )
+  with torch.no_grad():
+    theirs = adapted(input_ids=torch.tensor(tokens), use_cache=False).logits
+  np.testing.assert_allclose(_logits(lora.apply(base, adapters), config, tokens), theirs, atol=2e-4)
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
