@@ -212,7 +212,7 @@ def _score_packed(name, *, temperature=0.7, differentiate=True):
   return np.stack([stats.log_prob, stats.entropy]), np.stack([own, entropies]), gradient
 
 
-@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "gpt_oss", "qwen3_5"))
+@pytest.mark.parametrize("name", _families("gemma2", "gemma3", "llama_biases", "gpt_oss"))
 def test_packed_rows_equal_pytorch_and_their_gradient_reaches_every_parameter(name):
   ours, theirs, gradient = _score_packed(name)
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=2 * TOLERANCE / 0.7)
