@@ -99,14 +99,16 @@ def compiled_table() -> str:
     config, batch, online, _ = paper_config(name)
     task = f"{pathlib.Path(name.split('.py')[0]).name}, {name.split(':')[1].split(',')[0]}"
     for program in found["programs"]:
-      devices = _devices(topology)
       if program["name"].endswith("_step"):
-        sizes = dict(micro_batches=max(1, batch.rows // devices), reference=online, stored=2, devices=devices)
-        flops = roofline.training_step(config, batch, computed=True, **sizes).flops
-        least = roofline.training_step(config, batch, **sizes).bytes
+        ways, parts = _split(name, "compute")
+        sizes = dict(micro_batches=max(1, batch.rows // ways), reference=online, stored=2, devices=ways)
+        flops = roofline.training_step(config, batch, computed=True, **sizes).flops / parts
+        least = roofline.training_step(config, batch, **sizes).bytes / parts
       elif program["name"] == "sampler":
-        work = roofline.sampling(config, batch._replace(rows=batch.rows / devices), kind="float32")
-        flops, least = work
+        ways, parts = _split(name, "sampling")
+        flops, least = roofline.sampling(config, batch._replace(rows=batch.rows / ways), kind="float32").times(
+          1 / parts
+        )
       else:
         continue
       share = lambda x, of: f"{x:.4g} / {of:.4g} = {x / of:.2f}"
@@ -115,8 +117,11 @@ def compiled_table() -> str:
   return _table(("config", "slice", "program", "TFLOP, paper / compiled", "GB, least / compiled"), rows)
 
 
-def _devices(topology: str) -> int:
-  return math.prod(int(size) for size in topology.split(":")[1].split("x"))
+def _split(name: str, section: str) -> tuple[int, int]:
+  """(devices that rows are split over, devices that a row is split over) of a config's mesh; `section` has it."""
+  config = cli.complete_config(ROOT / name, [])
+  mesh = config[section].mesh or config.compute.mesh
+  return math.prod(mesh[:2]), math.prod(mesh[2:])
 
 
 def _bound(work, chip: Chip) -> str:
