@@ -172,7 +172,8 @@ def test_every_paper_config_has_a_row_and_names_its_slice():
     rows = complete.offline.pairs_per_step if complete.offline.loss else complete.data.prompts_per_step
     chips_in_slice = math.prod(int(side) for side in topology.partition(":")[2].split("x"))
     assert math.prod(complete.compute.mesh) == chips_in_slice
-    mesh = jax.sharding.AbstractMesh(tuple(complete.compute.mesh), ("data", "fsdp", "tensor"))
+    shape = tuple(complete.compute.mesh)
+    mesh = jax.sharding.AbstractMesh(shape, ("data", "fsdp", "tensor", "sequence")[: len(shape)])
     assert build_policy.micro_batches(complete, rows, mesh) >= 1
 
 

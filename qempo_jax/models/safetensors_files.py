@@ -14,6 +14,7 @@ from qempo_jax.models import hugging_face
 from qempo_jax.models import mxfp4
 from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.models.hugging_face_families import WRAPPED
 from qempo_jax.paths import read_json
 
 WHY_NO_PICKLE = (
@@ -62,7 +63,7 @@ def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
   """
   content = read_json(folder / "config.json", "give a model folder")
   config, headers = hugging_face.from_hugging_face(content), stored_tensors(folder)
-  if "text_config" in content:
+  if content.get("model_type") in WRAPPED:
     headers = _language_model(headers)
   check(headers, config, folder)
   return config, tensor_names.assemble(lambda name: get(headers[name], name), config, make_leaf)
