@@ -93,14 +93,14 @@ def test_pairs_of_a_reward_model_score_as_their_texts_alone():
   positions = np.array([[*range(9), *range(6, 11)]])
   one = jnp.ones(1)
   batch = reward_step.RewardBatch(*map(jnp.asarray, (tokens, positions, segments, [[8, 13]])), one, one)
-  score = lambda text: reward_head.score_rows(
-    params, config, jnp.asarray([text]), jnp.ones((1, len(text)), bool), jnp.asarray([len(text) - 1])
-  )
-  expected = jnp.concatenate([score(prompt + chosen), score(prompt + rejected)], axis=1)
+  texts = np.array([prompt + chosen + [0, 0], prompt + rejected])
+  valid = np.arange(11) < np.array([[9], [11]])
+  expected = jax.jit(reward_head.score_rows, static_argnums=1)(params, config, texts, valid, np.array([8, 10]))
   for trainable in ("all", "last:3"):
     trained, frozen = reward_head.split(params, config, trainable)
     jax.tree.map(np.testing.assert_array_equal, reward_head.join(trained, frozen), params)
-    np.testing.assert_allclose(reward_step.pair_scores(trained, frozen, batch, config=config), expected, atol=1e-4)
+    scores = jax.jit(reward_step.pair_scores, static_argnames="config")(trained, frozen, batch, config=config)
+    np.testing.assert_allclose(scores, expected.T, atol=1e-4)
 
 
 def test_what_cannot_be_computed_is_refused():
