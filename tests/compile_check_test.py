@@ -203,6 +203,6 @@ def test_a_small_slice_is_really_compiled_for(monkeypatch, name):
 
 
 def _shapes(model):
-  from qempo_jax.models import transformer
+  from qempo_jax.models import parameters
 
-  return jax.tree.leaves(transformer.param_shapes(model), is_leaf=lambda shape: isinstance(shape, tuple))
+  return jax.tree.leaves(parameters.param_shapes(model), is_leaf=lambda shape: isinstance(shape, tuple))

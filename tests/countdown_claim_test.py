@@ -12,12 +12,13 @@ from experiments.studies import countdown_claim_tables as tables
 from experiments.studies import countdown_model
 from experiments.studies import countdown_policy
 from qempo_jax import token_stats
+from qempo_jax.models import parameters
 from qempo_jax.models import transformer
 
 
 def test_scores_and_draws_are_those_of_the_library():
   config, rng = dataclasses.replace(countdown_model.CONFIG, num_layers=2), np.random.default_rng(0)
-  params = transformer.init(jax.random.key(0), config, stddev=0.3)
+  params = parameters.init(jax.random.key(0), config, stddev=0.3)
   prompts, mask = jnp.asarray([[0, 3, 14], [2, 7, 14]]), jnp.asarray([[False, True, True], [True] * 3])
   owner, tokens = jnp.asarray([0, 1, 1]), jnp.asarray(rng.integers(0, config.vocab_size, (3, 5)))
   row = jnp.concatenate([prompts[owner], tokens], axis=1)
@@ -39,7 +40,7 @@ def test_scores_and_draws_are_those_of_the_library():
 
 def test_a_run_is_taken_up_as_it_was_left(tmp_path):
   config = dataclasses.replace(countdown_model.CONFIG, num_layers=1)
-  params = transformer.init(jax.random.key(0), config)
+  params = parameters.init(jax.random.key(0), config)
   point, one = countdown_claim.points()["qempo_c_1e-4"], {"train": [0.5], "heldout": [0.5]}
   make = lambda seed: countdown_claim.Run(point, seed, params, 600, tmp_path / f"a-seed{seed}.json", tmp_path)
   left = make(3)

@@ -175,12 +175,12 @@ def _worker(workdir: pathlib.Path, mode: str) -> None:
   from experiments import loop
   from experiments import train
   from qempo_jax import sharding
-  from qempo_jax.models import transformer
+  from qempo_jax.models import parameters
   from tests.loops import toy
 
   def policy(config):
     mesh = sharding.make_mesh(tuple(config.compute.mesh))
-    params = jax.tree.map(np.asarray, transformer.init(jax.random.key(0), toy.MODEL, stddev=0.3))
+    params = jax.tree.map(np.asarray, parameters.init(jax.random.key(0), toy.MODEL, stddev=0.3))
     params = sharding.place(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
     return plan.Policy(toy.MODEL, params, toy.ToyTokenizer(), (toy.EOS,), mesh)
 

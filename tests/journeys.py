@@ -17,7 +17,7 @@ import tokenizers
 import transformers
 
 from qempo_jax.models import export
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from tests import pages
 
@@ -67,7 +67,7 @@ def tiny_model(folder: pathlib.Path) -> pathlib.Path:
     vocab_size=len(words), hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
     rope_theta=1e4, norm_epsilon=1e-5, tie_embeddings=True,
   )  # fmt: skip
-  return export.export_model(folder, transformer.init(jax.random.key(0), config), config, tokenizer=tokenizer)
+  return export.export_model(folder, parameters.init(jax.random.key(0), config), config, tokenizer=tokenizer)
 
 
 def clone(folder: pathlib.Path) -> pathlib.Path:

@@ -10,7 +10,7 @@ import pytest
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.linear import linear
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from tests.loops import toy
 
 
@@ -50,7 +50,7 @@ def test_a_bfloat16_weight_gets_a_bfloat16_gradient(operands):
 @pytest.mark.slow
 def test_a_bfloat16_policy_scores_near_the_float32_one_and_climbs_the_same_way():
   config = toy.MODEL
-  params = transformer.init(jax.random.key(0), config, stddev=0.1)
+  params = parameters.init(jax.random.key(0), config, stddev=0.1)
   packed = packing.pack_groups([[1, 2, 3]], [[[2, 0], [3, 4, 1, 0], [5]]], bucket=8)
 
   def score(params, dtype):

@@ -19,7 +19,7 @@ from qempo_jax.logit_transform import LogitTransform
 from qempo_jax.methods import qempo
 from qempo_jax.methods.group_loss import group_loss
 from qempo_jax.methods.method import Prices
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.sampling import sampler
 from tests import scored
 from tests.loops import toy
@@ -146,7 +146,7 @@ def _equations(jaxpr):
 
 @pytest.mark.parametrize("name", ["top_p", "all"])
 def test_scores_of_samples_are_the_samplers(name):
-  params = transformer.init(jax.random.key(0), sampler_test.CONFIG, stddev=0.3)
+  params = parameters.init(jax.random.key(0), sampler_test.CONFIG, stddev=0.3)
   transform = TRANSFORMS[name]._replace(stop_tokens=sampler_test.SETTINGS["stop_tokens"])
   prompts = sampler_test._padded("left")
   draw = lambda transform: jax.device_get(
@@ -171,7 +171,7 @@ def test_scores_of_samples_are_the_samplers(name):
 
 
 def test_greedy_samples_are_one_response_of_log_prob_0():
-  params = transformer.init(jax.random.key(0), sampler_test.CONFIG, stddev=0.3)
+  params = parameters.init(jax.random.key(0), sampler_test.CONFIG, stddev=0.3)
   arguments = params, sampler_test.CONFIG, sampler_test._padded("left"), jax.random.key(1)
   rollout = sampler.sample_groups(*arguments, **sampler_test.SETTINGS, transform=LogitTransform(greedy=True))
   assert (np.asarray(rollout.tokens) == np.asarray(rollout.tokens)[:, :1]).all()
@@ -181,7 +181,7 @@ def test_greedy_samples_are_one_response_of_log_prob_0():
 def test_the_expected_gradient_is_that_of_the_truncated_policys_lagrangian():
   """Every group of two is enumerated; finite differences of the objective find the kept sets anew."""
   transform, every = LogitTransform(top_p=0.6, top_k=3), toy.responses()
-  params, reference = (transformer.init(jax.random.key(seed), toy.MODEL, stddev=0.6) for seed in (3, 4))
+  params, reference = (parameters.init(jax.random.key(seed), toy.MODEL, stddev=0.6) for seed in (3, 4))
   prompts = [toy.ToyTokenizer().encode(prompt) for prompt in toy.PROMPTS]
   trees, prices = [response_trees.tree_of(every)] * 2, Prices(0.5, {"quality": 3.0, "kl": 0.7})
   rewards, constraints = toy.rewards(), {"quality": constraint_lib.reward_floor("reward", None)}

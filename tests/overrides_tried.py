@@ -26,7 +26,7 @@ from experiments import train
 from experiments import train_reward_model
 from experiments.configured import ranges
 from qempo_jax.models import export
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from tests import ranges_test
 from tests.loops import reward_model_test
 
@@ -70,7 +70,7 @@ def config(kind: str, folder: pathlib.Path):
 
 def prepare(folder: pathlib.Path) -> None:
   """Makes the model, the data and a config file a kind."""
-  params = transformer.init(jax.random.key(0), reward_model_test.MODEL, stddev=0.3)
+  params = parameters.init(jax.random.key(0), reward_model_test.MODEL, stddev=0.3)
   export.export_model(folder / "tiny", params, reward_model_test.MODEL, tokenizer=reward_model_test.tokenizer())
   rows = [json.dumps({"prompt": f"w{index} w{index + 1}"}) for index in range(8)]
   (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")

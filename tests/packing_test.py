@@ -7,6 +7,7 @@ import pytest
 
 from qempo_jax import packing
 from qempo_jax.errors import InputError
+from qempo_jax.models import parameters
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.types import RowLayout
@@ -91,7 +92,7 @@ def test_single_tokens_and_no_tokens_have_room():
 
 @pytest.mark.parametrize(("bucket", "prompts_per_row"), [(8, 1), (64, 2)])
 def test_packed_scores_equal_those_of_each_sequence_alone(bucket, prompts_per_row):
-  params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+  params = parameters.init(jax.random.key(0), CONFIG, stddev=0.3)
   stats = _score(params, PROMPTS, RESPONSES, bucket=bucket, prompts_per_row=prompts_per_row)
   for row, (prompt, group) in enumerate(zip(PROMPTS, RESPONSES)):
     for index, response in enumerate(group):
@@ -105,7 +106,7 @@ def test_packed_scores_equal_those_of_each_sequence_alone(bucket, prompts_per_ro
 @pytest.mark.slow  # the gradient of packed rows is that of sequences alone in `models/shared_prompt_test`
 @pytest.mark.parametrize(("bucket", "prompts_per_row"), [(64, 1), (4, 2)])
 def test_buckets_and_rows_change_nothing(bucket, prompts_per_row):
-  params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+  params = parameters.init(jax.random.key(0), CONFIG, stddev=0.3)
   loss = lambda params, *settings: jnp.sum(jnp.sin(_score(params, PROMPTS, RESPONSES, **dict(settings)).log_prob))
   small = jax.grad(loss)(params, ("bucket", 4))
   large = jax.grad(loss)(params, ("bucket", bucket), ("prompts_per_row", prompts_per_row))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qempo_jax import response_trees
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from tests.loops import toy
 
 RESPONSES = toy.responses()  # every one there is
@@ -16,7 +16,7 @@ PROMPTS = [toy.ToyTokenizer().encode(prompt) for prompt in toy.PROMPTS]
 
 @functools.cache
 def _params():
-  return transformer.init(jax.random.key(3), toy.MODEL, stddev=0.6)  # a few likely responses, and many unlikely ones
+  return parameters.init(jax.random.key(3), toy.MODEL, stddev=0.6)  # a few likely responses, and many unlikely ones
 
 
 @functools.cache

@@ -14,7 +14,9 @@ from experiments.compile import roofline
 from experiments.compile.roofline import Batch
 from experiments.studies import roofline_tables
 from qempo_jax import scoring
+from qempo_jax.models import decoding
 from qempo_jax.models import lora
+from qempo_jax.models import parameters
 from qempo_jax.models import presets
 from qempo_jax.models import shared_prompt
 from qempo_jax.models import transformer
@@ -37,7 +39,7 @@ def _rows(batch=BATCH):
 
 
 def _params(config=MODEL):
-  return jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
+  return jax.eval_shape(lambda: parameters.init(jax.random.key(0), config))
 
 
 def test_a_scorer_and_its_gradient_have_the_flops_of_the_compiled_program():
@@ -77,10 +79,10 @@ def test_a_decode_step_has_the_flops_of_the_compiled_program():
   made = lambda: [(zeros(), zeros()) for _ in range(MODEL.num_layers)]
   mask = jnp.ones((prompts, length), bool)
   cache = jax.eval_shape(lambda: KVCache.create(made(), mask, MODEL, group_size=group, max_length=ring))
-  params = jax.eval_shape(lambda p: transformer.for_decoding(p, MODEL, length + ring), _params())
+  params = jax.eval_shape(lambda p: decoding.for_decoding(p, MODEL, length + ring), _params())
 
   def step(params, tokens, cache):
-    hidden, cache = transformer.decode(params, MODEL, tokens, cache)
+    hidden, cache = decoding.decode(params, MODEL, tokens, cache)
     return transformer.logits(hidden, params["unembedding"], MODEL), cache
 
   sizes = dict(prompts=prompts, group=group, prompt=length, past=ring, kind="float32")

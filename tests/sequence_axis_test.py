@@ -10,7 +10,7 @@ import pytest
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax import sharding
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 
 MODEL = ModelConfig(48, 32, 64, 2, 4, 2, 8, 100.0, 1e-5, True)
@@ -27,7 +27,7 @@ def _compiled(shape):
   )
   loss = lambda params, packed: jnp.sum(score(params, packed=packed).log_prob)
   place = lambda tree, where: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
-  params = jax.eval_shape(lambda: transformer.init(jax.random.key(0), MODEL))
+  params = jax.eval_shape(lambda: parameters.init(jax.random.key(0), MODEL))
   where = sharding.tree_shardings(params, mesh, sharding.PARAM_RULES)
   rows = place(packed, jax.tree.map(lambda _: sharding.batch_sharding(mesh), packed))
   jitted = jax.jit(sharding.on_mesh(jax.grad(loss), mesh), out_shardings=where)

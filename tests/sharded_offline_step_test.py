@@ -11,7 +11,7 @@ from qempo_jax import packing
 from qempo_jax import sharding
 from qempo_jax.data.pair_tokens import PairTokens
 from qempo_jax.data.pair_tokens import pack_pairs
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train import offline_step
@@ -54,7 +54,7 @@ def _both_steps(tmp_path, mesh, loss, group_size, per_row=1):
   config.constraints.quality.bound, config.constraints.kl.bound = 0.9, 0.1
   config.offline.loss, config.offline.weights, config.offline.measure_every = loss, "multipliers", 1
   config.offline.pairs_per_step = 16
-  params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
+  params = parameters.init(jax.random.key(0), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
   policy = plan.Policy(MODEL, params, toy.ToyTokenizer(), (0,), mesh)
   of_run = build.plan(config, policy)

@@ -16,7 +16,7 @@ from experiments.batches import groups
 from experiments.configured import policy as build_policy
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from tests import donation
 from tests.loops import toy
@@ -30,7 +30,7 @@ def _one_step(tmp_path, mesh, dtype="float32", rank=0, micro_batches=1, model=MO
   config.lora.rank, config.compute.micro_batches = rank, micro_batches
   config.constraints.quality.bound, config.constraints.kl.bound = 0.9, 0.1
   config.sampling.group_size, config.optimizer.router_weight = 4, router_weight
-  params = transformer.init(jax.random.key(0), model, stddev=0.3)
+  params = parameters.init(jax.random.key(0), model, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
   policy = plan.Policy(dataclasses.replace(model, compute_dtype=dtype), params, toy.ToyTokenizer(), (0,), mesh)
   rng = np.random.default_rng(0)

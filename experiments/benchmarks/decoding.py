@@ -30,8 +30,9 @@ from qempo_jax import scoring
 from qempo_jax.data import tokenization
 from qempo_jax.linear import linear
 from qempo_jax.models import conversion
+from qempo_jax.models import decoding
 from qempo_jax.models import demo_model
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
@@ -48,7 +49,7 @@ STOPS = (0, 1)  # of 64 tokens: about 32 tokens a response
 
 def floor(config: ModelConfig, params, samples: int):
   """Returns a function that computes the products of one token step of every sample."""
-  decoder = jax.jit(transformer.for_decoding, static_argnums=(1, 2))(params, config, 1)
+  decoder = jax.jit(decoding.for_decoding, static_argnums=(1, 2))(params, config, 1)
   ends_in = lambda name: -1 if name == "output" else 1  # number of input axes: all but the last, or one
   flat = lambda name, w: w.reshape(-1, w.shape[-1]) if ends_in(name) < 0 else w.reshape(w.shape[0], -1)
   blocks = [[flat(name, w) for name, w in block.items() if w.ndim > 1] for block in decoder["layers"]]
@@ -104,7 +105,7 @@ def speed(*, prompts: int, samples: int, prompt: int, tokens: int, repeats: int,
 
 def utilisation(*, prompts: int, group: int, tokens: int) -> dict:
   """Utilisation for several numbers of slots and halvings, on the same samples."""
-  params = transformer.init(jax.random.key(0), TINY, stddev=0.05)
+  params = parameters.init(jax.random.key(0), TINY, stddev=0.05)
   batch = PromptBatch(jnp.full((prompts, 4), 7, jnp.int32), jnp.ones((prompts, 4), bool))
   by_setting, expected = {}, None
   total = prompts * group

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from experiments.compile.chips import Chip
 from qempo_jax import packing
 from qempo_jax.models import lora
+from qempo_jax.models import parameters
 from qempo_jax.models import presets
-from qempo_jax.models import transformer
 from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import ModelConfig
 
@@ -97,7 +97,7 @@ def block_weights(config: ModelConfig, tokens: float = math.inf) -> float:
 
   Of a mixture's experts, at most those that the tokens choose.
   """
-  shapes = transformer.param_shapes(config)["layers"]
+  shapes = parameters.param_shapes(config)["layers"]
   share = min(1.0, config.experts_per_token * tokens / config.num_experts) if config.num_experts else 1.0
   matrices = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 2 and "bias" not in name}
   return sum(size * (share if name in EXPERTS else 1) for name, size in matrices.items()) / config.num_layers
@@ -105,7 +105,7 @@ def block_weights(config: ModelConfig, tokens: float = math.inf) -> float:
 
 def adapter_weights(config: ModelConfig, rank: int) -> int:
   """Weights of all blocks' adapters; a mixture's experts have none."""
-  shapes = transformer.param_shapes(config)["layers"]
+  shapes = parameters.param_shapes(config)["layers"]
   names = [name for name in lora.TARGETS if name in shapes and name not in EXPERTS]
   sizes = (lora.matrix_shape(name, shapes[name]) for name in names)
   return sum(blocks * rank * (inputs + outputs) for blocks, inputs, outputs in sizes)

@@ -18,8 +18,8 @@ from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
 from qempo_jax.models import demo_model
 from qempo_jax.models import lora
+from qempo_jax.models import parameters
 from qempo_jax.models import presets
-from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.paths import expand_path
 from qempo_jax.rewards import reward_model
@@ -96,7 +96,7 @@ def abstract_policy(config: ConfigDict, devices) -> Policy:
   placed = mesh(config, devices)
   name = "smollm2-135m" if config.model.source == "demo" else config.model.source
   model_config = _with_compute(config, model_config_of(name))
-  create = lambda: transformer.init(jax.random.key(0), model_config, dtype=jax.numpy.dtype(config.model.dtype))
+  create = lambda: parameters.init(jax.random.key(0), model_config, dtype=jax.numpy.dtype(config.model.dtype))
   params = sharding.abstract(jax.eval_shape(create), placed, sharding.PARAM_RULES)
   return Policy(model_config, params, None, (0,), placed, config.model.source)
 

@@ -24,7 +24,7 @@ import transformers
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax.models import export
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.rewards import countdown
 
@@ -76,7 +76,7 @@ def train(seed: int = 0):
       by_value[value].append(text)
   encode = lambda text: [VOCABULARY[char] for char in text]
   prompts = [encode(f"{target}=") for target in TARGETS]
-  params = transformer.init(jax.random.key(seed), CONFIG, stddev=0.05)
+  params = parameters.init(jax.random.key(seed), CONFIG, stddev=0.05)
   optimizer = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, STEPS), weight_decay=0.01)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -15,6 +15,7 @@ from qempo_jax import token_stats
 from qempo_jax.data import tokenization
 from qempo_jax.evaluation import exact_answers
 from qempo_jax.models import conversion
+from qempo_jax.models import decoding
 from qempo_jax.models import kv_cache
 from qempo_jax.models import layers
 from qempo_jax.models import positions
@@ -101,17 +102,17 @@ def draw(params, config, prompts, prompt_mask, temperature, noise):
     temperature: of the draws.
     noise: [T, P, G, V] Gumbel noise.
   """
-  hidden, stored = transformer.prefill(params, config, prompts, prompt_mask)
+  hidden, stored = decoding.prefill(params, config, prompts, prompt_mask)
   count, rows, group, _ = noise.shape
   cache = kv_cache.KVCache.create(stored, prompt_mask, config, group_size=group, max_length=count)
-  decoder = transformer.for_decoding(params, config, prompts.shape[1] + count)
+  decoder = decoding.for_decoding(params, config, prompts.shape[1] + count)
   chosen = lambda hidden, noise: jnp.argmax(
     transformer.logits(hidden, decoder["unembedding"], config) / temperature + noise, axis=-1
   )
 
   def turn(carry, noise):
     token = chosen(carry[0], noise)
-    return transformer.decode(decoder, config, token, carry[1]), token
+    return decoding.decode(decoder, config, token, carry[1]), token
 
   hidden = jnp.broadcast_to(hidden[:, None], (rows, group, hidden.shape[-1]))
   (hidden, _), tokens = jax.lax.scan(turn, (hidden, cache), noise[:-1])

@@ -3,9 +3,8 @@
     y = sum_{e in top S of p} w_e down_e (act(gate_e x) * (up_e x)),    p = softmax(router x)
 
 Each product may have a bias. w is p, or p divided by its sum over the chosen experts, and may have a learned factor of
-each expert. The tokens are sorted by expert
-and multiplied by `jax.lax.ragged_dot`; no token is dropped, so the result is exact for any routing (Shazeer et al.,
-arXiv 1701.06538; Fedus et al., arXiv 2101.03961).
+each expert. The tokens are sorted by expert and multiplied by `jax.lax.ragged_dot`; no token is dropped, so the result
+is exact for any routing (Shazeer et al., arXiv 1701.06538; Fedus et al., arXiv 2101.03961).
 
 On a mesh, the experts are sharded over the tensor axis. Each device computes its own experts for all tokens of its rows,
 and the results are summed over the axis.

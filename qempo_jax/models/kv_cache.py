@@ -61,23 +61,20 @@ class LayerCache:
   """Cache of one decoder block.
 
   Attributes:
-    prompt_keys: [R, J, K, L].
-    prompt_values: [R, J, L, K].
+    prompt: keys [R, J, K, L] and values [R, J, L, K].
     keys: [R, J, G, K, T].
     values: [R, J, G, T, K].
   """
 
-  prompt_keys: Stored
-  prompt_values: Stored
+  prompt: tuple[Stored, Stored]
   keys: Stored
   values: Stored
 
   @classmethod
-  def create(cls, prompt_keys: Stored, prompt_values: Stored, *, group_size: int, ring: int):
+  def create(cls, prompt: tuple[Stored, Stored], *, group_size: int, ring: int):
     """Empty rings for each slot of rows with these prompts."""
-    return cls(
-      prompt_keys, prompt_values, _rings(prompt_keys, -1, group_size, ring), _rings(prompt_values, 2, group_size, ring)
-    )
+    keys, values = prompt
+    return cls(prompt, _rings(keys, -1, group_size, ring), _rings(values, 2, group_size, ring))
 
   def stored(self, k_RxGxJxK, v_RxGxJxK, entry):
     """The cache with a token's rotated keys and its values in a ring entry."""
@@ -102,11 +99,11 @@ class LayerCache:
     Returns:
       [R, G, H, K].
     """
-    key_heads = self.keys.numbers.shape[1]
+    (prompt_keys, prompt_values), key_heads = self.prompt, self.keys.numbers.shape[1]
     q_RxJxGxrxK = jnp.swapaxes(layers.group_heads(q_RxGxHxK, key_heads) * config.attention_scale, 1, 2)
     lowest = jnp.finfo(jnp.float32).min
     masked = lambda scores, mask: jnp.where(mask[:, None, :, None], softcap(scores, config.attention_softcap), lowest)
-    to_prompt = masked(self.prompt_keys.scores("xjgrk,xjkl->xjgrl", q_RxJxGxrxK), prompt_mask_RxGxL)
+    to_prompt = masked(prompt_keys.scores("xjgrk,xjkl->xjgrl", q_RxJxGxrxK), prompt_mask_RxGxL)
     to_own = masked(self.keys.scores("xjgrk,xjgkt->xjgrt", q_RxJxGxrxK), ring_mask_RxGxT)
     highest = lambda scores: jnp.max(scores, axis=-1, keepdims=True)
     top = jnp.maximum(highest(to_prompt), highest(to_own))
@@ -116,17 +113,8 @@ class LayerCache:
     on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
     total = jnp.sum(on_prompt, axis=-1, keepdims=True) + jnp.sum(on_own, axis=-1, keepdims=True)
     total = total if sinks_H is None else total + jnp.exp(sinks - top)
-    mixed = self.prompt_values.mix("xjgrl,xjlk->xjgrk", on_prompt) + self.values.mix("xjgrt,xjgtk->xjgrk", on_own)
+    mixed = prompt_values.mix("xjgrl,xjlk->xjgrk", on_prompt) + self.values.mix("xjgrt,xjgtk->xjgrk", on_own)
     return jnp.swapaxes(mixed / total, 1, 2).reshape(q_RxGxHxK.shape).astype(q_RxGxHxK.dtype)
-
-  @property
-  def prompt(self):
-    """What `create` takes first."""
-    return self.prompt_keys, self.prompt_values
-
-  def with_prompt(self, prompt):
-    """The cache with another `prompt`."""
-    return dataclasses.replace(self, prompt_keys=prompt[0], prompt_values=prompt[1])
 
   def grown(self, ring: int):
     """The cache with longer rings."""
@@ -140,7 +128,8 @@ class LayerCache:
     """The given slots, of all [R * G], each in a row of its own with the prompt of its row."""
     of_rows = lambda x: x[rows]
     of_slots = lambda x: jnp.swapaxes(x, 1, 2).reshape(-1, 1, *x.shape[1:2], *x.shape[3:])[slots].swapaxes(1, 2)
-    return LayerCache(*jax.tree.map(of_rows, self.prompt), *jax.tree.map(of_slots, (self.keys, self.values)))
+    prompt, keys, values = jax.tree.map(of_rows, self.prompt), *jax.tree.map(of_slots, (self.keys, self.values))
+    return LayerCache(prompt, keys, values)
 
 
 @struct.dataclass
@@ -148,23 +137,21 @@ class DeltaCache:
   """Cache of one block with a gated delta net, see `delta_net`.
 
   Attributes:
-    prompt_inputs: [R, U, C] the last inputs of the convolution in each prompt.
-    prompt_state: [R, H, K, V] state after each prompt.
+    prompt: the last inputs of the convolution in each prompt [R, U, C], and the state after it [R, H, K, V].
     inputs: [R, G, U, C] the last inputs of each slot.
     state: [R, G, H, K, V] state of each slot.
   """
 
-  prompt_inputs: jax.Array
-  prompt_state: jax.Array
+  prompt: tuple[jax.Array, jax.Array]
   inputs: jax.Array
   state: jax.Array
 
   @classmethod
-  def create(cls, prompt_inputs, prompt_state, *, group_size: int, ring: int):
+  def create(cls, prompt: tuple[jax.Array, jax.Array], *, group_size: int, ring: int):
     """Slots that start after these prompts; a state needs no ring."""
     del ring
-    every = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], group_size, *x.shape[1:]))
-    return cls(prompt_inputs, prompt_state, every(prompt_inputs), every(prompt_state))
+    inputs, state = (jnp.broadcast_to(x[:, None], (x.shape[0], group_size, *x.shape[1:])) for x in prompt)
+    return cls(prompt, inputs, state)
 
   def step(self, inputs: delta_net.Inputs, starts_RxG):
     """One token of every slot, those that start after their prompt: ([R, G, H, V], the cache with the token)."""
@@ -173,18 +160,8 @@ class DeltaCache:
       starts = starts_RxG.reshape(*starts_RxG.shape, *(1,) * (own.ndim - 2))
       return jnp.where(starts, prompt[:, None], own)
 
-    before, state = start(self.inputs, self.prompt_inputs), start(self.state, self.prompt_state)
-    out, before, state = delta_net.next_token(inputs, before, state)
-    return out, dataclasses.replace(self, inputs=before, state=state)
-
-  @property
-  def prompt(self):
-    """What `create` takes first."""
-    return self.prompt_inputs, self.prompt_state
-
-  def with_prompt(self, prompt):
-    """The cache with another `prompt`."""
-    return dataclasses.replace(self, prompt_inputs=prompt[0], prompt_state=prompt[1])
+    out, *after = delta_net.next_token(inputs, *map(start, (self.inputs, self.state), self.prompt))
+    return out, DeltaCache(self.prompt, *after)
 
   def grown(self, ring: int):
     """The same cache."""
@@ -194,7 +171,8 @@ class DeltaCache:
   def pick(self, slots, rows):
     """The given slots, of all [R * G], each in a row of its own with the prompt of its row."""
     of_slots = lambda x: x.reshape(-1, 1, *x.shape[2:])[slots]
-    return DeltaCache(self.prompt_inputs[rows], self.prompt_state[rows], of_slots(self.inputs), of_slots(self.state))
+    inputs, state = self.prompt
+    return DeltaCache((inputs[rows], state[rows]), of_slots(self.inputs), of_slots(self.state))
 
 
 @struct.dataclass
@@ -215,18 +193,19 @@ class KVCache:
 
   @classmethod
   def create(cls, prompts, prompt_mask_RxL, config, *, group_size, max_length, dtype=None):
-    """Empty rings of `max_length` entries for prompts of `transformer.prefill`; dtype None keeps that of their keys."""
+    """Empty rings of `max_length` entries for prompts of `decoding.prefill`; dtype None keeps that of their keys."""
     pack = lambda x_RxLxJxK: Stored.pack(jnp.swapaxes(x_RxLxJxK, 1, 2), jnp.dtype(dtype or x_RxLxJxK.dtype))
     entries_last = lambda stored: dataclasses.replace(stored, numbers=jnp.swapaxes(stored.numbers, 2, 3))
     settings = {"group_size": group_size, "ring": max_length}
 
-    def layer(kind, first, second):
+    def layer(kind, prompt):
       if kind.mixer == "delta":
-        return DeltaCache.create(first, second, **settings)
-      return LayerCache.create(entries_last(pack(first)), pack(second), **settings)
+        return DeltaCache.create(prompt, **settings)
+      keys, values = map(pack, prompt)
+      return LayerCache.create((entries_last(keys), values), **settings)
 
     own = [kind for kind in config.kinds if not kind.reuses]
-    caches = tuple(layer(kind, *prompt) for kind, prompt in zip(own, prompts, strict=True))
+    caches = tuple(layer(kind, prompt) for kind, prompt in zip(own, prompts, strict=True))
     lengths = jnp.zeros((len(prompt_mask_RxL), group_size), jnp.int32)
     return cls(caches, prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32))
 

@@ -15,9 +15,9 @@ import numpy as np
 from qempo_jax.errors import InputError
 from qempo_jax.models import export_tensors
 from qempo_jax.models import lora
+from qempo_jax.models import parameters
 from qempo_jax.models import stacks
 from qempo_jax.models import tensor_names
-from qempo_jax.models import transformer
 from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.paths import read_json
@@ -93,7 +93,7 @@ def read(folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
   rank = description["r"]
   scale = description["lora_alpha"] / (rank**0.5 if description.get("use_rslora") else rank)
   layers = {}
-  shapes_of_blocks = transformer.param_shapes(config)["layers"]
+  shapes_of_blocks = parameters.param_shapes(config)["layers"]
   for name in lora.TARGETS:
     blocks = _blocks(name, config)
     if name not in shapes_of_blocks or name in EXPERTS or _tensor_name(name, blocks[0], "A", config) not in tensors:
@@ -118,7 +118,7 @@ def _targets(names, config: ModelConfig) -> list[str]:
   modules_of = lambda names: {_module(name, block, config) for name in names for block in _blocks(name, config)}
   last = lambda modules: {module.rpartition(".")[2] for module in modules}
   adapted = modules_of(names)
-  others = modules_of(set(transformer.param_shapes(config)["layers"]) & set(lora.TARGETS)) - adapted
+  others = modules_of(set(parameters.param_shapes(config)["layers"]) & set(lora.TARGETS)) - adapted
   return sorted(adapted if last(others) & last(adapted) else last(adapted))
 
 
@@ -135,7 +135,7 @@ def _tensors(layers, config) -> Iterator[tuple[str, np.ndarray]]:
 def _shared(name: str, config: ModelConfig) -> bool:
   """True if a projection has no module of its own in PyTorch transformers."""
   kind = config.kinds[_blocks(name, config)[0]]
-  own = [other for other in transformer.param_shapes(config)["layers"] if stacks.has(other, kind)]
+  own = [other for other in parameters.param_shapes(config)["layers"] if stacks.has(other, kind)]
   return name in EXPERTS or [_module(other, 0, config) for other in own].count(_module(name, 0, config)) > 1
 
 

@@ -12,7 +12,7 @@ import jax
 
 from qempo_jax.errors import InputError
 from qempo_jax.models import hugging_face
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 
 _SIZES = (
@@ -187,5 +187,5 @@ def get(name: str) -> ModelConfig:
 
 def num_params(config: ModelConfig) -> int:
   """Number of parameters of a decoder; a tied output projection counts once."""
-  shapes = transformer.param_shapes(config)
+  shapes = parameters.param_shapes(config)
   return sum(math.prod(shape) for shape in jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple)))

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from qempo_jax.errors import InputError
+from qempo_jax.models import parameters
 from qempo_jax.models import stacks
-from qempo_jax.models import transformer
 from qempo_jax.models.config import EXPERTS
 from qempo_jax.models.config import ModelConfig
 
@@ -165,7 +165,7 @@ def fuse(specs: list[TensorSpec], parts: list[np.ndarray]) -> np.ndarray:
 
 def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
   """All parts of a checkpoint with this config, block by block; those of a fused tensor follow one another."""
-  shapes = transformer.param_shapes(config)
+  shapes = parameters.param_shapes(config)
   for key, shape in shapes.items():
     if key != "layers":
       yield TensorSpec(_OUTER[key], key, (), shape, shape)
@@ -228,7 +228,7 @@ def assemble(read: Callable[[str], np.ndarray], config: ModelConfig, make_leaf: 
   for spec in tensor_specs(config):
     path = ("layers", spec.key) if spec.index else (spec.key,)
     by_path.setdefault(path, []).append(spec)
-  params, shapes = {"layers": {}}, transformer.param_shapes(config)
+  params, shapes = {"layers": {}}, parameters.param_shapes(config)
   for path, parts in by_path.items():
     shape = (shapes["layers"] if len(path) > 1 else shapes)[path[-1]]
     leaf = make_leaf(path, shape, ((spec.index, _checked(read, spec)) for spec in parts))

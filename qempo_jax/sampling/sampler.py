@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from qempo_jax import sharding
 from qempo_jax.logit_transform import PLAIN
 from qempo_jax.logit_transform import LogitTransform
+from qempo_jax.models import decoding
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.kv_cache import KVCache
@@ -72,7 +73,7 @@ def sample_groups(
     Rollout with log-probs and entropies of the transformed distribution at this temperature, in nats.
   """
   rows = prompts.tokens.shape[0]
-  hidden_PxD, stored = transformer.prefill(params, config, prompts.tokens, prompts.mask)
+  hidden_PxD, stored = decoding.prefill(params, config, prompts.tokens, prompts.mask)
   prompt_ids = jnp.arange(rows) if prompt_ids is None else prompt_ids
   kv_dtype = None if config.kv_cache == "auto" else config.kv_cache
   store = KVCache.create(stored, prompts.mask, config, group_size=1, max_length=0, dtype=kv_dtype)
@@ -89,7 +90,7 @@ def sample_groups(
     transform=transform,
   )
   length = prompts.tokens.shape[1] + max_length
-  decoder = (transformer.for_decoding(params, config, length), jnp.asarray(temperature, jnp.float32))
+  decoder = (decoding.for_decoding(params, config, length), jnp.asarray(temperature, jnp.float32))
   by_prompt = (hidden_PxD, store.layers, store.prompt_mask_RxL, sample_keys)
   tokens, stats, slot_steps = sharding.each_for_its_rows(run, decoder, by_prompt)
   mask = tokens >= 0
@@ -124,7 +125,7 @@ def _run(decoder, by_prompt, *, config, max_length, stop_tokens, slots, halvings
     token, stats = draws.draw(jax.vmap(jax.vmap(fold))(state.item, lengths), logits)
     state = state.keep(token, stats)
     ends = _is_stop(token, stop_tokens) | (lengths + 1 >= max_length)
-    hidden, cache = transformer.decode(params, config, token, state.cache)
+    hidden, cache = decoding.decode(params, config, token, state.cache)
     state = state.replace(hidden=hidden, cache=cache, busy=state.busy & ~ends)
     return work.refill(state).counted()
 

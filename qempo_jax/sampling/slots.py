@@ -89,7 +89,7 @@ class Work:
 
     def layer_of(layer):
       prompt = jax.tree.map(lambda x: x[prompt_R] if self._refills else x, layer.prompt)
-      return layer.create(*prompt, group_size=item.shape[1], ring=ring)
+      return layer.create(prompt, group_size=item.shape[1], ring=ring)
 
     cache = KVCache(
       tuple(map(layer_of, self._layers)),
@@ -133,7 +133,7 @@ class Work:
         rows, jax.lax.dynamic_index_in_dim(prompts, prompt_R[row], keepdims=False), row, 0
       )
       return tuple(
-        layer.with_prompt(jax.tree.map(put, layer.prompt, prompts.prompt))
+        dataclasses.replace(layer, prompt=jax.tree.map(put, layer.prompt, prompts.prompt))
         for layer, prompts in zip(layers, self._layers)
       )
 

@@ -8,6 +8,7 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+from qempo_jax.models import parameters
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.testing.sequence_space import SequenceSpace
@@ -64,7 +65,7 @@ def functions(
   mask_RxR[start:, start:] = attends
 
   def init(key: Array):
-    return transformer.init(key, config, stddev=init_stddev)
+    return parameters.init(key, config, stddev=init_stddev)
 
   def token_log_probs(params) -> Array:
     row = (tokens_R[None], positions_R[None], jnp.asarray(mask_RxR)[None])

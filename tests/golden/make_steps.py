@@ -11,7 +11,7 @@ import numpy as np
 
 from qempo_jax import duals
 from qempo_jax import packing
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train import optimizers
 from qempo_jax.train import state as train_state
@@ -32,7 +32,7 @@ CONTROLLER = duals.pi_controller(
 
 def params(seed=0):
   """A decoder of one block."""
-  return transformer.init(jax.random.key(seed), MODEL, stddev=0.3)
+  return parameters.init(jax.random.key(seed), MODEL, stddev=0.3)
 
 
 def state(trained=None, averaged=train_state.AVERAGED):

@@ -20,7 +20,7 @@ from experiments.measure import frontier_runs
 from experiments.run import workdir as workdirs
 from qempo_jax.evaluation import sentence_encoder
 from qempo_jax.models import export
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from tests.loops import offline_toy
 from tests.loops import reward_model_test
 from tests.loops import toy
@@ -62,7 +62,7 @@ def reward_model(config, folder: pathlib.Path, notes) -> None:
   """From training to results.json and the exported model."""
   source = folder.parent / "tiny"
   if not source.exists():
-    params = transformer.init(jax.random.key(0), reward_model_test.MODEL, stddev=0.3)
+    params = parameters.init(jax.random.key(0), reward_model_test.MODEL, stddev=0.3)
     export.export_model(source, params, reward_model_test.MODEL, tokenizer=reward_model_test.tokenizer())
   steps, checkpoint = config.steps, config.checkpoint
   config = reward_model_test.make_config(folder.parent, source)

@@ -18,8 +18,8 @@ from experiments.train_reward_model import main
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import reward_report
 from qempo_jax.models import export
+from qempo_jax.models import parameters
 from qempo_jax.models import reward_checkpoint
-from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from tests.metrics_file import timeless
 
@@ -43,7 +43,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
   """A folder with a random model and its tokenizer."""
-  params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
+  params = parameters.init(jax.random.key(0), MODEL, stddev=0.3)
   return export.export_model(tmp_path_factory.mktemp("m") / "tiny", params, MODEL, tokenizer=tokenizer())
 
 

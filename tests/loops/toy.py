@@ -12,7 +12,7 @@ from experiments import loop
 from experiments import plan
 from qempo_jax import packing
 from qempo_jax import sharding
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.testing.sequence_space import sequence_space
 from tests import scored
@@ -72,7 +72,7 @@ def tokens_of(completion: str) -> list[int]:
 def policy() -> plan.Policy:
   """The reference: a random tiny transformer, far from uniform, on one device."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
-  params = transformer.init(jax.random.key(3), MODEL, stddev=0.3)
+  params = parameters.init(jax.random.key(3), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
   return plan.Policy(MODEL, params, ToyTokenizer(), (EOS,), mesh)
 

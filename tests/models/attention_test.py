@@ -12,6 +12,7 @@ import pytest
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import attention
+from qempo_jax.models import parameters
 from qempo_jax.models import transformer
 from qempo_jax.models.config import REMATS
 from qempo_jax.models.config import ModelConfig
@@ -164,7 +165,7 @@ def test_splash_says_what_its_mesh_cannot_split():
 
 @pytest.mark.parametrize("compute", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_remat_policies_have_one_gradient(compute):
-  params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+  params = parameters.init(jax.random.key(0), CONFIG, stddev=0.3)
   tokens, positions = jnp.arange(8)[None], jnp.arange(8)[None]
   mask = transformer.causal_mask(positions, jnp.ones((1, 8), bool))
 

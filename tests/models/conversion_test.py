@@ -16,8 +16,8 @@ from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
 from qempo_jax.models import hugging_face
+from qempo_jax.models import parameters
 from qempo_jax.models import safetensors_files
-from qempo_jax.models import transformer
 
 GPT_OSS = pathlib.Path(__file__).parent.parent / "golden" / "families" / "gpt_oss_mxfp4"
 HF_CONFIG = {
@@ -37,7 +37,7 @@ HF_CONFIG = {
 @functools.cache
 def _tensors(config):
   """A checkpoint's tensors from our own parameters, written here from Hugging Face's conventions."""
-  params = jax.device_get(transformer.init(jax.random.key(0), config, stddev=0.3))
+  params = jax.device_get(parameters.init(jax.random.key(0), config, stddev=0.3))
   matrix = lambda x, rows: np.ascontiguousarray(x.reshape(rows, -1).T)
   d, layers = config.hidden_size, params["layers"]
   tensors = {

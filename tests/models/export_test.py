@@ -20,9 +20,9 @@ from qempo_jax.models import export
 from qempo_jax.models import export_tensors
 from qempo_jax.models import hugging_face
 from qempo_jax.models import hugging_face_out
+from qempo_jax.models import parameters
 from qempo_jax.models import safetensors_files
 from qempo_jax.models import tensor_names
-from qempo_jax.models import transformer
 from qempo_jax.models import verify_export
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "families"
@@ -110,7 +110,7 @@ def test_square_matrices_are_transposed_too(tmp_path):
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda shape: rng.normal(size=shape).astype(np.float32),
-    transformer.param_shapes(config),
+    parameters.param_shapes(config),
     is_leaf=lambda x: isinstance(x, tuple),
   )
   named = dict(export_tensors.to_hugging_face_names(params, config))

@@ -14,7 +14,10 @@ from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax import sharding
 from qempo_jax.models import conversion
+from qempo_jax.models import decoding
+from qempo_jax.models import kv_cache
 from qempo_jax.models import lora
+from qempo_jax.models import parameters
 from qempo_jax.models import transformer
 from qempo_jax.models.config import EXPERTS
 from qempo_jax.sampling import sampler
@@ -232,12 +235,12 @@ def _decode(name):
 
   @jax.jit
   def run(params):
-    decoder = transformer.for_decoding(params, config, tokens.shape[1] + steps)
-    hidden, prompts = transformer.prefill(params, config, tokens, mask)
-    cache = transformer.KVCache.create(prompts, mask, config, group_size=2, max_length=steps)
+    decoder = decoding.for_decoding(params, config, tokens.shape[1] + steps)
+    hidden, prompts = decoding.prefill(params, config, tokens, mask)
+    cache = kv_cache.KVCache.create(prompts, mask, config, group_size=2, max_length=steps)
 
     def step(cache, token_G):
-      hidden, cache = transformer.decode(decoder, config, jnp.stack([token_G, token_G]), cache)
+      hidden, cache = decoding.decode(decoder, config, jnp.stack([token_G, token_G]), cache)
       return cache, head(hidden)
 
     fed = jnp.asarray(np.stack([first, second[:steps]], axis=1))
@@ -333,7 +336,7 @@ def test_experts_split_over_devices_give_the_same_loss_and_gradient(name):
 def test_bfloat16_products_stay_near(name):
   config, params, golden = _load(name)
   low = dataclasses.replace(config, compute_dtype="bfloat16")
-  decoder = transformer.for_decoding(params, low, 1)
+  decoder = decoding.for_decoding(params, low, 1)
   for block in decoder["layers"]:
     wide = {key for key, leaf in block.items() if leaf.dtype == jnp.float32}
     assert wide == {key for key in block if "bias" in key or "norm" in key}
@@ -345,5 +348,5 @@ def test_random_parameters_have_the_checkpoints_shapes():
   shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
   for name in FAMILIES:
     config, params, _ = _load(name)
-    made = jax.eval_shape(lambda rng, config=config: transformer.init(rng, config), jax.random.key(0))
+    made = jax.eval_shape(lambda rng, config=config: parameters.init(rng, config), jax.random.key(0))
     assert shapes(made) == shapes(params), name

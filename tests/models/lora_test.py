@@ -11,6 +11,7 @@ import pytest
 from qempo_jax import packing
 from qempo_jax.errors import InputError
 from qempo_jax.models import lora
+from qempo_jax.models import parameters
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.sampling import sampler
@@ -23,7 +24,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 7)))
 
 @functools.cache
 def _base(dtype=jnp.float32, config=CONFIG):
-  return jax.jit(lambda rng: transformer.init(rng, config, stddev=0.2, dtype=dtype))(jax.random.key(0))
+  return jax.jit(lambda rng: parameters.init(rng, config, stddev=0.2, dtype=dtype))(jax.random.key(0))
 
 
 def _adapters(base, rank=3, **kwargs):
@@ -90,7 +91,7 @@ def test_gradient_is_that_of_the_merged_parameters_by_the_chain_rule():
 
 def test_adapters_of_full_rank_make_any_update():
   base = _base()
-  target = transformer.init(jax.random.key(9), CONFIG, stddev=0.2)
+  target = parameters.init(jax.random.key(9), CONFIG, stddev=0.2)
   adapters = {"layers": {}}
   for name in ("query", "output", "gate", "down"):
     shape = lora.matrix_shape(name, base["layers"][name].shape)

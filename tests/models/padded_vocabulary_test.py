@@ -10,7 +10,7 @@ import pytest
 from qempo_jax import packing
 from qempo_jax import token_stats
 from qempo_jax.errors import InputError
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
@@ -21,7 +21,7 @@ PADDED = dataclasses.replace(PLAIN, vocab_size=32, num_tokens=21)
 
 
 def _params():
-  plain = transformer.init(jax.random.key(0), PLAIN, stddev=0.3)
+  plain = parameters.init(jax.random.key(0), PLAIN, stddev=0.3)
   extra = 3.0 * jax.random.normal(jax.random.key(1), (11, 16))  # large: unmasked, they would win
   padded = plain | {name: jnp.concatenate([plain[name], extra]) for name in ("embedding", "unembedding")}
   return plain, padded

@@ -10,8 +10,8 @@ from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import hugging_face
 from qempo_jax.models import hugging_face_out
+from qempo_jax.models import parameters
 from qempo_jax.models import presets
-from qempo_jax.models import transformer
 
 # Parameter counts from the models' pages on the Hugging Face hub. Those of Qwen3's two smallest count their tied
 # output projection too, which is subtracted here.
@@ -108,7 +108,7 @@ def test_the_written_configuration_reads_back():
 def test_the_largest_can_be_split_over_devices(name):
   config = presets.get(name)
   mesh = sharding.make_mesh((1, -1, 2))
-  made = jax.eval_shape(lambda rng: transformer.init(rng, config), jax.random.key(0))
+  made = jax.eval_shape(lambda rng: parameters.init(rng, config), jax.random.key(0))
   shardings = sharding.tree_shardings(made, mesh, sharding.PARAM_RULES)
   matrices = [(leaf, where) for leaf, where in zip(jax.tree.leaves(made), jax.tree.leaves(shardings)) if leaf.ndim > 2]
   assert matrices

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
+from qempo_jax.models import parameters
 from qempo_jax.models import reward_checkpoint
 from qempo_jax.models import reward_head
-from qempo_jax.models import transformer
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "reward_models"
 NAMES = ("llama", "qwen2")
@@ -136,7 +136,7 @@ def test_other_choices_of_what_is_trained_are_refused(trainable):
 def test_a_language_model_starts_with_a_head_that_scores_nothing_and_no_projection():
   config, params, _ = reward_checkpoint.load(GOLDEN / "llama")
   untied = dataclasses.replace(config, tie_embeddings=False)
-  whole = transformer.init(jax.random.key(0), untied)
+  whole = parameters.init(jax.random.key(0), untied)
   shape, made = reward_head.from_decoder(untied, whole)
   assert shape.tie_embeddings and "unembedding" not in made
   assert made["score"].shape == (16, 1) and not made["score"].any()

@@ -19,6 +19,7 @@ from qempo_jax.models import attention
 from qempo_jax.models import blockwise
 from qempo_jax.models import conversion
 from qempo_jax.models import layers
+from qempo_jax.models import parameters
 from qempo_jax.models import positions
 from qempo_jax.models import shared_prompt
 from qempo_jax.models import transformer
@@ -81,7 +82,7 @@ def test_families_equal_their_dense_rows(name, prompts_per_row):
 @pytest.mark.slow
 @pytest.mark.parametrize("bucket", [1, 3, 64])
 def test_any_chunks_equal_dense_rows(bucket):
-  params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+  params = parameters.init(jax.random.key(0), CONFIG, stddev=0.3)
   _assert_same(CONFIG, params, packing.pack_groups(*_groups(50, 7, 10, seed=bucket), bucket=bucket))
 
 
@@ -233,7 +234,7 @@ def test_a_kernel_that_would_hold_too_large_a_mask_is_refused(monkeypatch):
 def test_the_gradient_is_the_sum_over_sequences_alone(bucket, prompts_per_row):
   """Every response after a prompt of its own, unpacked, by a forward that knows nothing of groups."""
   config = dataclasses.replace(CONFIG, windows=(None, 4), attention_softcap=3.0)
-  params = transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+  params = parameters.init(jax.random.key(0), CONFIG, stddev=0.3)
   prompts, responses = _groups(50, 4, 6)
   packed = packing.pack_groups(prompts, responses, bucket=bucket, prompts_per_row=prompts_per_row)
   weights = np.fromfunction(lambda p, g, t: np.sin(1.0 + p + 3 * g + 7 * t), (3, 4, 6))
@@ -270,7 +271,7 @@ def test_scores_take_the_places_of_the_group_not_their_square():
   def temporary(group_size):
     packed = packing.pack_groups([[1] * 64], [[[2] * 17] * group_size], bucket=16)
     loss = lambda params: jnp.sum(transformer.forward_groups(params, config, packed)[0] ** 2)
-    params = jax.eval_shape(lambda: transformer.init(jax.random.key(0), config))
+    params = jax.eval_shape(lambda: parameters.init(jax.random.key(0), config))
     return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
   small, large = temporary(32), temporary(128)

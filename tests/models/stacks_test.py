@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qempo_jax.models import parameters
 from qempo_jax.models import stacks
 from qempo_jax.models import transformer
 from qempo_jax.models.config import DeltaNet
@@ -32,24 +33,24 @@ QWEN35 = dataclasses.replace(
 
 
 def test_leaves_are_stacked_over_the_blocks_that_have_them():
-  shapes = transformer.param_shapes(GEMMA4)["layers"]
+  shapes = parameters.param_shapes(GEMMA4)["layers"]
   count = {key: shape[0] for key, shape in shapes.items()}
   assert (count["query"], count["key"], count["global_query"], count["global_key"]) == (8, 6, 4, 3)
   assert (count["gate"], count["shared_gate"], count["attention_norm"], count["block_gate"]) == (9, 3, 12, 12)
   assert "global_value" not in count and shapes["shared_gate"] == (3, 16, 48)
-  biased = transformer.param_shapes(dataclasses.replace(GEMMA4, biases=("query", "key", "value", "output")))["layers"]
+  biased = parameters.param_shapes(dataclasses.replace(GEMMA4, biases=("query", "key", "value", "output")))["layers"]
   assert {key: biased[key] for key in biased if "bias" in key} == {
     "query_bias": (8, 32), "key_bias": (6, 16), "value_bias": (6, 16), "output_bias": (8, 16),
     "global_query_bias": (4, 64), "global_key_bias": (3, 16), "global_output_bias": (4, 16),
   }  # fmt: skip
-  shapes = transformer.param_shapes(QWEN35)["layers"]
+  shapes = parameters.param_shapes(QWEN35)["layers"]
   assert (shapes["query"][0], shapes["delta_query"], shapes["gate"][0]) == (2, (6, 16, 2, 4), 8)
-  assert transformer.param_shapes(PLAIN)["layers"]["query"][0] == 4
+  assert parameters.param_shapes(PLAIN)["layers"]["query"][0] == 4
 
 
 def test_blocks_are_taken_apart_and_joined_again():
   for config in (PLAIN, GEMMA4, QWEN35):
-    shapes = transformer.param_shapes(config)["layers"]
+    shapes = parameters.param_shapes(config)["layers"]
     blocks = {key: np.arange(np.prod(shape)).reshape(shape) for key, shape in shapes.items()}
     cuts = (0, 1, 5, config.num_layers) if config.num_layers > 5 else (0, 1, config.num_layers)
     parts = [stacks.part(blocks, config.kinds, *pair) for pair in zip(cuts, cuts[1:])]
@@ -63,7 +64,7 @@ def test_blocks_are_taken_apart_and_joined_again():
 def test_running_them_visits_each_block_once_in_order(config):
   blocks = {"attention_norm": jnp.arange(float(config.num_layers))[:, None]}
   blocks |= {
-    key: jnp.zeros(shape) for key, shape in transformer.param_shapes(config)["layers"].items() if "norm" not in key
+    key: jnp.zeros(shape) for key, shape in parameters.param_shapes(config)["layers"].items() if "norm" not in key
   }
   mixers = ("attention", "global", "delta")
 
@@ -88,7 +89,7 @@ def test_running_them_visits_each_block_once_in_order(config):
 
 def test_the_program_does_not_grow_with_depth():
   def size(config):
-    params = jax.eval_shape(lambda key: transformer.init(key, config), jax.random.key(0))
+    params = jax.eval_shape(lambda key: parameters.init(key, config), jax.random.key(0))
     tokens, mask = jnp.zeros((1, 5), jnp.int32), jnp.tri(5, dtype=bool)[None]
     run = lambda params: transformer.forward(params, config, tokens, jnp.arange(5)[None], mask)
     return len(str(jax.make_jaxpr(run)(params)).splitlines())

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from qempo_jax.models import conversion
+from qempo_jax.models import decoding
 from qempo_jax.models import demo_model
+from qempo_jax.models import kv_cache
+from qempo_jax.models import parameters
 from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 
@@ -55,13 +58,13 @@ def test_greedy_text_equals_pytorch_transformers(demo):
   config, params = demo
   longest, steps = max(map(len, prompts)), max(map(len, answers))
   decode, decoder = (
-    jax.jit(transformer.decode, static_argnums=1),
-    transformer.for_decoding(params, config, longest + steps),
+    jax.jit(decoding.decode, static_argnums=1),
+    decoding.for_decoding(params, config, longest + steps),
   )
   mask = jnp.asarray([[place >= longest - len(prompt) for place in range(longest)] for prompt in prompts])
   tokens = jnp.asarray([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-  hidden, prompts = jax.jit(transformer.prefill, static_argnums=1)(params, config, tokens, mask)
-  cache = transformer.KVCache.create(prompts, mask, config, group_size=1, max_length=steps)
+  hidden, prompts = jax.jit(decoding.prefill, static_argnums=1)(params, config, tokens, mask)
+  cache = kv_cache.KVCache.create(prompts, mask, config, group_size=1, max_length=steps)
   hidden, ours = hidden[:, None], []
   best = jax.jit(lambda hidden, embedding: jnp.argmax(hidden @ embedding.T, axis=-1))
   for _ in range(steps):
@@ -75,10 +78,10 @@ def test_a_decoder_made_for_shorter_sequences_is_refused():
   config = ModelConfig(16, 16, 24, 1, 2, 1, 8, 100.0, 1e-5, True)
 
   def decode(length):
-    params, tokens = transformer.init(jax.random.key(0), config), jnp.zeros((1, 3), int)
-    _, prompts = transformer.prefill(params, config, tokens, tokens == 0)
-    cache = transformer.KVCache.create(prompts, tokens == 0, config, group_size=1, max_length=2)
-    return transformer.decode(transformer.for_decoding(params, config, length), config, tokens[:, :1], cache)
+    params, tokens = parameters.init(jax.random.key(0), config), jnp.zeros((1, 3), int)
+    _, prompts = decoding.prefill(params, config, tokens, tokens == 0)
+    cache = kv_cache.KVCache.create(prompts, tokens == 0, config, group_size=1, max_length=2)
+    return decoding.decode(decoding.for_decoding(params, config, length), config, tokens[:, :1], cache)
 
   jax.eval_shape(lambda: decode(5))
   with pytest.raises(ValueError, match="the cache holds 5"):

@@ -548,7 +548,7 @@ MUTANTS = (
   ),
   _M(
     "prefill_last_place",
-    "qempo_jax/models/transformer.py",
+    "qempo_jax/models/decoding.py",
     "last_P = length - 1 - jnp.argmax(mask_PxL[:, ::-1], axis=1)",
     "last_P = jnp.full(mask_PxL.shape[0], length - 1)",
     "prompts taken as padded on the left",

@@ -13,7 +13,7 @@ from experiments.configured import policy as build_policy
 from experiments.configured import sampling as build_sampling
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.sampling import layout
 from tests.loops import toy
@@ -22,7 +22,7 @@ MODEL = ModelConfig(48, 32, 64, 1, 4, 2, 8, 100.0, 1e-5, True)
 
 
 def _policy(mesh, **changes):
-  params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
+  params = parameters.init(jax.random.key(0), MODEL, stddev=0.3)
   params = jax.device_put(params, sharding.tree_shardings(params, mesh, sharding.PARAM_RULES))
   return plan.Policy(dataclasses.replace(MODEL, **changes), params, toy.ToyTokenizer(), (0,), mesh)
 

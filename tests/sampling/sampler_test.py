@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qempo_jax import packing
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
 from tests import scored
@@ -29,7 +29,7 @@ SETTINGS = {"group_size": 16, "max_length": 7, "temperature": 0.8, "stop_tokens"
 
 @pytest.fixture(scope="module")
 def params():
-  return transformer.init(jax.random.key(0), CONFIG, stddev=0.3)
+  return parameters.init(jax.random.key(0), CONFIG, stddev=0.3)
 
 
 def _padded(side, prompts=PROMPTS, width=8):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qempo_jax import sharding
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.kv_cache import Stored
 from qempo_jax.sampling import sampler
 from qempo_jax.types import PromptBatch
@@ -24,7 +24,7 @@ SETTINGS = {"group_size": 6, "max_length": 24, "temperature": 0.8, "stop_tokens"
 
 @pytest.fixture(scope="module")
 def params():
-  return transformer.init(jax.random.key(0), ONE_BLOCK, stddev=0.3)
+  return parameters.init(jax.random.key(0), ONE_BLOCK, stddev=0.3)
 
 
 def _sample(params, prompts=PROMPTS, config=ONE_BLOCK, **settings):

@@ -16,7 +16,7 @@ from qempo_jax import methods
 from qempo_jax import offline_losses
 from qempo_jax import packing
 from qempo_jax.errors import InputError
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train import accumulation
 from qempo_jax.train import offline_step
@@ -45,7 +45,7 @@ def _packed(group_size):
 
 
 def _state():
-  params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
+  params = parameters.init(jax.random.key(0), MODEL, stddev=0.3)
   dual_params = duals.init_dual_params({"quality": 3.0, "kl": 0.5}, parametrisation={"quality": "log", "kl": "linear"})
   return train_state.create(params, dual_params, jax.random.key(1), optimizer=KEEP, dual_optimizer=optax.sgd(0.1))
 
@@ -67,7 +67,7 @@ def _online(gradient, baseline, normalise):
   replayed = np.zeros_like(fresh)
   replayed[:3, 4] = True
   batch = GroupBatch(packed, mask, {"reward": rng.random((PROMPTS, 5)).astype(np.float32)}, fresh, replayed)
-  reference = transformer.init(jax.random.key(2), MODEL, stddev=0.3)
+  reference = parameters.init(jax.random.key(2), MODEL, stddev=0.3)
   optimizers = online_step.Optimizers(KEEP, optax.sgd(0.1))
 
   def step(micro_batches):
@@ -179,7 +179,7 @@ def test_parts_that_do_not_divide_the_rows_are_refused():
 
 def _step(**changes):
   objective = _objective("score_function", "leave_one_out", True, **changes)
-  reference = transformer.init(jax.random.key(2), MODEL, stddev=0.3)
+  reference = parameters.init(jax.random.key(2), MODEL, stddev=0.3)
   optimizers = online_step.Optimizers(KEEP, duals.plain_ascent(0.1))
   state = _state().replace(dual_opt_state=optimizers.dual.init(_state().dual_params))
   step = lambda state, batch: online_step.online_step(

@@ -13,8 +13,8 @@ from experiments.batches import reward_pairs
 from qempo_jax import duals
 from qempo_jax import sharding
 from qempo_jax.losses.reward_model import bradley_terry_loss
+from qempo_jax.models import parameters
 from qempo_jax.models import reward_head
-from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.train import online_step
 from qempo_jax.train import reward_step
@@ -26,7 +26,7 @@ MODEL = ModelConfig(48, 32, 64, 3, 4, 2, 8, 100.0, 1e-5, True, windows=(None, 4,
 
 
 def _params():
-  params = transformer.init(jax.random.key(0), MODEL, stddev=0.3)
+  params = parameters.init(jax.random.key(0), MODEL, stddev=0.3)
   return params | {"score": jax.random.normal(jax.random.key(1), (32, 1))}
 
 

@@ -16,7 +16,7 @@ from qempo_jax.data import tokenization
 from qempo_jax.models import conversion
 from qempo_jax.models import demo_model
 from qempo_jax.models import export
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 
 NOISE = 0.02
 ROOT = pathlib.Path(__file__).parents[3]
@@ -32,7 +32,7 @@ def make(folder: pathlib.Path, tiny: bool) -> None:
   if tiny:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
     config = dataclasses.replace(config, head_dim=16, **sizes)
-    params = jax.tree.map(np.asarray, transformer.init(jax.random.key(0), config, stddev=0.1))
+    params = jax.tree.map(np.asarray, parameters.init(jax.random.key(0), config, stddev=0.1))
   export.export_model(folder / "policy", params, config, tokenizer=tokenizer)
   rng = np.random.default_rng(0)
   noisy = lambda leaf: (

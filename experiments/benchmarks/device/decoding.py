@@ -6,7 +6,7 @@ from experiments.benchmarks.device import batches
 from experiments.benchmarks.device import models
 from experiments.compile import roofline
 from experiments.compile.roofline import Batch
-from qempo_jax.models import transformer
+from qempo_jax.models import decoding
 from qempo_jax.sampling import sampler
 
 
@@ -24,7 +24,7 @@ def measure(*, model: str, tiny: bool, kv_cache: str, batch: dict, repeats: int)
   shape, sizes = models.config(model, tiny=tiny, compute_dtype="bfloat16", kv_cache=kv_cache), Batch(**batch)
   params, prompts = models.params(shape, "bfloat16"), batches.prompts(sizes, shape.vocab_size)
   prefill, _ = models.compiled(
-    lambda params, tokens, mask: transformer.prefill(params, shape, tokens, mask), params, prompts.tokens, prompts.mask
+    lambda params, tokens, mask: decoding.prefill(params, shape, tokens, mask), params, prompts.tokens, prompts.mask
   )
   options = dict(group_size=sizes.group, max_length=sizes.response, temperature=1.0, stop_tokens=())
   sample = jax.jit(

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from qempo_jax.models import lora
+from qempo_jax.models import parameters
 from qempo_jax.models import presets
-from qempo_jax.models import transformer
 from qempo_jax.models.config import ModelConfig
 
 _TINY = {"0.5b": 1, "1.5b": 2, "8b": 3}  # Blocks of the stand-ins for a CPU.
@@ -30,7 +30,7 @@ def config(name: str, *, tiny: bool, **options) -> ModelConfig:
 
 def params(shape: ModelConfig, dtype: str):
   """Random parameters on the device, with logits of a standard deviation of about 1.5."""
-  create = lambda key: transformer.init(key, shape, stddev=1.5 * shape.hidden_size**-0.5, dtype=jnp.dtype(dtype))
+  create = lambda key: parameters.init(key, shape, stddev=1.5 * shape.hidden_size**-0.5, dtype=jnp.dtype(dtype))
   return jax.block_until_ready(jax.jit(create)(jax.random.key(0)))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.benchmarks.bench import serving
 from qempo_jax import packing
 from qempo_jax import scoring
-from qempo_jax.models import transformer
+from qempo_jax.models import parameters
 from qempo_jax.models.config import ModelConfig
 
 BASE = ModelConfig(49152, 576, 1536, 6, 9, 3, 64, 10_000.0, 1e-5, True)
@@ -58,7 +58,7 @@ def prepare(spec: dict):
 def _program(base, point):
   names = {field.name for field in dataclasses.fields(base)}
   config = dataclasses.replace(base, **{name: value for name, value in point.items() if name in names})
-  params = transformer.init(jax.random.key(0), config)
+  params = parameters.init(jax.random.key(0), config)
   rng = np.random.default_rng(0)
   tokens = lambda *shape: rng.integers(0, config.vocab_size, shape).tolist()
   rows, group, length = point["rows"], point["group"], point["response"]
