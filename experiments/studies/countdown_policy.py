@@ -15,6 +15,7 @@ from qempo_jax import token_stats
 from qempo_jax.data import tokenization
 from qempo_jax.evaluation import exact_answers
 from qempo_jax.models import conversion
+from qempo_jax.models import decoder_block
 from qempo_jax.models import decoding
 from qempo_jax.models import kv_cache
 from qempo_jax.models import layers
@@ -144,7 +145,7 @@ def score(params, config, prompts, prompt_mask, owner, tokens, temperature=1.0):
   behind = lambda old, new: jnp.concatenate([old[owner], new], axis=1)
   prompt, response = params["embedding"][prompts], params["embedding"][tokens[:, :-1]]
   for index in range(config.num_layers):
-    block = functools.partial(layers.block, jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"]))
+    block = functools.partial(decoder_block.run, jax.tree.map(lambda leaf, index=index: leaf[index], params["layers"]))
     prompt, past, _ = block(
       prompt, rotations[0], config, lambda q, k, v, sinks: (layers.attention(q, k, v, causal, config, sinks), (k, v))
     )
