@@ -67,7 +67,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
   def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
     del params
-    factor = jnp.minimum(1.0, max_norm / optax.global_norm(updates))
+    factor = jnp.minimum(1.0, max_norm / optax.tree.norm(updates))
     return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), updates), state
 
   return optax.GradientTransformation(optax.init_empty_state, update)

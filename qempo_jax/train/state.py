@@ -88,7 +88,7 @@ def move_policy(
   Returns:
     (the next state, {"loss", "grad_norm", "skipped": 0 or 1}).
   """
-  norm = optax.global_norm(gradient)
+  norm = optax.tree.norm(gradient)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
   def update(params, opt_state):

@@ -104,7 +104,7 @@ def _offline(loss):
 
 def _same_in_four_parts(step):
   (whole, whole_metrics), (state, metrics) = step(1), step(4)
-  size = float(optax.global_norm(whole.opt_state))
+  size = float(optax.tree.norm(whole.opt_state))
   assert size > 1e-3
   near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6 * size)
   jax.tree.map(near, state.opt_state, whole.opt_state)
