@@ -91,32 +91,23 @@ def run(step: Callable, x, blocks: dict[str, Any], config: ModelConfig, options,
     size = len(some) if keeps else _period(some)
     functions = [wrap(functools.partial(step, kind=kind, keeps=keeps)) for kind in some[:size]]
 
-    def period(x, layers, own, functions=functions, some=some[:size], kept=kept, stacked=keeps or size > 1):
-      found = []
+    def body(x, inputs, functions=functions, some=some[:size], kept=kept):
+      found, (layers, own) = [], inputs
       for index, function in enumerate(functions):
-        layer = one(layers, some, index) if stacked else {plain(key): leaf for key, leaf in layers.items()}
-        option = jax.tree.map(lambda leaf, index=index: leaf[index], own) if stacked else own
+        layer = one(layers, some, index) if len(functions) > 1 else {plain(key): leaf for key, leaf in layers.items()}
+        option = jax.tree.map(lambda leaf, index=index: leaf[index], own) if len(functions) > 1 else own
         x, *out = function(x, layer, option, kept)
         found.append(out)
       return x, found
-
-    if keeps:
-      x, found = period(x, few, own)
-      outs += [
-        (range(start + i, start + i + 1), jax.tree.map(lambda y: y[None], out)) for i, (out, _) in enumerate(found)
-      ]
-      kept = {kind.mixer: keys_values for kind, (_, keys_values) in zip(some, found)}
-      continue
-
-    def body(x, inputs, period=period):
-      x, found = period(x, *inputs)
-      return x, [out for out, _ in found]
 
     if size > 1:
       shape = len(some) // size, -1
       few, own = jax.tree.map(lambda leaf, shape=shape: leaf.reshape(*shape, *leaf.shape[1:]), (few, own))
     x, found = jax.lax.scan(body, x, (few, own))
-    outs += [(range(start + index, stop, size), out) for index, out in enumerate(found)]
+    outs += [(range(start + index, stop, size), out) for index, (out, _) in enumerate(found)]
+    if keeps:
+      first_period = jax.tree.map(lambda leaf: leaf[0], [keys_values for _, keys_values in found])
+      kept = {kind.mixer: keys_values for kind, keys_values in zip(some, first_period)}
   return x, outs
 
 
