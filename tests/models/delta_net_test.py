@@ -61,6 +61,7 @@ def test_rows_of_several_prompts_equal_their_texts_alone():
     np.testing.assert_allclose(by_token[place], expected, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_gradients_of_both_ways_agree():
   packed = _packed()
   mask = shared_prompt.mask_of_rows(packed.positions, packed.segments, packed.layout.responses)
