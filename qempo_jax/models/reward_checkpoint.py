@@ -15,7 +15,6 @@ from qempo_jax.models import hugging_face_out
 from qempo_jax.models import placing
 from qempo_jax.models import reward_head
 from qempo_jax.models import safetensors_files
-from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.paths import expand_path
 from qempo_jax.paths import read_json
@@ -62,9 +61,7 @@ def load(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any], int | None]
   stored = headers.pop(_SCORE)
   if stored.shape != (1, config.hidden_size):
     raise InputError(f"tensor {_SCORE!r} has shape {stored.shape}, not {(1, config.hidden_size)}")
-  safetensors_files.check(headers, config, folder)
-  read = lambda name: safetensors_files.get(headers[name], name)
-  params = tensor_names.assemble(read, config, placing.on_host())
+  params = safetensors_files.decoder(headers, config, folder, placing.on_host())
   score = np.asarray(safetensors_files.get(stored, _SCORE), np.float32)
   if not np.isfinite(score).all():
     raise InputError(f"tensor {_SCORE!r} holds NaN or infinity; the checkpoint is damaged")

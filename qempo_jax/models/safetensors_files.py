@@ -38,6 +38,7 @@ class Stored(NamedTuple):
     shape: its shape.
     parts: the stored tensors, by name, of which it is made; empty if it is stored itself.
     name: its name in the file, if it is read by another.
+    rows: (expert, first row, last row + 1) in the stored tensor of all experts, if it is a part of one.
   """
 
   file: pathlib.Path
@@ -45,6 +46,7 @@ class Stored(NamedTuple):
   shape: tuple[int, ...]
   parts: Mapping[str, "Stored"] = MappingProxyType({})
   name: str = ""
+  rows: tuple[int, int, int] | None = None
 
 
 def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
@@ -65,16 +67,28 @@ def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
   config, headers = hugging_face.from_hugging_face(content), stored_tensors(folder)
   if content.get("model_type") in WRAPPED:
     headers = _language_model(headers)
-  check(headers, config, folder)
-  return config, tensor_names.assemble(lambda name: get(headers[name], name), config, make_leaf)
+  return config, decoder(headers, config, folder, make_leaf)
 
 
-def check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path) -> None:
-  """Compares the files' headers with the tensors of this decoder, before any tensor is read.
+def decoder(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path, make_leaf: Callable) -> dict:
+  """Reads the parameters of a decoder after comparing the files' headers with its tensors.
+
+  Args:
+    headers: of all tensors, from `stored_tensors`.
+    config: the decoder's config.
+    folder: of the files, for messages.
+    make_leaf: as in `load`.
 
   Raises:
     InputError: a tensor is missing, unexpected, or of another shape or dtype.
   """
+  headers = _experts_apart(headers, config)
+  _check(headers, config, folder)
+  return tensor_names.assemble(lambda name: get(headers[name], name), config, make_leaf)
+
+
+def _check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path) -> None:
+  """Compares the files' headers with the tensors of this decoder, before any tensor is read."""
   if config.num_layers > len(headers):
     raise InputError(
       f"{folder}: config.json says {config.num_layers} blocks, but there are {len(headers)} tensors; is it this"
@@ -136,6 +150,30 @@ def _language_model(headers: dict[str, Stored]) -> dict[str, Stored]:
   return found
 
 
+def _experts_apart(headers: dict[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+  """The headers, with each expert's own matrices in place of tensors [experts, rows, inputs] of all of them.
+
+  Published mixtures of Qwen3.5 hold such tensors, older families one for each expert; PyTorch transformers reads both.
+  """
+  found, joined = dict(headers), set()
+  for spec in tensor_names.tensor_specs(config):
+    start, _, own = spec.name.partition("mlp.experts.")
+    if not own or len(spec.index) < 2 or spec.name in headers:
+      continue
+    name = f"{start}mlp.experts." + ("down_proj" if spec.key == "expert_down" else "gate_up_proj")
+    if name not in headers:
+      continue
+    stored, rows = headers[name], spec.stored[0]
+    whole = (config.num_experts, rows if spec.key == "expert_down" else 2 * rows, spec.stored[1])
+    if stored.shape != whole:
+      raise InputError(f"tensor {name!r} has shape {stored.shape}, which does not fit the configuration's {whole}")
+    joined.add(name)
+    first = rows if spec.key == "expert_up" else 0
+    place = (spec.index[1], first, first + rows)
+    found[spec.name] = stored._replace(shape=spec.stored, name=stored.name or name, rows=place)
+  return {name: stored for name, stored in found.items() if name not in joined}
+
+
 def _sharded(folder: pathlib.Path) -> dict[str, Stored]:
   weight_map = read_json(folder / INDEX, "fetch it again").get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
@@ -187,7 +225,10 @@ def get(stored: Stored, name: str) -> np.ndarray:
   if stored.parts:
     return mxfp4.dequantise(*(get(part, part_name) for part_name, part in stored.parts.items()))
   with safetensors.safe_open(stored.file, framework="numpy") as opened:
-    return opened.get_tensor(stored.name or name)
+    if stored.rows is None:
+      return opened.get_tensor(stored.name or name)
+    expert, first, stop = stored.rows
+    return opened.get_slice(stored.name)[expert, first:stop]
 
 
 def _check_tied(headers: dict[str, Stored], folder: pathlib.Path) -> None:

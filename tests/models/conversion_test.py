@@ -280,3 +280,23 @@ def test_keys_that_no_block_uses_are_left_out(tmp_path):
   )
   with pytest.raises(InputError, match="holds 'model.layers.2.self_attn.k_proj_2.weight'"):
     conversion.load(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["olmoe", "qwen3_5_moe"])
+def test_experts_come_in_from_tensors_of_all_experts(family, tmp_path):
+  """As published mixtures of Qwen3.5 have them: gate and up [experts, 2 F, D] in one, down [experts, D, F]."""
+  source = pathlib.Path(__file__).parent.parent / "golden" / "families" / family
+  config, expected = conversion.load(source)
+  tensors = safetensors.numpy.load_file(source / "model.safetensors")
+  experts = lambda start, name: np.stack([tensors.pop(f"{start}.{e}.{name}") for e in range(config.num_experts)])
+  for block in range(config.num_layers):
+    start = f"model.layers.{block}.mlp.experts"
+    gate, up, down = (experts(start, f"{name}_proj.weight") for name in ("gate", "up", "down"))
+    tensors |= {f"{start}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{start}.down_proj": down}
+  safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+  shutil.copy(source / "config.json", tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, conversion.load(tmp_path)[1], expected)
+  tensors[f"{start}.gate_up_proj"] = np.swapaxes(tensors[f"{start}.gate_up_proj"], 1, 2).copy()
+  safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+  with pytest.raises(InputError, match=r"gate_up_proj' has shape .* does not fit"):
+    conversion.load(tmp_path)

@@ -33,6 +33,12 @@ QWEN_TOWER = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads
 # Name -> (language model, tower, other keys).
 CASES = {
   "Qwen3_5": (DELTA, QWEN_TOWER, {}),
+  "Qwen3_5Moe": (
+    DELTA
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
+    QWEN_TOWER,
+    {},
+  ),
   "Gemma3": (SLIDING, TOWER, {"mm_tokens_per_image": 4}),
   "Gemma4": (
     SLIDING | {"global_head_dim": 16, "hidden_size_per_layer_input": 0},
