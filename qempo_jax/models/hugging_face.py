@@ -11,6 +11,7 @@ from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.config import RopeScaling
 from qempo_jax.models.hugging_face_families import FAMILIES
 from qempo_jax.models.hugging_face_families import GRANITE
+from qempo_jax.models.hugging_face_families import OPTIONAL
 from qempo_jax.models.hugging_face_families import REFUSED
 from qempo_jax.models.hugging_face_families import WRAPPED
 from qempo_jax.models.hugging_face_families import Family
@@ -27,7 +28,7 @@ def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
   architecture, inner = config.get("model_type"), config.get("text_config")
   if architecture not in WRAPPED or not isinstance(inner, Mapping):
     return dict(config)
-  outer = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+  outer = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
   return {"model_type": WRAPPED[architecture], **inner, **outer}
 
 
@@ -53,7 +54,8 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     known = ", ".join(repr(name) for name in FAMILIES)
     raise InputError(f"model_type={architecture!r} is not supported; this decoder reads {known} checkpoints")
   family = FAMILIES[architecture]
-  values = {**family.defaults, **config}
+  read = {key: value for key, value in config.items() if key not in OPTIONAL or key in family.defaults}
+  values = {**family.defaults, **read, **family.fixed}
   for key in (
     *_EMPTY,
     *family.unread,
@@ -282,13 +284,20 @@ def _rope(values, family: Family, head_dim: int) -> dict[str, Any]:
   fields = {
     "rope_theta": theta,
     "local_rope_theta": None if local_theta is None else float(local_theta),
-    "rotary_dim": None if part == 1.0 or _rope_type(full) == "proportional" else int(head_dim * part),
+    # By kinds of blocks, only the proportional kind has a part.
+    "rotary_dim": None if part == 1.0 or family.nested_rope else int(head_dim * part),
     "rope_scaling": _scaling(full, values, family),
   }
   growth = full.get("llama_4_scaling_beta")
   if growth and "rope_parameters" in family.defaults:  # PyTorch transformers ignores it elsewhere
-    fields["query_growth"] = (float(growth), full.get("original_max_position_embeddings"))
+    fields["query_growth"] = (float(growth), _original_length(full, values, family))
   return fields
+
+
+def _original_length(rope, values, family: Family) -> int:
+  """Tokens that frequencies were trained for; outside of descriptions by kinds of blocks, the top level goes first."""
+  own = None if family.nested_rope else values.get("original_max_position_embeddings")
+  return own or rope.get("original_max_position_embeddings") or values["max_position_embeddings"]
 
 
 def _rope_type(rope) -> str:
@@ -297,7 +306,8 @@ def _rope_type(rope) -> str:
 
 def _scaling(rope, values, family: Family) -> RopeScaling | None:
   kind = _rope_type(rope)
-  kind = "longrope" if family.partial_rope and kind in ("su", "yarn") else kind  # as old Phi 3 checkpoints say
+  # Old Phi 3 checkpoints have other names for it.
+  kind = "longrope" if family.options.get("layout") == "phi3" and kind in ("su", "yarn") else kind
   if kind == "default":
     return None
   if kind not in ROPE_KINDS or kind == "proportional" and "global_head_dim" not in family.defaults:
@@ -309,8 +319,7 @@ def _scaling(rope, values, family: Family) -> RopeScaling | None:
     return RopeScaling(kind, float(rope.get("factor") or 1.0), part=float(rope.get("partial_rotary_factor") or 1.0))
   if kind == "dynamic":
     return RopeScaling(kind, float(rope["factor"]), original_length=values["max_position_embeddings"])
-  own = values["original_max_position_embeddings"] if "original_max_position_embeddings" in family.defaults else None
-  length = own or rope.get("original_max_position_embeddings") or values["max_position_embeddings"]
+  length = _original_length(rope, values, family)
   if kind == "llama3":
     ends = (float(rope["low_freq_factor"]), float(rope["high_freq_factor"]))
     return RopeScaling(kind, float(rope["factor"]), *ends, original_length=length)

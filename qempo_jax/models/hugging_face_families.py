@@ -14,6 +14,7 @@ class Family:
   Attributes:
     options: fields of `ModelConfig` that belong to the architecture.
     defaults: values that PyTorch transformers fills in for missing keys of config.json.
+    fixed: values of keys that other families read, and that PyTorch transformers does not read here.
     windows: blocks with the sliding window: "none", "all", "typed" (all, unless layer_types says otherwise), "late"
       (from max_window_layers on), "pattern" (all but every sliding_window_pattern-th) or "unrotated" (those without
       RoPE).
@@ -34,6 +35,7 @@ class Family:
   biases: tuple[str, ...] = ()
   linear: bool = False
   unread: tuple[str, ...] = ()
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
@@ -84,18 +86,22 @@ FAMILIES = {
   "olmo2": Family({"norm_placement": "post", "qk_norm": "width"}),
   "olmo3": Family(
     {"norm_placement": "post", "qk_norm": "width"},
-    {"sliding_window": 4096, "sliding_window_pattern": 4, "rope_theta": 5e5, "rope_local_base_freq": 5e5},
+    {"sliding_window": 4096, "rope_theta": 5e5, "rope_local_base_freq": 5e5},
     "pattern",
     nested_rope=True,
+    fixed={"sliding_window_pattern": 4},
   ),
   "gemma2": Family(
     _GEMMA_OPTIONS,
-    _GEMMA | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "pattern",
+    fixed={"sliding_window_pattern": 2},
   ),
   "gemma3_text": Family(
     _GEMMA_OPTIONS | {"qk_norm": "head"},
-    _GEMMA | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    _GEMMA
+    | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    | dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping")),
     "pattern",
     nested_rope=True,
     unread=("attn_logit_softcapping",),
@@ -104,6 +110,7 @@ FAMILIES = {
     defaults={
       "use_sliding_window": False,
       "rope_theta": 2e6,
+      "no_rope_layers": None,
       "no_rope_layer_interval": 4,
       "tie_word_embeddings": True,
     },
@@ -139,28 +146,28 @@ FAMILIES = {
   ),
   "mixtral": Family(
     {"layout": "mixtral"},
-    {"num_local_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, "rope_theta": 1e6},
+    {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
     "all",
     experts=True,
+    fixed={"norm_topk_prob": True},
   ),
   "gpt_oss": Family(
     {"layout": "gpt_oss", "attention_sinks": True},
     {
       "head_dim": 64,
       "sliding_window": 128,
-      "sliding_window_pattern": 2,
       "rope_theta": 150000.0,
       "rope_parameters": _GPT_OSS_ROPE,
       "attention_bias": True,
       "num_local_experts": 128,
       "num_experts_per_tok": 4,
-      "norm_topk_prob": True,
       "swiglu_alpha": 1.702,
       "swiglu_limit": 7.0,
     },
     "pattern",
     experts=True,
     biases=("router", *EXPERTS),
+    fixed={"sliding_window_pattern": 2, "norm_topk_prob": True},
   ),
 }
 FAMILIES |= {
@@ -172,7 +179,8 @@ FAMILIES |= {
       "global_head_dim": 512,
       "hidden_activation": "gelu_pytorch_tanh",
       "sliding_window": 512,
-      "sliding_window_pattern": 6,
+      "final_logit_softcapping": None,
+      "moe_intermediate_size": None,
       "rope_parameters": {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
@@ -185,6 +193,7 @@ FAMILIES |= {
     "pattern",
     nested_rope=True,
     partial_rope=True,
+    fixed={"sliding_window_pattern": 6},
   ),
   "qwen3_5_text": Family(_QWEN35_OPTIONS, _QWEN35, partial_rope=True, linear=True),
   "qwen3_5_moe_text": Family(
@@ -197,13 +206,21 @@ FAMILIES |= {
       "num_experts_per_tok": 8,
       "moe_intermediate_size": 512,
       "shared_expert_intermediate_size": 512,
-      "norm_topk_prob": True,
     },
     partial_rope=True,
     experts=True,
     linear=True,
+    fixed={"norm_topk_prob": True},
   ),
 }
+# Keys that any family may have. All others above are read in the families that name them, and PyTorch transformers ignores
+# them elsewhere: `position_embedding_type` in Llama, say, or `use_sliding_window` in Mistral.
+_COMMON = {
+  "attention_bias", "head_dim", "layer_types", "num_experts", "num_experts_per_tok", "num_key_value_heads",
+  "num_local_experts", "original_max_position_embeddings", "partial_rotary_factor", "rope_parameters", "rope_theta",
+  "sliding_window", "tie_word_embeddings",
+}  # fmt: skip
+OPTIONAL = frozenset().union(*({*family.defaults, *family.fixed} for family in FAMILIES.values())) - _COMMON
 # Models of several senses, and the `model_type` of their language model where their config.json does not state it.
 WRAPPED = {
   "gemma3": "gemma3_text",

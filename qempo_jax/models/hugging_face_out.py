@@ -228,7 +228,8 @@ def _rope(config: ModelConfig, family: str) -> dict[str, Any]:
   """Rotary fields in the formats of transformers 4 (flat) and 5 (`rope_parameters`)."""
   scaling = _scaling(config)
   if config.query_growth:
-    scaling |= {"llama_4_scaling_beta": config.query_growth[0]}
+    growth, length = config.query_growth
+    scaling |= {"llama_4_scaling_beta": growth, "original_max_position_embeddings": length}
   full = {"rope_type": "default", **scaling, "rope_theta": config.rope_theta}
   flat = {"rope_theta": config.rope_theta, "rope_scaling": scaling or None}
   if config.rope_scaling and config.rope_scaling.kind == "dynamic":

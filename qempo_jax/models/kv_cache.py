@@ -184,12 +184,14 @@ class KVCache:
     prompt_mask_RxL: True on prompt tokens.
     lengths_RxG: stored response tokens of each slot.
     clock: tokens stored since the start, a scalar.
+    ring: entries of every slot's ring, T.
   """
 
   layers: tuple[LayerCache | DeltaCache, ...]
   prompt_mask_RxL: jax.Array
   lengths_RxG: jax.Array
   clock: jax.Array
+  ring: int = struct.field(pytree_node=False)
 
   @classmethod
   def create(cls, prompts, prompt_mask_RxL, config, *, group_size, max_length, dtype=None):
@@ -207,12 +209,7 @@ class KVCache:
     own = [kind for kind in config.kinds if not kind.reuses]
     caches = tuple(layer(kind, prompt) for kind, prompt in zip(own, prompts, strict=True))
     lengths = jnp.zeros((len(prompt_mask_RxL), group_size), jnp.int32)
-    return cls(caches, prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32))
-
-  @property
-  def ring(self) -> int:
-    """Entries of every slot's ring, T."""
-    return next(layer.keys.numbers.shape[_KEY_ENTRIES] for layer in self.layers if isinstance(layer, LayerCache))
+    return cls(caches, prompt_mask_RxL, lengths, jnp.zeros((), jnp.int32), max_length)
 
   @property
   def next_positions_RxG(self):
@@ -241,7 +238,7 @@ class KVCache:
 
   def grown(self, ring: int):
     """The cache with longer rings, before the clock has wrapped around."""
-    return dataclasses.replace(self, layers=tuple(layer.grown(ring) for layer in self.layers))
+    return dataclasses.replace(self, layers=tuple(layer.grown(ring) for layer in self.layers), ring=ring)
 
   def pick(self, slots):
     """The given slots, of all [R * G], each in a row of its own with its prompt."""

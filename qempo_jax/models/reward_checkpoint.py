@@ -61,6 +61,7 @@ def load(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any], int | None]
   stored = headers.pop(_SCORE)
   if stored.shape != (1, config.hidden_size):
     raise InputError(f"tensor {_SCORE!r} has shape {stored.shape}, not {(1, config.hidden_size)}")
+  headers = safetensors_files.language_model(headers, content)
   params = safetensors_files.decoder(headers, config, folder, placing.on_host())
   score = np.asarray(safetensors_files.get(stored, _SCORE), np.float32)
   if not np.isfinite(score).all():

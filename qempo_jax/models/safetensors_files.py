@@ -64,9 +64,11 @@ def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
     InputError: a tensor or file is missing, unexpected, damaged or of another shape; the message names it.
   """
   content = read_json(folder / "config.json", "give a model folder")
-  config, headers = hugging_face.from_hugging_face(content), stored_tensors(folder)
-  if content.get("model_type") in WRAPPED:
-    headers = _language_model(headers)
+  headers = language_model(stored_tensors(folder), content)
+  if content.get("model_type") in WRAPPED and "tie_word_embeddings" not in content:
+    # The language model's description leaves it out, or has its own default in place of the whole model's.
+    content |= {"tie_word_embeddings": "lm_head.weight" not in headers}
+  config = hugging_face.from_hugging_face(content)
   return config, decoder(headers, config, folder, make_leaf)
 
 
@@ -139,8 +141,15 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
   raise InputError(f"{folder} holds no .safetensors file" + (f": {WHY_NO_PICKLE}" if pickled else ""))
 
 
-def _language_model(headers: dict[str, Stored]) -> dict[str, Stored]:
-  """The headers of the language model within a model of several senses, by its own names."""
+def language_model(headers: dict[str, Stored], content: Mapping) -> dict[str, Stored]:
+  """The headers of the language model within a model of several senses, by its own names; others as they are.
+
+  Args:
+    headers: of all tensors.
+    content: of config.json.
+  """
+  if content.get("model_type") not in WRAPPED:
+    return headers
   found = {}
   for name, stored in headers.items():
     start = next((start for start in _INNER if name.startswith(start)), None)

@@ -96,6 +96,7 @@ class Work:
       self._mask_PxL[prompt_R],
       jnp.zeros(item.shape, jnp.int32),
       jnp.zeros((), jnp.int32),
+      ring,
     )
     empty = jnp.zeros((self._items, max_length), jnp.float32)
     zero = jnp.zeros((), jnp.int32)

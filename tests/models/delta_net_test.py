@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 
 from qempo_jax import packing
+from qempo_jax import scoring
 from qempo_jax import sharding
 from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
+from qempo_jax.models import parameters
 from qempo_jax.models import reward_head
 from qempo_jax.models import shared_prompt
 from qempo_jax.models import transformer
+from qempo_jax.sampling import sampler
 from qempo_jax.train import reward_step
+from qempo_jax.types import PromptBatch
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "families"
 CONFIG, PARAMS = conversion.load(GOLDEN / "qwen3_5")
@@ -102,6 +106,20 @@ def test_pairs_of_a_reward_model_score_as_their_texts_alone():
     jax.tree.map(np.testing.assert_array_equal, reward_head.join(trained, frozen), params)
     scores = jax.jit(reward_step.pair_scores, static_argnames="config")(trained, frozen, batch, config=config)
     np.testing.assert_allclose(scores, expected.T, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_decoder_of_delta_nets_alone_is_sampled_as_it_scores():
+  config = dataclasses.replace(CONFIG, num_layers=1, delta_blocks=(True,))
+  params = parameters.init(jax.random.key(0), config, stddev=0.3)
+  prompts, settings = [[5, 6, 7], [8]], {"group_size": 2, "max_length": 5, "temperature": 0.8}
+  batch = PromptBatch(np.array([[5, 6, 7], [0, 0, 8]]), np.array([[1, 1, 1], [0, 0, 1]], bool))
+  drawn = sampler.sample_groups(params, config, batch, jax.random.key(1), stop_tokens=(2,), slots=3, **settings)
+  drawn = jax.device_get(drawn)
+  responses = [[tokens[mask] for tokens, mask in zip(*group)] for group in zip(drawn.tokens, drawn.mask)]
+  packed = packing.pack_groups(prompts, responses, bucket=8)
+  stats = scoring.score_groups(params, config, packed, chunk_size=8, **settings)
+  np.testing.assert_allclose(stats.log_prob, drawn.log_probs, atol=1e-4)
 
 
 def test_what_cannot_be_computed_is_refused():

@@ -1,14 +1,22 @@
 """Reading config.json: published checkpoints' own wording, and what is refused by name."""
 
+import importlib.util
+import json
 import math
+import pathlib
+import shutil
 
+import numpy as np
 import pytest
 
 from qempo_jax.errors import InputError
+from qempo_jax.models import conversion
 from qempo_jax.models import hugging_face
+from qempo_jax.models import verify_export
 from qempo_jax.models.config import ModelConfig
 from qempo_jax.models.config import RopeScaling
 
+FAMILIES = pathlib.Path(__file__).parent.parent / "golden" / "families"
 SIZES = {
   "vocab_size": 64,
   "hidden_size": 32,
@@ -106,6 +114,17 @@ def test_mixtures():
   assert _read("mixtral").normalise_experts and not _read("olmoe").normalise_experts
 
 
+def test_keys_of_other_families_are_not_read():
+  """PyTorch transformers does not read them either; the live test below compares logits."""
+  assert _read("llama", position_embedding_type="absolute", no_rope_layers=[1, 0] * 4) == _read("llama")
+  assert _read("llama", attention_multiplier=3.0, final_logit_softcapping=3.0) == _read("llama")
+  assert _read("mistral", use_sliding_window=False) == _read("mistral")
+  assert _read("gemma2", sliding_window_pattern=3) == _read("gemma2")
+  assert _read("mixtral", norm_topk_prob=False) == _read("mixtral")
+  assert _read("qwen3_moe", norm_topk_prob=True) != _read("qwen3_moe", norm_topk_prob=False)
+  assert _read("gemma3_text", sliding_window_pattern=3).windows == (4096, 4096, None) * 2 + (4096,)
+
+
 def test_gpt_oss_as_its_makers_and_transformers_5_write_it():
   yarn = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
   yarn |= {"original_max_position_embeddings": 4096}
@@ -182,3 +201,44 @@ def test_what_is_not_computed_is_named(model_type, options, message):
 def test_a_missing_size_is_named(key):
   with pytest.raises(InputError, match=f"no '{key}'"):
     hugging_face.from_hugging_face({k: v for k, v in SIZES.items() if k != key} | {"model_type": "llama"})
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0}
+# Golden checkpoint and changes of its config.json; a key with None goes.
+ODD = [
+  ("llama2", {"position_embedding_type": "absolute", "no_rope_layers": [1, 0], "attn_logit_softcapping": 2.0}),
+  ("llama2", {"attention_multiplier": 3.0, "query_pre_attn_scalar": 4, "hidden_activation": "gelu_pytorch_tanh"}),
+  ("mistral", {"use_sliding_window": False}),
+  ("gemma2", {"sliding_window_pattern": 3, "layer_types": None}),
+  ("mixtral", {"norm_topk_prob": False}),
+  ("gpt_oss", {"norm_topk_prob": False}),
+  ("qwen3_5_moe", {"norm_topk_prob": False}),
+  ("qwen2", {"rope_parameters": YARN, "original_max_position_embeddings": 16}),
+  ("qwen2", {"rope_parameters": YARN | {"original_max_position_embeddings": 8}, "original_max_position_embeddings": 16}),
+  ("llama3", {"original_max_position_embeddings": 8}),
+  ("qwen3_5", {"rope_parameters": YARN | {"original_max_position_embeddings": 16, "partial_rotary_factor": 0.5}}),
+  ("ministral3", {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.5}, "max_position_embeddings": 8}),
+  ("gemma4", {"rope_parameters": {
+    "full_attention": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+  }}),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+@pytest.mark.parametrize(("family", "changes"), ODD)
+def test_odd_configs_mean_what_they_mean_to_transformers(family, changes, tmp_path):
+  import torch
+  import transformers
+
+  shutil.copytree(FAMILIES / family, tmp_path, dirs_exist_ok=True)
+  content = json.loads((tmp_path / "config.json").read_text()) | changes
+  content = {key: value for key, value in content.items() if value is not None}
+  (tmp_path / "config.json").write_text(json.dumps(content))
+  tokens = np.random.default_rng(0).integers(3, content["vocab_size"], (2, 24))
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+  with torch.no_grad():
+    expected = theirs.eval()(input_ids=torch.tensor(tokens)).logits.numpy()
+  ours = verify_export.jax_logits(*reversed(conversion.load(tmp_path)), tokens, np.ones_like(tokens, bool))
+  np.testing.assert_allclose(ours, expected.reshape(ours.shape), atol=1e-4)

@@ -1,12 +1,16 @@
 """The language model within a model of several senses, written by PyTorch transformers: read, exported and loaded there."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pytest
 
+from qempo_jax.errors import InputError
 from qempo_jax.models import conversion
 from qempo_jax.models import export
+from qempo_jax.models import reward_checkpoint
+from qempo_jax.models import reward_head
 from qempo_jax.models import verify_export
 
 pytestmark = [
@@ -70,9 +74,38 @@ def test_the_language_model_is_read_and_written_alone(name, tmp_path):
   ours = verify_export.jax_logits(params, config, tokens, np.ones_like(tokens, bool))
   np.testing.assert_allclose(ours, expected, atol=1e-4)
 
+  content = json.loads((tmp_path / "theirs" / "config.json").read_text())
+  for key in (content, content["text_config"]):
+    key.pop("tie_word_embeddings", None)
+  (tmp_path / "theirs" / "config.json").write_text(json.dumps(content))
+  assert conversion.load(tmp_path / "theirs")[0] == config
+  (tmp_path / "theirs" / "config.json").write_text(
+    json.dumps(content | {"quantization_config": {"quant_method": "fp8"}})
+  )
+  with pytest.raises(InputError, match="quantization_config="):
+    conversion.load(tmp_path / "theirs")
+  (tmp_path / "theirs" / "config.json").write_text(json.dumps(content))
+
   for source in (tmp_path / "theirs", None):
     out = export.export_model(tmp_path / f"ours-{source is None}", params, config, source=source)
     alone = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     assert type(alone).__name__ == ("MistralForCausalLM" if name == "Mistral3" else f"{name}ForCausalLM")
     with torch.no_grad():
       np.testing.assert_allclose(alone(input_ids=torch.tensor(tokens)).logits.reshape(-1, 64), expected, atol=1e-5)
+
+
+def test_a_classifier_of_several_senses_scores_as_there(tmp_path):
+  import torch
+  import transformers
+
+  text, tower, others = CASES["Gemma3"]
+  config = transformers.Gemma3Config(text_config=TEXT | text, vision_config=tower, num_labels=1, **others)
+  torch.manual_seed(0)
+  whole = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+  whole.save_pretrained(tmp_path)
+  tokens = np.random.default_rng(0).integers(3, 64, (2, 9))
+  with torch.no_grad():
+    expected = whole(input_ids=torch.tensor(tokens)).logits.numpy()
+  config, params, _ = reward_checkpoint.load(tmp_path)
+  ours = reward_head.score_rows(params, config, tokens, np.ones_like(tokens, bool), np.full(2, 8))
+  np.testing.assert_allclose(ours, expected, atol=1e-5)
