@@ -249,6 +249,7 @@ def get_config() -> ConfigDict:
 
   config.export = ConfigDict()  # Read by experiments.export.
   config.export.target = ""  # Output folder, absent or empty; "": `export` in the workdir.
+  config.export.adapters = False  # Adapters alone, in peft's format, in place of the model with them merged in.
   config.export.dtype = "float32"  # Dtype of the weights: "float32", "bfloat16" or "float16".
   config.export.max_shard_gb = 5.0  # Largest weight file, gigabytes.
   config.export.tolerance = 1e-3  # Largest difference of a logit from PyTorch's, checked if PyTorch is installed.

@@ -190,9 +190,11 @@ def saving(config: ConfigDict) -> Saving:
   return Saving(c.every, c.minutes, c.keep, c.asynchronous, c.folder, f.max_skipped_in_row, f.grace_seconds)
 
 
-def trained_params(config: ConfigDict, workdir: pathlib.Path, policy: Policy, checkpoint: str | int | None = None):
+def trained_params(
+  config: ConfigDict, workdir: pathlib.Path, policy: Policy, checkpoint: str | int | None = None, **options
+):
   """(parameters of one of the workdir's checkpoints, what they are); see `checkpoints.trained_params`."""
-  return checkpoints.trained_params(plan(config, policy, trains=False), saving(config), workdir, checkpoint)
+  return checkpoints.trained_params(plan(config, policy, trains=False), saving(config), workdir, checkpoint, **options)
 
 
 def evaluator(config: ConfigDict, policy: Policy, rows, reward, judge=None) -> evaluators.Evaluator:
@@ -273,7 +275,13 @@ def _pairs(config: ConfigDict, policy: Policy, check: bool):
     return pairs.Pairs(planned, found, encode=encode, measure=measure, **more)
 
   if measure is None:
-    return batches, f"{line}; the reward is not measured, so no floor is enforced"
+    bounds = [
+      f"constraints.{name}.bound={one.bound:g}"
+      for name, one in build_constraints.settings(config).items()
+      if one.bound is not None
+    ]
+    without = f"; WARNING: no effect of {', '.join(bounds)} without offline.measure_every" * bool(bounds)
+    return batches, f"{line}; the reward is not measured, so no floor is enforced{without}"
   return batches, f"{line}; {_measured(config, measure, params)}" if check else line
 
 

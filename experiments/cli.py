@@ -96,7 +96,10 @@ def _chosen(arguments, extra: Sequence[str], of_run: Sequence[str] | None) -> tu
     return arguments.config, extra
   path = arguments.workdir / "config.json"
   if not path.is_file():
-    raise InputError(f"{arguments.workdir} holds no run, so its config is not known: give --config=FILE.")
+    state = "holds no run" if arguments.workdir.is_dir() else "does not exist"
+    raise InputError(
+      f"{arguments.workdir} {state}, so its config is not known: correct --workdir, or give --config=FILE."
+    )
   for argument in extra:
     key = _split_override(argument)[0]
     if key.partition(".")[0] not in of_run:

@@ -10,7 +10,9 @@ from experiments.compile import dry_run as dry_runs
 from experiments.configured import policy as build_policy
 from experiments.run import model_card
 from experiments.run import workdir as workdirs
+from qempo_jax.errors import InputError
 from qempo_jax.models import export
+from qempo_jax.models import lora_peft
 from qempo_jax.models import verify_export
 from qempo_jax.paths import expand_path
 
@@ -19,6 +21,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
   """Writes a checkpoint of the workdir, or the config's own model where nothing was trained there."""
   build.check_one_method(config)
   settings = config.export
+  if settings.adapters and not config.lora.rank:
+    raise InputError("export.adapters=True writes adapters alone, and this run has none (lora.rank=0): leave it out")
   target = expand_path(settings.target) if settings.target else workdir / "export"
   export.check_target(target)
   if dry_run:
@@ -29,6 +33,13 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     return
   workdir = workdirs.open_workdir(workdir, workdirs.of_the_run(config, workdir, ("export", "evaluation")), lock=False)
   policy = build_policy.policy(config)
+  if settings.adapters:
+    adapters, what = build.trained_params(config, workdir, policy, checkpoint, merged=False)
+    with export.new_folder(target) as folder:
+      if folder is not None:  # on the first host
+        lora_peft.write(folder, adapters, policy.config, base_model=config.model.source)
+    print(f"Exported the adapters of {what} to {target}, for peft.PeftModel.from_pretrained(model, {str(target)!r})")
+    return
   params, what = build.trained_params(config, workdir, policy, checkpoint)
   export.export_model(
     target,

@@ -32,7 +32,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     if part in results:
       found = results[part]
       low, high = found["accuracy_interval"]
-      print(f"{part}: accuracy {found['accuracy']:.3f} [{low:.3f}, {high:.3f}] on {found['pairs']} pairs")
+      interval = f"[{low:.3f}, {high:.3f}]" if low == low else "(no interval from one prompt)"
+      print(f"{part}: accuracy {found['accuracy']:.3f} {interval} on {found['pairs']} pairs")
   print(f"The model is in {workdir / 'model'}; as a reward: --config.reward.function=reward_model:{workdir}")
 
 
@@ -44,7 +45,7 @@ def train(run: loop.Run, workdir: pathlib.Path, display) -> dict:
   rows = metrics_file.read(workdir / metrics_file.NAME)  # of all steps, those before a resumption too
   results["training_seconds"] = sum(row["seconds"] for row in rows)
   results |= run.batches.results(trained) | {"config": run.config}
-  workdirs.write(workdir / RESULTS, json.dumps(results, indent=1) + "\n")
+  workdirs.write(workdir / RESULTS, json.dumps(metrics_file.finite(results), indent=1) + "\n")
   run.batches.export(workdir / reward_model.EXPORT_FOLDER, trained)
   return results
 

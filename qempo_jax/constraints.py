@@ -102,7 +102,8 @@ def reward_floor(name: str, bound: chex.Numeric | None) -> Constraint:
 
 
 def kl_budget(bound: chex.Numeric | None) -> Constraint:
-  """KL(pi || pi_ref) <= bound, nats a response."""
+  """KL(pi || pi_ref) <= bound, nats a response; InputError for a number below 0."""
+  _check_reachable(bound, 0, "a KL budget, in nats,")
   return Constraint(lambda group: -group.ref_log_probs, bound, BUDGET, log_prob=1.0, unit="nats")
 
 
@@ -115,8 +116,18 @@ def entropy_budget(bound: chex.Numeric | None) -> Constraint:
   """Upper bound H(pi) <= bound on response entropy, nats; with `entropy_floor` at the same bound, an entropy target.
 
   The two multipliers then act as the one signed multiplier of an equality, m = m_floor - m_budget.
+
+  Raises:
+    InputError: a number below 0.
   """
+  _check_reachable(bound, 0, "an entropy budget, in nats,")
   return Constraint(_nothing, bound, BUDGET, log_prob=-1.0, unit="nats")
+
+
+def _check_reachable(bound: chex.Numeric | None, least: float, what: str) -> None:
+  """Raises InputError for a number below the least mean that any policy has; arrays are not looked at."""
+  if isinstance(bound, (int, float)) and not bound >= least:
+    raise InputError(f"{what} must be at least {least}, not {bound:g}: no policy could meet it")
 
 
 def _nothing(group: Group) -> jax.Array:
@@ -125,7 +136,8 @@ def _nothing(group: Group) -> jax.Array:
 
 
 def length_budget(bound: chex.Numeric | None) -> Constraint:
-  """E[length] <= bound, tokens, EOS included."""
+  """E[length] <= bound, tokens, EOS included; InputError for a number below 1."""
+  _check_reachable(bound, 1, "a length budget, in tokens with the ending one,")
   return Constraint(lambda group: jnp.sum(at_least_float32(group.mask), axis=-1), bound, BUDGET, unit="tokens")
 
 
@@ -149,8 +161,9 @@ def coherence_budget(
 
   Raises:
     InputError: not exactly one of threshold and quantile, a quantile outside (0, 1), a threshold that is NaN, or a
-      negative width.
+      negative width or budget.
   """
+  _check_reachable(bound, 0, "a coherence budget, in nats,")
   if (threshold is None) == (quantile is None):
     raise InputError(
       "the coherence constraint needs either a threshold, in reward units, or a quantile of the group's rewards"

@@ -232,7 +232,10 @@ def resolve_floor(
   if not floor <= best + 1e-9 * max(1.0, abs(best)):
     raise InputError(
       f"quality floor {floor:.6g} is out of reach: the reference's rewards have mean {rewards.mean():.6g} and the "
-      f"best samples reach {best:.6g}; choose a floor of at most {best:.6g}"
+      f"best samples reach {best:.6g}"
+      + f" ({rewards.size} samples: give the largest possible reward if there are rarer, better ones)"
+      * (max_reward is None)
+      + f"; choose a floor of at most {best:.6g}"
     )
   return floor
 

@@ -109,3 +109,15 @@ def test_the_config_says_what_is_acceptable_the_floor_where_it_says_nothing():
     _of_config(threshold=0.3, quantile=0.7)
   with pytest.raises(InputError, match=r"threshold=1\.5 is above reward\.max=1"):
     _of_config(threshold=1.5)
+
+
+def test_budgets_that_no_policy_meets_are_refused():
+  for make, bound in (
+    (constraints.kl_budget, -1.0),
+    (constraints.entropy_budget, -0.1),
+    (constraints.length_budget, 0.5),
+    (lambda bound: constraints.coherence_budget(bound, 0.5), -1),
+  ):
+    with pytest.raises(InputError, match="no policy could meet it"):
+      make(bound)
+    jax.eval_shape(lambda bound, make=make: make(bound).bound, 0.0)  # a traced bound is not looked at

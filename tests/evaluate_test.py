@@ -258,7 +258,7 @@ def test_an_axis_without_its_tool_is_left_out_with_the_reason(config, monkeypatc
   )
   config.evaluation.axes = ("musical",)
   with pytest.raises(InputError, match="musical"):
-    results_lib.tools(config.evaluation)
+    results_lib.check(config.evaluation)
 
 
 def test_the_floor_is_the_objectives_or_the_reference(config):

@@ -17,6 +17,7 @@ from experiments.configured import policy as build_policy
 from experiments.run import checkpoints
 from experiments.run import workdir as workdirs
 from qempo_jax.models import conversion
+from qempo_jax.models import lora_peft
 from qempo_jax.models import verify_export
 
 FAMILY = pathlib.Path(__file__).parent / "golden" / "families" / "llama3"
@@ -162,6 +163,16 @@ def test_adapters_go_out_merged(program, tmp_path):
   _, params = conversion.load(tmp_path / "run" / "export")
   assert np.abs(params["layers"]["query"] - np.asarray(policy.params["layers"]["query"])).max() > 0.1
   np.testing.assert_array_equal(params["embedding"], np.asarray(policy.params["embedding"]))
+
+
+def test_adapters_go_out_alone(program, tmp_path, capsys):
+  policy, trained = _train(tmp_path / "run", lora_rank=2)
+  program("--config.lora.rank=2", "--config.export.adapters=True")
+  written = lora_peft.read(tmp_path / "run" / "export", policy.config)
+  jax.tree.map(np.testing.assert_array_equal, written["layers"]["query"].a, trained["layers"]["query"].a)
+  with pytest.raises(SystemExit):
+    program("--config.export.adapters=True", f"--config.export.target={tmp_path / 'other'}")
+  assert "this run has none (lora.rank=0)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

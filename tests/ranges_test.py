@@ -80,6 +80,9 @@ def test_overrides_at_random_build_a_run_or_are_one_line(tmp_path, kind, count, 
     ("steps", "-1", "at least 0"),
     ("constraints.kl.gain", "-0.1", "config.constraints.kl.gain=-0.1 must be at least 0"),
     ("constraints.kl.bound", "1e400", "must be finite"),
+    ("constraints.kl.bound", "-1", "constraints.kl with bound=-1.0: a KL budget, in nats, must be at least 0, not -1"),
+    ("constraints.length.bound", "0.5", "a length budget, in tokens with the ending one, must be at least 1, not 0.5"),
+    ("constraints.entropy_budget.bound", "-5", "an entropy budget, in nats, must be at least 0, not -5"),
     ("constraints.quality.parametrisation", "lgo", "is not one of linear, log, softplus"),
     ("compute.dtype", "float8", "config.compute.dtype='float8' is not one of float32, bfloat16"),
     ("evaluation.reward_range", "0,1e400", "must be finite"),
@@ -89,3 +92,10 @@ def test_overrides_at_random_build_a_run_or_are_one_line(tmp_path, kind, count, 
 )
 def test_a_value_out_of_range_is_named(tmp_path, key, text, words):
   assert words in _outcome(toy.config(tmp_path), key, text)
+
+
+def test_a_floor_of_the_entropy_above_its_budget_is_refused(tmp_path):
+  config = toy.config(tmp_path)
+  config.constraints.entropy.bound = 5.0
+  words = "constraints.entropy.bound=5 is above constraints.entropy_budget.bound=1: no entropy is both"
+  assert _outcome(config, "constraints.entropy_budget.bound", "1") == words

@@ -92,10 +92,25 @@ def constraints(config: ConfigDict, *, aim: bool = True) -> dict[str, Constraint
       raise InputError(f"constraints.{name}.reward={of_one.reward!r} is not one of {', '.join(sorted(scored))}")
     of_one = with_threshold(config, name, of_one)
     make = KINDS.get(of_one.kind) or _own(name, of_one.kind)
-    bare = make(of_one, of_one.bound)
-    inside = None if of_one.bound is None else of_one.bound + bare.sense * of_one.margin
-    found[name] = make(of_one, inside) if aim else bare
+    try:
+      bare = make(of_one, of_one.bound)
+      inside = None if of_one.bound is None else of_one.bound + bare.sense * of_one.margin
+      found[name] = make(of_one, inside) if aim else bare
+    except InputError as error:
+      with_margin = f" and margin={of_one.margin:g}" * bool(of_one.margin)
+      raise InputError(f"constraints.{name} with bound={of_one.bound}{with_margin}: {error}") from error
+  _check_entropies(config)
   return found
+
+
+def _check_entropies(config: ConfigDict) -> None:
+  """Raises InputError where a floor of the entropy is above its budget."""
+  bounds = {of_one.kind: (name, of_one.bound) for name, of_one in settings(config).items() if of_one.bound is not None}
+  (floor, least), (budget, most) = (bounds.get(kind, (kind, None)) for kind in ("entropy", "entropy_budget"))
+  if None not in (least, most) and least > most:
+    raise InputError(
+      f"constraints.{floor}.bound={least:g} is above constraints.{budget}.bound={most:g}: no entropy is both"
+    )
 
 
 def bound(config: ConfigDict, name: str, *, aim: bool = False) -> float | None:

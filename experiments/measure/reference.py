@@ -75,6 +75,11 @@ class Reference:
     """
     found = self.measure(num_prompts=num_prompts, batch=num_prompts, group_size=group_size, rounds=1)
     self.check_floor(found)
+    if self._max_reward is not None and found.rewards.max() > self._max_reward + 1e-6 * abs(self._max_reward):
+      raise InputError(
+        f"a sample has reward {found.rewards.max():g}, above reward.max={self._max_reward:g}, the largest possible:"
+        " correct reward.max, or set it to none"
+      )
     rewards, aim = found.rewards, None if self._floor is None else round(self._floor + self._margin, 6)
     return (
       f"Reference policy: reward {rewards.mean():.3f} on average, {rewards.max(axis=1).mean():.3f} for the best of"
@@ -118,7 +123,8 @@ class Reference:
       duals.resolve_floor(self._floor + self._margin, found.rewards, max_reward=self._max_reward)
     except InputError as error:
       raise InputError(
-        f"{error} (constraints.quality.bound={self._floor:g} plus its margin={self._margin:g})"
+        f"{error} (constraints.quality.bound={self._floor:g} plus its margin={self._margin:g}; reward.max is the largest"
+        " possible reward)"
       ) from error
 
   def _scored(self, drawn: samples.Samples) -> tuple[np.ndarray, ...]:

@@ -67,10 +67,15 @@ def floor_of(config) -> tuple[str, float]:
   return ("reference minus", 0.0) if bound is None else ("absolute", bound)
 
 
-def tools(e) -> tuple[Callable | None, Callable | None, dict[str, str]]:
-  """(encoder, parser, why an axis is left out)."""
+def check(e) -> None:
+  """Raises InputError for an unknown axis, before anything is sampled."""
   if unknown := set(e.axes) - set(diversity_metrics.AXES):
     raise InputError(f"evaluation.axes has {sorted(unknown)[0]!r}: choose of {', '.join(diversity_metrics.AXES)}.")
+
+
+def tools(e) -> tuple[Callable | None, Callable | None, dict[str, str]]:
+  """(encoder, parser, why an axis is left out)."""
+  check(e)
   embed = parse = None
   left_out = {}
   try:

@@ -45,7 +45,13 @@ class Saving(NamedTuple):
 
 
 def trained_params(
-  plan: Plan, saving: Saving, workdir: pathlib.Path, checkpoint: str | int | None = None, note=print
+  plan: Plan,
+  saving: Saving,
+  workdir: pathlib.Path,
+  checkpoint: str | int | None = None,
+  *,
+  merged: bool = True,
+  note=print,
 ) -> tuple[Any, str]:
   """The parameters of one of the workdir's checkpoints, or of the model itself where it has none, and what they are.
 
@@ -54,6 +60,7 @@ def trained_params(
     saving: where the checkpoints are.
     workdir: of the run.
     checkpoint: "best", "last" or a step; None for the best where a constraint has a bound, else the last.
+    merged: add adapters to the model's matrices; False: the adapters alone.
     note: told which checkpoint is used, and why.
 
   Returns:
@@ -74,10 +81,12 @@ def trained_params(
       raise InputError(
         f"there is no checkpoint in {workdir}, so --checkpoint={checkpoint} names none: leave it out, or train first"
       )
+    if not merged:
+      raise InputError(f"there is no checkpoint in {workdir}, and so there are no adapters: train first")
     return plan.policy.params, f"the model {plan.policy.name} (no checkpoint in {workdir})"
   params, step = found
   note(f"Checkpoint: step {step}, {why}; those there are {', '.join(map(str, saved.steps()))}")
-  if plan.adapters:
+  if plan.adapters and merged:
     params = lora.merge(plan.policy.params, params)
   return params, f"the policy after step {step}"
 

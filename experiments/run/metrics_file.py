@@ -52,11 +52,16 @@ def read(path: pathlib.Path, note: Callable[[str], None] = print) -> list[dict[s
 
 def line(metrics: dict[str, Any]) -> str:
   """One step as a line of JSON; a value that is not finite, for which JSON has no word, is null."""
-  return json.dumps({name: _finite(value) for name, value in metrics.items()}, allow_nan=False) + "\n"
+  return json.dumps(finite(metrics), allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
-  return None if isinstance(value, float) and not math.isfinite(value) else value
+def finite(tree: Any) -> Any:
+  """Nested dicts and lists with None in place of numbers that are not finite, for which JSON has no word."""
+  if isinstance(tree, dict):
+    return {name: finite(value) for name, value in tree.items()}
+  if isinstance(tree, (list, tuple)):
+    return [finite(value) for value in tree]
+  return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def _row(text: bytes) -> dict[str, Any] | None:

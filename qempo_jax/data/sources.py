@@ -106,7 +106,9 @@ def load(
         check(example)
     except RowError as problem:
       if on_bad_row == "error":
-        raise InputError(f"{place} {problem}; correct it, or set data.on_bad_row=skip") from problem
+        raise InputError(
+          f"{place} {problem}; correct it, or set data.on_bad_row=skip (and data.max_bad_share for many)"
+        ) from problem
       bad.append(BadRow(place, str(problem)))
       continue
     examples.append(example)

@@ -40,6 +40,8 @@ from qempo_jax.train.state import TrainState
 from qempo_jax.train.state import whole_policy
 from qempo_jax.types import PackedGroups
 
+_TIE = 1e-5  # Margins this small are rounding, in reward units.
+
 
 @struct.dataclass
 class PairBatch:
@@ -206,7 +208,7 @@ def pair_metrics(stats, examples: Example, batch: PairBatch, weights: Weights, o
 
   - `chosen_log_prob`, `rejected_log_prob`: nats, whole responses; `..._change` is the difference from the reference, and
     `..._length` is in tokens.
-  - `margin`: implicit reward, reward units; `accuracy` is the share of positive margins.
+  - `margin`: implicit reward, reward units; `accuracy` is the share of positive margins, half for a tie.
   - `token_entropy`: nats per token, on the given responses, not the policy's own entropy.
   - `alpha` and `beta`: the weights in effect.
   """
@@ -220,7 +222,8 @@ def pair_metrics(stats, examples: Example, batch: PairBatch, weights: Weights, o
       metrics[f"{name}_change"] = mean(log_probs - batch.ref_log_probs)
   if offline_losses.LOSSES[objective.loss].weighted:
     margins = jax.vmap(lambda e: offline_losses.implicit_margin(objective.loss, e, weights))(examples)
-    margin, accuracy = (masked_mean(x, there[0] & there[1]) for x in (margins, margins > 0))
+    correct = jnp.where(jnp.abs(margins) <= _TIE, 0.5, margins > 0)
+    margin, accuracy = (masked_mean(x, there[0] & there[1]) for x in (margins, correct))
     metrics |= {"margin": margin, "accuracy": accuracy}
     metrics |= {"alpha": weights.alpha, "beta": weights.beta}
   return metrics

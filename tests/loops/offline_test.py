@@ -246,7 +246,12 @@ def test_the_check_reports_pairs_and_finds_an_impossible_floor(tmp_path):
   with pytest.raises(InputError, match="out of reach"):
     build.run(config, toy.policy())
   config = _config(tmp_path, offline__weights="fixed", offline__measure_every=0)
-  assert "not measured" in build.run(config, toy.policy()).line
+  line = build.run(config, toy.policy()).line
+  assert (
+    "not measured" in line
+    and "no effect of constraints.kl.bound=0.3, constraints.quality.bound=0.6" in line
+    and "measure_every" in line
+  )
 
 
 def test_exploding_entropy_and_a_broken_loss_stop_the_run(tmp_path, monkeypatch):

@@ -127,7 +127,8 @@ def test_the_workdir_serves_as_a_reward_and_scores_as_in_training(run, source):
   parts = reward_data.parts(config, build_policy.reward_policy(config).tokenizer)["heldout"]
   texts = [[*p, *r] for p, pair in zip(parts.prompts, parts.responses) for r in pair]
   scores = np.array(reward.score_ids(texts)).reshape(-1, 2)
-  held = json.loads((run / "w" / "results.json").read_text())["heldout"]
+  no_constant = lambda word: pytest.fail(f"{word} is not JSON")
+  held = json.loads((run / "w" / "results.json").read_text(), parse_constant=no_constant)["heldout"]
   np.testing.assert_allclose(np.mean(scores[:, 0] - scores[:, 1]), held["margin"]["mean"], rtol=1e-4)
   good, bad = reward(["w9 w10 w1"] * 2, ["w0 w1", "w5 w4"], other=[1, 2])
   assert good > bad
