@@ -7,8 +7,10 @@ from experiments import cli
 from experiments import loop
 from experiments.compile import dry_run as dry_runs
 from experiments.run import distributed
+from experiments.run import metrics_file
 from experiments.run import workdir as workdirs
 from experiments.run.display import Display
+from experiments.run.display import missed
 
 
 def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
@@ -27,6 +29,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   workdir = workdirs.open_workdir(workdir, config, lock=lock)
   with Display(run.steps, title=run.label, constraints=run.constraints) as display:
     state = loop.train(run, workdir, display)
+  if unmet := missed(metrics_file.read(workdir / metrics_file.NAME), run.constraints):
+    print(f"Not met on the training prompts: {', '.join(unmet)}")
   print(f"Trained {int(state.step)} steps; metrics and checkpoints are in {workdir}")
 
 

@@ -75,6 +75,14 @@ def test_a_missed_bound_is_coloured():
   assert styles["quality 0.812 (aim 0.85, floor 0.8) multiplier 3.25"] == ""
 
 
+def test_bounds_that_training_did_not_meet_are_said_at_its_end():
+  bounds = {"quality": constraints.reward_floor("reward", 0.7), "kl": constraints.kl_budget(2.0)}
+  rows = [{"dual/quality/value": value, "dual/kl/value": 1.0} for value in (0.9, 0.9, 0.2, 0.2, 0.3, 0.3, 0.25)]
+  rows.append({"dual/quality/value": None, "loss": 1.0})
+  assert display.missed(rows, bounds) == ["quality 0.25 (floor 0.7; mean of the last 5 measurements)"]
+  assert display.missed(rows[:2], bounds) == [] == display.missed([], bounds)
+
+
 def test_notes_are_shown_as_they_are():
   output, console = _plain()
   with display.Display(2, console=console) as shown:

@@ -1,6 +1,7 @@
 """The display of a run: a live panel in a terminal, one plain line a step anywhere else."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import time
 from typing import Self
 
@@ -88,6 +89,24 @@ class Display:
     if last <= first:
       return None
     return (self._total - last) * (now - start) / (last - first)
+
+
+def missed(rows: Sequence[Mapping[str, float]], constraints: Mapping[str, Constraint]) -> list[str]:
+  """The bounds that training did not meet, by the mean over the last tenth of the steps, at least 5.
+
+  Args:
+    rows: metrics of the steps.
+    constraints: of the run, without margins.
+  """
+  found = []
+  for name, constraint in constraints.items():
+    values = [row[f"dual/{name}/value"] for row in rows if row.get(f"dual/{name}/value") is not None]
+    values = values[-max(5, len(values) // 10) :]
+    mean = sum(values) / max(1, len(values))
+    if values and constraint.bound is not None and constraint.sense * (mean - constraint.bound) < 0:
+      kind = "floor" if constraint.sense > 0 else "budget"
+      found.append(f"{name} {mean:.3g} ({kind} {constraint.bound:.3g}; mean of the last {len(values)} measurements)")
+  return found
 
 
 def figures(metrics: Mapping[str, float], constraints: Mapping[str, Constraint] | None = None) -> list[tuple[str, str]]:
