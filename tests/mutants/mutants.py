@@ -972,8 +972,8 @@ MUTANTS = (
   _M(
     "stacks_kept_of_first",
     "qempo_jax/models/stacks.py",
-    "kept = {kind.mixer: keys_values for kind, (_, keys_values) in zip(some, found)}",
-    "kept = {kind.mixer: keys_values for kind, (_, keys_values) in list(zip(some, found))[::-1]}",
+    "kept = {kind.mixer: keys_values for kind, keys_values in zip(some, first_period)}",
+    "kept = {kind.mixer: keys_values for kind, keys_values in list(zip(some, first_period))[::-1]}",
     "keys of an earlier block reused",
   ),
   _M(
@@ -989,5 +989,27 @@ MUTANTS = (
     "(projected + own) * 2**-0.5",
     "(projected + own)",
     "further inputs not scaled",
+  ),
+  # Reading config.json and files.
+  _M(
+    "keys_of_other_families",
+    "qempo_jax/models/hugging_face.py",
+    "if key not in OPTIONAL or key in family.defaults}",
+    "}",
+    "keys that only other families have are obeyed",
+  ),
+  _M(
+    "joined_up_from_gate",
+    "qempo_jax/models/safetensors_files.py",
+    'first = rows if spec.key == "expert_up" else 0',
+    "first = 0",
+    "the gate's rows read as the up projection of experts in one tensor",
+  ),
+  _M(
+    "no_least_bound",
+    "qempo_jax/constraints.py",
+    "and not bound >= least:",
+    "and bound != bound:",
+    "bounds that no policy meets are accepted",
   ),
 )
