@@ -112,8 +112,11 @@ def prepare(rewards: chex.Array, ref_log_probs: chex.Array) -> tuple[jax.Array, 
   """Casts both arrays to one floating dtype, with rewards 0 outside the set; checks shapes, and concrete values."""
   dtype = jnp.result_type(rewards, ref_log_probs, jnp.float32)
   rewards, ref_log_probs = jnp.asarray(rewards, dtype), jnp.asarray(ref_log_probs, dtype)
-  chex.assert_rank(rewards, {1, 2})
-  chex.assert_equal_shape([rewards, ref_log_probs])
+  if rewards.ndim not in (1, 2) or rewards.shape != ref_log_probs.shape:
+    raise InputError(
+      f"rewards {rewards.shape} and ref_log_probs {ref_log_probs.shape} must have one shape, [responses] or"
+      " [prompts, responses]"
+    )
   if not traced(rewards, ref_log_probs):
     inside = np.asarray(ref_log_probs) > -np.inf
     if not np.isfinite(np.asarray(rewards)[inside]).all():

@@ -433,6 +433,10 @@ def test_infeasible_programs_state_the_feasible_range(solve, words):
   "solve, words",
   [
     (
+      lambda: exact.solve_rlhf(TWO[0], REF[0, :2], min_reward=0.5),
+      r"rewards \(3,\) and ref_log_probs \(2,\) must have one shape",
+    ),
+    (
       lambda: exact.solve_rlhf(TWO[0], REF[0] + 0.1, min_reward=0.6),
       "must be normalised, but sum to 1.10517",
     ),
