@@ -1,4 +1,4 @@
-"""From a config to a run: its plan, its data, and how it is kept."""
+"""Builds a run from a config: its plan, its data, and how it is kept."""
 
 import functools
 import json
@@ -110,6 +110,7 @@ def run(config: ConfigDict, policy: Policy | None = None, *, check: bool = True)
   else:
     build_objective.offline(config)
   policy = policy or build_policy.policy(config)
+  build_constraints.check_entropy_floors(config, policy.config.vocab_size)
   batches, line = (_groups if config.offline.loss is None else _pairs)(config, policy, check)
   policy = build_policy.with_reference_in_its_place(config, policy)
   planned = plan(config, policy)

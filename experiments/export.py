@@ -29,6 +29,9 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     policy = build_policy.policy(config)
     size = sum(leaf.size for leaf in jax.tree.leaves(policy.params)) * jax.numpy.dtype(settings.dtype).itemsize
     print(dry_runs.model_line(policy))
+    if settings.adapters:
+      print(f"Its adapters alone would be exported to {target}")
+      return
     print(f"The model would be exported to {target}: {size / dry_runs.GIB:.2f} GiB of {settings.dtype}")
     return
   workdir = workdirs.open_workdir(workdir, workdirs.of_the_run(config, workdir, ("export", "evaluation")), lock=False)
@@ -36,8 +39,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
   if settings.adapters:
     adapters, what = build.trained_params(config, workdir, policy, checkpoint, merged=False)
     with export.new_folder(target) as folder:
-      if folder is not None:  # on the first host
-        lora_peft.write(folder, adapters, policy.config, base_model=config.model.source)
+      lora_peft.write(folder, adapters, policy.config, base_model=policy.source)
     print(f"Exported the adapters of {what} to {target}, for peft.PeftModel.from_pretrained(model, {str(target)!r})")
     return
   params, what = build.trained_params(config, workdir, policy, checkpoint)

@@ -22,6 +22,7 @@ from experiments.measure.reference import Measured
 from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
 from qempo_jax.evaluation import intervals
+from qempo_jax.paths import json_numbers
 
 MAX_PROMPTS = 32  # spread evenly over the training rows
 
@@ -55,7 +56,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     results["sampling"] = f"{words}; forecasts take this reference, as it is sampled, for the reference policy"
     print(f"Samples: {results['sampling']}")
   path = workdir / "feasibility.json"
-  workdirs.write(path, json.dumps(feasibility_tables.json_numbers(results), indent=1, allow_nan=False) + "\n")
+  workdirs.write(path, json.dumps(json_numbers(results), indent=1, allow_nan=False) + "\n")
   feasibility_tables.show(results, Console())
   if found.unscored > 0.01:
     print(f"WARNING: {found.unscored:.1%} of responses could not be judged, and count as the least reward")

@@ -10,6 +10,7 @@ from experiments.compile import dry_run as dry_runs
 from experiments.run import metrics_file
 from experiments.run import workdir as workdirs
 from experiments.run.display import Display
+from qempo_jax.paths import json_numbers
 from qempo_jax.rewards import reward_model
 
 RESULTS = "results.json"
@@ -45,7 +46,7 @@ def train(run: loop.Run, workdir: pathlib.Path, display) -> dict:
   rows = metrics_file.read(workdir / metrics_file.NAME)  # of all steps, those before a resumption too
   results["training_seconds"] = sum(row["seconds"] for row in rows)
   results |= run.batches.results(trained) | {"config": run.config}
-  workdirs.write(workdir / RESULTS, json.dumps(metrics_file.finite(results), indent=1) + "\n")
+  workdirs.write(workdir / RESULTS, json.dumps(json_numbers(results), indent=1, allow_nan=False) + "\n")
   run.batches.export(workdir / reward_model.EXPORT_FOLDER, trained)
   return results
 

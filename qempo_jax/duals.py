@@ -228,6 +228,8 @@ def resolve_floor(
   if rewards.size == 0 or not np.isfinite(rewards).all():
     raise InputError(f"the reference's rewards must be finite, and at least one; got {rewards.size}")
   floor = _floor_value(spec, rewards)
+  if max_reward is not None and rewards.max() > max_reward + 1e-6 * abs(max_reward):
+    raise InputError(f"a sample has reward {rewards.max():g}, above the largest possible, given as {max_reward:g}")
   best = float(rewards.max(axis=-1).mean()) if max_reward is None else float(max_reward)
   if not floor <= best + 1e-9 * max(1.0, abs(best)):
     raise InputError(

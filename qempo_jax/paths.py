@@ -1,7 +1,9 @@
 """Paths and JSON files that a user names, and whole files written at once: anything wrong with them is one line."""
 
+from collections.abc import Callable
 import contextlib
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -66,6 +68,17 @@ def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
   if not isinstance(content, dict):
     raise InputError(f"{path} is no JSON object; {remedy}")
   return content
+
+
+def json_numbers(value: Any, *, infinity: Callable[[float], Any] = str) -> Any:
+  """Nested dicts and lists in numbers that JSON has: NaN becomes None, and infinity the text "inf" or `infinity` of it."""
+  if isinstance(value, dict):
+    return {key: json_numbers(item, infinity=infinity) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [json_numbers(item, infinity=infinity) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None if math.isnan(value) else infinity(value)
+  return value
 
 
 def write_atomically(path: pathlib.Path, data: str | bytes) -> None:

@@ -14,10 +14,10 @@ from experiments import cli
 from experiments import feasibility as verb
 from experiments import samples
 from experiments.configured import policy as build_policy
-from experiments.measure import feasibility_tables
 from experiments.measure import forecast
 from qempo_jax import exact
 from qempo_jax import methods
+from qempo_jax import paths
 from qempo_jax.errors import InputError
 from tests.loops import toy
 
@@ -240,5 +240,5 @@ def test_reasons_name_the_limit():
 
 
 def test_infinite_numbers_are_readable_json():
-  text = json.dumps(feasibility_tables.json_numbers({"a": [float("inf"), float("nan"), 1.0]}), allow_nan=False)
+  text = json.dumps(paths.json_numbers({"a": [float("inf"), float("nan"), 1.0]}), allow_nan=False)
   assert json.loads(text) == {"a": ["inf", None, 1.0]}

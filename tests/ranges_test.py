@@ -88,6 +88,12 @@ def test_overrides_at_random_build_a_run_or_are_one_line(tmp_path, kind, count, 
     ("evaluation.reward_range", "0,1e400", "must be finite"),
     ("reward_model.heldout", "1,2", "config.reward_model.heldout=(1, 2) must hold texts"),
     ("evaluation.splits", "((1,),)", "must hold texts"),
+    (
+      "evaluation.axes",
+      "lexical,musical",
+      "config.evaluation.axes='musical' is not one of lexical, semantic, syntactic",
+    ),
+    ("constraints.entropy.bound", "1000", "out of reach: "),
   ],
 )
 def test_a_value_out_of_range_is_named(tmp_path, key, text, words):

@@ -1,6 +1,7 @@
 """config.method and config.constraints -> the method, its constraints and their multipliers."""
 
 from collections.abc import Callable
+import math
 import re
 from typing import Any
 from typing import NamedTuple
@@ -105,12 +106,27 @@ def constraints(config: ConfigDict, *, aim: bool = True) -> dict[str, Constraint
 
 def _check_entropies(config: ConfigDict) -> None:
   """Raises InputError where a floor of the entropy is above its budget."""
-  bounds = {of_one.kind: (name, of_one.bound) for name, of_one in settings(config).items() if of_one.bound is not None}
-  (floor, least), (budget, most) = (bounds.get(kind, (kind, None)) for kind in ("entropy", "entropy_budget"))
-  if None not in (least, most) and least > most:
-    raise InputError(
-      f"constraints.{floor}.bound={least:g} is above constraints.{budget}.bound={most:g}: no entropy is both"
-    )
+  bounds = {"entropy": [], "entropy_budget": []}
+  for name, of_one in settings(config).items():
+    if of_one.kind in bounds and of_one.bound is not None:
+      bounds[of_one.kind].append((of_one.bound, name))
+  for least, floor in bounds["entropy"]:
+    for most, budget in bounds["entropy_budget"]:
+      if least > most:
+        raise InputError(
+          f"constraints.{floor}.bound={least:g} is above constraints.{budget}.bound={most:g}: no entropy is both"
+        )
+
+
+def check_entropy_floors(config: ConfigDict, vocab_size: int) -> None:
+  """Raises InputError where a floor is above T log V, the largest entropy of T tokens of V."""
+  highest = config.sampling.max_response_length * math.log(vocab_size)
+  for name, of_one in settings(config).items():
+    if of_one.kind == "entropy" and of_one.bound is not None and of_one.bound > highest:
+      raise InputError(
+        f"constraints.{name}.bound={of_one.bound:g} is out of reach: {config.sampling.max_response_length} tokens"
+        f" (sampling.max_response_length) have at most {highest:.4g} nats"
+      )
 
 
 def bound(config: ConfigDict, name: str, *, aim: bool = False) -> float | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation.diversity_metrics import AXES
 from qempo_jax.kernels.choice import TOKEN_STATS
 from qempo_jax.models import export_tensors
 from qempo_jax.models.config import ATTENTIONS
@@ -156,6 +157,7 @@ ALLOWED: dict[str, Range | tuple[str, ...]] = {
   "evaluation.min_p": _SHARE,
   "evaluation.max_prompt_length": _COUNT_OR_0,
   "evaluation.max_response_length": _COUNT_OR_0,
+  "evaluation.axes": AXES,
   "evaluation.floor_kind": ("absolute", "reference quantile", "reference minus"),
   "evaluation.matched": _COUNT_OR_0,
   "evaluation.look": _COUNT,
@@ -175,10 +177,12 @@ def check(config: ConfigDict) -> None:
     allowed = ALLOWED.get(key)
     if key.startswith("constraints."):
       allowed = _CONSTRAINT.get(key.rpartition(".")[2])
-    if isinstance(allowed, tuple) and not isinstance(allowed, Range) and value not in allowed:
-      raise InputError(f"config.{key}={value!r} is not one of {', '.join(allowed)}")
     if key in _TEXTS and not all(isinstance(part, str) for part in value):
       raise InputError(f"config.{key}={value!r} must hold texts alone, such as ('a', 'b')")
+    if isinstance(allowed, tuple) and not isinstance(allowed, Range):
+      for part in value if key in _TEXTS else (value,):
+        if part not in allowed:
+          raise InputError(f"config.{key}={part!r} is not one of {', '.join(allowed)}")
     for number in _numbers(value):
       limits = allowed if isinstance(allowed, Range) else Range()
       if not limits.holds(number):

@@ -1,7 +1,5 @@
 """The tables that the feasibility verb prints."""
 
-import math
-
 from rich.console import Console
 from rich.table import Table
 
@@ -63,14 +61,3 @@ def _cells(row):
 def _text(interval):
   """An estimate with its interval."""
   return f"{interval['mean']:.3g} [{interval['low']:.3g}, {interval['high']:.3g}]"
-
-
-def json_numbers(value):
-  """The same in numbers that JSON has: NaN becomes None, infinity the string "inf"."""
-  if isinstance(value, dict):
-    return {key: json_numbers(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [json_numbers(item) for item in value]
-  if isinstance(value, float) and not math.isfinite(value):
-    return None if math.isnan(value) else str(value)
-  return value

@@ -1,4 +1,4 @@
-"""From rows of samples to the results of `experiments.evaluate`: all figures that can be had here."""
+"""Makes, of rows of samples, the results of `experiments.evaluate`: all figures that can be had here."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -67,15 +67,8 @@ def floor_of(config) -> tuple[str, float]:
   return ("reference minus", 0.0) if bound is None else ("absolute", bound)
 
 
-def check(e) -> None:
-  """Raises InputError for an unknown axis, before anything is sampled."""
-  if unknown := set(e.axes) - set(diversity_metrics.AXES):
-    raise InputError(f"evaluation.axes has {sorted(unknown)[0]!r}: choose of {', '.join(diversity_metrics.AXES)}.")
-
-
 def tools(e) -> tuple[Callable | None, Callable | None, dict[str, str]]:
   """(encoder, parser, why an axis is left out)."""
-  check(e)
   embed = parse = None
   left_out = {}
   try:

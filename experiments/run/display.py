@@ -84,7 +84,7 @@ class Display:
     return panel
 
   def _seconds_left(self):
-    """From the pace since the first step shown, which leaves compilation out; unknown until the second."""
+    """Seconds left, by the pace since the first step shown, which leaves compilation out; unknown until the second."""
     (first, start), (last, now) = self._first, self._last
     if last <= first:
       return None

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 import json
-import math
 import pathlib
 from typing import Any
 
 from qempo_jax.errors import InputError
+from qempo_jax.paths import json_numbers
 
 NAME = "metrics.jsonl"
 
@@ -52,16 +52,7 @@ def read(path: pathlib.Path, note: Callable[[str], None] = print) -> list[dict[s
 
 def line(metrics: dict[str, Any]) -> str:
   """One step as a line of JSON; a value that is not finite, for which JSON has no word, is null."""
-  return json.dumps(finite(metrics), allow_nan=False) + "\n"
-
-
-def finite(tree: Any) -> Any:
-  """Nested dicts and lists with None in place of numbers that are not finite, for which JSON has no word."""
-  if isinstance(tree, dict):
-    return {name: finite(value) for name, value in tree.items()}
-  if isinstance(tree, (list, tuple)):
-    return [finite(value) for value in tree]
-  return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+  return json.dumps(json_numbers(metrics, infinity=lambda value: None), allow_nan=False) + "\n"
 
 
 def _row(text: bytes) -> dict[str, Any] | None:

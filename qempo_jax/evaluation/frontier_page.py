@@ -13,6 +13,7 @@ from qempo_jax.evaluation import frontier
 from qempo_jax.evaluation import intervals
 from qempo_jax.evaluation import pages
 from qempo_jax.evaluation import plots
+from qempo_jax.paths import json_numbers
 from qempo_jax.paths import write_atomically
 
 FIGURES = {
@@ -52,7 +53,7 @@ def write(directory: pathlib.Path, results: Mapping) -> pathlib.Path:
   config = results["config"]
   found = frontier.points(results["runs"])
   png = draw(found, config, results["curves"])
-  write_atomically(directory / "frontier.json", json.dumps(results))
+  write_atomically(directory / "frontier.json", json.dumps(json_numbers(results), allow_nan=False))
   write_atomically(directory / "frontier.png", png)
   write_atomically(directory / "frontier.tex", latex(found, config))
   write_atomically(directory / "index.html", render(found, results, png))

@@ -23,7 +23,7 @@ class Family:
     experts: its feed-forward layers are mixtures of experts.
     biases: matrices that always have a bias, besides those that config.json names.
     linear: its other blocks are gated delta nets.
-    unread: keys that must be empty, since PyTorch transformers ignores them.
+    unread: keys that must be empty, since PyTorch transformers has them here and ignores them.
   """
 
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -64,6 +64,7 @@ _GPT_OSS_ROPE = {
   "truncate": False,
   "original_max_position_embeddings": 4096,
 }
+_NO_BIAS = {"attention_bias": False}  # of the kind that the key adds
 _QWEN35_OPTIONS = {"qk_norm": "head", "norm_offset": 1.0, "gated_attention": True}
 _QWEN35 = {
   "head_dim": 256,
@@ -77,11 +78,11 @@ _QWEN35 = {
 }
 GRANITE = dict.fromkeys(("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0)
 FAMILIES = {
-  "llama": Family(),
-  "mistral": Family(defaults={"sliding_window": 4096}, windows="all"),
-  "ministral": Family(defaults={"sliding_window": 4096}, windows="typed"),
-  "ministral3": Family(defaults={"head_dim": 128, "rope_parameters": _MINISTRAL3_ROPE}, windows="all"),
-  "qwen2": Family({"biases": ("query", "key", "value")}, _QWEN, "late"),
+  "llama": Family(defaults={"mlp_bias": False}),
+  "mistral": Family(defaults={"sliding_window": 4096}, windows="all", fixed=_NO_BIAS),
+  "ministral": Family(defaults={"sliding_window": 4096}, windows="typed", fixed=_NO_BIAS),
+  "ministral3": Family(defaults={"head_dim": 128, "rope_parameters": _MINISTRAL3_ROPE}, windows="all", fixed=_NO_BIAS),
+  "qwen2": Family({"biases": ("query", "key", "value")}, _QWEN, "late", fixed=_NO_BIAS),
   "qwen3": Family({"qk_norm": "head"}, _QWEN | {"head_dim": 128}, "late"),
   "olmo2": Family({"norm_placement": "post", "qk_norm": "width"}),
   "olmo3": Family(
@@ -113,11 +114,14 @@ FAMILIES = {
       "no_rope_layers": None,
       "no_rope_layer_interval": 4,
       "tie_word_embeddings": True,
+      "mlp_bias": False,
     },
     windows="unrotated",
   ),
-  "phi3": Family({"layout": "phi3"}, {"original_max_position_embeddings": 4096}, "all", partial_rope=True),
-  "granite": Family(defaults=GRANITE),
+  "phi3": Family(
+    {"layout": "phi3"}, {"original_max_position_embeddings": 4096}, "all", partial_rope=True, fixed=_NO_BIAS
+  ),
+  "granite": Family(defaults=GRANITE | {"mlp_bias": False}),
   "granitemoehybrid": Family(
     {"layout": "granitemoehybrid"},
     GRANITE
@@ -149,7 +153,7 @@ FAMILIES = {
     {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
     "all",
     experts=True,
-    fixed={"norm_topk_prob": True},
+    fixed=_NO_BIAS | {"norm_topk_prob": True},
   ),
   "gpt_oss": Family(
     {"layout": "gpt_oss", "attention_sinks": True},

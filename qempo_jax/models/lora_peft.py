@@ -36,11 +36,11 @@ _FREE = frozenset({
 _PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian")}
 
 
-def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: str | None) -> None:
+def write(folder: pathlib.Path | None, adapters, config: ModelConfig, *, base_model: str | None) -> None:
   """Writes adapters for `peft.PeftModel.from_pretrained`.
 
   Args:
-    folder: created if absent.
+    folder: created if absent; None on all hosts but the first, which take part in gathering.
     adapters: from `lora.init`.
     config: the base's config.
     base_model: folder or Hugging Face id of the base, for the description; None: not stated.
@@ -51,6 +51,11 @@ def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: st
       f"peft has no adapters of single experts or of parts of a fused projection, such as layers/{refused[0]} of this"
       " model; export the merged model"
     )
+  tensors = _tensors(layers, config)
+  if folder is None:
+    for _ in tensors:
+      pass
+    return
   folder.mkdir(parents=True, exist_ok=True)
   first = next(iter(layers.values()))
   rank = first.a.shape[-1]
@@ -69,7 +74,7 @@ def write(folder: pathlib.Path, adapters, config: ModelConfig, *, base_model: st
     "use_rslora": False,
   }
   export_tensors.write_safetensors(
-    folder, _tensors(layers, config), max_shard_bytes=_SHARD_BYTES, stem=WEIGHTS_FILE.removesuffix(".safetensors")
+    folder, tensors, max_shard_bytes=_SHARD_BYTES, stem=WEIGHTS_FILE.removesuffix(".safetensors")
   )
   (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 

@@ -29,7 +29,7 @@ from qempo_jax.types import PackedGroups
 
 
 class Mixers(NamedTuple):
-  """What mixes the tokens of rows.
+  """Functions that mix the tokens of rows.
 
   Attributes:
     attend: attention, (q, k, v, the block's window, sinks) -> [B, L, H, K], such as `masked`.
@@ -55,7 +55,7 @@ def logits(hidden, unembedding_VxD, config: ModelConfig):
 
 
 def block_inputs(params, config: ModelConfig, tokens, embedded):
-  """What each block reads besides the stream (Gemma 3n's per-layer embeddings): [N, ..., P], or None.
+  """Inputs that each block has besides the stream (Gemma 3n's per-layer embeddings): [N, ..., P], or None.
 
       (rms_norm(x W / sqrt(D)) + sqrt(P) e) / sqrt(2),   x the embedding, e the block's own embedding of the token
 
@@ -218,6 +218,6 @@ def embed(params, config: ModelConfig, tokens):
 
 
 def final_norm(params, config, x):
-  """What `logits` reads of the stream after the last block: normed, and divided by `logit_divisor`."""
+  """The stream after the last block as `logits` reads it: normed, and divided by `logit_divisor`."""
   normed = layers.rms_norm(x, params["final_norm"], config.norm_epsilon, config.norm_offset)
   return normed if config.logit_divisor == 1 else normed / config.logit_divisor

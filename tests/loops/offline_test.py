@@ -93,6 +93,7 @@ def test_every_kind_of_loss_trains(tmp_path, loss):
   if loss == "nll":  # per token of all responses, not per response
     assert found[0]["loss"] == pytest.approx(-found[0]["chosen_log_prob"] / found[0]["chosen_length"], rel=1e-5)
   assert ("margin" in found[0]) == (loss != "nll")
+  assert loss != "dpo" or found[0]["accuracy"] == 0.5  # all margins are 0 but for rounding
   # Fixed weights measure, and leave the multipliers.
   assert ["reward" in row for row in found] == [bool(every), False] * 3
   assert len({row.get("alpha") for row in found}) == 1

@@ -196,7 +196,7 @@ def test_an_impossible_floor_is_found_before_training(tmp_path):
 def test_a_reward_above_the_largest_possible_is_named(tmp_path):
   config = _config(tmp_path)
   config.constraints.quality.bound, config.reward.max = 0.05, 0.1
-  with pytest.raises(InputError, match=r"a sample has reward .*, above reward.max=0.1"):
+  with pytest.raises(InputError, match=r"a sample has reward .* given as 0.1 .*reward.max is the largest"):
     build.run(config, toy.policy())
 
 

@@ -119,6 +119,8 @@ def test_keys_of_other_families_are_not_read():
   assert _read("llama", position_embedding_type="absolute", no_rope_layers=[1, 0] * 4) == _read("llama")
   assert _read("llama", attention_multiplier=3.0, final_logit_softcapping=3.0) == _read("llama")
   assert _read("mistral", use_sliding_window=False) == _read("mistral")
+  assert _read("mistral", attention_bias=True) == _read("mistral")
+  assert _read("qwen3", mlp_bias=True) == _read("qwen3") != _read("qwen3", attention_bias=True)
   assert _read("gemma2", sliding_window_pattern=3) == _read("gemma2")
   assert _read("mixtral", norm_topk_prob=False) == _read("mixtral")
   assert _read("qwen3_moe", norm_topk_prob=True) != _read("qwen3_moe", norm_topk_prob=False)
@@ -208,7 +210,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0}
 ODD = [
   ("llama2", {"position_embedding_type": "absolute", "no_rope_layers": [1, 0], "attn_logit_softcapping": 2.0}),
   ("llama2", {"attention_multiplier": 3.0, "query_pre_attn_scalar": 4, "hidden_activation": "gelu_pytorch_tanh"}),
-  ("mistral", {"use_sliding_window": False}),
+  ("mistral", {"use_sliding_window": False, "attention_bias": True, "mlp_bias": True}),
   ("gemma2", {"sliding_window_pattern": 3, "layer_types": None}),
   ("mixtral", {"norm_topk_prob": False}),
   ("gpt_oss", {"norm_topk_prob": False}),
