@@ -149,6 +149,8 @@ def main(folder: pathlib.Path, random_count: int, chosen_count: int) -> dict:
   for name, cases in (("random", at_random(random_count)), ("chosen", chosen(chosen_count))):
     counts = found[name] = collections.Counter()
     for kind, key, text in cases:
+      for left in pathlib.Path.cwd().iterdir():  # such as another case's checkpoints, with which this run would be done
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
       argument = f"--config.{key}={text}"
       how, said = call(kind, folder, "--dry_run", argument)
       if how == "passed":
