@@ -40,16 +40,15 @@ MAX_SHARE = 0.02
 LONGEST = ("kill_test.py", "colabs_test.py", "overrides_tried_test.py", "journeys_test.py")
 
 
-@pytest.fixture(autouse=True)
-def compiler(request):
-  """Sets the compiler's effort for one test, and for the programs that it starts."""
-  name = pathlib.Path(request.fspath).relative_to(pathlib.Path(__file__).parent).as_posix()
-  effort = "0" if name in OPTIMISED and request.node.get_closest_marker("slow") else "1"
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Sets the compiler's effort for one test, the fixtures that it is the first to ask for, and the programs that it starts."""
+  name = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
+  effort = "0" if name in OPTIMISED and item.get_closest_marker("slow") else "1"
   if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != effort:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = effort
     jax.config.update("jax_disable_most_optimizations", effort == "1")
     jax.clear_caches()
-  yield
 
 
 @pytest.fixture

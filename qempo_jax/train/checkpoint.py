@@ -66,6 +66,8 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,
       create=not read_only,
       read_only=read_only,
+      # Where a folder cannot be made, Orbax's threads that wait for it would keep the process for five minutes.
+      async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
     )
     # No compression: weights hardly shrink, and it would take CPU time from the steps.
     trees = {item: checksums.TreeHandler(self._check, use_compression=False) for item in ("params", "rest")}

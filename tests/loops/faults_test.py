@@ -58,6 +58,9 @@ def _remount(disk: pathlib.Path, mode: str) -> None:
   subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True)
 
 
+_FAULTS = {"full": _fill, "read-only": lambda disk: _remount(disk, "ro")}
+
+
 def _wait_for(path: pathlib.Path) -> None:
   """Waits until a checkpoint, or another file, is on disk."""
   while not path.exists():
@@ -91,9 +94,10 @@ def test_a_disk_that_takes_nothing_more_is_one_line_and_loses_no_saved_step(
     (folder / "metrics.jsonl").symlink_to(disk / "metrics.jsonl")
   else:
     changes["checkpoint__folder"] = str(disk / "checkpoints")
-  fail = _fill if fault == "full" else lambda disk: _remount(disk, "ro")
   with monkeypatch.context() as patch:
-    _break(patch, (4,), _then(lambda: _wait_for(pathlib.Path(changes["checkpoint__folder"]) / "2") or fail(disk)))
+    _break(
+      patch, (4,), _then(lambda: _wait_for(pathlib.Path(changes["checkpoint__folder"]) / "2") or _FAULTS[fault](disk))
+    )
     with pytest.raises(InputError, match="(cannot|could not) be written .*start the same command again") as caught:
       _run(folder, **changes)
     assert "\n" not in str(caught.value)
@@ -102,12 +106,12 @@ def test_a_disk_that_takes_nothing_more_is_one_line_and_loses_no_saved_step(
   _ends_alike(folder, whole, **changes)
 
 
-def _fills(folder: str, disk: str) -> None:
-  """A program whose disk of checkpoints is full from the fourth step on."""
+def _loses(folder: str, disk: str, fault: str) -> None:
+  """A program whose disk of checkpoints takes nothing from the fourth step on."""
 
   def main(config, workdir, dry_run):
-    saved = pathlib.Path(disk) / "checkpoints"
-    _break(pytest.MonkeyPatch(), (4,), _then(lambda: _wait_for(saved / "2") or _fill(pathlib.Path(disk))))
+    saved, fail = pathlib.Path(disk) / "checkpoints", _FAULTS[fault]
+    _break(pytest.MonkeyPatch(), (4,), _then(lambda: _wait_for(saved / "2") or fail(pathlib.Path(disk))))
     _run(workdir, checkpoint__folder=str(saved))
 
   flags = ["--config=configs/online_qempo_kl.py", f"--workdir={folder}"]
@@ -115,9 +119,13 @@ def _fills(folder: str, disk: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_program_says_one_line_about_a_full_disk_under_checkpoints_and_exits_with_2(tmp_path, disk):
-  program = f"from tests.loops import faults_test; faults_test._fills({str(tmp_path / 'run')!r}, {str(disk)!r})"
-  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_program_says_one_line_about_a_disk_of_checkpoints_that_takes_nothing_and_exits_with_2(tmp_path, disk, fault):
+  program = (
+    f"from tests.loops import faults_test; faults_test._loses({str(tmp_path / 'run')!r}, {str(disk)!r}, {fault!r})"
+  )
+  # A thread of Orbax that waits for a folder which nobody could make would keep the process for five minutes.
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=290)
   said = done.stderr.splitlines()
   assert done.returncode == 2 and [line for line in said if "error" in line.lower()] == said[-1:], done.stderr
   assert "that of step 2 is intact" in said[-1] and "Traceback" not in done.stderr
@@ -221,7 +229,7 @@ def test_checkpoints_that_are_removed_under_a_run_are_followed_by_the_next(tmp_p
 def test_every_other_file_on_such_a_disk_is_one_line_and_nothing_half_written_stays(disk, fault):
   (disk / "a.json").write_text("old")
   params = jax.tree.map(np.asarray, toy.policy().params)
-  _fill(disk) if fault == "full" else _remount(disk, "ro")
+  _FAULTS[fault](disk)
   before = sorted(disk.rglob("*"))
   for write in (
     lambda: paths.write_atomically(disk / "a.json", "new" * 10_000),
