@@ -19,6 +19,7 @@ from experiments.measure import samples_once
 from experiments.run import metrics_file
 from experiments.run import workdir as workdirs
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import clusters
 from qempo_jax.evaluation import report
 
 
@@ -30,6 +31,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     raise InputError(f"evaluation.sample=False reads no checkpoint: leave out --checkpoint={checkpoint}, or sample")
   if e.sample:
     of_samples, rows = samples_once.settings(config), build_data.evaluation_prompts(config)
+    for split in dict.fromkeys(row["split"] for row in rows):
+      clusters.of_rows([row for row in rows if row["split"] == split], e.cluster, split)  # refused before it samples
   if dry_run:
     if e.sample:
       print(

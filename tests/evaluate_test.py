@@ -69,6 +69,22 @@ def test_samples_made_in_another_way_are_not_mixed_in(config, run, capsys):
   assert "made in another way" in capsys.readouterr().err
 
 
+def test_families_that_no_prompt_has_are_refused_before_sampling(config, run, tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    run("--config.evaluation.cluster=('topic',)")
+  said = capsys.readouterr()
+  assert "lack the column 'topic' of evaluation.cluster" in said.err and "Sampling" not in said.out
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_column_of_prompts_that_is_called_set_name_by_chance_is_no_set_of_answers(config, run, tmp_path):
+  path = tmp_path / "prompts.jsonl"
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  path.write_text("".join(json.dumps(row | {"set_name": ("capitals", 5)[i % 2]}) + "\n" for i, row in enumerate(rows)))
+  config.evaluation.samples_per_prompt = 2
+  assert run()["methods"]["base"]["splits"]["train"]["num_samples"] == 2 * len(rows)
+
+
 def test_greedy_samples_are_reported_as_such(config, run, tmp_path):
   config.evaluation.temperature, config.evaluation.samples_per_prompt = 0.0, 2
   assert run()["run"]["sampling"].startswith("greedy; log-probs and entropies are of the truncated distribution")

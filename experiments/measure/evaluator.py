@@ -130,7 +130,7 @@ def _rows_of(samples, index, scores, ref_log_probs, labels, encoder):
   row, rollout = samples.rows[index], samples.rollout
   for sample, (text, ids) in enumerate(zip(samples.texts[index], samples.responses[index])):
     at = (index, sample)
-    set_name = row.get("set_name", "")
+    set_name = answers.known(row.get("set_name"))
     yield labels | {
       "split": row["split"],
       "set_name": set_name,

@@ -104,7 +104,7 @@ def of_prompts(
     rows: prompts with their columns.
     samples: of each prompt the finished rows of its samples, for the part that needs samples.
   """
-  known = [index for index, row in enumerate(rows) if row.get("set_name")]
+  known = [index for index, row in enumerate(rows) if answers.known(row.get("set_name"))]
   found: list[dict[str, float]] = [{} for _ in rows]
   for index, scored in zip(known, listed.log_probs(params, [rows[index] for index in known])):
     found[index] = _figures(*scored, samples[index])

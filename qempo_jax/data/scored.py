@@ -186,8 +186,8 @@ def encode_lists(
 
 
 def _answer(tokenizer, row, response) -> str | None:
-  name = row.get("set_name")
-  if not answers_lib.is_known(name):
+  name = answers_lib.known(row.get("set_name"))
+  if not name:
     return None
   text = response if isinstance(response, str) else tokenizer.decode(response, skip_special_tokens=True)
   return answers_lib.parse_answer(text, name)

@@ -96,7 +96,8 @@ def of_rows(rows: Sequence[Mapping], keys: Sequence[str], split: str) -> Cluster
   Raises:
     InputError: a row lacks a column.
   """
-  task_labels = [answers.families(row["set_name"], row["prompt"]) for row in rows]
+  names = [answers.known(row.get("set_name")) for row in rows]
+  task_labels = [answers.families(name, row["prompt"]) for name, row in zip(names, rows, strict=True)]
   if keys:
     columns = {
       key: [row.get(key, (labels or {}).get(key)) for row, labels in zip(rows, task_labels, strict=True)]
@@ -105,10 +106,11 @@ def of_rows(rows: Sequence[Mapping], keys: Sequence[str], split: str) -> Cluster
     for key, column in columns.items():
       if None in column:
         raise InputError(
-          f"Rows of {split} lack the column {key!r} of evaluation.cluster: add it to every row, or name another."
+          f"Rows of {split} lack the column {key!r} of evaluation.cluster: name another, or add it to every prompt and"
+          " remove samples that were drawn without it."
         )
     return of(columns)
-  tasks = {answers.clusters(split, row["set_name"]) for row in rows}
+  tasks = {answers.clusters(split, name) for name in names}
   if None in task_labels or len(tasks) != 1:
     return None
   declared, claim = tasks.pop()

@@ -20,7 +20,7 @@ LABELS = {
   "ead_1": ("EAD (V = 50,000)", True),
   "self_bleu": ("Self-BLEU", False),
   "compressed_share": ("Compressed share (gzip)", True),
-  "mattr": ("MATTR (50 tokens)", True),
+  "mattr": ("MATTR (50 tokens, within outputs)", True),
   "root_ttr": ("Root type-token ratio", True),
   "semantic_distance": ("Semantic distance", True),
   "vendi": ("Vendi score (q = 1)", True),

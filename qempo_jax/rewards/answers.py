@@ -11,11 +11,12 @@ def countdown_set(target: int) -> str:
   return f"{_COUNTDOWN}{target}"
 
 
-def is_known(set_name: object) -> bool:
-  """True for the name of a set whose right answers are all known."""
-  if not isinstance(set_name, str):
-    return False
-  return set_name in open_list.SETS or set_name.removeprefix(_COUNTDOWN).isdecimal() and set_name.startswith(_COUNTDOWN)
+def known(set_name: object) -> str:
+  """The name, if it is that of a set whose right answers are all known; else "", as for a user's column of that name."""
+  puzzle = (
+    isinstance(set_name, str) and set_name.startswith(_COUNTDOWN) and set_name.removeprefix(_COUNTDOWN).isdecimal()
+  )
+  return set_name if puzzle or isinstance(set_name, str) and set_name in open_list.SETS else ""
 
 
 def parse_answer(completion: str, set_name: str) -> str | None:

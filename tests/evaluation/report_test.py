@@ -107,6 +107,7 @@ def test_verdict_comes_first_and_numbers_agree_with_the_results(reader, results)
 
 def test_headline_admits_rewards_that_do_not_match(results):
   methods = {name: results["methods"][name] for name in ("base", "grpo", "qempo")}
+  methods["users_own"] = methods["grpo"]  # comes last, and the headline is still about QEMPO
   verdict, said, sentences = page.headline(results | {"methods": methods})
   assert verdict == "NOT MET" and said.startswith("QEMPO is below")
   assert any("not matched" in sentence for sentence in sentences)
