@@ -137,7 +137,8 @@ def _heldout(config: ConfigDict, policy: Policy) -> HeldOut | None:
     if config.evaluation.patience:
       raise InputError("evaluation.patience counts measurements, of which evaluation.every=0 makes none: set it too")
     return None
-  evaluate = evaluator(config, policy, build_data.evaluation_prompts(config), build_data.evaluation_reward(config))
+  rows = build_data.evaluation_prompts(config)
+  evaluate = evaluator(config, policy, rows, build_data.evaluation_reward(config, rows))
   as_policy = build_policy.as_policy(config)
   return HeldOut(every, config.evaluation.patience, evaluate, lambda trainable: as_policy(trainable, policy.params))
 

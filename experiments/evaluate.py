@@ -29,10 +29,12 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
   e = config.evaluation
   if checkpoint is not None and not e.sample:
     raise InputError(f"evaluation.sample=False reads no checkpoint: leave out --checkpoint={checkpoint}, or sample")
+  results_lib.check(e)
   if e.sample:
     of_samples, rows = samples_once.settings(config), build_data.evaluation_prompts(config)
     for split in dict.fromkeys(row["split"] for row in rows):
       clusters.of_rows([row for row in rows if row["split"] == split], e.cluster, split)  # refused before it samples
+    reward = build_data.evaluation_reward(config, rows)
   if dry_run:
     if e.sample:
       print(
@@ -45,14 +47,10 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
     return
   workdir = workdirs.open_workdir(workdir, workdirs.of_the_run(config, workdir, ("export", "evaluation")), lock=False)
   (workdir / "samples").mkdir(exist_ok=True)
-  reward = lambda: build_data.evaluation_reward(config)
-  words = ""
-  if e.sample:
-    print(
-      f"Sampling {e.samples_per_prompt} responses to each of {len(rows)} prompts; compiling comes first", flush=True
-    )
-    words = samples_once.sample(of_samples, workdir, rows, reward(), checkpoint)
-  found, notes = sample_files.read(workdir / "samples", reward)
+  words = samples_once.sample(of_samples, workdir, rows, reward, checkpoint) if e.sample else ""
+  found, notes = sample_files.read(
+    workdir / "samples", lambda: build_data.evaluation_reward(config), *e.reward_range[:1]
+  )
   whole = json.loads(config.to_json_best_effort())
   run = {
     "command": "python -m experiments.evaluate " + " ".join(sys.argv[1:]),

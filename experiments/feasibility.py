@@ -45,7 +45,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
   reference = build.reference(config, policy)
   if reference.beyond_reach():
     reference.check(4, group_size)  # raises, with what the reference reaches, without the long wait
-  workdir = workdirs.open_workdir(workdir, config)
+  workdir = workdirs.open_workdir(workdir, workdirs.of_the_run(config, workdir, ("feasibility", "evaluation")))
   started = time.monotonic()
   batch = min(prompts, config.evaluation.prompts_per_batch)
   found = reference.measure(num_prompts=prompts, batch=batch, group_size=group_size, rounds=rounds)

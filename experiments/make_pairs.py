@@ -106,6 +106,8 @@ def selection(config):
   }
   if c.select not in choices:
     raise InputError(f"make_pairs.select={c.select!r} is not one of {', '.join(choices)}")
+  if c.select == "thresholds" and not c.good > c.bad:
+    raise InputError(f"make_pairs.good={c.good:g} must be above make_pairs.bad={c.bad:g}")
   return choices[c.select]
 
 

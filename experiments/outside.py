@@ -18,6 +18,7 @@ from experiments import samples
 from experiments.plan import Policy
 from experiments.plan import Sampling
 from qempo_jax import call_text
+from qempo_jax import errors
 from qempo_jax import packing
 from qempo_jax import scoring
 from qempo_jax import sharding
@@ -71,7 +72,8 @@ class OutsideSampler(samples.GroupSampler):
 
   It calls function(weights, prompts, rng, group_size=G, max_length=T, temperature=t) with P prompts as token ids and a
   `numpy.random.Generator`. The function returns (token ids [P][G], log-probs [P][G] of each token, or None). A response is
-  cut after its first stop token. One with a token that the policy never samples is left out: its slot stays empty.
+  cut after its first stop token. One with a token that the policy never samples is left out: its slot stays empty. A batch
+  of nothing else, a token id that the model lacks, and whatever the function raises end the run in one line.
   """
 
   def __init__(self, policy: Policy, settings: Sampling, rows: Sequence[Row], function: Callable):
@@ -88,15 +90,17 @@ class OutsideSampler(samples.GroupSampler):
     prompts = [self.encode(row) for row in rows]
     seed = [int(word) for word in np.asarray(jax.random.key_data(rng)).ravel()]
     options = {"group_size": group_size, "max_length": self._settings.max_response_length}
-    found = self._function(
-      Weights(params, self._policy),
-      prompts,
-      np.random.default_rng([*seed, first]),
-      temperature=self._settings.temperature,
-      **options,
-    )
-    responses, log_probs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-    rollout = self._rollout(responses, log_probs, len(prompts), group_size)
+    generator = np.random.default_rng([*seed, first])
+    with errors.user_code(f"{_KEY} raised", "mend the function, or what it asks"):
+      found = self._function(
+        Weights(params, self._policy), prompts, generator, temperature=self._settings.temperature, **options
+      )
+    with errors.user_code(
+      f"{_KEY} returned what cannot be read:",
+      "return token ids [prompts][group_size], alone or with a log-prob of each",
+    ):
+      responses, log_probs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+      rollout = self._rollout(responses, log_probs, len(prompts), group_size)
     if log_probs is None:
       groups = [[tokens[mask] for tokens, mask in zip(*group)] for group in zip(rollout.tokens, rollout.mask)]
       packed = packing.pack_groups(prompts, groups, bucket=self._settings.bucket)
@@ -115,7 +119,12 @@ class OutsideSampler(samples.GroupSampler):
     for at in np.ndindex(shape[:2]):
       ids = np.asarray(responses[at[0]][at[1]], np.int64)[: shape[-1]]
       ids = ids[: next((place + 1 for place, id_ in enumerate(ids) if id_ in stops), len(ids))]
-      if ((ids < 0) | (ids >= count) | np.isin(ids, config.forbidden)).any():
+      if foreign := ids[(ids < 0) | (ids >= config.vocab_size)].tolist():
+        raise InputError(
+          f"{_KEY} returned the token id {foreign[0]}, which the model does not have ({config.vocab_size} ids): let it use"
+          " this model's tokenizer"
+        )
+      if ((ids >= count) | np.isin(ids, config.forbidden)).any():
         continue
       tokens[at][: len(ids)], mask[at][: len(ids)] = ids, True
       if log_probs is not None:
@@ -125,5 +134,9 @@ class OutsideSampler(samples.GroupSampler):
             f"{_KEY} returned {len(given)} finite log-probs to a response of {len(ids)} tokens; give one each"
           )
         numbers[at][: len(ids)] = given
+    if not mask.any():
+      raise InputError(
+        f"{_KEY} returned no response that can be trained on: all are empty, or have tokens that the policy never samples"
+      )
     truncated = ~np.isin(np.where(mask, tokens, -1), stops).any(-1)
     return Rollout(tokens, mask, numbers, np.full(shape, np.nan, np.float32), truncated)

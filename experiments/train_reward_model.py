@@ -33,7 +33,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     if part in results:
       found = results[part]
       low, high = found["accuracy_interval"]
-      interval = f"[{low:.3f}, {high:.3f}]" if low == low else "(no interval from one prompt)"
+      interval = f"[{low:.3f}, {high:.3f}]" if low == low else "(no interval from so few prompts)"
       print(f"{part}: accuracy {found['accuracy']:.3f} {interval} on {found['pairs']} pairs")
   print(f"The model is in {workdir / 'model'}; as a reward: --config.reward.function=reward_model:{workdir}")
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from experiments import build
 from experiments import cli
 from experiments import evaluate
 from experiments.configured import data as build_data
@@ -260,6 +261,79 @@ def test_prompts_are_the_splits_where_the_source_has_them(config, tmp_path, caps
   assert [row["prompt"] for row in build_data.evaluation_prompts(config)] == ["p", "q"]
   config.data.source, config.evaluation.splits = "countdown", ("heldout",)
   assert {row["split"] for row in build_data.evaluation_prompts(config)} == {"heldout"}
+
+
+def test_splits_are_those_of_the_task_or_sources_of_different_names(config, tmp_path):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "test.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
+  config.evaluation.splits = tuple(f"jsonl:{tmp_path / name / 'test.jsonl'}" for name in ("a", "b"))
+  assert len({row["split"] for row in build_data.evaluation_prompts(config)}) == 2
+  for source, splits, remedy in (
+    (config.data.source, ("held.jsonl",), "jsonl:held.jsonl"),
+    (config.data.source, (*config.evaluation.splits, "held.jsonl"), "jsonl:held.jsonl"),
+    ("countdown", ("heldout_wordings",), "validation, heldout"),
+    ("open_list", ("jsonl:held.jsonl",), "heldout_set"),
+  ):
+    config.data.source, config.evaluation.splits = source, splits
+    with pytest.raises(InputError, match=remedy):
+      build_data.evaluation_prompts(config)
+  config.evaluation.splits, config.evaluation.max_prompts = ("train", "heldout_set"), 2
+  assert [row["split"] for row in build_data.evaluation_prompts(config)] == ["train"] * 2 + ["heldout_set"] * 2
+
+
+def test_samples_of_prompts_that_changed_since_are_not_reported(config, run, tmp_path, capsys):
+  config.evaluation.samples_per_prompt = 2
+  assert "Reward floor 0.4" in (run() and capsys.readouterr().out)
+  path = tmp_path / "prompts.jsonl"
+  path.write_text(path.read_text().replace("}", ', "answer": "1"}', 1))
+  with pytest.raises(SystemExit):
+    run()
+  assert "made in another way" in capsys.readouterr().err
+
+
+def test_a_floor_below_the_reference_is_shown_as_its_number(config, run, capsys):
+  config.evaluation.samples_per_prompt, config.constraints.quality.bound = 2, None
+  found = run()
+  assert f"Reward floor {found['floors']['train']:.3g} on training prompts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("override", "said"),
+  [
+    ("reward=tests.evaluate_test.needs", "needs the column 'answer'"),
+    ("reward_range=(1.0,0.0)", "reward_range"),
+    ("judgements=absent.jsonl", "absent.jsonl"),
+    ("look=5", "Look 5"),
+    ("matched=1", "evaluation.matched=1"),
+    ("matched=9", "evaluation.samples_per_prompt=8"),
+  ],
+)
+def test_what_the_results_would_refuse_is_refused_before_sampling(config, run, capsys, tmp_path, override, said):
+  with pytest.raises(SystemExit):
+    run(f"--config.evaluation.{override}", "--config.evaluation.planned_looks=2")
+  assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def needs(prompts, completions, *, answer):
+  """A reward that needs a column."""
+
+
+def test_held_out_prompts_have_the_columns_of_the_reward_before_the_first_step(config):
+  config.evaluation.every, config.reward.function = 1, "tests.evaluate_test.needs"
+  with pytest.raises(InputError, match="needs the column 'answer'"):
+    build._heldout(config, toy.policy())
+
+
+def test_files_of_one_method_are_pooled_in_words_and_copies_refused(tmp_path):
+  rows = [{"prompt": "a", "completion": text, "reward": 1.0, "method": "m"} for text in "xy"]
+  for name in ("one", "two"):
+    _samples(tmp_path, rows, name)
+  assert any("one.jsonl and two.jsonl are both of method 'm'" in note for note in sample_files.read(tmp_path, None)[1])
+  for name in ("one", "two"):
+    _samples(tmp_path, [row | {"sample": place} for place, row in enumerate(rows)], name)
+  with pytest.raises(InputError, match="one.jsonl and two.jsonl both hold sample 0"):
+    sample_files.read(tmp_path, None)
 
 
 def test_an_axis_without_its_tool_is_left_out_with_the_reason(config, monkeypatch):

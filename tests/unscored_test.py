@@ -16,6 +16,7 @@ from qempo_jax import constraints
 from qempo_jax import duals
 from qempo_jax import methods
 from qempo_jax.evaluation import alarms
+from qempo_jax.evaluation import summary
 from qempo_jax.token_stats import TokenStats
 from qempo_jax.train import online_step
 from qempo_jax.train import state as train_state
@@ -106,6 +107,14 @@ def test_samples_of_another_program_keep_every_row(tmp_path):
   rows, notes = sample_files.read(tmp_path, lambda: judge)
   assert [(round(row["reward"], 6), row["unscored"]) for row in rows] == [(1.0, False), (0.0, True), (0.2, False)]
   assert "mine.jsonl: 1 completions could not be judged, and count as the least reward" in notes
+  # One rule for all files, in this call, and never an acceptable answer, even where every reward is.
+  (tmp_path / "other.jsonl").write_text(json.dumps({"prompt": "p", "completion": "x", "reward": 0.0, "unscored": True}))
+  rows, _ = sample_files.read(tmp_path, lambda: judge, -2.0)
+  assert [row["reward"] for row in rows] == pytest.approx([1.0, -2.0, 0.2, -2.0])
+  found = summary.summarise(rows, floor=-2.0, reward_range=(-2.0, 1.0), num_draws=10)["methods"]
+  of = {name: entry["splits"]["prompts"] for name, entry in found.items()}
+  assert (of["other"]["solutions"]["pass@1"]["mean"], of["other"]["effective_answers"]["mean"]) == (0, 0)
+  assert of["other"]["diversity"]["acceptable_per_prompt"] == 0
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.011, True), (0.009, False), (np.nan, False)])

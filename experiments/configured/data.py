@@ -39,14 +39,23 @@ def bad_rows(config: ConfigDict) -> dict[str, Any]:
   return {"on_bad_row": config.data.on_bad_row, "max_bad_share": config.data.max_bad_share, "note": print}
 
 
+_SPLITS = {
+  "open_list": ("train", "validation_wordings", "heldout_wordings", "heldout_set"),
+  "countdown": ("train", "validation", "heldout"),
+}
+
+
 def evaluation_rows(config: ConfigDict) -> list[prompts.Row]:
   """The prompts that are evaluated: splits of the task, or sources; held-out sets are asked for in the trained wordings."""
-  splits = config.evaluation.splits
+  splits, most = config.evaluation.splits, config.evaluation.max_prompts or None
   if config.data.source == "countdown":
-    return [row for split in splits for row in prompts.countdown_rows(split)]
+    return [row for split in splits for row in prompts.countdown_rows(split)[:most]]
   if config.data.source != "open_list":
-    most = config.evaluation.max_prompts or None
-    return [row | {"split": split.rpartition("/")[2]} for split in splits for row in prompts.load_rows(split)[:most]]
+    names = [split.rpartition("/")[2] for split in splits]
+    if len(set(names)) < len(set(splits)):  # files of one name in several folders
+      names = [split.partition(":")[2] for split in splits]
+    parts = zip(dict.fromkeys(splits), dict.fromkeys(names), strict=True)
+    return [row | {"split": name} for split, name in parts for row in prompts.load_rows(split)[:most]]
   sets, wordings = tuple(config.data.sets), tuple(config.data.wordings)
   chosen = {
     "train": {"sets": sets, "wordings": wordings},
@@ -54,15 +63,19 @@ def evaluation_rows(config: ConfigDict) -> list[prompts.Row]:
     "heldout_wordings": {"sets": sets},
     "heldout_set": {"wordings": wordings},
   }
-  return [row for split in splits for row in prompts.open_list_rows(split, **chosen[split])]
+  return [row for split in splits for row in prompts.open_list_rows(split, **chosen[split])[:most]]
 
 
 def evaluation_prompts(config: ConfigDict) -> list[prompts.Row]:
   """The prompts to sample; a benchmark's split is named after its file."""
   e = config.evaluation
   if not e.prompts:
-    named = config.data.source in ("open_list", "countdown") or all(":" in split for split in e.splits)
-    if named and e.splits:
+    own = _SPLITS.get(config.data.source)
+    unknown = [split for split in e.splits if split not in own] if own else [s for s in e.splits if ":" not in s]
+    if unknown and (own or tuple(e.splits) != _SPLITS["open_list"][:1] + _SPLITS["open_list"][2:]):
+      remedy = f"choose of {', '.join(own)}" if own else f"write jsonl:{unknown[0]} for a file, or name another source"
+      raise InputError(f"evaluation.splits={unknown[0]!r} is no split of data.source={config.data.source}: {remedy}")
+    if e.splits and not unknown:
       return evaluation_rows(config)
     print("Prompts: those that are trained on; name others by evaluation.prompts, or sources by evaluation.splits")
     return training_rows(config)[: e.max_prompts or None]
@@ -78,9 +91,14 @@ def evaluation_prompts(config: ConfigDict) -> list[prompts.Row]:
   return [row | {"split": name} for row in rows[: e.max_prompts or None]]
 
 
-def evaluation_reward(config: ConfigDict) -> Callable:
-  """The reward function that judges: the evaluation's own, else the run's."""
-  return registry.resolve(config.evaluation.reward) if config.evaluation.reward else reward(config)
+def evaluation_reward(config: ConfigDict, rows=None) -> Callable:
+  """The reward function that judges: the evaluation's own, else the run's.
+
+  Raises:
+    InputError: as `reward`; or rows are given, and a function needs a column that they lack.
+  """
+  found = registry.resolve(config.evaluation.reward) if config.evaluation.reward else reward(config)
+  return found if rows is None else _fitting(found, rows)
 
 
 def reward(config: ConfigDict) -> Callable:
@@ -122,7 +140,10 @@ def reward_for(config: ConfigDict, rows) -> Callable:
   Raises:
     InputError: as `reward`; or a function needs a column that the rows lack.
   """
-  function = reward(config)
+  return _fitting(reward(config), rows)
+
+
+def _fitting(function: Callable, rows) -> Callable:
   columns = {name for row in rows for name in row} - {"prompt"}
   for one in [term.function for term in function.terms] if isinstance(function, compose.Composition) else [function]:
     checked.check_columns(one, columns)

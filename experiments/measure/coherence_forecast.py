@@ -88,7 +88,7 @@ def line(entry: dict, aim: float) -> str:
     return f"No forecast of QEMPO-C: {entry['reason']}."
   bound, start, better = (entry[name] for name in ("quality_multiplier_at_most", "start", "recommended_start"))
   seen = np.array(entry["acceptable_seen"])
-  advice = "lies below" if start <= better else f"lies above: set it to {better:.3g} or less"
+  advice = "lies below" if start <= better else f"lies above: set it to {f'{better:.3g} or less' if better > 0 else 0}"
   return (
     f"QEMPO-C (this config): {seen.mean():.1f} different acceptable responses a prompt were seen ({seen.min()} at least), so"
     f" at its optimum for the floor aimed at, {aim:g}, lambda is at most {bound:.3g}; constraints.quality.start={start:g}"

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from experiments.configured import constraints as build_constraints
 from qempo_jax.errors import InputError
+from qempo_jax.evaluation import certificate
 from qempo_jax.evaluation import clusters
 from qempo_jax.evaluation import diversity_metrics
 from qempo_jax.evaluation import judging
 from qempo_jax.evaluation import protocol
+from qempo_jax.evaluation import rows as evaluation_rows
 from qempo_jax.evaluation import sentence_encoder
 from qempo_jax.evaluation import summary
 from qempo_jax.evaluation import syntactic
@@ -56,6 +58,20 @@ def results(config, rows: Sequence[Mapping], run: Mapping) -> dict:
     judged = {"rate": won.rate._asdict(), "length_controlled": controlled._asdict(), "file": e.judgements}
     found["judging"] = summary.plain(won._asdict() | judged)
   return found
+
+
+def check(e) -> None:
+  """Raises InputError for settings of the evaluation that `results` would refuse, before anything slow."""
+  evaluation_rows.check_range(tuple(e.reward_range) or None)
+  certificate.level_of_look(0.95, look=e.look, planned_looks=e.planned_looks or None)
+  if e.judgements:
+    judging.read(e.judgements)
+  if e.matched == 1:
+    raise InputError("evaluation.matched=1 leaves no two outputs to compare: set it to 2 or more, or 0 for all")
+  if e.sample and (e.matched or 0) > e.samples_per_prompt:
+    raise InputError(
+      f"evaluation.matched={e.matched} is more than evaluation.samples_per_prompt={e.samples_per_prompt}: raise that one too"
+    )
 
 
 def floor_of(config) -> tuple[str, float]:

@@ -6,6 +6,8 @@ import json
 import math
 import pathlib
 
+import numpy as np
+
 from qempo_jax.data import columns
 from qempo_jax.errors import InputError
 from qempo_jax.rewards import answers
@@ -26,7 +28,7 @@ _UNKNOWN = ("log_prob", "ref_log_prob", "entropy", "num_tokens", "truncated", "n
 _MAY_BE_NULL = ("log_prob", "ref_log_prob", "entropy", "answer")
 
 
-def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dict], list[str]]:
+def read(folder: pathlib.Path, reward: Callable[[], Callable], least: float = 0.0) -> tuple[list[dict], list[str]]:
   """The rows of every *.jsonl in a folder, completed, and notes about them for the user.
 
   A row needs `prompt` and `completion`. What else it lacks is filled in: method (the file's name), seed 0, split
@@ -38,6 +40,7 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
   Args:
     folder: of the files.
     reward: makes the reward function; called only where some row lacks its reward.
+    least: the least possible reward. An `unscored` row has it, or the least of all judged rows if that is lower.
 
   Raises:
     InputError: there is no file, or a line is no such row; names it.
@@ -56,6 +59,11 @@ def read(folder: pathlib.Path, reward: Callable[[], Callable]) -> tuple[list[dic
   rows = [row for found in files.values() for row in found]
   if not rows:
     raise InputError(f"There are no samples in {folder}: set evaluation.sample=True, or put NAME.jsonl files there.")
+  judged = np.array([math.nan if row.get("unscored") else row["reward"] for row in rows], float)
+  for row, value in zip(rows, checked.least_for_unscored(judged, least).tolist(), strict=True):
+    if row.get("unscored"):  # by one rule for all methods
+      row["reward"] = value
+  notes += _pooled(files)
   if several := _name_tasks(rows):
     notes.append(f"{several} prompts stand in several tasks, which are evaluated apart: see each row's task")
   notes += filter(None, (_unread(name, found) for name, found in files.items()))
@@ -104,19 +112,46 @@ def _score(rows: list[dict], function: Callable) -> None:
   rewards = checked.scores_or_nan(
     function, [row["prompt"] for row in rows], [row["completion"] for row in rows], columns
   )
-  for row, value, least in zip(rows, rewards.tolist(), checked.least_for_unscored(rewards).tolist(), strict=True):
-    row["reward"], row["unscored"] = least, math.isnan(value)
+  for row, value in zip(rows, rewards.tolist(), strict=True):
+    row["reward"], row["unscored"] = value, math.isnan(value)
+
+
+def _pooled(files: dict[str, list[dict]]) -> Iterable[str]:
+  """Notes about files of one method and seed, whose samples are taken together.
+
+  Raises:
+    InputError: one sample, by its number, stands in two of them.
+  """
+  places: dict[tuple, dict[str, set]] = {}
+  for name, found in files.items():
+    for row in found:
+      of_file = places.setdefault((row["method"], row["seed"], row["split"]), {}).setdefault(name, set())
+      of_file |= {(row["prompt"], _task(row), row["sample"])} if "sample" in row else set()
+  pooled = {}
+  for (method, seed, _), of_files in places.items():
+    first, *others = of_files
+    for other in others:
+      if of_files[first] & of_files[other]:
+        raise InputError(
+          f"{first} and {other} both hold sample {min(of_files[first] & of_files[other], key=str)[2]} of one prompt by"
+          f" method {method!r}, seed {seed}: remove one, or give its rows another method or seed"
+        )
+    if others:
+      pooled[f"{' and '.join(of_files)} are both of method {method!r}, seed {seed}, and taken together"] = None
+  return list(pooled)
 
 
 def _name_tasks(rows: list[dict]) -> int:
   """Gives rows whose prompt stands in several tasks their `task`; returns how many such prompts there are."""
   keys = [(row["split"], row["prompt"]) for row in rows]
-  names = columns.tell_apart(
-    keys, [str(row["task"]) if "task" in row else columns.task(_reference(row)) for row in rows]
-  )
+  names = columns.tell_apart(keys, list(map(_task, rows)))
   for row, name in zip(rows, names, strict=True):
     row["task"] = name
   return len({key for key, name in zip(keys, names, strict=True) if name})
+
+
+def _task(row: dict) -> str:
+  return str(row["task"]) if "task" in row else columns.task(_reference(row))
 
 
 def _reference(row: dict) -> dict:

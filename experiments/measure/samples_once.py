@@ -1,5 +1,6 @@
 """Fresh samples for `experiments.evaluate`: of which prompts, how, and once."""
 
+import hashlib
 import json
 import pathlib
 
@@ -8,6 +9,7 @@ from experiments.configured import constraints as build_constraints
 from experiments.configured import policy as build_policy
 from experiments.configured import sampling as build_sampling
 from experiments.run import workdir as workdirs
+from qempo_jax.data import columns
 from qempo_jax.errors import InputError
 from qempo_jax.paths import read_json
 
@@ -37,29 +39,36 @@ def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | 
     print(f"{evaluate.dropped} of {len(rows)} prompts are longer than {evaluate.max_prompt_length} tokens and left out:"
           " see evaluation.max_prompt_length")  # fmt: skip
   prefix = f"{rows[0]['split']}-" if config.evaluation.prompts else ""
+  hashed = rows_hash(rows)
   write_once(
     config,
     workdir,
     f"{prefix}base",
     "the reference",
     words,
+    hashed,
     lambda: evaluate(policy.params, method="base", seed=plan.seed),
   )
   if params is not policy.params:
     method, seed = plan.label, plan.seed
     name = prefix + run_name(build_constraints.file_name(method), seed)
-    write_once(config, workdir, name, what, words, lambda: evaluate(params, method=method, seed=seed))
+    write_once(config, workdir, name, what, words, hashed, lambda: evaluate(params, method=method, seed=seed))
   else:
     print(f"Evaluated {what} alone")
   return words
 
 
-def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, make) -> None:
+def rows_hash(rows) -> str:
+  """Of all prompts with their columns, in order: files may change under one name."""
+  return hashlib.sha256("\n".join(map(columns.whole_row, rows)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, hashed: str, make) -> None:
   """Writes samples/NAME.jsonl unless it is there, made from the same policy in the same way."""
   keys = ("prompts", "max_prompts", "splits", "samples_per_prompt", "seed", "temperature", "max_prompt_length",
           "max_response_length", "reward", "exact")  # fmt: skip
   made = {"policy": what} | {key: config.evaluation[key] for key in keys}
-  made |= {"sampling": words} if words else {}
+  made |= {"rows": hashed} | ({"sampling": words} if words else {})
   path = workdir / "samples" / f"{name}.jsonl"
   beside = path.with_suffix(".json")
   remedy = f"remove it and {path.name} to sample again"
@@ -68,6 +77,8 @@ def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, 
       f"{path} holds samples made in another way (see {beside}): remove both, or choose another --workdir."
     )
   if not path.exists():
+    e = config.evaluation
+    print(f"Sampling {what}: {e.samples_per_prompt} responses a prompt; compiling comes first", flush=True)
     workdirs.write(beside, json.dumps(made, indent=1) + "\n")
   run_once(workdir, name, make)
 

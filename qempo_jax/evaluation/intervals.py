@@ -74,14 +74,13 @@ def mean_interval(
     clusters: families of the prompts, resampled whole; None: independent prompts.
 
   Returns:
-    Interval; without bounds for a single value or family.
+    Interval; without bounds for a single prompt or family.
   """
   values = _checked(values)
   if clusters is not None:
     return _over_families(values, np.ones(len(values)), clusters, level, num_draws, seed)
-  if values.size == 1 or (values.ndim == 1 and len(values) == 1):
-    return Interval(float(values.mean()), np.nan, np.nan)
-  return _percentiles(values.mean(), bootstrap_means(values, num_draws=num_draws, seed=seed), level)
+  draws = bootstrap_means(values, num_draws=num_draws, seed=seed)
+  return _percentiles(values.mean(), draws, level, prompts=len(values))
 
 
 def lower_bound(values: np.ndarray, *, level: float = 0.95, num_draws: int = 2000, seed: int = 0) -> float:
@@ -124,7 +123,7 @@ def paired_difference(
   seed: int = 0,
   clusters: Clusters | None = None,
 ) -> Interval:
-  """mean(values) - mean(baseline) over the same prompts, in the same order, with a percentile interval.
+  """mean(values) - mean(baseline) over the same prompts, in the same order, with a percentile interval; none of one prompt.
 
   Each draw takes the same prompts on both sides, so their common variance cancels; samples are drawn separately.
   """
@@ -153,7 +152,7 @@ class PairedDraws:
     draws, base_draws = _paired_draws(values, self._baseline, self._num_draws, self._seed, base_draws)
     self._base_draws[values.shape] = base_draws
     mean = np.mean(values) - np.mean(self._baseline)
-    return [_percentiles(mean, draws - base_draws, level) for level in levels]
+    return [_percentiles(mean, draws - base_draws, level, prompts=len(values)) for level in levels]
 
 
 def paired_ratio(
@@ -167,7 +166,7 @@ def paired_ratio(
 ) -> Interval:
   """mean(values) / mean(baseline) over the same prompts, in the same order, with a percentile interval.
 
-  All three are NaN if the baseline's mean is 0; the upper end is infinite if it can be.
+  All three are NaN if the baseline's mean is 0, both ends for one prompt; the upper end is infinite if it can be.
   """
   if clusters is not None:
     values, baseline = _checked(values), _checked(baseline)
@@ -178,7 +177,7 @@ def paired_ratio(
   if not np.mean(baseline):
     return Interval(np.nan, np.nan, np.nan)
   ratios = np.divide(draws, base_draws, out=np.full_like(draws, np.inf), where=base_draws != 0)
-  return _percentiles(np.mean(values) / np.mean(baseline), ratios, level, method="inverted_cdf")
+  return _percentiles(np.mean(values) / np.mean(baseline), ratios, level, method="inverted_cdf", prompts=len(values))
 
 
 def _paired_draws(values, baseline, num_draws, seed, base_draws=None):
@@ -225,7 +224,9 @@ def _generators(seed):
   return (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
 
 
-def _percentiles(mean, draws, level, method="linear"):
+def _percentiles(mean, draws, level, method="linear", *, prompts):
+  if prompts == 1:  # Says nothing about others.
+    return Interval(float(mean), np.nan, np.nan)
   low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method=method)
   return Interval(float(mean), float(low), float(high))
 

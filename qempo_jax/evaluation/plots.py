@@ -22,7 +22,7 @@ _WIDTH = 5.2  # Inches: about the width of a phone's screen at the plots' font s
 _BARS = 8
 
 
-def training_plots(metrics: Mapping[str, Sequence[Mapping]], floor: float) -> dict[str, bytes]:
+def training_plots(metrics: Mapping[str, Sequence[Mapping]], floor: float | None) -> dict[str, bytes]:
   """Plots over training steps by file name; a figure that no method logged has no plot.
 
   A constraint's slack is the distance to its violation: negative if violated.
@@ -149,6 +149,8 @@ def _draw_floor(axis, metrics, floor):
   if steps.size:
     axis.plot(steps, floors, color="#444444", linestyle="--", linewidth=1)
     position = (steps[0], floors[0])
+  elif floor is None:
+    return
   else:
     axis.axhline(floor, color="#444444", linestyle="--", linewidth=1)
     position = (axis.get_xlim()[0], floor)

@@ -51,7 +51,7 @@ def terminal_table(results: Mapping) -> Table:
   """Main figures of every policy and split with the floor's verdict; ± is half an interval's width."""
   table = Table(
     box=box.SIMPLE_HEAD,
-    title=f"Reward floor {results['floor']:.3g}",
+    title=_floors_in_words(results),
     title_justify="left",
     collapse_padding=True,
     pad_edge=False,
@@ -77,6 +77,14 @@ def terminal_table(results: Mapping) -> Table:
           figures["certificates"][0]["verdict"],
         )
   return table
+
+
+def _floors_in_words(results) -> str:
+  """A floor relative to the reference is another number on each split."""
+  if results["floor_kind"] == "absolute":
+    return f"Reward floor {results['floor']:.3g}"
+  floors = (f"{floor:.3g} on {SPLIT_LABELS.get(split, split)}" for split, floor in results["floors"].items())
+  return f"Reward floor {', '.join(floors)} ({results['floor_kind']} {results['floor']:g})"
 
 
 def _plus_minus(interval, digits):
@@ -107,7 +115,8 @@ def _plots(results, metrics):
   split_figures = [figures for entry in results["methods"].values() for figures in entry["splits"].values()]
   if not any(figures["entropy"]["mean"] is not None for figures in split_figures):
     del images["quality_entropy"]  # Rows of texts without a model's entropies.
-  for name, png in plots.training_plots(metrics, results["floor"]).items():
+  floor = results["floor"] if results["floor_kind"] == "absolute" else results["floors"].get("train")
+  for name, png in plots.training_plots(metrics, floor).items():
     images[name] = (png, _TRAINING_CAPTIONS[name])
   for split, answers in results["answers"].items():
     if answers:

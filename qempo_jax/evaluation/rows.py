@@ -65,10 +65,7 @@ def check_rows(rows: Sequence[Mapping], reward_range: tuple[float, float] | None
   """Raises InputError, with row and field, if a field is missing, or a number not finite or out of range."""
   if not rows:
     raise InputError("There are no evaluation rows to summarise: sample some completions first.")
-  if reward_range is not None and not (len(reward_range) == 2 and reward_range[0] < reward_range[1]):
-    raise InputError(
-      f"evaluation.reward_range={tuple(reward_range)} must be the reward's least and greatest value, or () for none"
-    )
+  check_range(reward_range)
   for index, row in enumerate(rows):
     missing = [field for field in _FIELDS if field not in row]
     if missing:
@@ -83,6 +80,14 @@ def check_rows(rows: Sequence[Mapping], reward_range: tuple[float, float] | None
         f"Evaluation row {index} has reward = {row['reward']:g}, outside reward_range {tuple(reward_range)}: set "
         "evaluation.reward_range to the reward's least and greatest value, or to () where it has none."
       )
+
+
+def check_range(reward_range: tuple[float, float] | None) -> None:
+  """Raises InputError unless it is None, or two numbers in order."""
+  if reward_range is not None and not (len(reward_range) == 2 and reward_range[0] < reward_range[1]):
+    raise InputError(
+      f"evaluation.reward_range={tuple(reward_range)} must be the reward's least and greatest value, or () for none"
+    )
 
 
 def arrange(
@@ -136,7 +141,12 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 def _answer(row, acceptable):
   if row["set_name"]:
     return row["answer"]
-  return equivalence.normal_form(row["completion"]) if row["reward"] >= acceptable else None
+  return equivalence.normal_form(row["completion"]) if _acceptable(row, acceptable) else None
+
+
+def _acceptable(row, least) -> bool:
+  """True where the reward is at least the least acceptable one, and is a judgement."""
+  return row["reward"] >= least and not row.get("unscored")
 
 
 def _exact(table: list[list[dict]]) -> dict[str, np.ndarray]:
@@ -168,6 +178,9 @@ def _arrange_one(key, cells, num_samples, acceptable, cluster):
     field: np.array([[[_number(row.get(field)) for row in cell] for cell in line] for line in table])
     for field in (*_NUMBERS, *_OPTIONAL)
   }
+  figures["acceptable"] = np.array(
+    [[[_acceptable(row, acceptable) for row in cell] for cell in line] for line in table]
+  )
   return SplitSamples(
     prompts=tuple(prompts),
     set_names=tuple(line[0][0]["set_name"] for line in table),

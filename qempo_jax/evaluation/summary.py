@@ -143,7 +143,7 @@ def _of_method(method, here, figures, settings, *, baseline, acceptable, metrics
     "entropy_gains": summary_comparisons.entropy_gains(method, others, here, figures, settings),
     "diversity_lost": summary_comparisons.diversity_lost(method, REFERENCE, here, figures, settings),
     "exact": summary_exact.exact_figures(samples, figures[method], settings),
-    "solutions": summary_figures.solution_figures(samples, acceptable=acceptable, settings=settings),
+    "solutions": summary_figures.solution_figures(samples, settings=settings),
     "diversity": summary_figures.diversity_figures(
       samples, metrics=metrics, acceptable=acceptable, matched=matched, settings=settings
     ),

@@ -94,13 +94,13 @@ def interval(values: np.ndarray, settings: Settings) -> intervals.Interval:
   return intervals.mean_interval(values, **settings._asdict())
 
 
-def solution_figures(samples: SplitSamples, *, acceptable: float, settings: Settings) -> dict[str, dict]:
+def solution_figures(samples: SplitSamples, *, settings: Settings) -> dict[str, dict]:
   """pass@k, majority@k and distinct@k of each k in `KS` that the samples reach: means over prompts with intervals.
 
   A sample is correct if its reward is acceptable. Votes are for normal forms, or for canonical answers if prompts have
   a set; distinct@k counts different correct ones. Seeds are evaluated separately, then averaged.
   """
-  correct = samples.figures["reward"] >= acceptable  # [prompts, seeds, samples]
+  correct = samples.figures["acceptable"]  # [prompts, seeds, samples]
   size = correct.shape[2]
   results = {}
   for k in (k for k in KS if k <= size):
@@ -150,9 +150,10 @@ def diversity_figures(
 
 def _of_seed(samples, index, metrics, acceptable, matched, settings) -> above_floor.Diversity:
   texts: Sequence[Sequence[str]] = [of_prompt[index] for of_prompt in samples.completions]
+  rewards, judged = samples.figures["reward"][:, index], samples.figures["acceptable"][:, index]
   return above_floor.diversity(
     texts,
-    samples.figures["reward"][:, index],
+    np.where(judged, rewards, np.minimum(rewards, acceptable - 1)),  # What could not be judged is not acceptable.
     floor=acceptable,
     metrics=metrics,
     matched=matched,

@@ -87,6 +87,15 @@ def test_ratio_covers_the_truth_and_names_a_zero_baseline():
   assert sometimes_zero.high == np.inf and sometimes_zero.mean == pytest.approx(3)
 
 
+def test_one_prompt_has_no_interval_whatever_its_samples():
+  one, other = np.array([[0.0, 1.0, 1.0]]), np.array([[0.0, 0.0, 1.0]])
+  for found in (
+    intervals.mean_interval(one), intervals.paired_difference(one, other), intervals.paired_ratio(one, other),
+    intervals.paired_ratio(one.mean(1), other.mean(1)),
+  ):  # fmt: skip
+    assert np.isfinite(found.mean) and np.isnan([found.low, found.high]).all()
+
+
 def test_one_value_has_no_interval():
   for values in ([2.0], [[2.0]]):
     found = intervals.mean_interval(np.array(values))

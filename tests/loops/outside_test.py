@@ -1,5 +1,6 @@
 """Training on rollouts from outside: exact where they are the policy's, and weighted where they are not."""
 
+import dataclasses
 from http import server as http
 import json
 import threading
@@ -43,17 +44,29 @@ def test_importance_weights_are_measured(tmp_path, name):
 
 def test_responses_end_at_stop_tokens_and_forbidden_ones_are_left_out(tmp_path):
   policy, config = toy.policy(), toy.config(tmp_path)
+  policy = policy._replace(config=dataclasses.replace(policy.config, forbidden=(5,)))
   rows, settings = [{"prompt": toy.PROMPTS[0]}], build_sampling.sampling(config, policy)
-  given = lambda *_, **__: ([[[1, 2, 0, 3], [1, 9], [4, 4, 4, 4, 4]]], [[[-1.0] * 4, [-1.0] * 2, [-2.0] * 5]])
+  given = lambda *_, **__: ([[[1, 2, 0, 3], [1, 5], [4, 4, 4, 4, 4]]], [[[-1.0] * 4, [-1.0] * 2, [-2.0] * 5]])
   found = outside.OutsideSampler(policy, settings, rows, given)(policy.params, rows, jax.random.key(0), 3)
   assert [list(ids) for ids in found.responses[0]] == [[1, 2, 0], [], [4, 4, 4, 4]]
   assert found.rollout.truncated.tolist() == [[False, True, True]]
   assert found.rollout.log_probs.sum(-1).tolist() == [[-3.0, 0.0, -8.0]]
-  for wrong in ([[[1]]], ([[[1], [2], [3]]], [[[0.0], [], [0.0]]])):
-    with pytest.raises(InputError, match=r"sampling\.function returned"):
-      outside.OutsideSampler(policy, settings, rows, lambda *_, w=wrong, **__: w)(
-        policy.params, rows, jax.random.key(0), 3
-      )
+  call = lambda function: outside.OutsideSampler(policy, settings, rows, function)(
+    policy.params, rows, jax.random.key(0), 3
+  )
+  for wrong in (
+    [[[1]]],
+    ([[[1], [2], [3]]], [[[0.0], [], [0.0]]]),
+    [[[1], [2], [policy.config.vocab_size]]],
+    [[[-1], [2], [3]]],
+    [[[], [], []]],
+    [["a", "b", "c"]],
+    None,
+  ):
+    with pytest.raises(InputError, match=r"^sampling\.function returned .*$"):
+      call(lambda *_, w=wrong, **__: w)
+  with pytest.raises(InputError, match=r"^sampling\.function raised TypeError: .*$"):
+    call(lambda weights, prompts: None)
 
 
 def test_the_client_speaks_to_a_server_in_ids(tmp_path):
