@@ -292,6 +292,34 @@ def test_samples_of_prompts_that_changed_since_are_not_reported(config, run, tmp
   assert "made in another way" in capsys.readouterr().err
 
 
+def breaks(prompts, completions, **columns):
+  """The toy's reward, which fails in its third call."""
+  calls.append(prompts[0])
+  if len(calls) == 3:
+    raise RuntimeError("out of memory")
+  return toy.reward(prompts, completions)
+
+
+calls: list[str] = []
+
+
+def test_samples_outlast_what_stops_the_sampling(config, run, tmp_path, capsys):
+  config.evaluation.prompts_per_batch, config.evaluation.samples_per_prompt = 5, 2
+  config.reward.function = "tests.evaluate_test.breaks"
+  calls.clear()
+  with pytest.raises(SystemExit):
+    run()
+  part = tmp_path / "run" / "samples" / "base.part"
+  assert part.read_text().count("\n") == 20 and "out of memory" in capsys.readouterr().err
+  with part.open("a") as file:
+    file.write('{"prompt": "half a l')
+  assert run() and "from prompt 11 on" in capsys.readouterr().out and len(calls) == 5
+  found = (tmp_path / "run" / "samples" / "base.jsonl").read_text()
+  assert [path.name for path in part.parent.iterdir() if path.suffix == ".part"] == []
+  (tmp_path / "run" / "samples" / "base.jsonl").unlink()
+  assert run() and (tmp_path / "run" / "samples" / "base.jsonl").read_text() == found  # as without a stop
+
+
 def test_a_floor_below_the_reference_is_shown_as_its_number(config, run, capsys):
   config.evaluation.samples_per_prompt, config.constraints.quality.bound = 2, None
   found = run()

@@ -1,6 +1,7 @@
 """Fresh samples of a policy on given rows, as evaluation rows."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
@@ -80,11 +81,16 @@ class Evaluator:
       seed: the training seed that made it.
       exact: whether to compute the exact figures that the settings ask for.
     """
+    found = list(itertools.chain.from_iterable(self.batches(params, method=method, seed=seed, exact=exact)))
+    return self.without_nan(found)
+
+  def batches(self, params, *, method: str, seed: int, exact: bool = True, first: int = 0) -> Iterator[list[dict]]:
+    """The same, a batch of prompts at a time, from prompt number `first` on; NaN is the reward of what nobody could judge."""
     settings = self._settings
     every = self._sample.rows
     tasks = columns.tell_apart([(row["split"], row["prompt"]) for row in every], list(map(columns.whole_task, every)))
-    found, rng = [], jax.random.fold_in(jax.random.key(settings.seed), 0)
-    for start in range(0, len(self._sample.rows), settings.prompts_per_batch):
+    rng = jax.random.fold_in(jax.random.key(settings.seed), 0)
+    for start in range(first, len(self._sample.rows), settings.prompts_per_batch):
       rows = list(self._sample.rows[start : start + settings.prompts_per_batch])
       missing = settings.prompts_per_batch - len(rows)
       samples = self._sample(params, rows + rows[:1] * missing, rng, settings.samples_per_prompt, first=start)
@@ -100,9 +106,12 @@ class Evaluator:
       ):  # which end right answers in ways that are not listed
         of_prompts = exact_figures.of_prompts(self._listed, params, rows, groups)
         groups = [[group[0] | ({"exact": of} if of else {}), *group[1:]] for group, of in zip(groups, of_prompts)]
-      found += itertools.chain.from_iterable(groups)
+      yield list(itertools.chain.from_iterable(groups))
+
+  def without_nan(self, found: list[dict]) -> list[dict]:
+    """Rows of `batches`, with the least reward for what could not be judged."""
     for name in self._judges:
-      rewards = checked.least_for_unscored(np.array([row[name] for row in found]), settings.least)
+      rewards = checked.least_for_unscored(np.array([row[name] for row in found]), self._settings.least)
       for row, value in zip(found, rewards.tolist(), strict=True):
         row[name] = value
     return found

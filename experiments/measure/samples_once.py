@@ -8,6 +8,7 @@ from experiments import build
 from experiments.configured import constraints as build_constraints
 from experiments.configured import policy as build_policy
 from experiments.configured import sampling as build_sampling
+from experiments.run import distributed
 from experiments.run import workdir as workdirs
 from qempo_jax.data import columns
 from qempo_jax.errors import InputError
@@ -39,20 +40,12 @@ def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | 
     print(f"{evaluate.dropped} of {len(rows)} prompts are longer than {evaluate.max_prompt_length} tokens and left out:"
           " see evaluation.max_prompt_length")  # fmt: skip
   prefix = f"{rows[0]['split']}-" if config.evaluation.prompts else ""
-  hashed = rows_hash(rows)
-  write_once(
-    config,
-    workdir,
-    f"{prefix}base",
-    "the reference",
-    words,
-    hashed,
-    lambda: evaluate(policy.params, method="base", seed=plan.seed),
-  )
+  how = words, rows_hash(rows), evaluate
+  write_once(config, workdir, f"{prefix}base", "the reference", *how, policy.params, "base", plan.seed)
   if params is not policy.params:
     method, seed = plan.label, plan.seed
     name = prefix + run_name(build_constraints.file_name(method), seed)
-    write_once(config, workdir, name, what, words, hashed, lambda: evaluate(params, method=method, seed=seed))
+    write_once(config, workdir, name, what, *how, params, method, seed)
   else:
     print(f"Evaluated {what} alone")
   return words
@@ -63,24 +56,45 @@ def rows_hash(rows) -> str:
   return hashlib.sha256("\n".join(map(columns.whole_row, rows)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, hashed: str, make) -> None:
-  """Writes samples/NAME.jsonl unless it is there, made from the same policy in the same way."""
+def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, hashed: str, evaluate, *policy) -> None:
+  """Writes samples/NAME.jsonl unless it is there, made from the same policy in the same way.
+
+  Samples of each batch are on disk, in NAME.part, before the next is drawn: a call that was cut short is gone on with.
+  """
+  e = config.evaluation
   keys = ("prompts", "max_prompts", "splits", "samples_per_prompt", "seed", "temperature", "max_prompt_length",
           "max_response_length", "reward", "exact")  # fmt: skip
-  made = {"policy": what} | {key: config.evaluation[key] for key in keys}
+  made = {"policy": what} | {key: e[key] for key in keys}
   made |= {"rows": hashed} | ({"sampling": words} if words else {})
   path = workdir / "samples" / f"{name}.jsonl"
-  beside = path.with_suffix(".json")
-  remedy = f"remove it and {path.name} to sample again"
-  if path.exists() and beside.exists() and read_json(beside, remedy) != json.loads(json.dumps(made)):
-    raise InputError(
-      f"{path} holds samples made in another way (see {beside}): remove both, or choose another --workdir."
-    )
-  if not path.exists():
-    e = config.evaluation
-    print(f"Sampling {what}: {e.samples_per_prompt} responses a prompt; compiling comes first", flush=True)
-    workdirs.write(beside, json.dumps(made, indent=1) + "\n")
-  run_once(workdir, name, make)
+  beside, part = path.with_suffix(".json"), path.with_suffix(".part")
+  same = beside.exists() and read_json(beside, f"remove it and {path.name}") == json.loads(json.dumps(made))
+  if path.exists():
+    if beside.exists() and not same:
+      raise InputError(
+        f"{path} holds samples made in another way (see {beside}): remove both, or choose another --workdir."
+      )
+    print(f"{name}: done before, kept {path}")
+    return
+  lines = part.read_text(encoding="utf-8").split("\n")[:-1] if same and part.exists() else []
+  done = len(lines) // e.samples_per_prompt
+  kept = "".join(f"{line}\n" for line in lines[: done * e.samples_per_prompt])
+  gone_on = f", from prompt {done + 1} on" if done else ""
+  print(f"Sampling {what}: {e.samples_per_prompt} responses a prompt{gone_on}; compiling comes first", flush=True)
+  workdirs.write(beside, json.dumps(made, indent=1) + "\n")
+  if distributed.is_writer():
+    workdirs.write(part, kept)
+  params, method, seed = policy
+  for rows in evaluate.batches(params, method=method, seed=seed, first=done):
+    more = "".join(json.dumps(row) + "\n" for row in evaluate.without_nan(rows))
+    kept += more
+    if distributed.is_writer():
+      workdirs.check_in_place(part)
+      with part.open("a", encoding="utf-8") as file:
+        file.write(more)
+  workdirs.write(path, kept)
+  if distributed.is_writer():
+    part.unlink()
 
 
 def run_once(workdir: pathlib.Path, name: str, make) -> None:
