@@ -22,7 +22,9 @@ from experiments.compile import dry_run as dry_runs
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
 from experiments.configured import sampling as build_sampling
+from experiments.measure.samples_once import rows_hash
 from experiments.run import workdir as workdirs
+from experiments.run.parts import Parts
 from qempo_jax.data import columns
 from qempo_jax.data import formats
 from qempo_jax.data import pair_selection
@@ -56,28 +58,39 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     print(dry_runs.describe_sampling(settings, policy))
     return
   workdir = workdirs.open_workdir(workdir, config)
-  found, without, unscored, ended, size = [], 0, 0, 0, settings.prompts
-  for start in range(0, len(sample.rows), size):
-    chosen = sample.rows[start : start + size]
-    rng = jax.random.fold_in(jax.random.key(seed), start)
-    samples = sample(policy.params, chosen + chosen[:1] * (size - len(chosen)), rng, settings.group_size)
-    rewards = sampling.group_rewards(reward, samples)
-    unscored += int(np.isnan(rewards[: len(chosen)]).sum())
-    ended += int((~np.asarray(samples.rollout.truncated))[: len(chosen)].sum())
-    for row, texts, cut, scores in zip(chosen, samples.texts, samples.rollout.truncated, rewards):
-      _, more, of_more = pool.get(_key(row), (row, [], []))
-      texts, scores, cut = [*texts, *more], [*scores, *of_more], [*cut, *[False] * len(more)]
-      pairs = rows_of(row, texts, scores, cut, select)
-      found, without = found + pairs, without + (not pairs)
-    print(f"{min(start + size, len(sample.rows))}/{len(sample.rows)} prompts, {len(found)} pairs", flush=True)
+  hashed = rows_hash([*sample.rows, *({"pool": of_prompt} for of_prompt in pool.values())])
+  size, parts = settings.prompts, Parts(workdir / "make_pairs.part", hashed)
+
+  def batches(first: int):
+    for start in range(first, len(sample.rows), size):
+      chosen = sample.rows[start : start + size]
+      rng = jax.random.fold_in(jax.random.key(seed), start)
+      samples = sample(policy.params, chosen + chosen[:1] * (size - len(chosen)), rng, settings.group_size)
+      rewards = sampling.group_rewards(reward, samples)
+      pairs = []
+      for row, texts, cut, scores in zip(chosen, samples.texts, samples.rollout.truncated, rewards):
+        _, more, of_more = pool.get(_key(row), (row, [], []))
+        texts, scores, cut = [*texts, *more], [*scores, *of_more], [*cut, *[False] * len(more)]
+        pairs.append(rows_of(row, texts, scores, cut, select))
+      ended = int((~np.asarray(samples.rollout.truncated))[: len(chosen)].sum())
+      yield {"pairs": pairs, "unscored": int(np.isnan(rewards[: len(chosen)]).sum()), "ended": ended}
+
+  for _ in parts.extend(batches(len(parts.records) * size)):
+    prompts = [pairs for record in parts.records for pairs in record["pairs"]]
+    print(f"{len(prompts)}/{len(sample.rows)} prompts, {sum(map(len, prompts))} pairs", flush=True)
+  prompts = [pairs for record in parts.records for pairs in record["pairs"]]
+  found, without = [pair for pairs in prompts for pair in pairs], sum(not pairs for pairs in prompts)
+  unscored, ended = (sum(record[name] for record in parts.records) for name in ("unscored", "ended"))
   drawn = len(sample.rows) * settings.group_size
   cut_off = f"{drawn - ended} of {drawn} samples were cut at sampling.max_response_length, and are left out"
   if not found:
+    parts.remove()
     remedy = (
       f"{cut_off}: raise it" if ended < drawn / 2 else "raise sampling.group_size, or loosen make_pairs.good and bad"
     )
     raise InputError(f"no prompt's samples make a pair; {remedy}")
   _write(workdir, found, without, select)
+  parts.remove()
   if ended < drawn:
     print(cut_off)
   if unscored:

@@ -1,5 +1,6 @@
 """Fresh samples for `experiments.evaluate`: of which prompts, how, and once."""
 
+import collections
 import hashlib
 import json
 import pathlib
@@ -8,8 +9,8 @@ from experiments import build
 from experiments.configured import constraints as build_constraints
 from experiments.configured import policy as build_policy
 from experiments.configured import sampling as build_sampling
-from experiments.run import distributed
 from experiments.run import workdir as workdirs
+from experiments.run.parts import Parts
 from qempo_jax.data import columns
 from qempo_jax.errors import InputError
 from qempo_jax.paths import read_json
@@ -67,34 +68,24 @@ def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, 
   made = {"policy": what} | {key: e[key] for key in keys}
   made |= {"rows": hashed} | ({"sampling": words} if words else {})
   path = workdir / "samples" / f"{name}.jsonl"
-  beside, part = path.with_suffix(".json"), path.with_suffix(".part")
-  same = beside.exists() and read_json(beside, f"remove it and {path.name}") == json.loads(json.dumps(made))
+  beside = path.with_suffix(".json")
   if path.exists():
-    if beside.exists() and not same:
+    if beside.exists() and read_json(beside, f"remove it and {path.name}") != json.loads(json.dumps(made)):
       raise InputError(
         f"{path} holds samples made in another way (see {beside}): remove both, or choose another --workdir."
       )
     print(f"{name}: done before, kept {path}")
     return
-  lines = part.read_text(encoding="utf-8").split("\n")[:-1] if same and part.exists() else []
-  done = len(lines) // e.samples_per_prompt
-  kept = "".join(f"{line}\n" for line in lines[: done * e.samples_per_prompt])
+  parts = Parts(path.with_suffix(".part"), made)
+  done = sum(map(len, parts.records)) // e.samples_per_prompt
   gone_on = f", from prompt {done + 1} on" if done else ""
   print(f"Sampling {what}: {e.samples_per_prompt} responses a prompt{gone_on}; compiling comes first", flush=True)
-  workdirs.write(beside, json.dumps(made, indent=1) + "\n")
-  if distributed.is_writer():
-    workdirs.write(part, kept)
   params, method, seed = policy
-  for rows in evaluate.batches(params, method=method, seed=seed, first=done):
-    more = "".join(json.dumps(row) + "\n" for row in evaluate.without_nan(rows))
-    kept += more
-    if distributed.is_writer():
-      workdirs.check_in_place(part)
-      with part.open("a", encoding="utf-8") as file:
-        file.write(more)
-  workdirs.write(path, kept)
-  if distributed.is_writer():
-    part.unlink()
+  batches = evaluate.batches(params, method=method, seed=seed, first=done)
+  collections.deque(parts.extend(map(evaluate.without_nan, batches)), maxlen=0)
+  workdirs.write(beside, json.dumps(made, indent=1) + "\n")
+  workdirs.write(path, "".join(json.dumps(row) + "\n" for rows in parts.records for row in rows))
+  parts.remove()
 
 
 def run_once(workdir: pathlib.Path, name: str, make) -> None:

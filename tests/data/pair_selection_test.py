@@ -126,6 +126,10 @@ def test_all_samples_are_kept_with_their_scores_and_join_another_models(tmp_path
 def test_an_unknown_choice_is_named():
   with pytest.raises(InputError, match="make_pairs.select='all' is not one of best_worst"):
     make_pairs.selection(_config("all"))
+  config = _config("thresholds")
+  config.make_pairs.good = config.make_pairs.bad = 0.5
+  with pytest.raises(InputError, match="make_pairs.good=0.5 must be above make_pairs.bad=0.5"):
+    make_pairs.selection(config)
 
 
 def test_samples_that_were_cut_make_no_pairs_and_are_counted(tmp_path, monkeypatch, capsys):
@@ -138,7 +142,21 @@ def test_samples_that_were_cut_make_no_pairs_and_are_counted(tmp_path, monkeypat
   make_pairs.main(config, tmp_path / "pairs", False)
   said = capsys.readouterr().out
   assert "of 64 samples were cut at sampling.max_response_length, and are left out" in said
-  assert (tmp_path / "pairs" / make_pairs.FILE).read_text()
+  found = (tmp_path / "pairs" / make_pairs.FILE).read_text()
+  scores, calls = make_pairs.sampling.group_rewards, []
+
+  def fail_once(*args):
+    calls.append(args)
+    if len(calls) == 3:
+      raise RuntimeError("out of memory")
+    return scores(*args)
+
+  monkeypatch.setattr(make_pairs.sampling, "group_rewards", fail_once)
+  with pytest.raises(RuntimeError):
+    make_pairs.main(config, tmp_path / "again", False)
+  make_pairs.main(config, tmp_path / "again", False)  # goes on with the third batch of four
+  assert found and (tmp_path / "again" / make_pairs.FILE).read_text() == found and len(calls) == 5
+  assert not list((tmp_path / "again").glob("*.part"))
 
 
 def test_a_log_of_pairs_makes_other_pairs_without_a_model(tmp_path, monkeypatch, capsys):
