@@ -1,14 +1,17 @@
 """Reads GGUF files, dequantised."""
 
 from collections.abc import Callable
+import dataclasses
 import pathlib
 
 import numpy as np
 
 from qempo_jax.errors import InputError
 from qempo_jax.models import hugging_face
+from qempo_jax.models import positions
 from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.models.config import RopeScaling
 
 _OUTER = {
   "model.embed_tokens.weight": "token_embd.weight",
@@ -28,7 +31,9 @@ _KEYS = {
   "attention.sliding_window": "sliding_window",
   "rope.freq_base": "rope_theta",
 }
-_OPTIONAL = {"attention.key_length", "attention.sliding_window", "rope.freq_base"}
+_OPTIONAL = {"attention.head_count_kv", "attention.key_length", "attention.sliding_window", "rope.freq_base"}
+_FREQUENCIES = "rope_freqs.weight"
+_LLAMA3 = {"low_frequency_factor": 1.0, "high_frequency_factor": 4.0, "original_length": 8192}
 _LAYER = {
   "input_layernorm": "attn_norm",
   "self_attn.q_proj": "attn_q",
@@ -68,9 +73,13 @@ def load(path: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
     raise InputError(f"{path} does not exist; give a .gguf file, a model folder or a Hugging Face id")
   try:
     reader = gguf.GGUFReader(path)
+    if "split.count" in reader.fields and (count := int(reader.fields["split.count"].contents())) > 1:
+      raise InputError(f"{path} is one of {count} files of a model; join them with llama-gguf-split --merge")
     architecture = reader.fields["general.architecture"].contents()
     config = _config(reader, architecture)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if _FREQUENCIES in tensors:
+      config = _llama3(config, tensors.pop(_FREQUENCIES).data)
     if extra := set(tensors) - {_name(name, config) for name in tensor_names.expected(config)}:
       raise InputError(f"{path} holds {tensor_names.listed(extra)}, which this decoder does not compute")
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads} if architecture == "llama" else {}
@@ -104,6 +113,7 @@ def _config(reader, architecture: str) -> ModelConfig:
   for key, name in _KEYS.items():
     if f"{architecture}.{key}" in reader.fields or key not in _OPTIONAL:
       values[name] = reader.fields[f"{architecture}.{key}"].contents()
+  values.setdefault("num_key_value_heads", None)  # as many as of queries
   kind = field(f"{architecture}.rope.scaling.type", "none")
   if kind == "linear":
     values["rope_scaling"] = {"rope_type": kind, "factor": field(f"{architecture}.rope.scaling.factor", 1.0)}
@@ -116,6 +126,17 @@ def _config(reader, architecture: str) -> ModelConfig:
     values["query_pre_attn_scalar"] = width if values["num_hidden_layers"] == 62 else values["head_dim"]
     values["final_logit_softcapping"] = field("gemma3.final_logit_softcapping")
   return hugging_face.from_hugging_face(values)
+
+
+def _llama3(config: ModelConfig, divisors: np.ndarray) -> ModelConfig:
+  """The config with the scaling of Llama 3.1 to 3.3, which the file holds as a divisor of each rotary pair's frequency."""
+  found = dataclasses.replace(config, rope_scaling=RopeScaling("llama3", float(divisors.max()), **_LLAMA3))
+  frequencies = lambda scaling: np.asarray(positions.rope_frequencies(config.head_dim, config.rope_theta, scaling))
+  if divisors.shape != (config.head_dim // 2,) or not np.allclose(
+    frequencies(None) / frequencies(found.rope_scaling), divisors, rtol=1e-4
+  ):
+    raise InputError(f"{_FREQUENCIES} is not that of Llama 3.1 to 3.3, the only one that this decoder computes")
+  return found
 
 
 def _name(name: str, config: ModelConfig) -> str:

@@ -13,6 +13,7 @@ from qempo_jax.models.hugging_face_families import FAMILIES
 from qempo_jax.models.hugging_face_families import GRANITE
 from qempo_jax.models.hugging_face_families import OPTIONAL
 from qempo_jax.models.hugging_face_families import REFUSED
+from qempo_jax.models.hugging_face_families import SIZES
 from qempo_jax.models.hugging_face_families import WRAPPED
 from qempo_jax.models.hugging_face_families import Family
 
@@ -25,11 +26,20 @@ _EMPTY = ("quantization_config", "use_bidirectional_attention", "clip_qkv")
 
 def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config.json of a language model, also of one within a model of several senses."""
+  check_type(config)
   architecture, inner = config.get("model_type"), config.get("text_config")
   if architecture not in WRAPPED or not isinstance(inner, Mapping):
     return dict(config)
+  check_type(inner)
   outer = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
-  return {"model_type": WRAPPED[architecture], **inner, **outer}
+  own = inner.get("model_type", WRAPPED[architecture])
+  return {"model_type": own, **SIZES.get(own, {}), **inner, **outer}
+
+
+def check_type(config: Mapping[str, Any]) -> None:
+  """Raises InputError if `model_type` is anything but a text, or absent."""
+  if not isinstance(config.get("model_type"), str | None):
+    raise InputError(f"config.json says model_type={config['model_type']!r}; it must be a text")
 
 
 def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
@@ -63,6 +73,9 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
   ):
     vision = key == "use_bidirectional_attention" and values.get(key) == "vision"  # of no effect on text
     if values.get(key) and not vision and not _is_mxfp4(values, key, family):
+      if key == "quantization_config":
+        kind = values[key].get("quant_method") if isinstance(values[key], Mapping) else values[key]
+        raise InputError(f"quantization_config={kind!r} is not supported; give the model's unquantised weights")
       raise InputError(f"{key}={values[key]!r} is not supported for {architecture!r}; this decoder needs it empty")
   try:
     return ModelConfig(**_fields(values, family))
@@ -70,7 +83,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     raise InputError(f"config.json has no {error.args[0]!r}; is this a {architecture!r} checkpoint?") from error
   except InputError:
     raise  # It has its own message.
-  except (TypeError, ValueError, AttributeError) as error:
+  except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
     raise InputError(f"config.json holds a value of the wrong kind ({error}); is it complete?") from error
 
 
@@ -90,21 +103,21 @@ def _fields(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     intermediate_size=_size(values, _width_key(values, hybrid)),
     num_layers=_size(values, "num_hidden_layers"),
     num_heads=num_heads,
-    num_kv_heads=values.get("num_key_value_heads") or num_heads,
-    head_dim=values.get("head_dim") or width // num_heads,
-    norm_epsilon=float(values["rms_norm_eps"]),
+    num_kv_heads=num_heads if values.get("num_key_value_heads") is None else _size(values, "num_key_value_heads"),
+    head_dim=width // num_heads if values.get("head_dim") is None else _size(values, "head_dim"),
+    norm_epsilon=_positive(values, "rms_norm_eps"),
     tie_embeddings=_flag(values, "tie_word_embeddings"),
     windows=_windows(values, family, rope_layers),
     rope_layers=() if all(rope_layers) else rope_layers,
     biases=_biases(values) + family.biases,
     activation=_activation(values),
-    attention_softcap=values.get("attn_logit_softcapping"),
-    logit_softcap=values.get("final_logit_softcapping"),
+    attention_softcap=_first({"attn_logit_softcapping": values.get("attn_logit_softcapping")}),
+    logit_softcap=_first({"final_logit_softcapping": values.get("final_logit_softcapping")}),
   )
   if gemma:
-    fields |= {"query_scale": values["query_pre_attn_scalar"] ** -0.5, "embedding_scale": width**0.5}
+    fields |= {"query_scale": _positive(values, "query_pre_attn_scalar") ** -0.5, "embedding_scale": width**0.5}
   if granite:
-    attention, embedding, residual, logits = (float(values[key]) for key in GRANITE)
+    attention, embedding, residual, logits = (_positive(values, key) for key in GRANITE)
     fields |= {"query_scale": attention, "embedding_scale": embedding}
     fields |= {"residual_scale": residual, "logit_divisor": logits}
   if family.linear:
@@ -217,6 +230,13 @@ def _size(values, key: str) -> int:
   return size
 
 
+def _positive(values, key: str) -> float:
+  value = values[key]
+  if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+    raise InputError(f"config.json says {key}={value!r}; it must be a positive number")
+  return float(value)
+
+
 def _flag(values, key: str) -> bool:
   value = values.get(key)
   if value not in (None, True, False):
@@ -246,6 +266,7 @@ def _windows(values, family: Family, rope_layers) -> tuple[int | None, ...]:
     or not _flag({"use_sliding_window": True, **values}, "use_sliding_window")
   ):
     return ()
+  window = _size(values, "sliding_window")
   if family.windows == "all":
     slides = [True] * count
   elif types := values.get("layer_types"):
@@ -276,14 +297,15 @@ def _rope(values, family: Family, head_dim: int) -> dict[str, Any]:
       raise InputError(f"rope_type={_rope_type(local)!r} is not supported for sliding_attention, only 'default'")
   else:
     full = old or rope
-  theta = float(full.get("rope_theta") or values.get("rope_theta") or 10000.0)
-  local_theta = local.get("rope_theta") or values.get("rope_local_base_freq") if family.nested_rope else None
+  theta = _first({"rope_theta": full.get("rope_theta")}, {"rope_theta": values.get("rope_theta", 10000.0)})
+  near = {"rope_theta": local.get("rope_theta")}, {"rope_local_base_freq": values.get("rope_local_base_freq")}
+  local_theta = _first(*near) if family.nested_rope else None
   part = full.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
   if part != 1.0 and not family.partial_rope:
     raise InputError(f"partial_rotary_factor={part!r} is not supported for this model_type, which rotates whole heads")
   fields = {
     "rope_theta": theta,
-    "local_rope_theta": None if local_theta is None else float(local_theta),
+    "local_rope_theta": local_theta,
     # By kinds of blocks, only the proportional kind has a part.
     "rotary_dim": None if part == 1.0 or family.nested_rope else int(head_dim * part),
     "rope_scaling": _scaling(full, values, family),
@@ -296,8 +318,14 @@ def _rope(values, family: Family, head_dim: int) -> dict[str, Any]:
 
 def _original_length(rope, values, family: Family) -> int:
   """Tokens that frequencies were trained for; outside of descriptions by kinds of blocks, the top level goes first."""
-  own = None if family.nested_rope else values.get("original_max_position_embeddings")
-  return own or rope.get("original_max_position_embeddings") or values["max_position_embeddings"]
+  key = "original_max_position_embeddings"
+  places = ({} if family.nested_rope else values, key), (rope, key), (values, "max_position_embeddings")
+  return next((_size(place, name) for place, name in places[:2] if place.get(name)), 0) or _size(*places[2])
+
+
+def _first(*places: Mapping[str, Any]) -> float | None:
+  """The first number that is given, each under its own key."""
+  return next((_positive(place, key) for place in places for key, value in place.items() if value is not None), None)
 
 
 def _rope_type(rope) -> str:
@@ -314,15 +342,15 @@ def _scaling(rope, values, family: Family) -> RopeScaling | None:
     known = ", ".join(repr(name) for name in ROPE_KINDS if name != "proportional")
     raise InputError(f"rope_type={kind!r} is not supported; this decoder computes 'default', {known}")
   if kind == "linear":
-    return RopeScaling(kind, float(rope["factor"]))
+    return RopeScaling(kind, _positive(rope, "factor"))
   if kind == "proportional":
     return RopeScaling(kind, float(rope.get("factor") or 1.0), part=float(rope.get("partial_rotary_factor") or 1.0))
   if kind == "dynamic":
-    return RopeScaling(kind, float(rope["factor"]), original_length=values["max_position_embeddings"])
+    return RopeScaling(kind, _positive(rope, "factor"), original_length=_size(values, "max_position_embeddings"))
   length = _original_length(rope, values, family)
   if kind == "llama3":
     ends = (float(rope["low_freq_factor"]), float(rope["high_freq_factor"]))
-    return RopeScaling(kind, float(rope["factor"]), *ends, original_length=length)
+    return RopeScaling(kind, _positive(rope, "factor"), *ends, original_length=length)
   attention = rope.get("attention_factor")
   if kind == "longrope":
     if attention is None:
@@ -330,7 +358,7 @@ def _scaling(rope, values, family: Family) -> RopeScaling | None:
       attention = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
     lists = {f"{name}_factors": tuple(map(float, rope[f"{name}_factor"])) for name in ("short", "long")}
     return RopeScaling(kind, original_length=length, attention_factor=float(attention), **lists)
-  factor = float(rope.get("factor") or values["max_position_embeddings"] / length)
+  factor = _positive({"factor": rope.get("factor") or values["max_position_embeddings"] / length}, "factor")
   if attention is None:
     growth = lambda scale: 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
     above, below = rope.get("mscale"), rope.get("mscale_all_dim")

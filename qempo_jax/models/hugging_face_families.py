@@ -43,10 +43,12 @@ _GEMMA_OPTIONS = {"norm_placement": "both", "norm_offset": 1.0}
 _GEMMA = {
   "head_dim": 256,
   "hidden_activation": "gelu_pytorch_tanh",
+  "num_key_value_heads": 4,
   "query_pre_attn_scalar": 256,
   "sliding_window": 4096,
   "tie_word_embeddings": True,
 }
+_MISTRAL = {"num_key_value_heads": 8}
 _MINISTRAL3_ROPE = {
   "rope_type": "yarn",
   "rope_theta": 1e6,
@@ -68,6 +70,7 @@ _NO_BIAS = {"attention_bias": False}  # of the kind that the key adds
 _QWEN35_OPTIONS = {"qk_norm": "head", "norm_offset": 1.0, "gated_attention": True}
 _QWEN35 = {
   "head_dim": 256,
+  "num_key_value_heads": 4,
   "partial_rotary_factor": 0.25,
   "full_attention_interval": 4,
   "linear_conv_kernel_dim": 4,
@@ -79,9 +82,11 @@ _QWEN35 = {
 GRANITE = dict.fromkeys(("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0)
 FAMILIES = {
   "llama": Family(defaults={"mlp_bias": False}),
-  "mistral": Family(defaults={"sliding_window": 4096}, windows="all", fixed=_NO_BIAS),
-  "ministral": Family(defaults={"sliding_window": 4096}, windows="typed", fixed=_NO_BIAS),
-  "ministral3": Family(defaults={"head_dim": 128, "rope_parameters": _MINISTRAL3_ROPE}, windows="all", fixed=_NO_BIAS),
+  "mistral": Family(defaults=_MISTRAL | {"sliding_window": 4096}, windows="all", fixed=_NO_BIAS),
+  "ministral": Family(defaults=_MISTRAL | {"sliding_window": 4096}, windows="typed", fixed=_NO_BIAS),
+  "ministral3": Family(
+    defaults=_MISTRAL | {"head_dim": 128, "rope_parameters": _MINISTRAL3_ROPE}, windows="all", fixed=_NO_BIAS
+  ),
   "qwen2": Family({"biases": ("query", "key", "value")}, _QWEN, "late", fixed=_NO_BIAS),
   "qwen3": Family({"qk_norm": "head"}, _QWEN | {"head_dim": 128}, "late"),
   "olmo2": Family({"norm_placement": "post", "qk_norm": "width"}),
@@ -113,6 +118,7 @@ FAMILIES = {
       "rope_theta": 2e6,
       "no_rope_layers": None,
       "no_rope_layer_interval": 4,
+      "num_key_value_heads": 4,
       "tie_word_embeddings": True,
       "mlp_bias": False,
     },
@@ -137,6 +143,7 @@ FAMILIES = {
     {
       "use_sliding_window": False,
       "sliding_window": 4096,
+      "num_key_value_heads": 4,
       "num_experts": 128,
       "num_experts_per_tok": 8,
       "moe_intermediate_size": 768,
@@ -150,7 +157,7 @@ FAMILIES = {
   ),
   "mixtral": Family(
     {"layout": "mixtral"},
-    {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
+    _MISTRAL | {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
     "all",
     experts=True,
     fixed=_NO_BIAS | {"norm_topk_prob": True},
@@ -159,6 +166,7 @@ FAMILIES = {
     {"layout": "gpt_oss", "attention_sinks": True},
     {
       "head_dim": 64,
+      "num_key_value_heads": 8,
       "sliding_window": 128,
       "rope_theta": 150000.0,
       "rope_parameters": _GPT_OSS_ROPE,
@@ -180,6 +188,7 @@ FAMILIES |= {
     | {"layout": "gemma4"},
     {
       "head_dim": 256,
+      "num_key_value_heads": 4,
       "global_head_dim": 512,
       "hidden_activation": "gelu_pytorch_tanh",
       "sliding_window": 512,
@@ -232,6 +241,22 @@ WRAPPED = {
   "mistral3": "mistral",
   "qwen3_5": "qwen3_5_text",
   "qwen3_5_moe": "qwen3_5_moe_text",
+}
+# Of language models within them, published config.json files leave out what PyTorch transformers fills in.
+_SIZES = (
+  "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps",
+  "max_position_embeddings",
+)  # fmt: skip
+SIZES = {
+  name: {key: size for key, size in zip(_SIZES, sizes, strict=True) if size is not None}
+  for name, sizes in {
+    "gemma3_text": (262208, 2304, 9216, 26, 8, 1e-6, 131072),
+    "gemma4_text": (262144, 2304, 9216, 30, 8, 1e-6, 131072),
+    "mistral": (32000, 4096, 14336, 32, 32, 1e-6, 131072),
+    "ministral3": (131072, 4096, 14336, 34, 32, 1e-5, 262144),
+    "qwen3_5_text": (248320, 4096, 12288, 32, 16, 1e-6, 32768),
+    "qwen3_5_moe_text": (248320, 2048, None, 40, 16, 1e-6, 32768),
+  }.items()
 }
 # Architectures that people try, and the part that this decoder does not compute.
 REFUSED = {

@@ -72,6 +72,7 @@ def to_hugging_face(
   for key, value in {"max_position_embeddings": max_length or _LENGTH, **(tokens or {})}.items():
     written.setdefault(key, value)
   written.pop("quantization_config", None)  # Weights are written as they are.
+  written.pop("auto_map", None)  # Code beside the published weights, which is not beside these.
   written.setdefault("use_cache", True)
   written.setdefault("pad_token_id", None)  # Some architectures have a default that only their own vocabulary holds.
   written.pop("torch_dtype", None)

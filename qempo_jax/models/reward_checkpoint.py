@@ -63,7 +63,7 @@ def load(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any], int | None]
     raise InputError(f"tensor {_SCORE!r} has shape {stored.shape}, not {(1, config.hidden_size)}")
   headers = safetensors_files.language_model(headers, content)
   params = safetensors_files.decoder(headers, config, folder, placing.on_host())
-  score = np.asarray(safetensors_files.get(stored, _SCORE), np.float32)
+  score = np.asarray(safetensors_files.get(stored), np.float32)
   if not np.isfinite(score).all():
     raise InputError(f"tensor {_SCORE!r} holds NaN or infinity; the checkpoint is damaged")
   return config, params | {"score": score.T}, content.get("pad_token_id")

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import json
+import math
 import pathlib
 import re
 from types import MappingProxyType
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from qempo_jax.errors import InputError
@@ -22,7 +25,7 @@ WHY_NO_PICKLE = (
   "model as safetensors (transformers' save_pretrained does)"
 )
 INDEX = "model.safetensors.index.json"
-_DTYPES = ("F32", "F16", "BF16", mxfp4.NAME)
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 # Not parts of the decoder: rotary tables of old checkpoints, and heads that predict later tokens.
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|^mtp\.")
 # Starts of a language model's names within a model of several senses, and its own.
@@ -36,17 +39,15 @@ class Stored(NamedTuple):
     file: path of its file.
     dtype: safetensors' name of its dtype.
     shape: its shape.
+    offset: its first byte in the file.
     parts: the stored tensors, by name, of which it is made; empty if it is stored itself.
-    name: its name in the file, if it is read by another.
-    rows: (expert, first row, last row + 1) in the stored tensor of all experts, if it is a part of one.
   """
 
   file: pathlib.Path
   dtype: str
   shape: tuple[int, ...]
+  offset: int = 0
   parts: Mapping[str, "Stored"] = MappingProxyType({})
-  name: str = ""
-  rows: tuple[int, int, int] | None = None
 
 
 def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
@@ -64,6 +65,7 @@ def load(folder: pathlib.Path, make_leaf: Callable) -> tuple[ModelConfig, dict]:
     InputError: a tensor or file is missing, unexpected, damaged or of another shape; the message names it.
   """
   content = read_json(folder / "config.json", "give a model folder")
+  hugging_face.check_type(content)
   headers = language_model(stored_tensors(folder), content)
   if content.get("model_type") in WRAPPED and "tie_word_embeddings" not in content:
     # The language model's description leaves it out, or has its own default in place of the whole model's.
@@ -86,7 +88,7 @@ def decoder(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Pat
   """
   headers = _experts_apart(headers, config)
   _check(headers, config, folder)
-  return tensor_names.assemble(lambda name: get(headers[name], name), config, make_leaf)
+  return tensor_names.assemble(lambda name: get(headers[name]), config, make_leaf)
 
 
 def _check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path) -> None:
@@ -108,10 +110,9 @@ def _check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path
     )
   for name, spec in specs.items():
     tensor_names.check_shape(spec, headers[name].shape)
-    if headers[name].dtype not in _DTYPES:
-      raise InputError(
-        f"tensor {name!r} is stored as {headers[name].dtype}; only {', '.join(_DTYPES)} weights are read"
-      )
+    known = (*_DTYPES, mxfp4.NAME)
+    if headers[name].dtype not in known:
+      raise InputError(f"tensor {name!r} is stored as {headers[name].dtype}; only {', '.join(known)} weights are read")
   if config.tie_embeddings:
     _check_tied(headers, folder)
 
@@ -148,14 +149,15 @@ def language_model(headers: dict[str, Stored], content: Mapping) -> dict[str, St
     headers: of all tensors.
     content: of config.json.
   """
-  if content.get("model_type") not in WRAPPED:
+  architecture = content.get("model_type")
+  inner = architecture in WRAPPED.values() and any(name.startswith(tuple(_INNER)) for name in headers)
+  if architecture not in WRAPPED and not inner:  # PyTorch transformers saves language models alone by both names.
     return headers
   found = {}
   for name, stored in headers.items():
     start = next((start for start in _INNER if name.startswith(start)), None)
     if start or name == "lm_head.weight":
-      own = _INNER[start] + name.removeprefix(start) if start else name
-      found[own] = stored._replace(name=name)
+      found[_INNER[start] + name.removeprefix(start) if start else name] = stored
   return found
 
 
@@ -164,12 +166,14 @@ def _experts_apart(headers: dict[str, Stored], config: ModelConfig) -> dict[str,
 
   Published mixtures of Qwen3.5 hold such tensors, older families one for each expert; PyTorch transformers reads both.
   """
+  if config.layout == "mixtral":  # With such tensors, its other names change too.
+    headers = {name.replace(".mlp.", ".block_sparse_moe."): stored for name, stored in headers.items()}
   found, joined = dict(headers), set()
   for spec in tensor_names.tensor_specs(config):
-    start, _, own = spec.name.partition("mlp.experts.")
+    start, _, own = spec.name.partition(".experts.")
     if not own or len(spec.index) < 2 or spec.name in headers:
       continue
-    name = f"{start}mlp.experts." + ("down_proj" if spec.key == "expert_down" else "gate_up_proj")
+    name = f"{start}.experts." + ("down_proj" if spec.key == "expert_down" else "gate_up_proj")
     if name not in headers:
       continue
     stored, rows = headers[name], spec.stored[0]
@@ -177,9 +181,9 @@ def _experts_apart(headers: dict[str, Stored], config: ModelConfig) -> dict[str,
     if stored.shape != whole:
       raise InputError(f"tensor {name!r} has shape {stored.shape}, which does not fit the configuration's {whole}")
     joined.add(name)
-    first = rows if spec.key == "expert_up" else 0
-    place = (spec.index[1], first, first + rows)
-    found[spec.name] = stored._replace(shape=spec.stored, name=stored.name or name, rows=place)
+    first = spec.index[1] * whole[1] + (rows if spec.key == "expert_up" else 0)
+    offset = stored.offset + first * whole[2] * _DTYPES.get(stored.dtype, np.dtype(np.uint8)).itemsize
+    found[spec.name] = stored._replace(shape=spec.stored, offset=offset)
   return {name: stored for name, stored in found.items() if name not in joined}
 
 
@@ -209,7 +213,7 @@ def _with_mxfp4(headers: dict[str, Stored]) -> dict[str, Stored]:
       raise InputError(f"tensors {tensor_names.listed(parts)} have shapes {shapes}; MXFP4 has a scale for 16 bytes")
     experts, outputs, groups, size = shapes[0]
     shape = (experts, 2 * groups * size, outputs)
-    headers[name] = Stored(parts[blocks].file, mxfp4.NAME, shape, parts)
+    headers[name] = Stored(parts[blocks].file, mxfp4.NAME, shape, parts=parts)
   return headers
 
 
@@ -217,33 +221,36 @@ def _open(path: pathlib.Path) -> dict[str, Stored]:
   import safetensors
 
   try:
-    with safetensors.safe_open(path, framework="numpy") as opened:
-      slices = {name: opened.get_slice(name) for name in opened.keys()}
-      return {name: Stored(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    with safetensors.safe_open(path, framework="numpy"):  # Checks header and size.
+      pass
+    with open(path, "rb") as file:
+      length = int.from_bytes(file.read(8), "little")
+      header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+      name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+      for name, entry in header.items()
+    }
   except Exception as error:  # safetensors raises its own untyped errors.
     raise InputError(f"{path} is damaged or cut short ({error}); fetch it again") from error
 
 
-def get(stored: Stored, name: str) -> np.ndarray:
-  """Reads one tensor; bfloat16 needs ml_dtypes, which JAX brings. MXFP4 is dequantised to bfloat16.
+def get(stored: Stored) -> np.ndarray:
+  """Reads one tensor; MXFP4 is dequantised to bfloat16.
 
-  The file is opened for each tensor: pages of a file that stays mapped would add up to its whole size.
+  Its bytes are read, not mapped: pages of a file that stays mapped would add up to its whole size. And safetensors parses
+  a file's whole header for each tensor that it is asked for, of which a mixture has thousands.
   """
-  import safetensors
-
   if stored.parts:
-    return mxfp4.dequantise(*(get(part, part_name) for part_name, part in stored.parts.items()))
-  with safetensors.safe_open(stored.file, framework="numpy") as opened:
-    if stored.rows is None:
-      return opened.get_tensor(stored.name or name)
-    expert, first, stop = stored.rows
-    return opened.get_slice(stored.name)[expert, first:stop]
+    return mxfp4.dequantise(*map(get, stored.parts.values()))
+  dtype = _DTYPES.get(stored.dtype, np.dtype(np.uint8))  # blocks and scales of MXFP4
+  return np.fromfile(stored.file, dtype, math.prod(stored.shape), offset=stored.offset).reshape(stored.shape)
 
 
 def _check_tied(headers: dict[str, Stored], folder: pathlib.Path) -> None:
   """Checks that an output projection in a tied checkpoint equals the embedding."""
   name, embedding = "lm_head.weight", "model.embed_tokens.weight"
-  if name in headers and not np.array_equal(get(headers[name], name), get(headers[embedding], embedding)):
+  if name in headers and not np.array_equal(get(headers[name]), get(headers[embedding])):
     raise InputError(
       f"{folder}: config.json ties the embeddings, but {name!r} differs from {embedding!r};"
       " set tie_word_embeddings to false"

@@ -282,17 +282,20 @@ def test_keys_that_no_block_uses_are_left_out(tmp_path):
     conversion.load(tmp_path)
 
 
-@pytest.mark.parametrize("family", ["olmoe", "qwen3_5_moe"])
+@pytest.mark.parametrize("family", ["olmoe", "qwen3_5_moe", "mixtral"])
 def test_experts_come_in_from_tensors_of_all_experts(family, tmp_path):
   """As published mixtures of Qwen3.5 have them: gate and up [experts, 2 F, D] in one, down [experts, D, F]."""
   source = pathlib.Path(__file__).parent.parent / "golden" / "families" / family
   config, expected = conversion.load(source)
   tensors = safetensors.numpy.load_file(source / "model.safetensors")
   experts = lambda start, name: np.stack([tensors.pop(f"{start}.{e}.{name}") for e in range(config.num_experts)])
+  parts = ("w1", "w3", "w2") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
   for block in range(config.num_layers):
     start = f"model.layers.{block}.mlp.experts"
-    gate, up, down = (experts(start, f"{name}_proj.weight") for name in ("gate", "up", "down"))
+    own = start.replace("mlp", "block_sparse_moe") if family == "mixtral" else start
+    gate, up, down = (experts(own, f"{name}.weight") for name in parts)
     tensors |= {f"{start}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{start}.down_proj": down}
+  tensors = {name.replace(".block_sparse_moe.", ".mlp."): tensor for name, tensor in tensors.items()}
   safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
   shutil.copy(source / "config.json", tmp_path)
   jax.tree.map(np.testing.assert_array_equal, conversion.load(tmp_path)[1], expected)

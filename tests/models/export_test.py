@@ -33,7 +33,7 @@ TEMPLATE = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
 def _tensors(folder):
   """Every tensor of a folder: name -> (type, shape, bytes)."""
   where = safetensors_files.stored_tensors(folder)
-  return {n: (s.dtype, s.shape, safetensors_files.get(s, n).tobytes()) for n, s in where.items()}
+  return {n: (s.dtype, s.shape, safetensors_files.get(s).tobytes()) for n, s in where.items()}
 
 
 def _described(folder):
@@ -84,7 +84,8 @@ def test_a_changed_shape_is_described_anew():
   source = _described(GOLDEN / "qwen2_windows")
   config = hugging_face.from_hugging_face(source)
   wider = dataclasses.replace(config, vocab_size=72, windows=(None, None, 4))
-  written = hugging_face_out.to_hugging_face(wider, source=source)
+  written = hugging_face_out.to_hugging_face(wider, source=source | {"auto_map": {"AutoConfig": "own_code.Config"}})
+  assert "auto_map" not in written  # its code is not written
   assert hugging_face.from_hugging_face(written) == wider
   assert (written["model_type"], written["bos_token_id"]) == ("qwen2", source["bos_token_id"])
 

@@ -91,6 +91,23 @@ def test_gemma3_as_transformers_4_and_5_write_it():
   assert (old.rope_theta, old.local_rope_theta, old.rope_scaling) == (1e6, 1e4, RopeScaling("linear", 8.0))
 
 
+def test_published_gemma3_leaves_out_what_transformers_fills_in():
+  """The 4B's keys; those that it lacks are defaults of PyTorch transformers' class."""
+  text = {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34}
+  text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
+  found = hugging_face.from_hugging_face({"model_type": "gemma3", "text_config": text})
+  assert (found.vocab_size, found.num_heads, found.num_kv_heads, found.head_dim) == (262208, 8, 4, 256)
+  assert found.windows[:6] == (1024,) * 5 + (None,) and found.rope_scaling == RopeScaling("linear", 8.0)
+  assert found.norm_epsilon == 1e-6
+
+
+def test_absent_key_and_value_heads_are_those_of_the_class():
+  absent = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"} | {"num_attention_heads": 8}
+  heads = lambda kind, **options: hugging_face.from_hugging_face(absent | {"model_type": kind} | options).num_kv_heads
+  assert [heads(kind) for kind in ("llama", "gemma2", "gemma3_text", "mistral", "olmo2")] == [8, 4, 4, 8, 8]
+  assert heads("gemma2", num_key_value_heads=None) == 8
+
+
 def test_rope_scaling_comes_before_rope_parameters_as_in_transformers():
   yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
   both = _read("llama", rope_scaling=yarn, rope_parameters={"rope_type": "default", "rope_theta": 7.0}, rope_theta=9.0)
@@ -148,7 +165,9 @@ def test_gpt_oss_as_its_makers_and_transformers_5_write_it():
   [
     ("qwen2_moe", {}, "model_type='qwen2_moe' is not supported; this decoder reads 'llama'"),
     ("qwen3_5", {}, "config.json of 'qwen3_5' has no text_config"),
-    ("gemma4", {"text_config": {"model_type": "gemma4_text"}}, "config.json has no 'hidden_size'"),
+    ("gemma3", {"text_config": []}, "config.json of 'gemma3' has no text_config"),
+    ("gemma3", {"text_config": {"model_type": 3}}, "model_type=3; it must be a text"),
+    (["llama"], {}, r"model_type=\['llama'\]; it must be a text"),
     ("gemma4_unified", {"text_config": {}}, "'gemma4_unified' is not supported: its senses share one decoder"),
     ("qwen3_next", {}, "'qwen3_next' is not supported: its delta nets hold their projections in another order"),
     ("qwen3_5_text", {"layer_types": ["mamba"] * 7}, "names .'mamba'."),
@@ -177,7 +196,25 @@ def test_gpt_oss_as_its_makers_and_transformers_5_write_it():
     ("llama", {"num_hidden_layers": True}, "num_hidden_layers=True"),
     ("mistral", {"num_hidden_layers": 10**12}, "num_hidden_layers=1000000000000, more than any decoder has"),
     ("llama", {"vocab_size": 10**15}, "vocab_size=1000000000000000, more than any"),
-    ("llama", {"rms_norm_eps": None}, "wrong kind"),
+    ("llama", {"rms_norm_eps": None}, "rms_norm_eps=None; it must be a positive number"),
+    ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan; it must be a positive number"),
+    ("llama", {"rope_theta": 0}, "rope_theta=0; it must be a positive number"),
+    ("olmo3", {"rope_local_base_freq": -1}, "rope_local_base_freq=-1; it must be a positive number"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "factor=0; it must be a positive number"),
+    ("llama", {"num_key_value_heads": 2.0}, "num_key_value_heads=2.0; it must be a positive whole number"),
+    ("llama", {"head_dim": 8.0}, "head_dim=8.0; it must be a positive whole number"),
+    ("mistral", {"sliding_window": "8"}, "sliding_window='8'; it must be a positive whole number"),
+    ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0; it must be a positive number"),
+    (
+      "llama",
+      {"rope_scaling": LLAMA31 | {"original_max_position_embeddings": "16"}},
+      "original_max_position_embeddings='16'; it must be a positive whole number",
+    ),
+    (
+      "llama",
+      {"quantization_config": {"quant_method": "compressed-tensors", "ignore": ["layer"] * 200}},
+      "quantization_config='compressed-tensors' is not supported; give the model's unquantised weights$",
+    ),
     ("llama", {"tie_word_embeddings": "false"}, "tie_word_embeddings='false'; it must be true or false"),
     ("llama", {"attention_bias": "false"}, "attention_bias='false'"),
     ("llama", {"rope_scaling": "yarn"}, "rope_scaling='yarn'; it must be an object"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from qempo_jax.models import hugging_face
 from qempo_jax.models import placing
 from qempo_jax.models import tensor_names
 from qempo_jax.models.config import ModelConfig
+from qempo_jax.models.config import RopeScaling
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "families"
@@ -120,13 +122,18 @@ def _write_gguf(path, kind, config=GGUF_CONFIG, architecture="llama", **lies):
   writer.add_feed_forward_length(lies.get("feed_forward", config.intermediate_size))
   writer.add_block_count(lies.get("blocks", config.num_layers))
   writer.add_head_count(config.num_heads)
-  writer.add_head_count_kv(config.num_kv_heads)
+  if config.num_kv_heads != config.num_heads:
+    writer.add_head_count_kv(config.num_kv_heads)
   writer.add_rope_freq_base(config.rope_theta)
   writer.add_layer_norm_rms_eps(config.norm_epsilon)
-  if architecture != "llama":
+  if architecture != "llama" or config.head_dim * config.num_heads != config.hidden_size:
     writer.add_key_length(config.head_dim)
   if config.windows:
     writer.add_sliding_window(config.windows[0])
+  if "parts" in lies:
+    writer.add_uint16("split.count", lies["parts"])
+  if "divisors" in lies:
+    writer.add_tensor("rope_freqs.weight", np.array(lies["divisors"], np.float32))
   rng, held = np.random.default_rng(0), {}
   for spec in tensor_names.tensor_specs(config):
     quantised = gguf.GGMLQuantizationType.F32 if len(spec.stored) == 1 else kind
@@ -172,7 +179,28 @@ def _assert_read(path, expected, held, mesh=None):
     np.testing.assert_array_equal(spec.to_hugging_face(leaf), held[spec.name], err_msg=spec.name)
 
 
-@pytest.mark.parametrize(("lies", "message"), [({"feed_forward": 96}, "does not fit"), ({"blocks": 3}, "blk.2")])
+def test_llama3_scaling_comes_in_as_divisors_of_frequencies(tmp_path):
+  """As llama.cpp's converter writes them; the reference is the published formula, pair by pair."""
+  scaling = RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
+  expected = dataclasses.replace(GGUF_CONFIG, num_kv_heads=4, head_dim=64, rope_theta=5e5, rope_scaling=scaling)
+  divisors = []
+  for pair in range(32):
+    periods = 8192 / (2 * math.pi * 5e5 ** (pair / 32))
+    kept = min(max((periods - 1) / 3, 0.0), 1.0)
+    divisors.append(1 / (kept + (1 - kept) / 32))
+  held = _write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType.F16, expected, divisors=divisors)
+  _assert_read(tmp_path / "model.gguf", expected, held)
+
+
+@pytest.mark.parametrize(
+  ("lies", "message"),
+  [
+    ({"feed_forward": 96}, "does not fit"),
+    ({"blocks": 3}, "blk.2"),
+    ({"parts": 2}, "one of 2 files of a model; join them"),
+    ({"divisors": [1.0, 2.0, 9.0, 3.0]}, "rope_freqs.weight is not that of Llama 3.1"),
+  ],
+)
 def test_a_gguf_file_that_lies_about_its_shapes_is_named(tmp_path, lies, message):
   _write_gguf(tmp_path / "model.gguf", gguf.GGMLQuantizationType.F16, **lies)
   with pytest.raises(InputError, match=message):

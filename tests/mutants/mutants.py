@@ -1001,9 +1001,23 @@ MUTANTS = (
   _M(
     "joined_up_from_gate",
     "qempo_jax/models/safetensors_files.py",
-    'first = rows if spec.key == "expert_up" else 0',
-    "first = 0",
+    '* whole[1] + (rows if spec.key == "expert_up" else 0)',
+    "* whole[1]",
     "the gate's rows read as the up projection of experts in one tensor",
+  ),
+  _M(
+    "unscored_acceptable",
+    "qempo_jax/evaluation/rows.py",
+    ' and not row.get("unscored")',
+    "",
+    "what could not be judged counts as an acceptable answer where the floor is the least reward",
+  ),
+  _M(
+    "interval_of_one_prompt",
+    "qempo_jax/evaluation/intervals.py",
+    "  if prompts == 1:",
+    "  if prompts == 0:",
+    "one prompt's samples give an interval over prompts",
   ),
   _M(
     "no_least_bound",
