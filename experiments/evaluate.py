@@ -48,9 +48,8 @@ def main(config, workdir: pathlib.Path, dry_run: bool, checkpoint: str | int | N
   workdir = workdirs.open_workdir(workdir, workdirs.of_the_run(config, workdir, ("export", "evaluation")), lock=False)
   (workdir / "samples").mkdir(exist_ok=True)
   words = samples_once.sample(of_samples, workdir, rows, reward, checkpoint) if e.sample else ""
-  found, notes = sample_files.read(
-    workdir / "samples", lambda: build_data.evaluation_reward(config), *e.reward_range[:1]
-  )
+  judge = lambda: reward if e.sample else build_data.evaluation_reward(config)
+  found, notes = sample_files.read(workdir / "samples", judge, *e.reward_range[:1])
   whole = json.loads(config.to_json_best_effort())
   run = {
     "command": "python -m experiments.evaluate " + " ".join(sys.argv[1:]),

@@ -22,7 +22,6 @@ from experiments.compile import dry_run as dry_runs
 from experiments.configured import data as build_data
 from experiments.configured import policy as build_policy
 from experiments.configured import sampling as build_sampling
-from experiments.measure.samples_once import rows_hash
 from experiments.run import workdir as workdirs
 from experiments.run.parts import Parts
 from qempo_jax.data import columns
@@ -58,7 +57,7 @@ def main(config, workdir: pathlib.Path, dry_run: bool) -> None:
     print(dry_runs.describe_sampling(settings, policy))
     return
   workdir = workdirs.open_workdir(workdir, config)
-  hashed = rows_hash([*sample.rows, *({"pool": of_prompt} for of_prompt in pool.values())])
+  hashed = columns.fingerprint([*sample.rows, *({"pool": of_prompt} for of_prompt in pool.values())])
   size, parts = settings.prompts, Parts(workdir / "make_pairs.part", hashed)
 
   def batches(first: int):

@@ -256,9 +256,10 @@ def test_prompts_are_the_splits_where_the_source_has_them(config, tmp_path, caps
   )  # a file, and splits of another task
   config.evaluation.max_prompts = 3
   assert len(build_data.evaluation_prompts(config)) == 3
-  (tmp_path / "held.jsonl").write_text('{"prompt": "p"}\n{"prompt": "q"}\n')
+  (tmp_path / "held.jsonl").write_text('{"prompt": "p"}\n{"prompt": "q"}\n{"prompt": "p"}\n')
   config.evaluation.splits = (f"jsonl:{tmp_path / 'held.jsonl'}",)
   assert [row["prompt"] for row in build_data.evaluation_prompts(config)] == ["p", "q"]
+  assert "1 of 3 stand there once more" in capsys.readouterr().out
   config.data.source, config.evaluation.splits = "countdown", ("heldout",)
   assert {row["split"] for row in build_data.evaluation_prompts(config)} == {"heldout"}
 
@@ -357,7 +358,7 @@ def test_files_of_one_method_are_pooled_in_words_and_copies_refused(tmp_path):
   rows = [{"prompt": "a", "completion": text, "reward": 1.0, "method": "m"} for text in "xy"]
   for name in ("one", "two"):
     _samples(tmp_path, rows, name)
-  assert any("one.jsonl and two.jsonl are both of method 'm'" in note for note in sample_files.read(tmp_path, None)[1])
+  assert any("one.jsonl and two.jsonl are of method 'm'" in note for note in sample_files.read(tmp_path, None)[1])
   for name in ("one", "two"):
     _samples(tmp_path, [row | {"sample": place} for place, row in enumerate(rows)], name)
   with pytest.raises(InputError, match="one.jsonl and two.jsonl both hold sample 0"):

@@ -82,6 +82,7 @@ def test_fixed_multipliers_are_foretold_at_their_own_weights(run):
   assert row["status"] == "forecast" and results["floors_foretold"] is None
   for name, exactly in (("reward", truth.expected_reward), ("entropy", truth.entropy), ("kl", truth.kl)):
     assert row[name]["low"] - 1e-3 <= float(np.mean(exactly)) <= row[name]["high"] + 1e-3
+  assert run(feasibility__samples_per_prompt=128)[0]["samples_per_prompt"] == 128  # in the same workdir
 
 
 def test_the_forecast_is_the_exact_optimum_within_its_intervals(run):
@@ -114,7 +115,6 @@ def test_the_forecast_is_the_exact_optimum_within_its_intervals(run):
   assert results["best_of"][-1]["size"] == 1024
   low, high = results["floors_foretold"]
   assert low < FLOOR < high <= results["best_of"][-1]["reward"]["mean"]
-  assert run(feasibility__samples_per_prompt=128)[0]["samples_per_prompt"] == 128  # in the same workdir
 
 
 def test_rare_good_answers_are_refused_without_a_number(run):

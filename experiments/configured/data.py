@@ -1,6 +1,7 @@
 """The `data`, `reward`, `sampling` and `offline` groups of a config -> prompts, rewards and pairs."""
 
 from collections.abc import Callable
+import itertools
 import math
 import os
 import pathlib
@@ -13,6 +14,7 @@ from experiments.configured import constraints as build_constraints
 from experiments.plan import PairSettings
 from experiments.plan import Policy
 from qempo_jax import offline_losses
+from qempo_jax.data import columns
 from qempo_jax.data import formats
 from qempo_jax.data import pair_tokens
 from qempo_jax.data import preferences
@@ -48,6 +50,11 @@ _SPLITS = {
 def evaluation_rows(config: ConfigDict) -> list[prompts.Row]:
   """The prompts that are evaluated: splits of the task, or sources; held-out sets are asked for in the trained wordings."""
   splits, most = config.evaluation.splits, config.evaluation.max_prompts or None
+  own = _SPLITS.get(config.data.source)
+  for split in splits:
+    if (split not in own) if own else (":" not in split):
+      remedy = f"choose of {', '.join(own)}" if own else f"write jsonl:{split} for a file, or name another source"
+      raise InputError(f"evaluation.splits={split!r} is no split of data.source={config.data.source}: {remedy}")
   if config.data.source == "countdown":
     return [row for split in splits for row in prompts.countdown_rows(split)[:most]]
   if config.data.source != "open_list":
@@ -70,13 +77,9 @@ def evaluation_prompts(config: ConfigDict) -> list[prompts.Row]:
   """The prompts to sample; a benchmark's split is named after its file."""
   e = config.evaluation
   if not e.prompts:
-    own = _SPLITS.get(config.data.source)
-    unknown = [split for split in e.splits if split not in own] if own else [s for s in e.splits if ":" not in s]
-    if unknown and (own or tuple(e.splits) != _SPLITS["open_list"][:1] + _SPLITS["open_list"][2:]):
-      remedy = f"choose of {', '.join(own)}" if own else f"write jsonl:{unknown[0]} for a file, or name another source"
-      raise InputError(f"evaluation.splits={unknown[0]!r} is no split of data.source={config.data.source}: {remedy}")
-    if e.splits and not unknown:
-      return evaluation_rows(config)
+    of_tasks = set(e.splits) <= {*itertools.chain(*_SPLITS.values())}  # as the defaults are
+    if e.splits and (config.data.source in _SPLITS or not of_tasks):
+      return _once(evaluation_rows(config))
     print("Prompts: those that are trained on; name others by evaluation.prompts, or sources by evaluation.splits")
     return training_rows(config)[: e.max_prompts or None]
   source = os.path.expandvars(e.prompts)
@@ -88,7 +91,15 @@ def evaluation_prompts(config: ConfigDict) -> list[prompts.Row]:
   stem = path.name.removesuffix(".gz").partition(".")[0]
   name = path.parent.name if stem == "question" else stem
   rows = prompts.load_rows(source, **bad_rows(config))
-  return [row | {"split": name} for row in rows[: e.max_prompts or None]]
+  return _once([row | {"split": name} for row in rows[: e.max_prompts or None]])
+
+
+def _once(rows: list[prompts.Row]) -> list[prompts.Row]:
+  """The rows without repetitions, which would be more samples of some prompts than of others."""
+  found = list({columns.whole_row(row): row for row in rows}.values())
+  if again := len(rows) - len(found):
+    print(f"Prompts: {again} of {len(rows)} stand there once more, and are asked once")
+  return found
 
 
 def evaluation_reward(config: ConfigDict, rows=None) -> Callable:
@@ -144,9 +155,9 @@ def reward_for(config: ConfigDict, rows) -> Callable:
 
 
 def _fitting(function: Callable, rows) -> Callable:
-  columns = {name for row in rows for name in row} - {"prompt"}
+  there = {name for row in rows for name in row} - {"prompt"}
   for one in [term.function for term in function.terms] if isinstance(function, compose.Composition) else [function]:
-    checked.check_columns(one, columns)
+    checked.check_columns(one, there)
   return function
 
 

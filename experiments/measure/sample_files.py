@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+import itertools
 import json
 import math
 import pathlib
@@ -129,15 +130,14 @@ def _pooled(files: dict[str, list[dict]]) -> Iterable[str]:
       of_file |= {(row["prompt"], _task(row), row["sample"])} if "sample" in row else set()
   pooled = {}
   for (method, seed, _), of_files in places.items():
-    first, *others = of_files
-    for other in others:
-      if of_files[first] & of_files[other]:
+    for one, other in itertools.combinations(of_files, 2):
+      if both := of_files[one] & of_files[other]:
         raise InputError(
-          f"{first} and {other} both hold sample {min(of_files[first] & of_files[other], key=str)[2]} of one prompt by"
-          f" method {method!r}, seed {seed}: remove one, or give its rows another method or seed"
+          f"{one} and {other} both hold sample {min(both, key=str)[2]} of one prompt by method {method!r}, seed {seed}:"
+          " remove one, or give its rows another method or seed"
         )
-    if others:
-      pooled[f"{' and '.join(of_files)} are both of method {method!r}, seed {seed}, and taken together"] = None
+    if len(of_files) > 1:
+      pooled[f"{' and '.join(of_files)} are of method {method!r}, seed {seed}, and taken together"] = None
   return list(pooled)
 
 

@@ -1,7 +1,5 @@
 """Fresh samples for `experiments.evaluate`: of which prompts, how, and once."""
 
-import collections
-import hashlib
 import json
 import pathlib
 
@@ -41,7 +39,7 @@ def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | 
     print(f"{evaluate.dropped} of {len(rows)} prompts are longer than {evaluate.max_prompt_length} tokens and left out:"
           " see evaluation.max_prompt_length")  # fmt: skip
   prefix = f"{rows[0]['split']}-" if config.evaluation.prompts else ""
-  how = words, rows_hash(rows), evaluate
+  how = words, columns.fingerprint(rows), evaluate
   write_once(config, workdir, f"{prefix}base", "the reference", *how, policy.params, "base", plan.seed)
   if params is not policy.params:
     method, seed = plan.label, plan.seed
@@ -50,11 +48,6 @@ def sample(config, workdir: pathlib.Path, rows, reward, checkpoint: str | int | 
   else:
     print(f"Evaluated {what} alone")
   return words
-
-
-def rows_hash(rows) -> str:
-  """Of all prompts with their columns, in order: files may change under one name."""
-  return hashlib.sha256("\n".join(map(columns.whole_row, rows)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, hashed: str, evaluate, *policy) -> None:
@@ -76,13 +69,14 @@ def write_once(config, workdir: pathlib.Path, name: str, what: str, words: str, 
       )
     print(f"{name}: done before, kept {path}")
     return
-  parts = Parts(path.with_suffix(".part"), made)
+  parts = Parts(path.with_suffix(".part"), made | {"cluster": list(e.cluster)})
   done = sum(map(len, parts.records)) // e.samples_per_prompt
   gone_on = f", from prompt {done + 1} on" if done else ""
   print(f"Sampling {what}: {e.samples_per_prompt} responses a prompt{gone_on}; compiling comes first", flush=True)
   params, method, seed = policy
   batches = evaluate.batches(params, method=method, seed=seed, first=done)
-  collections.deque(parts.extend(map(evaluate.without_nan, batches)), maxlen=0)
+  for _ in parts.extend(map(evaluate.without_nan, batches)):
+    pass
   workdirs.write(beside, json.dumps(made, indent=1) + "\n")
   workdirs.write(path, "".join(json.dumps(row) + "\n" for rows in parts.records for row in rows))
   parts.remove()

@@ -297,7 +297,7 @@ def _rope(values, family: Family, head_dim: int) -> dict[str, Any]:
       raise InputError(f"rope_type={_rope_type(local)!r} is not supported for sliding_attention, only 'default'")
   else:
     full = old or rope
-  theta = _first({"rope_theta": full.get("rope_theta")}, {"rope_theta": values.get("rope_theta", 10000.0)})
+  theta = _first(*({"rope_theta": found} for found in (full.get("rope_theta"), values.get("rope_theta"), 10000.0)))
   near = {"rope_theta": local.get("rope_theta")}, {"rope_local_base_freq": values.get("rope_local_base_freq")}
   local_theta = _first(*near) if family.nested_rope else None
   part = full.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
@@ -319,8 +319,9 @@ def _rope(values, family: Family, head_dim: int) -> dict[str, Any]:
 def _original_length(rope, values, family: Family) -> int:
   """Tokens that frequencies were trained for; outside of descriptions by kinds of blocks, the top level goes first."""
   key = "original_max_position_embeddings"
-  places = ({} if family.nested_rope else values, key), (rope, key), (values, "max_position_embeddings")
-  return next((_size(place, name) for place, name in places[:2] if place.get(name)), 0) or _size(*places[2])
+  places = (rope,) if family.nested_rope else (values, rope)
+  place = next((place for place in places if place.get(key)), None)
+  return _size(values, "max_position_embeddings") if place is None else _size(place, key)
 
 
 def _first(*places: Mapping[str, Any]) -> float | None:
@@ -349,14 +350,15 @@ def _scaling(rope, values, family: Family) -> RopeScaling | None:
     return RopeScaling(kind, _positive(rope, "factor"), original_length=_size(values, "max_position_embeddings"))
   length = _original_length(rope, values, family)
   if kind == "llama3":
-    ends = (float(rope["low_freq_factor"]), float(rope["high_freq_factor"]))
+    ends = (_positive(rope, "low_freq_factor"), _positive(rope, "high_freq_factor"))
     return RopeScaling(kind, _positive(rope, "factor"), *ends, original_length=length)
   attention = rope.get("attention_factor")
   if kind == "longrope":
     if attention is None:
       factor = rope.get("factor") or values["max_position_embeddings"] / length
       attention = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
-    lists = {f"{name}_factors": tuple(map(float, rope[f"{name}_factor"])) for name in ("short", "long")}
+    numbers = lambda key: tuple(_positive({key: number}, key) for number in rope[key])
+    lists = {f"{name}_factors": numbers(f"{name}_factor") for name in ("short", "long")}
     return RopeScaling(kind, original_length=length, attention_factor=float(attention), **lists)
   factor = _positive({"factor": rope.get("factor") or values["max_position_embeddings"] / length}, "factor")
   if attention is None:

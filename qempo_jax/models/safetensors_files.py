@@ -108,9 +108,9 @@ def _check(headers: dict[str, Stored], config: ModelConfig, folder: pathlib.Path
       f"{folder} holds {tensor_names.listed(extra)}, which the decoder of its config.json does not have;"
       " is config.json this checkpoint's own?"
     )
+  known = (*_DTYPES, mxfp4.NAME)
   for name, spec in specs.items():
     tensor_names.check_shape(spec, headers[name].shape)
-    known = (*_DTYPES, mxfp4.NAME)
     if headers[name].dtype not in known:
       raise InputError(f"tensor {name!r} is stored as {headers[name].dtype}; only {', '.join(known)} weights are read")
   if config.tie_embeddings:

@@ -13,10 +13,10 @@ def countdown_set(target: int) -> str:
 
 def known(set_name: object) -> str:
   """The name, if it is that of a set whose right answers are all known; else "", as for a user's column of that name."""
-  puzzle = (
-    isinstance(set_name, str) and set_name.startswith(_COUNTDOWN) and set_name.removeprefix(_COUNTDOWN).isdecimal()
-  )
-  return set_name if puzzle or isinstance(set_name, str) and set_name in open_list.SETS else ""
+  if not isinstance(set_name, str):
+    return ""
+  puzzle = set_name.startswith(_COUNTDOWN) and set_name.removeprefix(_COUNTDOWN).isdecimal()
+  return set_name if puzzle or set_name in open_list.SETS else ""
 
 
 def parse_answer(completion: str, set_name: str) -> str | None:

@@ -46,6 +46,7 @@ def test_llama():
   assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
   assert (config.rope_theta, config.head_dim, config.windows, config.biases) == (500000.0, 8, (), ())
   assert _read("llama", num_key_value_heads=None).num_kv_heads == 4
+  assert _read("llama", rope_theta=None).rope_theta == _read("llama").rope_theta == 10000.0
 
 
 def test_mistral_windows():
@@ -201,6 +202,11 @@ def test_gpt_oss_as_its_makers_and_transformers_5_write_it():
     ("llama", {"rope_theta": 0}, "rope_theta=0; it must be a positive number"),
     ("olmo3", {"rope_local_base_freq": -1}, "rope_local_base_freq=-1; it must be a positive number"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "factor=0; it must be a positive number"),
+    (
+      "llama",
+      {"rope_scaling": LLAMA31 | {"low_freq_factor": "1"}},
+      "low_freq_factor='1'; it must be a positive number",
+    ),
     ("llama", {"num_key_value_heads": 2.0}, "num_key_value_heads=2.0; it must be a positive whole number"),
     ("llama", {"head_dim": 8.0}, "head_dim=8.0; it must be a positive whole number"),
     ("mistral", {"sliding_window": "8"}, "sliding_window='8'; it must be a positive whole number"),

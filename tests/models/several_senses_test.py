@@ -74,9 +74,7 @@ def test_the_language_model_is_read_and_written_alone(name, tmp_path):
   ours = verify_export.jax_logits(params, config, tokens, np.ones_like(tokens, bool))
   np.testing.assert_allclose(ours, expected, atol=1e-4)
 
-  if (
-    name != "Mistral3"
-  ):  # which their class for language models alone does not take; Qwen3.5 keeps the names within the whole
+  if name != "Mistral3":  # AutoModelForCausalLM does not take it.
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "alone")
     config_alone, params_alone = conversion.load(tmp_path / "alone")
     ours = verify_export.jax_logits(params_alone, config_alone, tokens, np.ones_like(tokens, bool))
